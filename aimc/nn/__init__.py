@@ -1,0 +1,1 @@
+"""Modules: the per-head scalers and one layer's gain-cell attention."""

@@ -1,0 +1,29 @@
+"""The trainable bridge between a model's numbers and the arrays' units: one gain and one offset a head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class AffineScaler(nn.Module):
+    """`x' = a·x + b` per head, in float32 whatever the surrounding precision.
+
+    Args:
+        n_heads: H.
+        scale: first value of every a.
+        offset: first value of every b, in the unit of the output.
+    """
+
+    def __init__(self, n_heads: int, scale: float = 1.0, offset: float = 0.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((n_heads,), float(scale)))  # [H]
+        self.offset = nn.Parameter(torch.full((n_heads,), float(offset)))  # [H]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, H, T, D]` to the same shape, float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.addcmul(self.offset[:, None, None], x.to(self.scale.dtype), self.scale[:, None, None])
+
+    def extra_repr(self) -> str:
+        return f"n_heads={len(self.scale)}"

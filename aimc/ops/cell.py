@@ -1,0 +1,76 @@
+"""The gain cell: charge per unit pulse as a polynomial of the stored voltage about its rest."""
+
+from __future__ import annotations
+
+from math import comb
+
+from torch import Tensor
+
+from aimc.config import Cell
+
+
+def transfer(u: Tensor, cell: Cell) -> Tensor:
+    """`p(u) = Σ_i c_i·u^i` by Horner's rule, with the gradient that `cell.gradient` chooses.
+
+    Args:
+        u: stored voltage about the rest voltage, in volt, any shape.
+        cell: coefficients and gradient; `linear` backpropagates `surrogate_slope·u` instead of p.
+
+    Returns:
+        Charge per unit pulse in signal units, the shape of `u`.
+    """
+    if cell.gradient == "linear":
+        return _polynomial(u.detach(), cell.coefficients) + _surrogate(u, cell)
+    return _polynomial(u, cell.coefficients)
+
+
+def cell_operands(u0: Tensor, cell: Cell, *, gain: Tensor | None = None, offset_v: Tensor | None = None) -> list[Tensor | float]:
+    """What the powers of the decay multiply, so that a leaky, mismatched cell is a short sum of products.
+
+    With decay `r = exp(−λΔ)`, gain mismatch g and offset mismatch δ, the binomial theorem gives
+    `(1+g)·p(u0·r + δ) = Σ_j r^j·operand_j` with `operand_j = (1+g)·u0^j·Σ_{i>=j} c_i·C(i,j)·δ^(i−j)`.
+
+    Args:
+        u0: voltage about rest at the moment of writing, in volt, `[..., T, D]`.
+        cell: the cell. With gradient `linear` the values stay exact, while `u0` receives the gradient of `surrogate_slope·r·u0` alone.
+        gain: relative gain mismatch g, broadcastable to `u0`; None: none.
+        offset_v: offset mismatch δ in volt, broadcastable to `u0`; None: none.
+
+    Returns:
+        One operand per power 0…n in signal units: a tensor, or a plain number where all cells share it (0.0: the power is absent).
+    """
+    stored = u0.detach() if cell.gradient == "linear" else u0
+    operands: list[Tensor | float] = []
+    power: Tensor | float = 1.0
+    for j in range(len(cell.coefficients)):
+        operands.append(_times(power, _shifted_coefficient(j, cell, gain, offset_v)))
+        power = _times(power, stored)
+    if cell.gradient == "linear":
+        operands[1] = operands[1] + _surrogate(u0, cell)
+    return operands
+
+
+def _shifted_coefficient(j: int, cell: Cell, gain: Tensor | None, offset_v: Tensor | None) -> Tensor | float:
+    """`(1+g)·Σ_{i>=j} c_i·C(i,j)·δ^(i−j)`: the coefficient of power j of a cell with gain g whose rest is shifted by δ."""
+    taylor = [c * comb(i, j) for i, c in enumerate(cell.coefficients) if i >= j]
+    coefficient = taylor[0] if offset_v is None or len(taylor) == 1 else _polynomial(offset_v, taylor)
+    return coefficient if gain is None else _times(coefficient, 1.0 + gain)
+
+
+def _times(a: Tensor | float, b: Tensor | float) -> Tensor | float:
+    """`a·b`, keeping a plain zero plain: an absent power must cost no matrix product."""
+    if isinstance(a, float) and a == 0.0 or isinstance(b, float) and b == 0.0:
+        return 0.0
+    return a * b
+
+
+def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
+    value = x * coefficients[-1] + coefficients[-2]
+    for c in reversed(coefficients[:-2]):
+        value = value * x + c
+    return value
+
+
+def _surrogate(u: Tensor, cell: Cell) -> Tensor:
+    """Zero, with the gradient of `surrogate_slope·u`."""
+    return cell.surrogate_slope * (u - u.detach())

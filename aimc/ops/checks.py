@@ -1,0 +1,84 @@
+"""What the attention operator refuses, and what to do instead."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aimc.config import Hardware
+from aimc.ops.noise import Chip
+
+EAGER_BACKENDS = ("auto", "eager")
+
+
+def check_attention(query: Tensor, key: Tensor, value: Tensor, hardware: Hardware, key_padding: Tensor | None, chip: Chip | None) -> None:
+    """Raise if the arguments of :func:`aimc.ops.attention.gain_cell_attention` do not fit together.
+
+    Raises:
+        TypeError: tensors that are not floating point, or a padding mask that is not boolean.
+        ValueError: shapes, heads or devices that do not fit, or frozen noise without a chip.
+        NotImplementedError: an activation or a backend that this version does not have.
+    """
+    _check_tensors(query, key, value)
+    if key_padding is not None:
+        _check_padding(key_padding, query)
+    _check_hardware(hardware, chip)
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} has dtype {tensor.dtype}: voltages and pulse widths are real numbers; convert it with .float()")
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}: four dimensions [B, H, T, D] are needed to tell heads from tokens; reshape it"
+            )
+        if tensor.device != query.device:
+            raise ValueError(f"{name} is on {tensor.device} but query is on {query.device}: one device computes a head; move them together")
+    if key.shape != value.shape:
+        raise ValueError(
+            f"key has shape {tuple(key.shape)} and value {tuple(value.shape)}: every token writes both arrays, with the same head size; "
+            "give both as [B, H_kv, T, D]"
+        )
+    batch, heads, tokens, size = query.shape
+    if (batch, tokens, size) != (key.shape[0], key.shape[2], key.shape[3]):
+        raise ValueError(
+            f"query has shape {tuple(query.shape)} and key {tuple(key.shape)}: batch, tokens and head size must agree, because query t "
+            "reads what tokens up to t have written; pass the whole sequence for all three"
+        )
+    if key.shape[1] == 0 or heads % key.shape[1] != 0:
+        raise ValueError(
+            f"query has {heads} heads and key {key.shape[1]}: each K/V head serves a group of the same number of query heads; "
+            "make the query heads a multiple of the K/V heads"
+        )
+
+
+def _check_padding(key_padding: Tensor, query: Tensor) -> None:
+    if key_padding.dtype != torch.bool:
+        raise TypeError(
+            f"key_padding has dtype {key_padding.dtype}: it marks tokens, True where a token is padding; "
+            "for a Hugging Face attention_mask pass `attention_mask == 0`"
+        )
+    expected = (query.shape[0], query.shape[2])
+    if tuple(key_padding.shape) != expected:
+        raise ValueError(f"key_padding has shape {tuple(key_padding.shape)}: one flag per token is needed; give it as [B, T] = {expected}")
+    if key_padding.device != query.device:
+        raise ValueError(f"key_padding is on {key_padding.device} but query is on {query.device}: they are combined; move it there")
+
+
+def _check_hardware(hardware: Hardware, chip: Chip | None) -> None:
+    if hardware.activation != "hard_sigmoid":
+        raise NotImplementedError(
+            f"hardware.activation={hardware.activation!r} is not available in this version: the charge-to-pulse circuit is the "
+            "activation; use 'hard_sigmoid'"
+        )
+    if hardware.backend not in EAGER_BACKENDS:
+        raise NotImplementedError(
+            f"hardware.backend={hardware.backend!r} is not available in this version; use one of {', '.join(EAGER_BACKENDS)}"
+        )
+    if chip is None and hardware.noise.is_frozen_in_chip():
+        frozen = [f"noise.{n}" for n in hardware.noise.active() if n.startswith(("mismatch", "column"))]
+        raise ValueError(
+            f"{', '.join(frozen)} given but chip is None: mismatch is frozen at fabrication, so it must be said which chip is meant; "
+            "pass chip=Chip(seed=0), or set these fields to 0"
+        )

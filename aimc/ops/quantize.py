@@ -1,0 +1,42 @@
+"""Converters: clip to a range, round to exactly the levels that the circuit has, straight-through in the backward pass."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from aimc.config import Converter
+
+
+def quantize(x: Tensor, converter: Converter) -> Tensor:
+    """Clip `x` to the converter's range and round it to the converter's levels.
+
+    The forward value is exactly one of the levels, so counting distinct outputs counts levels. The gradient is straight-through:
+    1 where `v_min <= x <= v_max`, 0 outside.
+
+    Args:
+        x: any shape, in the unit of `converter.v_min`.
+        converter: range, number of levels (None: clip only) and coding.
+
+    Returns:
+        The shape and dtype of `x`. `unsigned` and `sign_magnitude` stay inside the range; `rounded` may leave it by half a step.
+    """
+    clipped = x.clamp(converter.v_min, converter.v_max)
+    if converter.n_levels is None:
+        return clipped
+    # `clipped − clipped.detach()` is exactly zero, so the value stays a level to the last bit while the gradient passes.
+    return _nearest_level(clipped.detach(), converter) + (clipped - clipped.detach())
+
+
+def _nearest_level(x: Tensor, converter: Converter) -> Tensor:
+    """The level nearest to `x`, which lies inside the range; halves go to the even code."""
+    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+    if converter.coding == "rounded":
+        steps = (n - 1) / (v_max - v_min)
+        return (x * steps).round() / steps
+    if converter.coding == "sign_magnitude":
+        steps = (n // 2 - 1) / v_max
+        levels = (x * steps).round() / steps
+    else:
+        steps = (n - 1) / (v_max - v_min)
+        levels = ((x - v_min) * steps).round() / steps + v_min
+    return levels.clamp(v_min, v_max)  # the outermost level can miss the range by one rounding error

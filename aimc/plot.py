@@ -1,0 +1,103 @@
+"""The project's figures, as matplotlib figures to show, save or restyle. Colours are Okabe and Ito's, safe for the colour-blind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from aimc.evaluate import Perplexity
+
+BLACK, ORANGE, SKY, GREEN, BLUE, RED = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00"
+_STAGE_STYLE = {
+    "control": (BLACK, "-", "digital, same extra tokens"),
+    "linear": (BLUE, "-", "linear cell"),
+    "finetune": (RED, "-", "nonlinear cell, fine-tuning"),
+}
+_SIZE_IN = (7.0, 4.2)
+
+
+def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, object]:
+    figure = Figure(figsize=_SIZE_IN, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, alpha=0.25)
+    return figure, axes
+
+
+def adaptation_curve(perplexities: Sequence[float], *, reference: float | None = None, digital: float | None = None) -> Figure:
+    """Perplexity against iterations of statistics matching; the first point is the unadapted model.
+
+    Args:
+        perplexities: one value before the first update and one after each.
+        reference: perplexity of the model whose statistics are matched.
+        digital: perplexity of the digital model.
+    """
+    figure, axes = _axes("Adaptation: statistics matching, no gradient", "iteration", "held-out perplexity")
+    axes.plot(range(len(perplexities)), perplexities, "o-", color=RED, label="nonlinear cell")
+    for value, name, colour, style in ((reference, "linear cell (reference)", BLUE, "--"), (digital, "digital", BLACK, ":")):
+        if value is not None:
+            axes.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.1f}")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return figure
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, digital: float | None = None) -> Figure:
+    """Validation perplexity against training tokens, all stages on one axis; fine-tuning starts where linear training ended.
+
+    Args:
+        histories: stage name to its training log, lines with `tokens` and `eval_perplexity` (others are passed over).
+        digital: held-out perplexity of the digital model, drawn as a line.
+    """
+    figure, axes = _axes("Hardware-aware training", "training tokens (millions)", "validation perplexity")
+    linear_tokens = max((line["tokens"] for line in histories.get("linear", ())), default=0)
+    for stage, history in histories.items():
+        colour, style, name = _STAGE_STYLE[stage]
+        start = linear_tokens if stage == "finetune" else 0
+        points = [((line["tokens"] + start) / 1e6, line["eval_perplexity"]) for line in history if "eval_perplexity" in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, marker=".", color=colour, label=name)
+    if digital is not None:
+        axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital before: {digital:.1f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
+    """Perplexity under each non-ideality, mean over chips with the standard deviation as error bar, every chip as a dot.
+
+    Args:
+        sweep: name to perplexity, `clean` first.
+    """
+    figure, axes = _axes("What each non-ideality costs", "held-out perplexity", "")
+    names = list(sweep)
+    clean = sweep[names[0]].mean
+    colours = [BLUE, *[SKY] * (len(names) - 2), ORANGE][: len(names)]
+    axes.barh(
+        names, [p.mean for p in sweep.values()], xerr=[p.std for p in sweep.values()], color=colours, capsize=3, error_kw={"ecolor": BLACK}
+    )
+    for row, p in enumerate(sweep.values()):
+        if len(p.per_chip) > 1:
+            axes.plot(p.per_chip, [row] * len(p.per_chip), ".", color=BLACK, alpha=0.5, markersize=4)
+    axes.axvline(clean, color=BLACK, linestyle=":")
+    low, high = min(p.mean - p.std for p in sweep.values()), max(max(p.per_chip) for p in sweep.values())
+    margin = 0.15 * (high - low) + 0.02 * clean
+    axes.set_xlim(max(0.0, low - 2 * margin), high + margin)
+    axes.set_title("What each non-ideality costs (axis does not start at zero)")
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG in one step, 150 dots an inch."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    figure.savefig(temporary, dpi=150, format="png")
+    os.replace(temporary, path)

@@ -1,0 +1,71 @@
+"""Small models and text that every test can make in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from aimc import presets
+from aimc.config import Hardware
+
+REPOSITORY = Path(__file__).parents[1]
+VOCABULARY, POSITIONS = 64, 32
+
+
+def tiny_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
+    """A random GPT-2 of two layers whose activations are large enough to matter."""
+    torch.manual_seed(seed)
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "n_positions": POSITIONS,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    model = GPT2LMHeadModel(GPT2Config(**(sizes | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} | changes))).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "c_attn.weight" in name or "c_proj.weight" in name:
+                parameter.mul_(12.0)
+    return model
+
+
+def small_arrays(hardware: Hardware | None = None) -> Hardware:
+    """Hardware with a window of 16 tokens in sub-tiles of 4, so that short sequences wrap around."""
+    hardware = hardware or presets.gain_cell_cmos()
+    hardware.array.window, hardware.array.rows = 16, 4
+    return hardware
+
+
+@pytest.fixture
+def model() -> GPT2LMHeadModel:
+    return tiny_gpt2()
+
+
+@pytest.fixture
+def hardware() -> Hardware:
+    return small_arrays()
+
+
+@pytest.fixture
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(VOCABULARY, (4, POSITIONS), generator=generator) for _ in range(2)]
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(VOCABULARY, (203,), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture
+def headless() -> GPT2Model:
+    """A GPT-2 without its language-model head."""
+    return GPT2Model(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    )

@@ -1,0 +1,115 @@
+"""An independent reference: the ring buffer itself, one token, one slot, one cell at a time, in Python floats.
+
+Written from the table in the design, without anything from `aimc.ops`. Quantities that are drawn by chance come in as arrays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Draws:
+    """Standard-deviation-scaled draws; each may stay at zero. Slots index the cells, absolute tokens the writes and reads."""
+
+    gain: dict = field(default_factory=dict)  # array -> [H_kv, W, D]
+    offset_v: dict = field(default_factory=dict)  # array -> [H_kv, W, D]
+    write_v: dict = field(default_factory=dict)  # array -> [B, H_kv, T, D]
+    column_gain_qk: np.ndarray | None = None  # [H_kv, W]
+    column_offset_qk: np.ndarray | None = None
+    column_gain_av: np.ndarray | None = None  # [H_kv, J, D]
+    column_offset_av: np.ndarray | None = None
+    read_qk: np.ndarray | None = None  # [B, H, T, T]
+    read_av: np.ndarray | None = None  # [B, H, T, J, D]
+
+
+def at(table, *index):
+    return 0.0 if table is None else float(table[index])
+
+
+def convert(x: float, c) -> float:
+    """Clip, then the nearest of the levels written out one by one."""
+    x = min(max(x, c.v_min), c.v_max)
+    if c.n_levels is None:
+        return x
+    if c.coding == "unsigned":
+        levels = [c.v_min + i * (c.v_max - c.v_min) / (c.n_levels - 1) for i in range(c.n_levels)]
+    elif c.coding == "sign_magnitude":
+        m = c.n_levels // 2 - 1
+        levels = [i * c.v_max / m for i in range(-m, m + 1)]
+    else:
+        step = (c.v_max - c.v_min) / (c.n_levels - 1)
+        return round(x / step) * step
+    return min(levels, key=lambda level: abs(level - x))
+
+
+class Cells:
+    """One array of one head: voltages written in slots, each with the time of its writing."""
+
+    def __init__(self, hw, gain, offset_v):
+        self.hw, self.gain, self.offset_v = hw, gain, offset_v
+        self.slots: list[tuple[int, list[float], bool] | None] = [None] * hw.array.window
+
+    def write(self, t, voltages, write_noise, padding):
+        stored = [convert(float(v), self.hw.storage_dac) + n for v, n in zip(voltages, write_noise, strict=True)]
+        self.slots[t % self.hw.array.window] = (t, stored, padding)
+
+    def charge_per_pulse(self, slot, d, now):
+        written, stored, _ = self.slots[slot]
+        tau = self.hw.leakage.tau_s
+        decay = 1.0 if tau is None else math.exp(-(now - written) * self.hw.leakage.token_time_s / tau)
+        u = (stored[d] - self.hw.cell.offset_v) * decay + at(self.offset_v, slot, d)
+        return (1.0 + at(self.gain, slot, d)) * sum(c * u**i for i, c in enumerate(self.hw.cell.coefficients))
+
+
+def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, padding) -> np.ndarray:
+    """One head of one sequence, `[T, D]`, token by token."""
+    T, D = q.shape
+    W, R = hw.array.window, hw.array.rows
+    arrays = {
+        name: Cells(hw, *(None if name not in table else table[name][h_kv] for table in (draws.gain, draws.offset_v)))
+        for name in ("qk", "av")
+    }
+    out = np.zeros((T, D))
+    for t in range(T):
+        for name, x in (("qk", k), ("av", v)):
+            noise = [at(draws.write_v.get(name), b, h_kv, t, d) for d in range(D)]
+            arrays[name].write(t, x[t], noise, bool(padding[t]))
+        if padding[t]:
+            continue
+        pulse = [convert(float(q[t, d]), hw.input_dac) for d in range(D)]
+        phi = [0.0] * W
+        for slot in range(W):
+            cell = arrays["qk"].slots[slot]
+            if cell is None or cell[2]:
+                continue
+            S = sum(pulse[d] * arrays["qk"].charge_per_pulse(slot, d, t) for d in range(D))
+            S = S * (1.0 + at(draws.column_gain_qk, h_kv, slot)) + at(draws.column_offset_qk, h_kv, slot) * hw.array.saturation_qk
+            S += at(draws.read_qk, b, h, t, cell[0]) * hw.array.saturation_qk
+            phi[slot] = min(max(S / hw.array.saturation_qk, 0.0), 1.0)
+        for j in range(W // R):
+            written = [slot for slot in range(j * R, (j + 1) * R) if arrays["av"].slots[slot] is not None]
+            for d in range(D) if written else ():
+                A = sum(phi[s] * arrays["av"].charge_per_pulse(s, d, t) for s in written) / hw.array.saturation_av
+                A = A * (1.0 + at(draws.column_gain_av, h_kv, j, d)) + at(draws.column_offset_av, h_kv, j, d)
+                out[t, d] += convert(A + at(draws.read_av, b, h, t, j, d), hw.readout)
+    return out
+
+
+def ring_buffer(q, k, v, hw, draws: Draws | None = None, padding=None) -> np.ndarray:
+    """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]` → `[B, H, T, D]`."""
+    q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
+    B, H, T, _ = q.shape
+    group = H // k.shape[1]
+    padding = np.zeros((B, T), dtype=bool) if padding is None else np.asarray(padding)
+    heads = [
+        [
+            ring_buffer_head(q[b, h], k[b, h // group], v[b, h // group], hw, draws or Draws(), b, h, h // group, padding[b])
+            for h in range(H)
+        ]
+        for b in range(B)
+    ]
+    return np.array(heads)

@@ -1,0 +1,1 @@
+"""The Hydra pipeline: digital → linear → adapt → finetune → evaluate. `python -m train` runs it."""

@@ -1,0 +1,29 @@
+"""`python -m train`: the pipeline, or one stage of it, by Hydra."""
+
+from __future__ import annotations
+
+import hydra
+from omegaconf import DictConfig
+
+from train.command import run_command
+from train.configs import checked, register
+from train.schema import RunConfig
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="run")
+def main(config: DictConfig) -> None:
+    """Compose, check, run."""
+
+    def work() -> None:
+        settings = checked(config, RunConfig)
+        from train import pipeline, report  # seconds to import; a wrong config is refused before that
+
+        pipeline.execute(settings, report.terminal())
+
+    run_command(work)
+
+
+if __name__ == "__main__":
+    main()

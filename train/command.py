@@ -1,0 +1,25 @@
+"""What a command line does about errors: those of the user's making become one line and exit status 1."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+from train.errors import RunError
+
+
+def run_command(work: Callable[[], None]) -> None:
+    """Run `work`; print the message of a :class:`RunError` instead of a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer's threads and the data loader's processes do not mix
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of loading and saving; the trainer has its own
+    for noisy in ("wandb", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    try:
+        work()
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted before there was anything to save; the same command starts again")

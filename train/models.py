@@ -1,0 +1,81 @@
+"""The digital model of a run, and its folder on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+
+import aimc
+from aimc.hf import CONFIG_KEY
+from train.errors import RunError
+from train.schema import ModelConfig
+
+
+def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """The pretrained model, or a fresh GPT-2 architecture.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    if config.source is not None:
+        return load_digital(config.source)
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=config.n_positions,
+            n_embd=config.n_embd,
+            n_layer=config.n_layer,
+            n_head=config.n_head,
+            resid_pdrop=config.dropout,
+            embd_pdrop=config.dropout,
+            attn_pdrop=0.0,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def load_digital(source: str) -> PreTrainedModel:
+    """A pretrained causal language model from a folder or the hub, in float32.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except Exception as error:  # missing, truncated, no network: the library raises a different kind for each
+        raise RunError(
+            f"model.source={source}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); check the path or the network"
+        ) from error
+
+
+def load_analog(folder: Path) -> PreTrainedModel:
+    """A converted model from its folder.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    try:
+        return aimc.from_pretrained(folder)
+    except (ValueError, OSError) as error:
+        raise RunError(str(error)) from error
+
+
+def load_any(folder: str) -> PreTrainedModel:
+    """A digital or converted model, whichever the folder holds.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    config_file = Path(folder) / "config.json"
+    if not config_file.exists():
+        raise RunError(f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned")
+    try:
+        converted = CONFIG_KEY in json.loads(config_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"checkpoint={folder}: config.json is damaged ({error}); use another copy") from error
+    return load_analog(Path(folder)) if converted else load_digital(folder)

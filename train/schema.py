@@ -1,0 +1,234 @@
+"""The typed shape of every Hydra config: unknown keys and wrong types are refused before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aimc.config import Hardware, Noise
+from train.errors import RunError
+
+STAGES = ("digital", "control", "linear", "adapt", "finetune", "evaluate", "pipeline")
+DATA_KINDS = ("embedded", "text", "hub")
+STARTS = ("statistics", "published")
+PRECISIONS = ("fp32", "bf16", "fp16")
+LOGGERS = ("none", "wandb")
+
+
+def _choice(name: str, got: str, choices: tuple[str, ...]) -> None:
+    if got not in choices:
+        raise RunError(f"{name}={got}: unknown; use one of {', '.join(choices)}")
+
+
+def _positive(name: str, got: float) -> None:
+    if not got > 0:
+        raise RunError(f"{name}={got}: must be above zero")
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    """The digital model: a pretrained one by name, or a GPT-2 architecture to train from scratch."""
+
+    source: str | None = None
+    """Folder or hub name of a pretrained causal language model; null: from scratch, with the sizes below."""
+    n_layer: int = 4
+    """Layers."""
+    n_head: int = 4
+    """Attention heads a layer."""
+    n_embd: int = 128
+    """Width; a multiple of n_head."""
+    n_positions: int = 256
+    """Longest sequence in tokens."""
+    dropout: float = 0.0
+    """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has none)."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "n_positions"):
+            _positive(f"model.{name}", getattr(self, name))
+        if self.n_embd % self.n_head:
+            raise RunError(f"model.n_embd={self.n_embd}: must be a multiple of model.n_head={self.n_head}")
+
+
+@dataclass(slots=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from."""
+
+    kind: str = "embedded"
+    """`embedded` (CPython's own documentation), `text` (a file or folder) or `hub` (a Hugging Face dataset)."""
+    path: str | None = None
+    """For `text`: a file, or a folder with train.txt, valid.txt and test.txt."""
+    dataset: str | None = None
+    """For `hub`: name or local folder."""
+    dataset_config: str | None = None
+    """For `hub`: the dataset's configuration, where it has several."""
+    column: str = "text"
+    """For `hub`: the column with the text."""
+    vocab_size: int = 2048
+    """Entries of the tokenizer that is trained where the model is trained from scratch."""
+    context: int | None = None
+    """Tokens a training sequence; null: as many as the model has positions."""
+    cache_dir: str = "data"
+    """Folder of the tokenised text."""
+
+    def __post_init__(self) -> None:
+        _choice("data.kind", self.kind, DATA_KINDS)
+        if self.vocab_size < 257:
+            raise RunError(
+                f"data.vocab_size={self.vocab_size}: a byte-level tokenizer needs at least 257 entries (256 bytes and an end mark)"
+            )
+
+
+@dataclass(slots=True, kw_only=True)
+class Budget:
+    """How long and how one stage trains; defaults from the published recipe (AdamW 0.9/0.95, decay on matrices, cosine)."""
+
+    steps: int = 100
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Sequences a device and micro-step."""
+    accumulate: int = 1
+    """Micro-steps an optimiser step."""
+    learning_rate: float = 6e-4
+    """Peak learning rate."""
+    min_lr_ratio: float = 0.1
+    """Final learning rate as a fraction of the peak."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Weight decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's first moment."""
+    beta2: float = 0.95
+    """AdamW's second moment."""
+    max_grad_norm: float = 1.0
+    """Gradient clip."""
+    log_every: int = 10
+    """Steps between log lines."""
+    eval_every: int = 50
+    """Steps between measurements on the validation text."""
+    save_every: int = 200
+    """Steps between checkpoints to resume from."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "learning_rate", "max_grad_norm", "log_every", "eval_every", "save_every"):
+            _positive(f"trainer.*.{name}", getattr(self, name))
+        if self.steps < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
+            raise RunError("trainer.*: steps, warmup_steps and weight_decay must not be negative")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainerConfig:
+    """Budgets of the stages that train, and what they share. The control stage repeats linear and finetune, digitally."""
+
+    digital: Budget = field(default_factory=Budget)
+    """Pretraining of the baseline (0 steps: it is only loaded)."""
+    linear: Budget = field(default_factory=Budget)
+    """Hardware-aware training with the linear cell."""
+    finetune: Budget = field(default_factory=Budget)
+    """Hardware-aware training with the nonlinear cell."""
+    precision: str = "fp32"
+    """`fp32`, `bf16` or `fp16` autocast; the emulated hardware computes in float32 in all of them."""
+    eval_tokens: int = 32768
+    """Validation tokens of the measurements while training."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one) or `cpu`."""
+
+    def __post_init__(self) -> None:
+        _choice("trainer.precision", self.precision, PRECISIONS)
+        _choice("trainer.device", self.device, ("auto", "cpu"))
+
+
+@dataclass(slots=True, kw_only=True)
+class StageConfig:
+    """Which stage, and the settings of those that do not train."""
+
+    name: str = "pipeline"
+    """A stage by name, or `pipeline` for all of them."""
+    start: str = "statistics"
+    """How the linear model's scalers begin: `statistics` of the digital model, or the `published` a = 1."""
+    calibration_batches: int = 8
+    """Batches over which statistics are measured."""
+    calibration_batch_size: int = 16
+    """Sequences a calibration batch."""
+    adapt_iterations: int = 10
+    """Most iterations of statistics matching."""
+    adapt_damping: float = 0.7
+    """Step of one iteration towards the target statistics, above 0 and at most 1."""
+    adapt_tolerance: float = 0.02
+    """A head has converged when its deviation in mean and spread, in standard deviations, is below this."""
+    chips: int = 4
+    """Chips over which non-idealities are averaged."""
+    test_tokens: int | None = 65536
+    """Tokens of the held-out measurements; null: all."""
+    stride: int | None = None
+    """Tokens scored a window; null: half the context."""
+
+    def __post_init__(self) -> None:
+        _choice("stage.name", self.name, STAGES)
+        _choice("stage.start", self.start, STARTS)
+        for name in ("calibration_batches", "calibration_batch_size", "chips", "adapt_tolerance"):
+            _positive(f"stage.{name}", getattr(self, name))
+        if not 0 < self.adapt_damping <= 1:
+            raise RunError(f"stage.adapt_damping={self.adapt_damping}: must be above 0 and at most 1; 0.7 is usual")
+
+
+@dataclass(slots=True, kw_only=True)
+class LoggerConfig:
+    """Where curves go besides the run's own files."""
+
+    name: str = "none"
+    """`none`, or `wandb` (offline unless logged in)."""
+    project: str = "aimc"
+    """Project name there."""
+
+    def __post_init__(self) -> None:
+        _choice("logger.name", self.name, LOGGERS)
+
+
+@dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    hardware: Hardware = field(default_factory=Hardware)
+    nonideality: Noise = field(default_factory=Noise)
+    data: DataConfig = field(default_factory=DataConfig)
+    stage: StageConfig = field(default_factory=StageConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    output_dir: str = "checkpoints/run"
+    """Folder that gets one sub-folder a stage."""
+    previous: str | None = None
+    """Folder of an earlier run whose stages this one may start from, where `output_dir` has none."""
+    restart: bool = False
+    """True: run every asked stage again, even where a previous run finished it."""
+    seed: int = 0
+    """Seed of initial weights, data order and noise."""
+
+
+@dataclass(slots=True, kw_only=True)
+class EvaluationConfig:
+    """`python -m train.evaluate`: one checkpoint on one text under non-idealities."""
+
+    checkpoint: str = "???"
+    """Folder of a model, digital or converted."""
+    data: DataConfig = field(default_factory=DataConfig)
+    nonideality: Noise = field(default_factory=Noise)
+    chips: int = 4
+    """Chips over which non-idealities are averaged."""
+    split: str = "test"
+    """Part of the text: `train`, `valid` or `test`."""
+    tokens: int | None = 65536
+    """Tokens of the text, from its start; null: all."""
+    stride: int | None = None
+    """Tokens scored a window; null: half the context."""
+    batch_size: int = 16
+    """Windows computed together."""
+    ablate: bool = False
+    """True: also switch each deterministic effect off in turn."""
+    output_dir: str | None = None
+    """Folder of results and figure; null: `evaluation/` beside the checkpoint's files."""
+
+    def __post_init__(self) -> None:
+        _choice("split", self.split, ("train", "valid", "test"))
+        for name in ("chips", "batch_size"):
+            _positive(name, getattr(self, name))

@@ -1,0 +1,190 @@
+"""The stages from a digital model to one fine-tuned on nonlinear gain cells. Each reads the folder of the one before."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import aimc
+from aimc.presets import linearised
+from train.errors import RunError
+from train.models import digital_model, load_analog, load_digital
+from train.schema import RunConfig
+from train.tokens import TokenData
+from train.trainer import train
+
+ORDER = ("digital", "control", "linear", "adapt", "finetune")
+"""Stages that make a model, in the order that the pipeline runs them."""
+FOLDERS = {"digital": "digital", "control": "control", "linear": "linear", "adapt": "adapted", "finetune": "finetuned"}
+"""Folder of each stage's model."""
+INPUTS = {"control": "digital", "linear": "digital", "adapt": "linear", "finetune": "adapt"}
+"""The stage whose model each starts from."""
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: its settings, its text, and where stages of this and earlier runs are."""
+
+    config: RunConfig
+    data: TokenData
+    context: int
+    say: Callable[[str], None]
+
+    @property
+    def test_tokens(self) -> Tensor:
+        """The held-out text of all measurements, int64 `[N]`."""
+        return self.data.tensor("test", self.config.stage.test_tokens)
+
+    def folder(self, stage: str) -> Path:
+        """Where this run puts a stage's model."""
+        return Path(self.config.output_dir) / FOLDERS[stage]
+
+    def work(self, stage: str) -> Path:
+        """Where a stage keeps what it resumes from."""
+        return Path(self.config.output_dir) / ".work" / FOLDERS[stage]
+
+    def input(self, stage: str) -> Path:
+        """The folder of the model that `stage` starts from: this run's, or else the one that `previous` names.
+
+        Raises:
+            RunError: neither has it.
+        """
+        needed = INPUTS[stage]
+        places = [self.folder(needed)]
+        if self.config.previous is not None:
+            places.append(Path(self.config.previous) / FOLDERS[needed])
+        for place in places:
+            if (place / "config.json").exists():
+                return place
+        raise RunError(
+            f"stage {stage} starts from the {needed} model, and there is none in {' or '.join(map(str, places))}; run stage={needed} or stage=pipeline first"
+        )
+
+    def batches(self) -> list[Tensor]:
+        """Training text for measuring statistics: int64 `[B, T]` each, the same ones in every stage."""
+        size, count = self.config.stage.calibration_batch_size, self.config.stage.calibration_batches
+        needed = size * count * self.context
+        tokens = self.data.tensor("train", needed)
+        if len(tokens) < needed:
+            raise RunError(
+                f"stage.calibration_batches={count} × {size} sequences of {self.context} tokens need {needed} training tokens and the text has {len(tokens)}; ask for fewer"
+            )
+        return list(tokens.view(count, size, self.context))
+
+    def measure(self, model: PreTrainedModel) -> float:
+        """Held-out perplexity, clean."""
+        stage = self.config.stage
+        noise = None if aimc.hf.is_digital(model) else aimc.Noise()
+        return float(aimc.perplexity(model, self.test_tokens, context=self.context, stride=stage.stride, nonideality=noise))
+
+
+@dataclass(slots=True)
+class StageResult:
+    """A stage's model and what was measured on the way."""
+
+    model: PreTrainedModel
+    perplexity: dict[str, float] = field(default_factory=dict)
+    """Held-out perplexity by name of the moment, in order."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """The training log."""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What else is worth keeping: reports, clip fractions."""
+
+
+def digital(run: Run) -> StageResult:
+    """The baseline: loaded, or trained from scratch, or both."""
+    config = run.config
+    model = digital_model(config.model, run.data.tokenizer, config.seed)
+    history = train(model, run.data, config, "digital", config.trainer.digital, run.work("digital"), run.context)
+    return StageResult(model, {"digital": run.measure(model)}, history)
+
+
+def control(run: Run) -> StageResult:
+    """The digital model with the same extra training, stage by stage, that the analog one gets: what it is to be compared with."""
+    model = load_digital(str(run.input("control")))
+    history = []
+    for stage in ("linear", "finetune"):
+        budget = getattr(run.config.trainer, stage)
+        log = train(model, run.data, run.config, "control", budget, run.work("control") / stage, run.context)
+        done = history[-1]["tokens"] if history else 0
+        history += [{**line, "tokens": line["tokens"] + done} for line in log]
+    return StageResult(model, {"digital, same extra tokens": run.measure(model)}, history)
+
+
+def linear(run: Run) -> StageResult:
+    """Onto arrays of linear cells, scalers set from the digital statistics, then hardware-aware training."""
+    config = run.config
+    reference = load_digital(str(run.input("linear")))
+    result = StageResult(copy.deepcopy(reference))
+    hardware = linearised(config.hardware)
+    run.say(str(aimc.convert(result.model, hardware)))
+    result.perplexity["linear cell, published start"] = run.measure(result.model)
+    if config.stage.start == "statistics":
+        report = aimc.initialise_scalers(result.model, reference, run.batches())
+        result.notes["output matching"] = str(report)
+        result.perplexity["linear cell, statistics start"] = run.measure(result.model)
+    result.history = train(result.model, run.data, config, "linear", config.trainer.linear, run.work("linear"), run.context)
+    result.perplexity["linear cell, trained"] = run.measure(result.model)
+    result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
+    return result
+
+
+def adapt(run: Run) -> StageResult:
+    """Swap in the nonlinear cell and match statistics to the linear model; no gradient."""
+    config = run.config
+    reference = load_analog(run.input("adapt"))
+    result = StageResult(copy.deepcopy(reference))
+    aimc.set_hardware(result.model, config.hardware)
+    curve: list[dict[str, float]] = []
+
+    def on_iteration(iteration: int, deviation: float) -> None:
+        value = run.measure(result.model)
+        curve.append({"iteration": iteration, "perplexity": value, "deviation": deviation})
+        run.say(f"  iteration {iteration}: perplexity {value:.2f}, largest deviation {deviation:.3f} σ")
+
+    report = aimc.match_statistics(
+        result.model,
+        reference=reference,
+        batches=run.batches(),
+        iterations=config.stage.adapt_iterations,
+        damping=config.stage.adapt_damping,
+        tolerance=config.stage.adapt_tolerance,
+        on_iteration=on_iteration,
+    )
+    run.say(str(report))
+    result.perplexity["nonlinear cell, unadapted"] = curve[0]["perplexity"]
+    result.perplexity["nonlinear cell, adapted"] = curve[-1]["perplexity"]
+    result.notes |= {"adaptation": curve, "matching": str(report), "clip fractions": aimc.clip_fractions(result.model, run.batches()[:1])}
+    return result
+
+
+def finetune(run: Run) -> StageResult:
+    """Hardware-aware training of the adapted model on the nonlinear cell."""
+    result = StageResult(load_analog(run.input("finetune")))
+    aimc.set_hardware(result.model, run.config.hardware)
+    result.history = train(result.model, run.data, run.config, "finetune", run.config.trainer.finetune, run.work("finetune"), run.context)
+    result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
+    result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
+    return result
+
+
+STAGES: dict[str, Callable[[Run], StageResult]] = {
+    "digital": digital,
+    "control": control,
+    "linear": linear,
+    "adapt": adapt,
+    "finetune": finetune,
+}
+
+
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """What a finished stage wrote about itself; None where it did not finish."""
+    file = folder / "stage.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

@@ -1,0 +1,28 @@
+"""What the hardware does while a model trains, as numbers to log."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aimc.hf import gain_cell_layers, is_digital
+from aimc.nn.attention import PARTS
+from aimc.record import clip_fractions
+
+
+def hardware_metrics(model: PreTrainedModel, sample: Tensor) -> dict[str, float]:
+    """Scaler values (mean over layers and heads) and clip fractions on a sample of text.
+
+    Args:
+        model: digital (gives nothing) or converted.
+        sample: token ids `[B, T]`, small: what happens inside the arrays is materialised.
+    """
+    if is_digital(model):
+        return {}
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    metrics = {f"clip/{name}": value for name, value in clip_fractions(model, [sample]).items()}
+    for part in PARTS:
+        for number in ("scale", "offset"):
+            values = [getattr(layer.scaler(part), number).detach().mean().item() for layer in layers]
+            metrics[f"scaler/{part}_{number}"] = sum(values) / len(values)
+    return metrics

@@ -1,0 +1,171 @@
+"""Text to a memory-mapped token file, once: streamed, resumable, and keyed by everything that shapes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from train import corpus
+from train.errors import RunError
+from train.files import write_json
+from train.schema import DataConfig
+
+END_OF_TEXT = "<|endoftext|>"
+_BATCH = 256
+"""Documents tokenised between two commits of the progress file."""
+
+
+@dataclass
+class TokenData:
+    """Tokenised text: 1-D integer arrays, memory-mapped, one a split, and the tokenizer that made them."""
+
+    tokenizer: PreTrainedTokenizerBase
+    splits: dict[str, np.ndarray]
+    fingerprint: str
+
+    def tensor(self, split: str, limit: int | None = None) -> torch.Tensor:
+        """The first `limit` tokens of a split, int64 [N]."""
+        return torch.from_numpy(self.splits[split][:limit].astype(np.int64))
+
+
+class Blocks(torch.utils.data.Dataset):
+    """Consecutive, non-overlapping stretches of `context` tokens."""
+
+    def __init__(self, tokens: np.ndarray, context: int, limit: int | None = None):
+        self.tokens, self.context = tokens, context
+        self.length = len(tokens) // context if limit is None else min(len(tokens), limit) // context
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        start = index * self.context
+        ids = torch.from_numpy(self.tokens[start : start + self.context].astype(np.int64))
+        return {"input_ids": ids, "labels": ids}
+
+
+def documents(config: DataConfig) -> Iterator[corpus.Document]:
+    """The documents of the configured source, with their splits."""
+    if config.kind == "embedded":
+        return corpus.embedded()
+    if config.kind == "text":
+        return corpus.local(_required(config.path, "data.path"))
+    return corpus.hub(_required(config.dataset, "data.dataset"), config.dataset_config, config.column)
+
+
+def _required(value: str | None, name: str) -> str:
+    if value is None:
+        raise RunError(f"{name} is not set: this data source needs it; set {name}=…")
+    return value
+
+
+def prepare(config: DataConfig, model_source: str | None, context: int) -> TokenData:
+    """Tokenise the configured text, or reopen what an earlier run tokenised.
+
+    Args:
+        config: the text.
+        model_source: folder or hub name of a pretrained model, whose tokenizer is used; None trains one on the training part.
+        context: tokens that the model sees at once; each split must hold at least one such stretch.
+
+    Raises:
+        RunError: unreadable, empty or too short text, or no tokenizer.
+    """
+    folder = Path(config.cache_dir) / _fingerprint(config, model_source)
+    tokenizer = _tokenizer(config, model_source, folder)
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+    if not (folder / "done.json").exists():
+        _tokenise(lambda: documents(config), tokenizer, dtype, folder)
+    splits = {}
+    for split in corpus.SPLITS:
+        file = folder / f"{split}.bin"
+        n_tokens = file.stat().st_size // dtype.itemsize if file.exists() else 0
+        if n_tokens <= context:
+            raise RunError(
+                f"the {split} part of the text has {n_tokens} tokens, fewer than one context of {context}; "
+                "give more text (data.path), or a model with fewer positions"
+            )
+        splits[split] = np.memmap(file, dtype=dtype, mode="r")
+    return TokenData(tokenizer, splits, folder.name)
+
+
+def _fingerprint(config: DataConfig, model_source: str | None) -> str:
+    facts: dict[str, Any] = {k: v for k, v in asdict(config).items() if k != "cache_dir"} | {"model": model_source}
+    if config.path and Path(config.path).exists():
+        root = Path(config.path)
+        files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+        facts["files"] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    if config.kind == "embedded":
+        facts["python"] = os.sys.version_info[:3]
+    if model_source and (vocabulary := Path(model_source) / "tokenizer.json").exists():
+        facts["tokenizer"] = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+    return f"{config.kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def _tokenizer(config: DataConfig, model_source: str | None, folder: Path) -> PreTrainedTokenizerBase:
+    if model_source is not None:
+        try:
+            return AutoTokenizer.from_pretrained(model_source)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"model.source={model_source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a folder that holds one, or check the network"
+            ) from error
+    if (folder / "tokenizer").exists():
+        return AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = train_tokenizer((text for split, text in documents(config) if split == "train"), config.vocab_size)
+    tokenizer.save_pretrained(folder / "tokenizer.partial")
+    (folder / "tokenizer.partial").rename(folder / "tokenizer")
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer, like GPT-2's, of `vocab_size` entries, the last of which is the end-of-text mark."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
+
+
+def _tokenise(source: Callable[[], Iterator[corpus.Document]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path) -> None:
+    """Append to one file a split, committing after every batch; a run that was killed goes on from the last commit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    progress_file = folder / "progress.json"
+    progress = (
+        json.loads(progress_file.read_text()) if progress_file.exists() else {"documents": 0, "bytes": dict.fromkeys(corpus.SPLITS, 0)}
+    )
+    end = tokenizer.eos_token_id
+    files = {split: open(folder / f"{split}.bin", "ab") for split in corpus.SPLITS}  # noqa: SIM115 (closed below, one by one)
+    try:
+        for split, file in files.items():
+            file.truncate(progress["bytes"][split])  # what was written after the last commit is written again
+        stream = islice(source(), progress["documents"], None)
+        while batch := list(islice(stream, _BATCH)):
+            ids = tokenizer([text for _, text in batch], verbose=False)["input_ids"]
+            for (split, _), document in zip(batch, ids, strict=True):
+                files[split].write(np.asarray([*document, end], dtype=dtype).tobytes())
+            for split, file in files.items():
+                file.flush()
+                progress["bytes"][split] = (folder / f"{split}.bin").stat().st_size
+            progress["documents"] += len(batch)
+            write_json(progress_file, progress)
+    finally:
+        for file in files.values():
+            file.close()
+    if progress["documents"] == 0:
+        raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
+    write_json(folder / "done.json", progress)
