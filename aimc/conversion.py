@@ -57,8 +57,9 @@ def convert(model: PreTrainedModel, hardware: Hardware) -> ConversionReport:
         raise ValueError("this model is converted already; change its arrays with aimc.set_hardware, or go back with aimc.to_digital")
     layers = _attention_layers(model)
     first = layers[0][1]
-    n_heads, head_size = first.num_heads, first.head_dim
-    arrays = [GainCellAttention(n_heads, n_heads, hardware, layer=i).to(_device(model)) for i in range(len(layers))]
+    n_heads, head_size = int(first.num_heads), int(first.head_dim)  # type: ignore[arg-type]  # modules are typed as holding tensors
+    device = next(model.parameters()).device
+    arrays = [GainCellAttention(n_heads, n_heads, hardware, layer=i).to(device) for i in range(len(layers))]
     for (_, layer), array in zip(layers, arrays, strict=True):
         array.train(model.training)
         layer.add_module(IMPLEMENTATION, array)
@@ -108,10 +109,6 @@ def _attention_layers(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
             f"{type(model).__name__} holds no {FAMILIES[family]} layer, so nothing would be replaced; pass the whole language model"
         )
     return layers
-
-
-def _device(model: PreTrainedModel) -> object:
-    return next(model.parameters()).device
 
 
 def _use_cache(model: PreTrainedModel, use: bool) -> None:

@@ -156,7 +156,7 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
 
 
 def _window(model: PreTrainedModel, context: int | None, stride: int | None) -> tuple[int, int]:
-    positions = getattr(model.config, "max_position_embeddings", None) or 1024
+    positions = int(getattr(model.config, "max_position_embeddings", None) or 1024)
     context = positions if context is None else context
     if not 2 <= context <= positions:
         raise ValueError(f"context={context}: the model has {positions} positions; use a context between 2 and {positions}")
@@ -170,7 +170,7 @@ def _check_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     tokens = torch.as_tensor(tokens).reshape(-1)
     if tokens.is_floating_point() or len(tokens) < 2:
         raise ValueError(f"tokens: {len(tokens)} values of {tokens.dtype}; a perplexity needs at least two integer token ids")
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.config.vocab_size
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         raise ValueError(

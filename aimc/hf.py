@@ -49,7 +49,8 @@ def _attention(
             "the arrays attend causally within their window; give a 2-D attention_mask [batch, tokens] instead of a prepared one"
         )
     padding = None if attention_mask is None else ~attention_mask.bool()
-    out = module.gain_cell(query, key, value, key_padding=padding)
+    arrays = module.get_submodule(IMPLEMENTATION)
+    out = arrays(query, key, value, key_padding=padding)
     return out.transpose(1, 2), None
 
 
@@ -129,7 +130,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise FileNotFoundError(
             f"{path}: no model there (no config.json); give a folder written by save_pretrained, or a hub name and a network"
         ) from error
-    data = json.loads(Path(config_file).read_text(encoding="utf-8")).get(CONFIG_KEY)
+    data = json.loads(Path(str(config_file)).read_text(encoding="utf-8")).get(CONFIG_KEY)
     if data is None:
         raise ValueError(
             f"{path}: a digital model, without gain-cell hardware in its config.json; load it with transformers and call aimc.convert"

@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from aimc.evaluate import Perplexity
 
@@ -19,7 +21,7 @@ _STAGE_STYLE = {
 _SIZE_IN = (7.0, 4.2)
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, object]:
+def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
@@ -43,7 +45,7 @@ def adaptation_curve(perplexities: Sequence[float], *, reference: float | None =
     for value, name, colour, style in ((reference, "linear cell (reference)", BLUE, "--"), (digital, "digital", BLACK, ":")):
         if value is not None:
             axes.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.1f}")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 

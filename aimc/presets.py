@@ -33,19 +33,6 @@ def _cmos_cell() -> Cell:
     return Cell(coefficients=list(CMOS_COEFFICIENTS), surrogate_slope=LINEAR_SLOPE)
 
 
-def _converters() -> dict[str, Converter]:
-    """16 input levels, 8 storage levels over the supply, 32 signed readout levels [L25]."""
-    return {
-        "input_dac": Converter(n_levels=16),
-        "storage_dac": Converter(n_levels=8, v_max=0.9),
-        "readout": Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
-    }
-
-
-def _silicon_leakage(n_layers: int) -> Leakage:
-    return Leakage(tau_s=CMOS_TAU_S, token_time_s=n_layers * STEP_LATENCY_S)
-
-
 def ideal() -> Hardware:
     """Linear cells that do not leak and converters that only clip: what the arrays compute at best."""
     return Hardware(cell=_linear_cell())
@@ -54,10 +41,19 @@ def ideal() -> Hardware:
 def gain_cell_linear(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     """The published hardware with a linear cell, 19.3·u: the first stop on the way from a digital model [L25, linear model].
 
+    16 input levels, 8 storage levels over the supply, 32 signed readout levels, silicon retention.
+
     Args:
         n_layers: layers that a token passes one after another; sets the time that a stored voltage leaks per token.
     """
-    return Hardware(cell=_linear_cell(), leakage=_silicon_leakage(n_layers), array=Array(), **_converters())
+    return Hardware(
+        cell=_linear_cell(),
+        leakage=Leakage(tau_s=CMOS_TAU_S, token_time_s=n_layers * STEP_LATENCY_S),
+        array=Array(),
+        input_dac=Converter(n_levels=16),
+        storage_dac=Converter(n_levels=8, v_max=0.9),
+        readout=Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+    )
 
 
 def gain_cell_cmos(n_layers: int = PUBLISHED_LAYERS) -> Hardware:

@@ -7,9 +7,9 @@ decays at its own rate and needs a product of its own.
 
 from __future__ import annotations
 
+import operator
 from functools import reduce
 
-import torch
 from torch import Tensor
 
 Operands = list[Tensor | float]
@@ -27,11 +27,11 @@ def charge_qk(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
         Charge in signal units, `[..., T, S]`.
     """
     if decay is None:
-        return pulses @ reduce(torch.add, _present(operands)).mT
+        return pulses @ _together(operands).mT
     # Horner's rule in the decay: one product of size T×S per power, and no powers of the decay to keep.
-    charge: Tensor | float = 0.0
+    charge = pulses.new_zeros(())
     for operand in reversed(operands):
-        charge = charge * decay if isinstance(charge, Tensor) else charge
+        charge = charge * decay if charge.ndim else charge
         if isinstance(operand, Tensor):
             charge = charge + pulses @ operand.mT
         elif operand != 0.0:
@@ -51,8 +51,8 @@ def charge_av(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
         Charge of the sub-tile in signal units, `[..., T, D]`.
     """
     if decay is None:
-        return pulses @ reduce(torch.add, _present(operands))
-    charge: Tensor | float = 0.0
+        return pulses @ _together(operands)
+    charge = pulses.new_zeros(())
     for j, operand in enumerate(operands):
         pulses = pulses * decay if j > 0 else pulses  # Φ_ts·r_ts^j
         if isinstance(operand, Tensor):
@@ -62,7 +62,7 @@ def charge_av(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
     return charge
 
 
-def _present(operands: Operands) -> list[Tensor]:
-    """The operands that are not absent, tensors first so that a sum of them is a tensor."""
-    tensors = [o for o in operands if isinstance(o, Tensor)]
-    return tensors + [o for o in operands if not isinstance(o, Tensor) and o != 0.0]
+def _together(operands: Operands) -> Tensor:
+    """Sum of the operands, numbers last: they stand for the same number in every cell."""
+    together = reduce(operator.add, (o for o in operands if isinstance(o, Tensor)))
+    return together + sum(o for o in operands if not isinstance(o, Tensor))

@@ -102,9 +102,9 @@ class _Heads:
     def __init__(self, query: Tensor, key: Tensor, hardware: Hardware, chip: Chip | None, generator: torch.Generator | None) -> None:
         noise = hardware.noise
         self.hardware = hardware
-        self.chip = chip
-        self.layer = 0 if chip is None else chip.layer
-        self.seed = draw_seed(generator, query.device) if noise.write_v or noise.read_qk or noise.read_av else None
+        self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
+        self.layer = self.chip.layer
+        self.seed = draw_seed(generator, query.device) if noise.write_v or noise.read_qk or noise.read_av else 0
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.n_batch, self.n_heads, n_tokens, self.head_size = query.shape
         self.n_kv_heads = key.shape[1]

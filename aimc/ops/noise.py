@@ -78,8 +78,9 @@ def _(words: list[Tensor], dtype: torch.dtype) -> Tensor:
     return words[-1].new_empty(shape, dtype=dtype)
 
 
-def _hash(state: int, words: tuple[Tensor, ...]) -> Tensor:
+def _hash(lane: int, words: tuple[Tensor, ...]) -> Tensor:
     """32 well-mixed bits, held in int64."""
+    state = words[0].new_tensor(lane)
     for word in words:
         state = _mix(state ^ (word * SPREAD) & MASK)
     return state

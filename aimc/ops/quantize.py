@@ -24,12 +24,12 @@ def quantize(x: Tensor, converter: Converter) -> Tensor:
     if converter.n_levels is None:
         return clipped
     # `clipped − clipped.detach()` is exactly zero, so the value stays a level to the last bit while the gradient passes.
-    return _nearest_level(clipped.detach(), converter) + (clipped - clipped.detach())
+    return _nearest_level(clipped.detach(), converter.n_levels, converter) + (clipped - clipped.detach())
 
 
-def _nearest_level(x: Tensor, converter: Converter) -> Tensor:
-    """The level nearest to `x`, which lies inside the range; halves go to the even code."""
-    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+def _nearest_level(x: Tensor, n: int, converter: Converter) -> Tensor:
+    """The level, of n, nearest to `x`, which lies inside the range; halves go to the even code."""
+    v_min, v_max = converter.v_min, converter.v_max
     if converter.coding == "rounded":
         steps = (n - 1) / (v_max - v_min)
         return (x * steps).round() / steps
