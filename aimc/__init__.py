@@ -22,7 +22,7 @@ _PUBLIC = {
     "clip_fractions": "aimc.record",
     "perplexity": "aimc.evaluate",
 }
-_MODULES = ("circuit", "config", "hf", "ops", "plot", "presets", "record")
+_MODULES = ("circuit", "config", "evaluate", "hf", "ops", "plot", "presets", "record")
 
 __all__ = [*_PUBLIC, *_MODULES]
 

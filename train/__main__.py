@@ -5,7 +5,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from train.command import run_command
+from train.command import launch, run_command
 from train.configs import checked, register
 from train.schema import RunConfig
 
@@ -26,4 +26,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
+from collections.abc import Callable
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import torch
+from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
 from train.files import write_text
@@ -28,7 +36,7 @@ class Progress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.set_description(f"  {self.stage}")
 
-    def on_prediction_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
         """No second bar: measurements are short."""
 
     def on_log(
@@ -45,7 +53,7 @@ class MarkComplete(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, "")
+            write_text(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, "")
 
 
 class StopOnSignal(TrainerCallback):
@@ -65,6 +73,67 @@ class StopOnSignal(TrainerCallback):
         signal.signal(signal.SIGINT, self._before)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size > 1:  # all processes must stop at the same step, or the others wait for this one for ever
+            self.caught = bool(reduce(torch.tensor(int(self.caught), device=args.device), "sum").item())
         if self.caught:
             control.should_save = True
             control.should_training_stop = True
+
+
+class WandbLog(WandbCallback):
+    """Weights & Biases as transformers feeds it: one run a stage, in `<folder>/wandb`, offline unless logged in.
+
+    A logger must not cost a training run: whatever fails in it is told once, and the run goes on without it.
+    """
+
+    def __init__(self, project: str, folder: Path) -> None:
+        super().__init__()
+        self.project, self.folder = project, folder
+        self.failed = False
+
+    def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        def start() -> None:
+            if state.is_world_process_zero:
+                if self._wandb.run is not None:
+                    self._wandb.finish()
+                mode: Any = os.environ.get("WANDB_MODE", "online" if logged_in_to_wandb() else "offline")
+                self._wandb.init(project=self.project, dir=str(self.folder), name=args.run_name, mode=mode)
+            super(WandbLog, self).setup(args, state, model, **kwargs)
+
+        self._try(start)
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        self._try(lambda: super(WandbLog, self).on_log(*args, **kwargs))
+
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
+        self._try(lambda: super(WandbLog, self).on_save(*args, **kwargs))
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        def end() -> None:
+            super(WandbLog, self).on_train_end(*args, **kwargs)
+            if self._wandb.run is not None:
+                self._wandb.finish()
+
+        self._try(end)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        if self.failed:
+            return
+        try:
+            work()
+        except Exception as error:
+            logging.getLogger(__name__).warning(
+                "logger=wandb: %s: %s; the run goes on without it, its curves are in history.json", type(error).__name__, error
+            )
+            self.failed = True
+
+
+def logged_in_to_wandb() -> bool:
+    """Whether `wandb login` left a key for the server in use; asks neither the network nor the user."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False

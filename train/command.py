@@ -7,7 +7,21 @@ import os
 import sys
 from collections.abc import Callable
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from train.errors import RunError
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run a Hydra `main`; print what Hydra says of a wrong command line or YAML file on one line too."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets the error through to here; without it Hydra prints its own page
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for part in (error, error.__cause__) if part is not None for line in str(part).splitlines()]
+        told = [line for line in dict.fromkeys(lines) if line and "_type=" not in line and not line.startswith("To append")]
+        sys.exit(f"error: {'; '.join(line.rstrip('.;') for line in told)}")
 
 
 def run_command(work: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -35,12 +36,30 @@ def checked(config: DictConfig, schema: type[T]) -> T:
     Raises:
         RunError: a value that a field refuses.
     """
-    try:
-        result: Any = OmegaConf.to_object(config)
-    except ConfigError as error:
-        raise RunError(str(error)) from error
-    except OmegaConfBaseException as error:
-        cause = error.__cause__ or error
-        raise RunError(str(cause).splitlines()[0]) from error
+    result: Any = _object(config, "")
     assert isinstance(result, schema)
     return result
+
+
+def _object(config: DictConfig, name: str) -> Any:
+    """`config` as its dataclass, its parts first, so that an error can say where in the whole config it is."""
+    schema: Any = OmegaConf.get_type(config)
+    known = [f.name for f in fields(schema)]
+    for key in map(str, config):
+        where = f"{name}.{key}".lstrip(".")
+        if key not in known:  # only a `+` on the command line gets this far
+            raise RunError(f"{where}: unknown key; the keys there are {', '.join(known)}")
+        if OmegaConf.is_missing(config, key):
+            raise RunError(f"{where} is not set; set {where}=…")
+        if isinstance(config[key], DictConfig):
+            _object(config[key], where)
+    try:
+        return OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise RunError(_located(str(error.__cause__ or error).splitlines()[0], name)) from error
+    except (ConfigError, RunError) as error:
+        raise RunError(_located(str(error), name)) from error
+
+
+def _located(message: str, name: str) -> str:
+    return message if message.startswith(name) else f"{name}: {message}"

@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from train.command import run_command
+from train.command import launch, run_command
 from train.configs import checked, register
 from train.schema import EvaluationConfig
 
@@ -25,22 +25,24 @@ def evaluate(config: EvaluationConfig) -> None:
     from train import report
     from train.errors import RunError
     from train.files import require_writable
-    from train.models import load_any
+    from train.models import context_of, load_any, require_vocabulary
     from train.tokens import prepare
 
     say = report.terminal()
     folder = Path(config.output_dir) if config.output_dir else Path(config.checkpoint) / "evaluation"
     model = load_any(config.checkpoint)
     require_writable(folder)
-    context = config.data.context or model.config.max_position_embeddings
-    tokens = prepare(config.data, config.checkpoint, context).tensor(config.split, config.tokens)
+    context = context_of(config.data, model.config, config.stride)
+    data = prepare(config.data, config.checkpoint, context)
+    require_vocabulary(data.tokenizer, model.config, config.checkpoint)
+    tokens = data.tensor(config.split, config.tokens)
     rule = {"context": context, "stride": config.stride, "batch_size": config.batch_size}
     if aimc.hf.is_digital(model):
         if config.nonideality.active():
             raise RunError(
                 f"checkpoint={config.checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or name a converted model"
             )
-        sweep = {"clean": perplexity(model, tokens, **rule)}
+        sweep = {"clean": perplexity(model, tokens, context=context, stride=config.stride, batch_size=config.batch_size)}
     else:
         sweep = nonideality_sweep(
             model,
@@ -56,7 +58,7 @@ def evaluate(config: EvaluationConfig) -> None:
         without = {
             f"without {name}" if name != "all effects" else name: float(value) for name, value in ablation(model, tokens, **rule).items()
         }
-        say(report.stage_table(without, len(tokens), context))
+        say(report.stage_table(without, f"{len(tokens):,}", context))
     report.write_results(folder, without, sweep)
     aimc.plot.save(aimc.plot.nonideality_bars({report.label(name): value for name, value in sweep.items()}), folder / "nonidealities.png")
     say(f"Results and figure are in {folder}.")
@@ -69,4 +71,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

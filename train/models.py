@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import aimc
 from aimc.hf import CONFIG_KEY
 from train.errors import RunError
-from train.schema import ModelConfig
+from train.schema import DataConfig, ModelConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -37,6 +37,35 @@ def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) -> int:
+    """Tokens a sequence: `data.context`, or as many as the model has positions.
+
+    Raises:
+        RunError: more than that, or a stride that would leave tokens out.
+    """
+    positions = model.max_position_embeddings
+    context = data.context or positions
+    if context > positions:
+        raise RunError(
+            f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set data.context={positions} or less"
+        )
+    if stride is not None and stride > context:
+        raise RunError(f"stride={stride}: windows of {context} tokens that far apart leave tokens out; set it to {context} or less")
+    return context
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
+    """Check that the model knows every token id that the tokenizer can make.
+
+    Raises:
+        RunError: it does not.
+    """
+    if len(tokenizer) > model.vocab_size:
+        raise RunError(
+            f"{source}: its tokenizer makes token ids up to {len(tokenizer) - 1}, outside the model's vocabulary of {model.vocab_size}; put the model's own tokenizer beside it"
+        )
 
 
 def load_digital(source: str) -> PreTrainedModel:

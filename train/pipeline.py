@@ -12,13 +12,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
-from transformers import AutoConfig
+from transformers import AutoConfig, GPT2Config, PretrainedConfig
 
+import aimc
+from aimc.conversion import FAMILIES
 from train import report
 from train.cards import model_card
 from train.errors import RunError
 from train.files import require_writable, whole_folder, write_json, write_text
+from train.models import context_of, require_vocabulary
 from train.schema import RunConfig
 from train.stages import FOLDERS, INPUTS, ORDER, STAGES, Run, StageResult, record_of
 from train.tokens import prepare
@@ -42,21 +46,24 @@ def execute(config: RunConfig, say: report.Say) -> None:
 
 
 def _open(config: RunConfig, say: report.Say) -> Run:
-    positions = config.model.n_positions if config.model.source is None else _positions_of(config.model.source)
-    context = config.data.context or positions
-    if context > positions:
+    source = config.model.source
+    model = GPT2Config(n_positions=config.model.n_positions) if source is None else _config_of(source)
+    context = context_of(config.data, model, config.stage.stride)
+    if model.model_type not in FAMILIES and config.stage.name not in ("digital", "control"):
         raise RunError(
-            f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set data.context={positions} or less"
+            f"model.source={source}: model_type={model.model_type} has no supported attention layer, so nothing could go onto arrays; supported: {', '.join(FAMILIES)}"
         )
-    state = PartialState(cpu=config.trainer.device == "cpu")
+    state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
     with state.main_process_first():  # one process tokenises, the others find it done
-        data = prepare(config.data, config.model.source, context)
+        data = prepare(config.data, source, context)
+    if source is not None:
+        require_vocabulary(data.tokenizer, model, f"model.source={source}")
     return Run(config, data, context, say if state.is_main_process else report.silent)
 
 
-def _positions_of(source: str) -> int:
+def _config_of(source: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(source).max_position_embeddings
+        return AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise RunError(f"model.source={source}: no model there ({str(error).splitlines()[0]}); check the path or the network") from error
 
@@ -70,20 +77,37 @@ def run_stage(run: Run, stage: str) -> None:
             run.say(
                 f"[bold]{stage}[/]: finished by an earlier run with the same settings, in {folder}; skipped (restart=true runs it again)"
             )
+            if record["measured_tokens"] != len(run.test_tokens):
+                run.say(
+                    f"  its perplexities were measured on {record['measured_tokens']:,} tokens, as it was run with another stage.test_tokens"
+                )
             return
         run.say(f"[bold]{stage}[/]: an earlier run in {folder} had other settings; running it again")
-    if run.config.restart:
-        shutil.rmtree(run.work(stage), ignore_errors=True)
+    state = PartialState()
+    if state.is_main_process:
+        _clear_work(run, stage, settings)
+    state.wait_for_everyone()
     run.say(f"[bold]{stage}[/]: running")
     started = time.perf_counter()
     result = STAGES[stage](run)
     seconds = time.perf_counter() - started
     for name, value in result.perplexity.items():
         run.say(f"  perplexity, {name}: [bold]{value:.2f}[/]")
-    state = PartialState()
     if state.is_main_process:
         _save(run, stage, result, settings, seconds)
     state.wait_for_everyone()
+
+
+def _clear_work(run: Run, stage: str, settings: dict[str, Any]) -> None:
+    """Leave nothing to resume from that was made with other settings."""
+    work = run.work(stage)
+    mark = work / "settings.json"
+    other = mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != settings
+    if other:
+        run.say(f"[bold]{stage}[/]: what an interrupted run left in {work} had other settings; starting the stage anew")
+    if other or run.config.restart:
+        shutil.rmtree(work, ignore_errors=True)
+    write_json(mark, settings)
 
 
 def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], seconds: float) -> None:
@@ -91,6 +115,7 @@ def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], s
     record = {
         "stage": stage,
         "perplexity": result.perplexity,
+        "measured_tokens": len(run.test_tokens),
         "training_tokens": tokens,
         "training_steps": max((int(line["step"]) for line in result.history), default=0),
         "seconds": round(seconds, 1),
@@ -99,6 +124,7 @@ def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], s
         "settings": settings,
     }
     with whole_folder(run.folder(stage)) as partial:
+        result.model.config.use_cache = aimc.hf.is_digital(result.model)  # the trainer switches it off
         result.model.save_pretrained(partial)
         run.data.tokenizer.save_pretrained(partial)
         write_json(partial / "history.json", result.history)

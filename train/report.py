@@ -55,7 +55,8 @@ def evaluate_run(run: Run) -> None:
     folder = Path(run.config.output_dir) / "report"
     write_results(folder, stages, sweep)
     draw(folder, records, stages, sweep)
-    run.say(stage_table(stages, len(run.test_tokens), run.context))
+    measured = sorted({record["measured_tokens"] for record in records.values()})
+    run.say(stage_table(stages, " or ".join(f"{n:,}" for n in measured), run.context))
     run.say(sweep_table(sweep))
     if (closed := gap_closed(stages)) is not None:
         run.say(f"Fine-tuning closed [bold]{closed:.0%}[/] of the gap, in nat, between the unadapted nonlinear model and the digital one.")
@@ -83,17 +84,17 @@ def label(name: str) -> str:
 
 
 def gap_closed(stages: dict[str, float]) -> float | None:
-    """Share of the gap in nat between the unadapted nonlinear and the digital model that fine-tuning closes; None if unknown."""
+    """Share of the gap in nat between the unadapted nonlinear and the digital model that fine-tuning closes; None if there is none, or it is unknown."""
     values = [stages.get(name) for name in ("digital", "nonlinear cell, unadapted", "nonlinear cell, fine-tuned")]
     if any(value is None for value in values):
         return None
     low, high, now = (math.log(value) for value in values)  # type: ignore[arg-type]
-    return (high - now) / (high - low)
+    return (high - now) / (high - low) if high > low else None
 
 
-def stage_table(stages: dict[str, float], n_tokens: int, context: int) -> Table:
+def stage_table(stages: dict[str, float], n_tokens: str, context: int) -> Table:
     """Perplexity by stage, with its ratio to the digital model given the same extra tokens, or else to the digital one."""
-    table = Table(title=f"Held-out perplexity by stage ({n_tokens:,} tokens, context {context})")
+    table = Table(title=f"Held-out perplexity by stage ({n_tokens} tokens, context {context})")
     base_name = "digital, same extra tokens" if "digital, same extra tokens" in stages else "digital"
     table.add_column("stage")
     table.add_column("perplexity", justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from aimc.config import Hardware, Noise
@@ -20,8 +21,18 @@ def _choice(name: str, got: str, choices: tuple[str, ...]) -> None:
 
 
 def _positive(name: str, got: float) -> None:
-    if not got > 0:
-        raise RunError(f"{name}={got}: must be above zero")
+    if not (math.isfinite(got) and got > 0):
+        raise RunError(f"{name}={got}: must be above zero and finite")
+
+
+def _at_least(name: str, got: float | None, least: int) -> None:
+    if got is not None and got < least:
+        raise RunError(f"{name}={got}: must be at least {least}")
+
+
+def _share(name: str, got: float) -> None:
+    if not 0 <= got < 1:
+        raise RunError(f"{name}={got}: must be at least 0 and below 1")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +55,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions"):
             _positive(f"model.{name}", getattr(self, name))
+        _share("model.dropout", self.dropout)
         if self.n_embd % self.n_head:
             raise RunError(f"model.n_embd={self.n_embd}: must be a multiple of model.n_head={self.n_head}")
 
@@ -71,6 +83,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _choice("data.kind", self.kind, DATA_KINDS)
+        _at_least("data.context", self.context, 2)
         if self.vocab_size < 257:
             raise RunError(
                 f"data.vocab_size={self.vocab_size}: a byte-level tokenizer needs at least 257 entries (256 bytes and an end mark)"
@@ -110,9 +123,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "learning_rate", "max_grad_norm", "log_every", "eval_every", "save_every"):
-            _positive(f"trainer.*.{name}", getattr(self, name))
-        if self.steps < 0 or self.warmup_steps < 0 or self.weight_decay < 0:
-            raise RunError("trainer.*: steps, warmup_steps and weight_decay must not be negative")
+            _positive(name, getattr(self, name))
+        for name in ("steps", "warmup_steps", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("beta1", "beta2"):
+            _share(name, getattr(self, name))
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise RunError(f"min_lr_ratio={self.min_lr_ratio}: must be from 0 to 1; 0.1 is usual")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -134,6 +151,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         _choice("trainer.precision", self.precision, PRECISIONS)
+        _positive("trainer.eval_tokens", self.eval_tokens)
         _choice("trainer.device", self.device, ("auto", "cpu"))
 
 
@@ -167,6 +185,9 @@ class StageConfig:
         _choice("stage.start", self.start, STARTS)
         for name in ("calibration_batches", "calibration_batch_size", "chips", "adapt_tolerance"):
             _positive(f"stage.{name}", getattr(self, name))
+        _at_least("stage.adapt_iterations", self.adapt_iterations, 0)
+        _at_least("stage.test_tokens", self.test_tokens, 2)
+        _at_least("stage.stride", self.stride, 1)
         if not 0 < self.adapt_damping <= 1:
             raise RunError(f"stage.adapt_damping={self.adapt_damping}: must be above 0 and at most 1; 0.7 is usual")
 
@@ -232,3 +253,5 @@ class EvaluationConfig:
         _choice("split", self.split, ("train", "valid", "test"))
         for name in ("chips", "batch_size"):
             _positive(name, getattr(self, name))
+        _at_least("tokens", self.tokens, 2)
+        _at_least("stride", self.stride, 1)

@@ -35,7 +35,7 @@ class Run:
     config: RunConfig
     data: TokenData
     context: int
-    say: Callable[[str], None]
+    say: Callable[[Any], None]
 
     @property
     def test_tokens(self) -> Tensor:
@@ -109,7 +109,7 @@ def digital(run: Run) -> StageResult:
 def control(run: Run) -> StageResult:
     """The digital model with the same extra training, stage by stage, that the analog one gets: what it is to be compared with."""
     model = load_digital(str(run.input("control")))
-    history = []
+    history: list[dict[str, float]] = []
     for stage in ("linear", "finetune"):
         budget = getattr(run.config.trainer, stage)
         log = train(model, run.data, run.config, "control", budget, run.work("control") / stage, run.context)
@@ -137,10 +137,13 @@ def linear(run: Run) -> StageResult:
 
 
 def adapt(run: Run) -> StageResult:
-    """Swap in the nonlinear cell and match statistics to the linear model; no gradient."""
+    """Swap in the nonlinear cell and match statistics to the linear model; no gradient. Also what happens without any of this."""
     config = run.config
     reference = load_analog(run.input("adapt"))
     result = StageResult(copy.deepcopy(reference))
+    naive = load_digital(str(run.input("linear")))
+    aimc.convert(naive, config.hardware)
+    result.perplexity["nonlinear cell, straight from digital"] = run.measure(naive)
     aimc.set_hardware(result.model, config.hardware)
     curve: list[dict[str, float]] = []
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ class TokenData:
     """Tokenised text: 1-D integer arrays, memory-mapped, one a split, and the tokenizer that made them."""
 
     tokenizer: PreTrainedTokenizerBase
-    splits: dict[str, np.ndarray]
+    splits: Mapping[str, np.ndarray]
     fingerprint: str
 
     def tensor(self, split: str, limit: int | None = None) -> torch.Tensor:
@@ -100,12 +100,13 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
 
 def _fingerprint(config: DataConfig, model_source: str | None) -> str:
     facts: dict[str, Any] = {k: v for k, v in asdict(config).items() if k != "cache_dir"} | {"model": model_source}
-    if config.path and Path(config.path).exists():
-        root = Path(config.path)
+    local = config.path if config.kind == "text" else config.dataset
+    if local and Path(local).exists():
+        root = Path(local)
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         facts["files"] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     if config.kind == "embedded":
-        facts["python"] = os.sys.version_info[:3]
+        facts["python"] = sys.version_info[:3]
     if model_source and (vocabulary := Path(model_source) / "tokenizer.json").exists():
         facts["tokenizer"] = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
     return f"{config.kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
@@ -145,7 +146,7 @@ def _tokenise(source: Callable[[], Iterator[corpus.Document]], tokenizer: PreTra
     """Append to one file a split, committing after every batch; a run that was killed goes on from the last commit."""
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / "progress.json"
-    progress = (
+    progress: dict[str, Any] = (
         json.loads(progress_file.read_text()) if progress_file.exists() else {"documents": 0, "bytes": dict.fromkeys(corpus.SPLITS, 0)}
     )
     end = tokenizer.eos_token_id

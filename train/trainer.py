@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate import PartialState
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
-from train.callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal
+from train.callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal, WandbLog
 from train.errors import RunError
 from train.schema import Budget, RunConfig
 from train.telemetry import hardware_metrics
@@ -42,7 +43,13 @@ def train(
     """
     if budget.steps == 0:
         return []
-    if len(Blocks(data.splits["train"], context)) < budget.batch_size:
+    training = Blocks(data.splits["train"], context)
+    validation = Blocks(data.splits["valid"], context, limit=config.trainer.eval_tokens)
+    if not len(validation):
+        raise RunError(
+            f"trainer.eval_tokens={config.trainer.eval_tokens}: fewer than one sequence of {context} tokens; give {context} or more"
+        )
+    if len(training) < budget.batch_size * PartialState().num_processes:
         raise RunError(
             f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {budget.batch_size} × {context}; "
             f"give more text or set trainer.{stage}.batch_size lower"
@@ -51,14 +58,24 @@ def train(
         stage=stage,
         model=model,
         args=_arguments(config, budget, folder),
-        train_dataset=Blocks(data.splits["train"], context),
-        eval_dataset=Blocks(data.splits["valid"], context, limit=config.trainer.eval_tokens),
+        train_dataset=training,
+        eval_dataset=validation,
     )
     interrupt = StopOnSignal()
     trainer.add_callback(interrupt)
     trainer.add_callback(MarkComplete())
-    with interrupt:
-        trainer.train(resume_from_checkpoint=last_complete(folder))
+    if config.logger.name == "wandb":
+        trainer.add_callback(WandbLog(config.logger.project, Path(config.output_dir)))
+    checkpoint = last_complete(folder)
+    if checkpoint is not None and int(checkpoint.rpartition("-")[2]) >= budget.steps:
+        # Killed after the last step: the trainer would make one step more before it sees that none is left.
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    else:
+        if trainer.args.process_index:
+            torch.manual_seed(config.seed + trainer.args.process_index)  # noise and dropout of its own on every process
+        with interrupt:
+            trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.caught:
         raise Interrupted(
             f"stage {stage}: interrupted at step {trainer.state.global_step}; saved in {folder}; the same command goes on from there"
@@ -74,9 +91,7 @@ def last_complete(folder: Path) -> str | None:
 
 
 def _arguments(config: RunConfig, budget: Budget, folder: Path) -> TrainingArguments:
-    if config.logger.name == "wandb":
-        os.environ.setdefault("WANDB_PROJECT", config.logger.project)
-        os.environ.setdefault("WANDB_DIR", str(folder))
+    on_cpu = config.trainer.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=budget.steps,
@@ -102,12 +117,13 @@ def _arguments(config: RunConfig, budget: Budget, folder: Path) -> TrainingArgum
         data_seed=config.seed,
         bf16=config.trainer.precision == "bf16",
         fp16=config.trainer.precision == "fp16",
-        use_cpu=config.trainer.device == "cpu" or not torch.cuda.is_available(),
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
         dataloader_drop_last=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=not on_cpu,
         ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),
-        report_to="none" if config.logger.name == "none" else config.logger.name,
+        report_to="none",
         run_name=f"{folder.parent.parent.name}-{folder.parent.name}",
     )
 
@@ -128,26 +144,45 @@ class HardwareAwareTrainer(Trainer):
         """Matrices only: neither norms and biases nor the scalers of the arrays are pulled towards zero."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """With the last, smaller batch, which the parent would drop along with that of the training text."""
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise Diverged(
-                f"stage {self.stage}: the loss became {loss.item()} at step {self.state.global_step + 1}; "
-                f"the last good checkpoint stays in {self.args.output_dir}; lower trainer.{self.stage}.learning_rate"
-            )
+            raise self._diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """As the parent, unless the last update broke the weights: a finite loss can have an infinite gradient."""
+        broken = next((name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None)
+        if broken is not None:
+            raise self._diverged(f"{broken} became NaN or infinite at step {self.state.global_step}")
+        super()._save_checkpoint(model, trial)
+
+    def _diverged(self, what: str) -> Diverged:
+        last = last_complete(Path(str(self.args.output_dir)))
+        kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
+        budget = "linear or finetune" if self.stage == "control" else self.stage
+        return Diverged(f"stage {self.stage}: {what}; {kept}; lower trainer.{budget}.learning_rate")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             before, step_before = self._last_log
-            per_step = self.get_total_train_batch_size(self.args) * self.train_dataset[0]["input_ids"].numel()
+            per_step = self.get_total_train_batch_size(self.args) * cast(Blocks, self.train_dataset).context
             if step_before:
                 logs["tokens_per_s"] = (step - step_before) * per_step / (now - before)
             self._last_log = (now, step)
             logs["perplexity"] = math.exp(min(logs["loss"], 30.0))
-            sample = torch.stack([self.eval_dataset[i]["input_ids"] for i in range(min(2, len(self.eval_dataset)))])
-            logs.update(hardware_metrics(self.model, sample))
+            validation = cast(Blocks, self.eval_dataset)
+            sample = torch.stack([validation[i]["input_ids"] for i in range(min(2, len(validation)))])
+            logs.update(hardware_metrics(cast(PreTrainedModel, self.model), sample))
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 30.0))
         super().log(logs, start_time)
@@ -155,4 +190,4 @@ class HardwareAwareTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """As the parent, less the pickled arguments: the config stands beside the stage as YAML."""
         super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        (Path(str(output_dir or self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)

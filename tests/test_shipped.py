@@ -1,0 +1,83 @@
+"""The shipped checkpoints are what their cards say."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import aimc
+from train import corpus
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shipped"
+STAGES = ("digital", "control", "linear", "adapted", "finetuned")
+
+
+def load(stage: str) -> PreTrainedModel:
+    if stage in ("digital", "control"):
+        return AutoModelForCausalLM.from_pretrained(SHIPPED / stage)
+    return aimc.from_pretrained(SHIPPED / stage)
+
+
+def record(stage: str) -> dict:
+    return json.loads((SHIPPED / stage / "stage.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def held_out() -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED / "digital")
+    text = "\n\n".join(text for split, text in corpus.embedded() if split == "test")
+    return torch.tensor(tokenizer(text)["input_ids"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_folder_is_whole_and_small(stage: str) -> None:
+    files = {file.name: file.stat().st_size for file in (SHIPPED / stage).iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "stage.json", "history.json"} <= set(files)
+    assert sum(files.values()) < 8e6
+    assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
+    card = (SHIPPED / stage / "README.md").read_text()
+    assert f"{list(record(stage)['perplexity'].values())[-1]:.2f}" in card and "Command" in card
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_scores_about_what_its_card_says(stage: str, held_out: torch.Tensor) -> None:
+    """On the first 8192 tokens: another stretch and another Python give another perplexity, but not another kind of model."""
+    recorded = list(record(stage)["perplexity"].values())[-1]
+    assert float(aimc.perplexity(load(stage), held_out[:8192])) == pytest.approx(recorded, rel=0.35)
+
+
+def test_the_story_holds(held_out: torch.Tensor) -> None:
+    """Digital, then out of its mind on the arrays, adapted, fine-tuned: measured now, on one stretch of text."""
+    text = held_out[:8192]
+    hardware = aimc.hf.hardware_of(load("finetuned"))
+    assert hardware.cell.coefficients == list(aimc.presets.CMOS_COEFFICIENTS)
+    naive = load("digital")
+    aimc.convert(naive, hardware)
+    nat = {name: math.log(float(aimc.perplexity(model, text))) for name, model in (("naive", naive), *((s, load(s)) for s in STAGES))}
+    swapped = load("linear")
+    aimc.set_hardware(swapped, hardware)
+    nat["unadapted"] = math.log(float(aimc.perplexity(swapped, text)))
+    assert nat["naive"] - nat["digital"] > 1.0
+    assert nat["adapted"] - nat["linear"] < math.log(1.13)
+    assert nat["adapted"] <= nat["unadapted"]
+    assert nat["finetuned"] < nat["adapted"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_scores_exactly_what_its_card_says(stage: str) -> None:
+    from train.schema import DataConfig
+    from train.tokens import prepare
+
+    if platform.python_version() != "3.11.7":
+        pytest.skip(f"the cards were measured on the documentation of Python 3.11.7; this is {platform.python_version()}, with other text")
+    tokens = prepare(DataConfig(), str(SHIPPED / "digital"), 256).tensor("test", 65536)
+    recorded = list(record(stage)["perplexity"].values())[-1]
+    noise = None if stage in ("digital", "control") else aimc.Noise()
+    assert float(aimc.perplexity(load(stage), tokens, nonideality=noise)) == pytest.approx(recorded, rel=1e-3)
