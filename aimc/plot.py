@@ -55,7 +55,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, d
 
     Args:
         histories: stage name to its training log, lines with `tokens` and `eval_perplexity` (others are passed over).
-        digital: held-out perplexity of the digital model, drawn as a line.
+        digital: perplexity of the digital model before, on the same validation text, drawn as a line.
     """
     figure, axes = _axes("Hardware-aware training", "training tokens (millions)", "validation perplexity")
     linear_tokens = max((line["tokens"] for line in histories.get("linear", ())), default=0)
@@ -72,26 +72,24 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, d
 
 
 def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
-    """Perplexity under each non-ideality, mean over chips with the standard deviation as error bar, every chip as a dot.
+    """What each non-ideality adds to the perplexity: mean over chips, standard deviation as error bar, every chip as a dot.
 
     Args:
-        sweep: name to perplexity, `clean` first.
+        sweep: name to perplexity, the clean one first; the bars are relative to it.
     """
-    figure, axes = _axes("What each non-ideality costs", "held-out perplexity", "")
-    names = list(sweep)
-    clean = sweep[names[0]].mean
-    colours = [BLUE, *[SKY] * (len(names) - 2), ORANGE][: len(names)]
-    axes.barh(
-        names, [p.mean for p in sweep.values()], xerr=[p.std for p in sweep.values()], color=colours, capsize=3, error_kw={"ecolor": BLACK}
-    )
-    for row, p in enumerate(sweep.values()):
-        if len(p.per_chip) > 1:
-            axes.plot(p.per_chip, [row] * len(p.per_chip), ".", color=BLACK, alpha=0.5, markersize=4)
-    axes.axvline(clean, color=BLACK, linestyle=":")
-    low, high = min(p.mean - p.std for p in sweep.values()), max(max(p.per_chip) for p in sweep.values())
-    margin = 0.15 * (high - low) + 0.02 * clean
-    axes.set_xlim(max(0.0, low - 2 * margin), high + margin)
-    axes.set_title("What each non-ideality costs (axis does not start at zero)")
+    (_, clean), *rows = sweep.items()
+    title = f"What each non-ideality costs (clean perplexity {clean.mean:.1f})"
+    figure, axes = _axes(title, "increase of held-out perplexity over clean (%)", "")
+
+    def increase(perplexity: float) -> float:
+        return 100 * (perplexity / clean.mean - 1)
+
+    colours = [SKY] * (len(rows) - 1) + [ORANGE]
+    spread = [100 * p.std / clean.mean for _, p in rows]
+    axes.barh([name for name, _ in rows], [increase(p.mean) for _, p in rows], xerr=spread, color=colours, capsize=3, ecolor=BLACK)
+    for row, (_, p) in enumerate(rows):
+        axes.plot([increase(value) for value in p.per_chip], [row] * len(p.per_chip), ".", color=BLACK, alpha=0.5, markersize=4)
+    axes.axvline(0.0, color=BLACK, linewidth=1)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     return figure

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import aimc
 from aimc.evaluate import Perplexity
 
@@ -35,6 +37,14 @@ def test_nonideality_bars() -> None:
         "all together": Perplexity(mean=24.0, std=1.0, per_chip=[23.0, 25.0]),
     }
     axes = aimc.plot.nonideality_bars(sweep).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [20.0, 21.0, 24.0]
-    low, high = axes.get_xlim()
-    assert low < 20.0 and high > 25.0
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([5.0, 20.0])
+    assert "20.0" in axes.get_title() and "%" in axes.get_xlabel()
+    assert [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "."] == [
+        pytest.approx([2.5, 7.5]),
+        pytest.approx([15.0, 25.0]),
+    ]
+
+
+def test_nonideality_bars_of_a_clean_run_alone() -> None:
+    axes = aimc.plot.nonideality_bars({"clean": Perplexity(mean=20.0, std=0.0, per_chip=[20.0])}).axes[0]
+    assert list(axes.patches) == []

@@ -39,7 +39,8 @@ def execute(config: RunConfig, say: report.Say) -> None:
     if config.stage.name == "evaluate":
         report.evaluate_run(run)
         return
-    for stage in ORDER if config.stage.name == "pipeline" else (config.stage.name,):
+    pipeline = [stage for stage in ORDER if config.stage.with_control or stage != "control"]
+    for stage in pipeline if config.stage.name == "pipeline" else (config.stage.name,):
         run_stage(run, stage)
     if config.stage.name == "pipeline":
         report.evaluate_run(run)

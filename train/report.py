@@ -146,7 +146,9 @@ def draw(folder: Path, records: dict[str, dict[str, Any]], stages: dict[str, flo
         stage: history for stage in ("control", "linear", "finetune") if stage in records and (history := _history(folder.parent, stage))
     }
     if histories:
-        figures["training.png"] = aimc.plot.training_curves(histories, digital=stages.get("digital"))
+        figures["training.png"] = aimc.plot.training_curves(
+            histories, digital=records.get("digital", {}).get("notes", {}).get("validation perplexity")
+        )
     for name, figure in figures.items():
         aimc.plot.save(figure, folder / name)
 

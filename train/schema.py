@@ -114,6 +114,8 @@ class Budget:
     """AdamW's second moment."""
     max_grad_norm: float = 1.0
     """Gradient clip."""
+    distillation: float = 0.0
+    """Weight, from 0 to 1, of the divergence from the digital model's predictions in the loss of the analog stages; 0: the text alone."""
     log_every: int = 10
     """Steps between log lines."""
     eval_every: int = 50
@@ -128,6 +130,10 @@ class Budget:
             _at_least(name, getattr(self, name), 0)
         for name in ("beta1", "beta2"):
             _share(name, getattr(self, name))
+        if not 0 <= self.distillation <= 1:
+            raise RunError(
+                f"distillation={self.distillation}: a weight is from 0 to 1; 0 trains on the text alone, 0.9 mostly on the digital model's predictions"
+            )
         if not 0 <= self.min_lr_ratio <= 1:
             raise RunError(f"min_lr_ratio={self.min_lr_ratio}: must be from 0 to 1; 0.1 is usual")
 
@@ -161,6 +167,8 @@ class StageConfig:
 
     name: str = "pipeline"
     """A stage by name, or `pipeline` for all of them."""
+    with_control: bool = True
+    """False: the pipeline leaves the control out, and its table compares with the digital model as it was (a short demonstration)."""
     start: str = "statistics"
     """How the linear model's scalers begin: `statistics` of the digital model, or the `published` a = 1."""
     calibration_batches: int = 8

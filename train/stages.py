@@ -102,8 +102,10 @@ def digital(run: Run) -> StageResult:
     """The baseline: loaded, or trained from scratch, or both."""
     config = run.config
     model = digital_model(config.model, run.data.tokenizer, config.seed)
-    history = train(model, run.data, config, "digital", config.trainer.digital, run.work("digital"), run.context)
-    return StageResult(model, {"digital": run.measure(model)}, history)
+    history = train(model, run.data, config, "digital", "digital", run.work("digital"), run.context)
+    validation = run.data.tensor("valid", config.trainer.eval_tokens)
+    notes = {"validation perplexity": float(aimc.perplexity(model, validation, context=run.context, stride=run.context))}
+    return StageResult(model, {"digital": run.measure(model)}, history, notes)
 
 
 def control(run: Run) -> StageResult:
@@ -111,8 +113,7 @@ def control(run: Run) -> StageResult:
     model = load_digital(str(run.input("control")))
     history: list[dict[str, float]] = []
     for stage in ("linear", "finetune"):
-        budget = getattr(run.config.trainer, stage)
-        log = train(model, run.data, run.config, "control", budget, run.work("control") / stage, run.context)
+        log = train(model, run.data, run.config, "control", stage, run.work("control") / stage, run.context)
         done = history[-1]["tokens"] if history else 0
         history += [{**line, "tokens": line["tokens"] + done} for line in log]
     return StageResult(model, {"digital, same extra tokens": run.measure(model)}, history)
@@ -130,7 +131,7 @@ def linear(run: Run) -> StageResult:
         report = aimc.initialise_scalers(result.model, reference, run.batches())
         result.notes["output matching"] = str(report)
         result.perplexity["linear cell, statistics start"] = run.measure(result.model)
-    result.history = train(result.model, run.data, config, "linear", config.trainer.linear, run.work("linear"), run.context)
+    result.history = train(result.model, run.data, config, "linear", "linear", run.work("linear"), run.context, teacher=reference)
     result.perplexity["linear cell, trained"] = run.measure(result.model)
     result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
     return result
@@ -172,7 +173,8 @@ def finetune(run: Run) -> StageResult:
     """Hardware-aware training of the adapted model on the nonlinear cell."""
     result = StageResult(load_analog(run.input("finetune")))
     aimc.set_hardware(result.model, run.config.hardware)
-    result.history = train(result.model, run.data, run.config, "finetune", run.config.trainer.finetune, run.work("finetune"), run.context)
+    teacher = load_digital(str(run.input("linear"))) if run.config.trainer.finetune.distillation else None
+    result.history = train(result.model, run.data, run.config, "finetune", "finetune", run.work("finetune"), run.context, teacher=teacher)
     result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
     result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
     return result

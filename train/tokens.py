@@ -51,7 +51,9 @@ class Blocks(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         start = index * self.context
         ids = torch.from_numpy(self.tokens[start : start + self.context].astype(np.int64))
-        return {"input_ids": ids, "labels": ids}
+        labels = ids.clone()
+        labels[0] = -100  # nothing before it predicts it; the trainer's mean would count it all the same
+        return {"input_ids": ids, "labels": labels}
 
 
 def documents(config: DataConfig) -> Iterator[corpus.Document]:

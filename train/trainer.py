@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from torch.nn.functional import kl_div
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -30,9 +31,26 @@ class Interrupted(RunError):
 
 
 def train(
-    model: PreTrainedModel, data: TokenData, config: RunConfig, stage: str, budget: Budget, folder: Path, context: int
+    model: PreTrainedModel,
+    data: TokenData,
+    config: RunConfig,
+    stage: str,
+    budget_name: str,
+    folder: Path,
+    context: int,
+    teacher: PreTrainedModel | None = None,
 ) -> list[dict[str, float]]:
     """Train in place, resuming from the last complete checkpoint in `folder`.
+
+    Args:
+        model: digital or converted.
+        data: the text, in an order that depends on the seed and the budget, not on the model.
+        config: the run.
+        stage: for messages.
+        budget_name: `digital`, `linear` or `finetune`: which budget of `config.trainer`.
+        folder: what to resume from.
+        context: tokens a sequence.
+        teacher: digital model whose predictions the loss draws the model to, by the budget's `distillation`.
 
     Returns:
         The log: one dict a log line, with `step`, `tokens`, and any of `loss`, `eval_loss`, `learning_rate`, …
@@ -41,6 +59,7 @@ def train(
         Diverged: the loss became NaN or infinite; the checkpoints before that stay.
         Interrupted: Ctrl-C; a checkpoint was written.
     """
+    budget: Budget = getattr(config.trainer, budget_name)
     if budget.steps == 0:
         return []
     training = Blocks(data.splits["train"], context)
@@ -52,12 +71,15 @@ def train(
     if len(training) < budget.batch_size * PartialState().num_processes:
         raise RunError(
             f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {budget.batch_size} × {context}; "
-            f"give more text or set trainer.{stage}.batch_size lower"
+            f"give more text or set trainer.{budget_name}.batch_size lower"
         )
     trainer = HardwareAwareTrainer(
         stage=stage,
+        budget_name=budget_name,
+        teacher=teacher if budget.distillation else None,
+        distillation=budget.distillation,
         model=model,
-        args=_arguments(config, budget, folder),
+        args=_arguments(config, budget_name, folder),
         train_dataset=training,
         eval_dataset=validation,
     )
@@ -90,7 +112,8 @@ def last_complete(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
-def _arguments(config: RunConfig, budget: Budget, folder: Path) -> TrainingArguments:
+def _arguments(config: RunConfig, budget_name: str, folder: Path) -> TrainingArguments:
+    budget: Budget = getattr(config.trainer, budget_name)
     on_cpu = config.trainer.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
@@ -114,7 +137,7 @@ def _arguments(config: RunConfig, budget: Budget, folder: Path) -> TrainingArgum
         save_steps=budget.save_every,
         save_total_limit=2,
         seed=config.seed,
-        data_seed=config.seed,
+        data_seed=config.seed + (budget_name == "finetune"),  # it goes on from linear: not with the same sequences again
         bf16=config.trainer.precision == "bf16",
         fp16=config.trainer.precision == "fp16",
         use_cpu=on_cpu,
@@ -131,9 +154,11 @@ def _arguments(config: RunConfig, budget: Budget, folder: Path) -> TrainingArgum
 class HardwareAwareTrainer(Trainer):
     """Trainer that stops at the first non-finite loss, decays matrices only, and logs what the hardware does."""
 
-    def __init__(self, stage: str, **kwargs: Any):
+    def __init__(self, stage: str, budget_name: str, teacher: PreTrainedModel | None, distillation: float, **kwargs: Any):
         super().__init__(**kwargs)
-        self.stage = stage
+        self.stage, self.budget_name = stage, budget_name
+        self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
+        self.distillation = distillation
         self._last_log = (time.perf_counter(), 0)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -152,6 +177,19 @@ class HardwareAwareTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = True
 
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Cross-entropy with the text; with a teacher, a weighted mean of that and of the divergence from its predictions."""
+        if self.teacher is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        with torch.no_grad():
+            wanted = self.teacher(input_ids=inputs["input_ids"]).logits.float().log_softmax(-1)
+        divergence = kl_div(outputs.logits.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1).mean()
+        if num_items_in_batch is not None:  # the parent's loss is then this micro-batch's share of a mean over the whole step
+            divergence = divergence / self.current_gradient_accumulation_steps
+        loss = (1 - self.distillation) * loss + self.distillation * divergence
+        return (loss, outputs) if return_outputs else loss
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
@@ -168,8 +206,7 @@ class HardwareAwareTrainer(Trainer):
     def _diverged(self, what: str) -> Diverged:
         last = last_complete(Path(str(self.args.output_dir)))
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
-        budget = "linear or finetune" if self.stage == "control" else self.stage
-        return Diverged(f"stage {self.stage}: {what}; {kept}; lower trainer.{budget}.learning_rate")
+        return Diverged(f"stage {self.stage}: {what}; {kept}; lower trainer.{self.budget_name}.learning_rate")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -179,7 +216,8 @@ class HardwareAwareTrainer(Trainer):
             if step_before:
                 logs["tokens_per_s"] = (step - step_before) * per_step / (now - before)
             self._last_log = (now, step)
-            logs["perplexity"] = math.exp(min(logs["loss"], 30.0))
+            if self.teacher is None:
+                logs["perplexity"] = math.exp(min(logs["loss"], 30.0))
             validation = cast(Blocks, self.eval_dataset)
             sample = torch.stack([validation[i]["input_ids"] for i in range(min(2, len(validation)))])
             logs.update(hardware_metrics(cast(PreTrainedModel, self.model), sample))

@@ -21,9 +21,10 @@ class AffineScaler(nn.Module):
         self.offset = nn.Parameter(torch.full((n_heads,), float(offset)))  # [H]
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[B, H, T, D]` to the same shape, float32."""
+        """`[B, H, T, D]` to the same shape, in float32 (float64 for float64)."""
         with torch.autocast(x.device.type, enabled=False):
-            return torch.addcmul(self.offset[:, None, None], x.to(self.scale.dtype), self.scale[:, None, None])
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            return x.to(dtype) * self.scale.to(dtype)[:, None, None] + self.offset.to(dtype)[:, None, None]
 
     def extra_repr(self) -> str:
         return f"n_heads={len(self.scale)}"

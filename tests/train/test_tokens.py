@@ -69,7 +69,8 @@ def test_blocks_are_consecutive_and_do_not_overlap() -> None:
     blocks = tokens.Blocks(stream, 10)
     assert len(blocks) == 10
     assert torch.cat([blocks[i]["input_ids"] for i in range(10)]).equal(torch.arange(100))
-    assert blocks[3]["labels"].equal(blocks[3]["input_ids"])
+    assert blocks[3]["labels"][1:].equal(blocks[3]["input_ids"][1:])
+    assert blocks[3]["labels"][0] == -100  # the trainer's mean must be over the tokens that are predicted
     assert len(tokens.Blocks(stream, 10, limit=35)) == 3
     assert len(tokens.Blocks(stream, 10, limit=10**6)) == 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -21,9 +22,11 @@ from tests.train.conftest import weights_of
 from train import pipeline
 from train.callbacks import logged_in_to_wandb
 from train.errors import RunError
+from train.models import digital_model, load_digital
 from train.schema import RunConfig
 from train.stages import FOLDERS
-from train.trainer import HardwareAwareTrainer
+from train.tokens import prepare
+from train.trainer import HardwareAwareTrainer, train
 
 Compose = Callable[..., RunConfig]
 
@@ -249,3 +252,32 @@ def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path, smoke: 
     off = sum(float((one[name] - two[name]).square().sum()) for name in start) ** 0.5
     way = sum(float((one[name] - start[name]).square().sum()) for name in start) ** 0.5
     assert off < 0.02 * way
+
+
+def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compose) -> None:
+    """A model that starts as its teacher diverges from it by nothing: the first loss is the text's share alone."""
+    first = {}
+    for weight in (0.0, 0.5, 1.0):
+        config = compose(tmp_path / str(weight), "model.dropout=0", f"trainer.linear.distillation={weight}", "trainer.linear.accumulate=2")
+        data = prepare(config.data, None, config.model.n_positions)
+        teacher = digital_model(config.model, data.tokenizer, 0)
+        student = copy.deepcopy(teacher)
+        log = train(student, data, config, "linear", "linear", tmp_path / str(weight), config.model.n_positions, teacher=teacher)
+        first[weight] = log[0]["loss"]
+    assert first[0.0] > 4
+    assert first[0.5] == pytest.approx(0.5 * first[0.0], rel=1e-4)
+    assert first[1.0] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_logged_validation_perplexity_is_the_models_own(base: Path, compose: Compose) -> None:
+    """Recomputed from the saved model: mean over all predicted tokens of the validation sequences."""
+    config = compose(base)
+    history = json.loads((base / "digital" / "history.json").read_text())
+    logged = [line["eval_perplexity"] for line in history if "eval_perplexity" in line][-1]
+    data = prepare(config.data, None, config.model.n_positions)
+    sequences = data.tensor("valid", config.trainer.eval_tokens).view(-1, config.model.n_positions)
+    model = load_digital(str(base / "digital"))
+    with torch.no_grad():
+        logits = model(sequences).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), sequences[:, 1:]).exp()
+    assert logged == pytest.approx(float(expected), rel=1e-5)
