@@ -34,7 +34,8 @@ def evaluate_run(run: Run) -> None:
     Raises:
         RunError: there is no analog model yet.
     """
-    records = {stage: record for stage in ORDER if (record := record_of(run.folder(stage))) is not None}
+    wanted = [stage for stage in ORDER if stage != "control" or run.config.stage.with_control]
+    records = {stage: record for stage in wanted if (record := record_of(run.folder(stage))) is not None}
     last = next((stage for stage in ("finetune", "adapt", "linear") if stage in records), None)
     if last is None:
         raise RunError(f"output_dir={run.config.output_dir}: no analog model to evaluate; run stage=pipeline first")
