@@ -71,11 +71,27 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, d
     return figure
 
 
+def label(name: str) -> str:
+    """How a non-ideality is written in tables and figures: fields of `Noise` in words, anything else as it is."""
+    names = {
+        "clean": "clean",
+        "write_v": "write noise",
+        "read_qk": "read noise, first array",
+        "read_av": "read noise, second array",
+        "mismatch_gain": "gain mismatch",
+        "mismatch_offset_v": "offset mismatch",
+        "column_gain": "column gain error",
+        "column_offset": "column offset",
+        "all": "all together",
+    }
+    return names.get(name, name)
+
+
 def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
     """What each non-ideality adds to the perplexity: mean over chips, standard deviation as error bar, every chip as a dot.
 
     Args:
-        sweep: name to perplexity, the clean one first; the bars are relative to it.
+        sweep: name (a field of `Noise`, `all`, or free text) to perplexity, the clean one first; the bars are relative to it.
     """
     (_, clean), *rows = sweep.items()
     title = f"What each non-ideality costs (clean perplexity {clean.mean:.1f})"
@@ -86,7 +102,7 @@ def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
 
     colours = [SKY] * (len(rows) - 1) + [ORANGE]
     spread = [100 * p.std / clean.mean for _, p in rows]
-    axes.barh([name for name, _ in rows], [increase(p.mean) for _, p in rows], xerr=spread, color=colours, capsize=3, ecolor=BLACK)
+    axes.barh([label(name) for name, _ in rows], [increase(p.mean) for _, p in rows], xerr=spread, color=colours, capsize=3, ecolor=BLACK)
     for row, (_, p) in enumerate(rows):
         axes.plot([increase(value) for value in p.per_chip], [row] * len(p.per_chip), ".", color=BLACK, alpha=0.5, markersize=4)
     axes.axvline(0.0, color=BLACK, linewidth=1)

@@ -91,17 +91,18 @@ def published(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
 def typical() -> Noise:
     """Random non-idealities of a plausible chip, for `nonideality=`; [L25] publishes none, so these are stated assumptions.
 
-    Write noise 2 mV (kT/C of 1 fF at 300 K; larger cells have less), read noise 1 % of full scale, 3 % gain and 5 mV offset
-    mismatch between cells, 1 % gain and 0.5 % offset error of the readout circuits.
+    Write noise 2 mV: √(kT/C) of 1 fF at 300 K (larger cells have less). Offset mismatch 20 mV: Pelgrom's law with A_VT = 2 mV·µm
+    and a read transistor of 0.01 µm². Gain mismatch 5 %; read noise 2 % of full scale; readout circuits off by 2 % in gain
+    and 1 % of full scale in offset.
     """
     return Noise(
         write_v=2e-3,
-        read_qk=0.01,
-        read_av=0.01,
-        mismatch_gain=0.03,
-        mismatch_offset_v=5e-3,
-        column_gain=0.01,
-        column_offset=0.005,
+        read_qk=0.02,
+        read_av=0.02,
+        mismatch_gain=0.05,
+        mismatch_offset_v=0.02,
+        column_gain=0.02,
+        column_offset=0.01,
     )
 
 

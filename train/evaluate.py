@@ -49,7 +49,7 @@ def evaluate(config: EvaluationConfig) -> None:
             tokens,
             config.nonideality,
             chips=config.chips,
-            on_result=lambda name, value: say(f"  {report.label(name)}: {value}"),
+            on_result=lambda name, value: say(f"  {aimc.plot.label(name)}: {value}"),
             **rule,
         )
     say(report.sweep_table(sweep))
@@ -60,7 +60,7 @@ def evaluate(config: EvaluationConfig) -> None:
         }
         say(report.stage_table(without, f"{len(tokens):,}", context))
     report.write_results(folder, without, sweep)
-    aimc.plot.save(aimc.plot.nonideality_bars({report.label(name): value for name, value in sweep.items()}), folder / "nonidealities.png")
+    aimc.plot.save(aimc.plot.nonideality_bars(sweep), folder / "nonidealities.png")
     say(f"Results and figure are in {folder}.")
 
 

@@ -65,23 +65,7 @@ def evaluate_run(run: Run) -> None:
 
 
 def _announce(say: Say) -> Callable[[str, Perplexity], None]:
-    return lambda name, value: say(f"  {label(name)}: {value}")
-
-
-def label(name: str) -> str:
-    """How a non-ideality is written in tables and figures."""
-    names = {
-        "clean": "clean",
-        "write_v": "write noise",
-        "read_qk": "read noise, first array",
-        "read_av": "read noise, second array",
-        "mismatch_gain": "gain mismatch",
-        "mismatch_offset_v": "offset mismatch",
-        "column_gain": "column gain error",
-        "column_offset": "column offset",
-        "all": "all together",
-    }
-    return names.get(name, name)
+    return lambda name, value: say(f"  {aimc.plot.label(name)}: {value}")
 
 
 def gap_closed(stages: dict[str, float]) -> float | None:
@@ -114,7 +98,9 @@ def sweep_table(sweep: dict[str, Perplexity]) -> Table:
         table.add_column(column, justify="right")
     for name, value in sweep.items():
         spread = f"{value.std:.2f}" if len(value.per_chip) > 1 else "–"
-        table.add_row(label(name), f"{value.mean:.2f}", spread, str(len(value.per_chip)), f"{value.mean / sweep['clean'].mean:.3f}")
+        table.add_row(
+            aimc.plot.label(name), f"{value.mean:.2f}", spread, str(len(value.per_chip)), f"{value.mean / sweep['clean'].mean:.3f}"
+        )
     return table
 
 
@@ -137,7 +123,7 @@ def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perpl
 
 def draw(folder: Path, records: dict[str, dict[str, Any]], stages: dict[str, float], sweep: dict[str, Perplexity]) -> None:
     """The figures of a run."""
-    figures = {"nonidealities.png": aimc.plot.nonideality_bars({label(name): value for name, value in sweep.items()})}
+    figures = {"nonidealities.png": aimc.plot.nonideality_bars(sweep)}
     if "adapt" in records:
         curve = records["adapt"]["notes"]["adaptation"]
         figures["adaptation.png"] = aimc.plot.adaptation_curve(

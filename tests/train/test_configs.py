@@ -88,7 +88,7 @@ def test_device_numbers_are_in_presets_not_in_yaml(choice: str) -> None:
 
 def test_the_recipe_follows_the_text_unless_named() -> None:
     assert run_config("data=openwebtext").trainer.linear.steps == 2800
-    assert run_config("data=openwebtext", "trainer=embedded").trainer.linear.steps == 100
+    assert run_config("data=openwebtext", "trainer=embedded").trainer.linear.steps == 80
 
 
 BAD = {
