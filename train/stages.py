@@ -114,8 +114,8 @@ def control(run: Run) -> StageResult:
     history: list[dict[str, float]] = []
     for stage in ("linear", "finetune"):
         log = train(model, run.data, run.config, "control", stage, run.work("control") / stage, run.context)
-        done = history[-1]["tokens"] if history else 0
-        history += [{**line, "tokens": line["tokens"] + done} for line in log]
+        done = history[-1] if history else {"step": 0, "tokens": 0}
+        history += [{**line, **{count: line[count] + done[count] for count in ("step", "tokens")}} for line in log]
     return StageResult(model, {"digital, same extra tokens": run.measure(model)}, history)
 
 

@@ -129,7 +129,7 @@ def test_the_history_has_every_step(done: Path) -> None:
     assert [line["step"] for line in history if "eval_loss" in line] == [2, 4]
     assert [line["tokens"] for line in history if "loss" in line] == [64, 128, 192, 256]
     control = json.loads((done / "control" / "history.json").read_text())
-    assert [line["tokens"] for line in control if "loss" in line] == [64 * i for i in range(1, 9)]
+    assert [(line["step"], line["tokens"]) for line in control if "loss" in line] == [(i, 64 * i) for i in range(1, 9)]
 
 
 def test_the_report_holds_every_number_twice_and_three_figures(done: Path) -> None:
