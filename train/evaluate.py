@@ -58,7 +58,7 @@ def evaluate(config: EvaluationConfig) -> None:
         without = {
             f"without {name}" if name != "all effects" else name: float(value) for name, value in ablation(model, tokens, **rule).items()
         }
-        say(report.stage_table(without, f"{len(tokens):,}", context))
+        say(report.ablation_table(without))
     report.write_results(folder, without, sweep)
     aimc.plot.save(aimc.plot.nonideality_bars(sweep), folder / "nonidealities.png")
     say(f"Results and figure are in {folder}.")

@@ -104,6 +104,18 @@ def sweep_table(sweep: dict[str, Perplexity]) -> Table:
     return table
 
 
+def ablation_table(rows: dict[str, float]) -> Table:
+    """Perplexity with one deterministic effect off at a time; the first row has all of them."""
+    table = Table(title="One effect off at a time, weights unchanged")
+    table.add_column("effects")
+    table.add_column("perplexity", justify="right")
+    table.add_column("÷ all effects", justify="right")
+    whole = next(iter(rows.values()))
+    for name, value in rows.items():
+        table.add_row(name, f"{value:.2f}", f"{value / whole:.3f}")
+    return table
+
+
 def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perplexity]) -> None:
     """results.json and results.csv: the same rows."""
     rows = [{"group": "stage", "name": name, "perplexity": value, "std": 0.0, "chips": 1} for name, value in stages.items()]
