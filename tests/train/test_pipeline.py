@@ -24,7 +24,7 @@ from train.schema import EvaluationConfig, RunConfig
 from train.stages import FOLDERS, ORDER
 
 Compose = Callable[..., RunConfig]
-STEPS, TOKENS_A_STEP = 4, 2 * 32
+TOKENS_A_STEP = 2 * 32
 
 
 @pytest.fixture(scope="module")
