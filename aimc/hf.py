@@ -159,7 +159,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         raise ValueError(
             f"{path}: the scalers do not fit the model (first: {missing[0]}); the folder is incomplete or from another version, convert again"
         )
-    model.load_state_dict(scalers, strict=False)
+    model.load_state_dict(scalers, strict=False)  # exactly the scalers, checked above; the other weights are in place
     return model
 
 
