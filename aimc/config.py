@@ -220,6 +220,10 @@ class Noise:
         """Names of the fields that are not off."""
         return [f.name for f in fields(self) if getattr(self, f.name) > 0]
 
+    def is_fresh(self) -> bool:
+        """Whether any of it is drawn anew in every call, so that a seed is needed."""
+        return bool(self.write_v or self.read_qk or self.read_av)
+
     def is_frozen_in_chip(self) -> bool:
         """Whether any of it belongs to one chip, so that a chip must be chosen."""
         return any(n.startswith(("mismatch", "column")) for n in self.active())

@@ -11,6 +11,7 @@ from aimc.config import Hardware
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
 from aimc.ops.noise import Chip
+from aimc.ops.scaling import Scaling
 
 PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
@@ -55,21 +56,20 @@ class GainCellAttention(nn.Module):
         Returns:
             `[B, H, T, D]` in the dtype of `query`.
         """
-        q, k, v = self.query_scaler(query), self.key_scaler(key), self.value_scaler(value)
-        details = None
         result = gain_cell_attention(
-            q,
-            k,
-            v,
+            query,
+            key,
+            value,
             self.hardware,
+            scaling=Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine),
             key_padding=key_padding,
             chip=Chip(seed=self.chip_seed or 0, layer=self.layer),
             generator=self.generator,
             details=self.observe_details,
         )
-        if self.observe_details:
-            result, details = result
+        result, details = result if self.observe_details else (result, None)
         out = self.output_scaler(result)
-        if self.observer is not None:
+        if self.observer is not None:  # the operator scales on the way to the converters and keeps nothing: scale again to show it
+            q, k, v = self.query_scaler(query), self.key_scaler(key), self.value_scaler(value)
             self.observer(self, {"query": q, "key": k, "value": v, "output": out}, details)
         return out.to(query.dtype)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from aimc.ops.scaling import Affine, scaled
+
 
 class AffineScaler(nn.Module):
     """`x' = a·x + b` per head, in float32 whatever the surrounding precision.
@@ -23,8 +25,12 @@ class AffineScaler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, H, T, D]` to the same shape, in float32 (float64 for float64)."""
         with torch.autocast(x.device.type, enabled=False):
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            return x.to(dtype) * self.scale.to(dtype)[:, None, None] + self.offset.to(dtype)[:, None, None]
+            return scaled(x, self.affine)
+
+    @property
+    def affine(self) -> Affine:
+        """Its parameters, for an operator that applies them itself."""
+        return Affine(self.scale, self.offset)
 
     def extra_repr(self) -> str:
         return f"n_heads={len(self.scale)}"

@@ -27,7 +27,7 @@ def charge_qk(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
         Charge in signal units, `[..., T, S]`.
     """
     if decay is None:
-        return pulses @ _together(operands).mT
+        return pulses @ together(operands).mT
     # Horner's rule in the decay: one product of size T×S per power, and no powers of the decay to keep.
     charge = pulses.new_zeros(())
     for operand in reversed(operands):
@@ -51,7 +51,7 @@ def charge_av(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
         Charge of the sub-tile in signal units, `[..., T, D]`.
     """
     if decay is None:
-        return pulses @ _together(operands)
+        return pulses @ together(operands)
     charge = pulses.new_zeros(())
     for j, operand in enumerate(operands):
         pulses = pulses * decay if j > 0 else pulses  # Φ_ts·r_ts^j
@@ -62,7 +62,7 @@ def charge_av(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
     return charge
 
 
-def _together(operands: Operands) -> Tensor:
+def together(operands: Operands) -> Tensor:
     """Sum of the operands, numbers last: they stand for the same number in every cell."""
-    together = reduce(operator.add, (o for o in operands if isinstance(o, Tensor)))
-    return together + sum(o for o in operands if not isinstance(o, Tensor))
+    of_cells = reduce(operator.add, (o for o in operands if isinstance(o, Tensor)))
+    return of_cells + sum(o for o in operands if not isinstance(o, Tensor))

@@ -8,6 +8,7 @@ digital sum, the walk is over sub-tiles, each with the slots of both arrays that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,9 +17,12 @@ from aimc.config import Array, Hardware
 from aimc.ops.array import Operands, charge_av, charge_qk
 from aimc.ops.cell import cell_operands
 from aimc.ops.checks import check_attention
-from aimc.ops.leakage import age, decay_factor
-from aimc.ops.noise import ArrayId, Chip, draw_seed, read_noise_av, read_noise_qk, write_noise
+from aimc.ops.dispatch import choose_backend
+from aimc.ops.fused import fused_attention
+from aimc.ops.heads import Heads, n_tiles_reached
+from aimc.ops.noise import ArrayId, Chip, draw_seed
 from aimc.ops.quantize import quantize
+from aimc.ops.scaling import Scaling, scaled
 
 
 @dataclass(slots=True, kw_only=True)
@@ -33,12 +37,23 @@ class Details:
     """Counter values of the sub-tiles, `[B, H, T, J, D]`, J = sub-tiles that any token has reached; 0 before a sub-tile is in use."""
 
 
+class _Seen(NamedTuple):
+    """What one sub-tile has seen."""
+
+    start: int
+    tokens: Tensor
+    fill: Tensor
+    phi: Tensor
+    counts: Tensor
+
+
 def gain_cell_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     hardware: Hardware,
     *,
+    scaling: Scaling | None = None,
     key_padding: Tensor | None = None,
     chip: Chip | None = None,
     generator: torch.Generator | None = None,
@@ -55,11 +70,13 @@ def gain_cell_attention(
         key: `[B, H_kv, T, D]`, through its scaler, in volt (clipped to the storage DAC's range). H is a multiple of H_kv; query
             head h reads K/V head `h // (H / H_kv)`.
         value: as `key`.
-        hardware: cells, converters, arrays, leakage and noise.
+        hardware: cells, converters, arrays, leakage and noise; its `backend` chooses the implementation, all of which agree.
+        scaling: the scalers of query, key and value, if they are still to be applied (fused with the converters); then the three
+            are given as the model has them.
         key_padding: bool `[B, T]`, True where a token is padding; None: none is.
         chip: which chip and layer, needed for mismatch and column errors; its layer also keys the noise.
         generator: source of the one seed of this call's write and read noise; None: torch's global one. Untouched without noise.
-        details: also return :class:`Details`.
+        details: also return :class:`Details`; computed by the eager operator, whatever `hardware.backend` says.
 
     Returns:
         `[B, H, T, D]` in the dtype of `query`: the digital sum of the sub-tiles in units of `array.saturation_av`, before the
@@ -68,122 +85,97 @@ def gain_cell_attention(
     Raises:
         TypeError, ValueError, NotImplementedError: see :func:`aimc.ops.checks.check_attention`.
     """
-    check_attention(query, key, value, hardware, key_padding, chip)
+    check_attention(query, key, value, hardware, key_padding, chip, scaling)
+    seed = draw_seed(generator, query.device) if hardware.noise.is_fresh() else torch.zeros((), dtype=torch.int64, device=query.device)
+    backend = "eager" if details else choose_backend(query, hardware)
+    if backend != "eager":
+        return fused_attention(query, key, value, hardware, scaling=scaling, key_padding=key_padding, chip=chip, seed=seed, engine=backend)
+    out, trace = _eager(query, key, value, hardware, scaling or Scaling(None, None, None), key_padding, chip, seed, details)
+    return (out, _assemble(trace, out, hardware.array)) if details else out
+
+
+def _eager(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hardware: Hardware,
+    scaling: Scaling,
+    key_padding: Tensor | None,
+    chip: Chip | None,
+    seed: Tensor,
+    details: bool,
+) -> tuple[Tensor, list[_Seen]]:
+    """The table of the design, line by line, one sub-tile after another."""
+    array = hardware.array
+    heads = Heads(query, key, hardware, chip, seed)
     with torch.autocast(query.device.type, enabled=False):
-        head = _Heads(query, key, hardware, chip, generator)
-        pulses = quantize(query.to(head.dtype), hardware.input_dac)  # q̂ [B, H, T, D]
-        keys = head.write(key, ArrayId.QK)
-        values = head.write(value, ArrayId.AV)
+        positions = torch.arange(heads.n_tokens, device=query.device)
+        tiles = _tile_tokens(heads.n_tokens, array, query.device)
+        pulses = quantize(scaled(query, scaling.query), hardware.input_dac)  # q̂ [B, H, T, D]
+        keys = _write(heads, scaled(key, scaling.key), ArrayId.QK, tiles)
+        values = _write(heads, scaled(value, scaling.value), ArrayId.AV, tiles)
         out = torch.zeros_like(pulses)
         trace = []
-        for tile, tokens in enumerate(head.tiles):
-            start = tile * hardware.array.rows  # the token that first writes to this sub-tile
-            rows = head.positions[start:]
-            ages = age(rows, tokens)  # [T', S]
-            decay = decay_factor(ages, hardware.leakage.decay_per_token, dtype=head.dtype) if hardware.leakage.decay_per_token else None
-            visible = (tokens <= rows[:, None]) & (ages < hardware.array.window)
-            if key_padding is not None:
-                visible = visible & ~key_padding[:, None, None, tokens]  # [B, 1, T', S]
-            fill = head.read_qk(pulses[..., start:, :], keys[tile], decay, rows, tokens)  # S / S_sat [B, H, T', S]
+        for tile, tokens in enumerate(tiles):
+            start = tile * array.rows  # the token that first writes to this sub-tile
+            rows = positions[start:]
+            ages, visible = heads.seen(rows, tokens, key_padding)
+            decay = heads.decay(ages)  # [T', S]
+            fill = charge_qk(pulses[..., start:, :] / array.saturation_qk, keys[tile], decay)  # S / S_sat [B, H, T', S]
+            fill = _with_errors(fill, *heads.column_errors_qk(tokens), heads.read_noise_qk(rows, tokens))
             phi = fill.clamp(0.0, 1.0).masked_fill(~visible, 0.0)
-            counts = head.read_av(phi, values[tile], decay, rows, tile)  # A [B, H, T', D]
+            counts = charge_av(phi, values[tile], decay) / array.saturation_av  # A [B, H, T', D]
+            counts = _with_errors(
+                counts, *heads.column_errors_av(torch.tensor([tile], device=query.device)), heads.read_noise_av(rows, tile)
+            )
+            counts = quantize(counts, hardware.readout)
             out[..., start:, :] += counts
             if details:
-                trace.append((start, tokens, fill.masked_fill(~visible, 0.0), phi, counts))
+                trace.append(_Seen(start, tokens, fill.masked_fill(~visible, 0.0), phi, counts))
         if key_padding is not None:
             out = out.masked_fill(key_padding[:, None, :, None], 0.0)
-        out = out.to(query.dtype)
-        return (out, _assemble(trace, pulses, hardware.array)) if details else out
+        return out.to(query.dtype), trace
 
 
-class _Heads:
-    """The heads of one call: writing both arrays and reading them, with the noise and the chip that this call meets."""
+def _write(heads: Heads, x: Tensor, array: ArrayId, tiles: list[Tensor]) -> list[Operands]:
+    """Store scaled keys or values `[B, H_kv, T, D]`: per sub-tile, the operands `[B, H, S, D]` of its tokens."""
+    positions = torch.arange(heads.n_tokens, device=x.device)
+    gain, offset_v = heads.cell_errors(array, positions)
+    operands = cell_operands(heads.stored_u(x, array, positions), heads.hardware.cell, gain=gain, offset_v=offset_v)
+    return [list(of_tile) for of_tile in zip(*(_by_tile(heads, operand, tiles) for operand in operands), strict=True)]
 
-    def __init__(self, query: Tensor, key: Tensor, hardware: Hardware, chip: Chip | None, generator: torch.Generator | None) -> None:
-        noise = hardware.noise
-        self.hardware = hardware
-        self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
-        self.layer = self.chip.layer
-        self.seed = draw_seed(generator, query.device) if noise.write_v or noise.read_qk or noise.read_av else 0
-        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        self.n_batch, self.n_heads, n_tokens, self.head_size = query.shape
-        self.n_kv_heads = key.shape[1]
-        self.positions = torch.arange(n_tokens, device=query.device)
-        self.tiles = _tile_tokens(n_tokens, hardware.array, query.device)
 
-    def write(self, x: Tensor, array: ArrayId) -> list[Operands]:
-        """Store keys or values `[B, H_kv, T, D]`: per sub-tile, the operands `[B, H, S, D]` of its tokens."""
-        noise, cell = self.hardware.noise, self.hardware.cell
-        stored_v = quantize(x.to(self.dtype), self.hardware.storage_dac)
-        if noise.write_v:
-            unit = write_noise(self.seed, self.layer, array, self.n_batch, self.n_kv_heads, self.positions, self.head_size, self.dtype)
-            stored_v = stored_v + noise.write_v * unit
-        gain = offset_v = None
-        cells = (array, self.n_kv_heads, self.positions % self.hardware.array.window, self.head_size, self.dtype)
-        if noise.mismatch_gain:
-            gain = noise.mismatch_gain * self.chip.cell_gain(*cells)
-        if noise.mismatch_offset_v:
-            offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells)
-        operands = cell_operands(stored_v - cell.offset_v, cell, gain=gain, offset_v=offset_v)
-        return [list(of_tile) for of_tile in zip(*map(self._by_tile, operands), strict=True)]
+def _by_tile(heads: Heads, operand: Tensor | float, tiles: list[Tensor]) -> list[Tensor] | list[float]:
+    """One operand of all tokens → one per sub-tile, each K/V head repeated for the query heads of its group."""
+    if not isinstance(operand, Tensor):
+        return [operand] * len(tiles)
+    operand = heads.for_query_heads(operand, dim=-3)
+    if heads.n_tokens > heads.hardware.array.window:  # slots have been reused: bring the tokens of a sub-tile together
+        operand = operand.index_select(-2, torch.cat(tiles))
+    return list(operand.split([len(tokens) for tokens in tiles], dim=-2))
 
-    def _by_tile(self, operand: Tensor | float) -> list[Tensor] | list[float]:
-        """One operand of all tokens → one per sub-tile, each K/V head repeated for the query heads of its group."""
-        if not isinstance(operand, Tensor):
-            return [operand] * len(self.tiles)
-        operand = self._for_query_heads(operand, dim=-3)
-        if len(self.positions) > self.hardware.array.window:  # slots have been reused: bring the tokens of a sub-tile together
-            operand = operand.index_select(-2, torch.cat(self.tiles))
-        return list(operand.split([len(tokens) for tokens in self.tiles], dim=-2))
 
-    def _for_query_heads(self, x: Tensor, dim: int) -> Tensor:
-        groups = self.n_heads // self.n_kv_heads
-        return x if groups == 1 else x.repeat_interleave(groups, dim=dim)
-
-    def read_qk(self, pulses: Tensor, operands: Operands, decay: Tensor | None, rows: Tensor, tokens: Tensor) -> Tensor:
-        """First array with its column errors and read noise: `S / S_sat`, `[B, H, T', S]`."""
-        noise = self.hardware.noise
-        fill = charge_qk(pulses / self.hardware.array.saturation_qk, operands, decay)
-        slots = tokens % self.hardware.array.window
-        if noise.column_gain:
-            gain = self.chip.column_gain_qk(self.n_kv_heads, slots, self.dtype)
-            fill = fill * (1.0 + noise.column_gain * self._for_query_heads(gain, dim=0)[:, None])
-        if noise.column_offset:
-            offset = self.chip.column_offset_qk(self.n_kv_heads, slots, self.dtype)
-            fill = fill + noise.column_offset * self._for_query_heads(offset, dim=0)[:, None]
-        if noise.read_qk:
-            fill = fill + noise.read_qk * read_noise_qk(self.seed, self.layer, self.n_batch, self.n_heads, rows, tokens, self.dtype)
-        return fill
-
-    def read_av(self, phi: Tensor, operands: Operands, decay: Tensor | None, rows: Tensor, tile: int) -> Tensor:
-        """Second array, one sub-tile with its column errors, read noise and counter: `A`, `[B, H, T', D]`."""
-        noise = self.hardware.noise
-        counts = charge_av(phi, operands, decay) / self.hardware.array.saturation_av
-        column = (self.n_kv_heads, torch.tensor([tile], device=phi.device), self.head_size, self.dtype)
-        if noise.column_gain:
-            counts = counts * (1.0 + noise.column_gain * self._for_query_heads(self.chip.column_gain_av(*column), dim=0))
-        if noise.column_offset:
-            counts = counts + noise.column_offset * self._for_query_heads(self.chip.column_offset_av(*column), dim=0)
-        if noise.read_av:
-            unit = read_noise_av(self.seed, self.layer, self.n_batch, self.n_heads, rows, tile, self.head_size, self.dtype)
-            counts = counts + noise.read_av * unit
-        return quantize(counts, self.hardware.readout)
+def _with_errors(x: Tensor, gain: Tensor | None, offset: Tensor | None, noise: Tensor | None) -> Tensor:
+    """A column's readout: relative gain error, offset and read noise, in full scales."""
+    x = x if gain is None else x * (1.0 + gain)
+    x = x if offset is None else x + offset
+    return x if noise is None else x + noise
 
 
 def _tile_tokens(n_tokens: int, array: Array, device: torch.device) -> list[Tensor]:
     """Absolute positions of the tokens that pass through each sub-tile, for the sub-tiles that any token reaches."""
-    first = range(0, min(n_tokens, array.window), array.rows)
+    first = [tile * array.rows for tile in range(n_tiles_reached(n_tokens, array))]
     runs = [[torch.arange(s, min(s + array.rows, n_tokens), device=device) for s in range(f, n_tokens, array.window)] for f in first]
     return [torch.cat(run) for run in runs]
 
 
-def _assemble(trace: list[tuple[int, Tensor, Tensor, Tensor, Tensor]], pulses: Tensor, array: Array) -> Details:
+def _assemble(trace: list[_Seen], out: Tensor, array: Array) -> Details:
     """Put what each sub-tile has seen back in the order of absolute positions."""
-    n_batch, n_heads, n_tokens, head_size = pulses.shape
-    S, phi = (pulses.new_zeros(n_batch, n_heads, n_tokens, n_tokens) for _ in range(2))
-    A = pulses.new_zeros(n_batch, n_heads, n_tokens, len(trace), head_size)
-    for tile, (start, tokens, tile_fill, tile_phi, counts) in enumerate(trace):
-        S[..., start:, tokens] = tile_fill * array.saturation_qk
-        phi[..., start:, tokens] = tile_phi
-        A[..., start:, tile, :] = counts
+    n_batch, n_heads, n_tokens, head_size = out.shape
+    S, phi = (trace[0].phi.new_zeros(n_batch, n_heads, n_tokens, n_tokens) for _ in range(2))
+    A = trace[0].phi.new_zeros(n_batch, n_heads, n_tokens, len(trace), head_size)
+    for tile, seen in enumerate(trace):
+        S[..., seen.start :, seen.tokens] = seen.fill * array.saturation_qk
+        phi[..., seen.start :, seen.tokens] = seen.phi
+        A[..., seen.start :, tile, :] = seen.counts
     return Details(S=S, phi=phi, A=A)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import comb
 
+import torch
 from torch import Tensor
 
 from aimc.config import Cell
@@ -48,6 +49,32 @@ def cell_operands(u0: Tensor, cell: Cell, *, gain: Tensor | None = None, offset_
     if cell.gradient == "linear":
         operands[1] = operands[1] + _surrogate(u0, cell)
     return operands
+
+
+def stored_gradient(
+    of_operands: dict[int, Tensor], u0: Tensor, cell: Cell, *, gain: Tensor | None = None, offset_v: Tensor | None = None
+) -> Tensor:
+    """The backward pass of :func:`cell_operands` by hand.
+
+    Args:
+        of_operands: gradient of the operand of each power in :func:`powers_with_gradient`, `[..., T, D]`; absent powers may be left out.
+        u0, cell, gain, offset_v: as they were given.
+
+    Returns:
+        The gradient of `u0`, `[..., T, D]`.
+    """
+    if cell.gradient == "linear":
+        return cell.surrogate_slope * of_operands[1]
+    grad: Tensor | float = 0.0
+    for j in reversed(powers_with_gradient(cell)):  # Horner's rule in u0 for Σ_j j·κ_j·u0^(j−1)·grad_j
+        coefficient = _shifted_coefficient(j, cell, gain, offset_v)
+        grad = _times(grad, u0) + _times(_times(float(j), coefficient), of_operands.get(j, 0.0))
+    return torch.as_tensor(grad, dtype=u0.dtype, device=u0.device).expand_as(u0)
+
+
+def powers_with_gradient(cell: Cell) -> range:
+    """Powers of the decay whose operand passes a gradient to the stored voltage."""
+    return range(1, 2) if cell.gradient == "linear" else range(1, len(cell.coefficients))
 
 
 def _shifted_coefficient(j: int, cell: Cell, gain: Tensor | None, offset_v: Tensor | None) -> Tensor | float:

@@ -7,19 +7,33 @@ from torch import Tensor
 
 from aimc.config import Hardware
 from aimc.ops.noise import Chip
+from aimc.ops.scaling import Scaling
 
-EAGER_BACKENDS = ("auto", "eager")
 
-
-def check_attention(query: Tensor, key: Tensor, value: Tensor, hardware: Hardware, key_padding: Tensor | None, chip: Chip | None) -> None:
+def check_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    hardware: Hardware,
+    key_padding: Tensor | None,
+    chip: Chip | None,
+    scaling: Scaling | None = None,
+) -> None:
     """Raise if the arguments of :func:`aimc.ops.attention.gain_cell_attention` do not fit together.
+
+    In PyTorch's debug mode (`torch.autograd.set_detect_anomaly(True)`) the numbers themselves are looked at too.
 
     Raises:
         TypeError: tensors that are not floating point, or a padding mask that is not boolean.
-        ValueError: shapes, heads or devices that do not fit, or frozen noise without a chip.
-        NotImplementedError: an activation or a backend that this version does not have.
+        ValueError: shapes, heads, scalers or devices that do not fit, frozen noise without a chip, or, in debug mode, numbers that are
+            not finite.
+        NotImplementedError: an activation that this version does not have.
     """
     _check_tensors(query, key, value)
+    if scaling is not None:
+        _check_scaling(scaling, query.shape[1], key.shape[1])
+    if not torch.compiler.is_compiling() and torch.is_anomaly_enabled():
+        _check_finite(query=query, key=key, value=value)
     if key_padding is not None:
         _check_padding(key_padding, query)
     _check_hardware(hardware, chip)
@@ -53,6 +67,25 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
+def _check_scaling(scaling: Scaling, n_heads: int, n_kv_heads: int) -> None:
+    for name, affine, expected in zip(scaling._fields, scaling, (n_heads, n_kv_heads, n_kv_heads), strict=True):
+        if affine is not None and (affine.scale.shape, affine.offset.shape) != ((expected,), (expected,)):
+            raise ValueError(
+                f"scaling.{name} has a scale of shape {tuple(affine.scale.shape)} and an offset of shape {tuple(affine.offset.shape)}: "
+                f"each head has one of both; give two tensors of shape ({expected},)"
+            )
+
+
+def _check_finite(**tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        n_bad = int((~torch.isfinite(tensor)).sum())
+        if n_bad:
+            raise ValueError(
+                f"{name} has {n_bad} of {tensor.numel()} numbers that are not finite: clips would turn them into plausible charges; "
+                "look for the layer that made them (a smaller learning rate, float32 instead of float16)"
+            )
+
+
 def _check_padding(key_padding: Tensor, query: Tensor) -> None:
     if key_padding.dtype != torch.bool:
         raise TypeError(
@@ -71,10 +104,6 @@ def _check_hardware(hardware: Hardware, chip: Chip | None) -> None:
         raise NotImplementedError(
             f"hardware.activation={hardware.activation!r} is not available in this version: the charge-to-pulse circuit is the "
             "activation; use 'hard_sigmoid'"
-        )
-    if hardware.backend not in EAGER_BACKENDS:
-        raise NotImplementedError(
-            f"hardware.backend={hardware.backend!r} is not available in this version; use one of {', '.join(EAGER_BACKENDS)}"
         )
     if chip is None and hardware.noise.is_frozen_in_chip():
         frozen = [f"noise.{n}" for n in hardware.noise.active() if n.startswith(("mismatch", "column"))]

@@ -24,19 +24,26 @@ def quantize(x: Tensor, converter: Converter) -> Tensor:
     if converter.n_levels is None:
         return clipped
     # `clipped − clipped.detach()` is exactly zero, so the value stays a level to the last bit while the gradient passes.
-    return _nearest_level(clipped.detach(), converter.n_levels, converter) + (clipped - clipped.detach())
+    return _to_level_(clipped.detach().clone(), converter) + (clipped - clipped.detach())
 
 
-def _nearest_level(x: Tensor, n: int, converter: Converter) -> Tensor:
-    """The level, of n, nearest to `x`, which lies inside the range; halves go to the even code."""
-    v_min, v_max = converter.v_min, converter.v_max
+def quantize_(x: Tensor, converter: Converter) -> Tensor:
+    """:func:`quantize` in place and without a gradient."""
+    return _to_level_(x.clamp_(converter.v_min, converter.v_max), converter)
+
+
+def _to_level_(x: Tensor, converter: Converter) -> Tensor:
+    """Replace `x`, which lies inside the converter's range, by the nearest level, in place; halves go to the even code."""
+    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+    if n is None:
+        return x
     if converter.coding == "rounded":
         steps = (n - 1) / (v_max - v_min)
-        return (x * steps).round() / steps
+        return x.mul_(steps).round_().div_(steps)
     if converter.coding == "sign_magnitude":
         steps = (n // 2 - 1) / v_max
-        levels = (x * steps).round() / steps
+        x.mul_(steps).round_().div_(steps)
     else:
         steps = (n - 1) / (v_max - v_min)
-        levels = ((x - v_min) * steps).round() / steps + v_min
-    return levels.clamp(v_min, v_max)  # the outermost level can miss the range by one rounding error
+        x.sub_(v_min).mul_(steps).round_().div_(steps).add_(v_min)
+    return x.clamp_(v_min, v_max)  # the outermost level can miss the range by one rounding error

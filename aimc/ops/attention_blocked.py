@@ -1,0 +1,329 @@
+"""Gain-cell attention in blocks, with its backward pass by hand: memory grows with the tokens, not with their square.
+
+The walk is that of the eager operator, cut into short runs of queries: keys come one sub-tile at a time, charges, pulses and counts of
+one such read live in a few work buffers that stay in the cache, and the backward pass computes them again instead of keeping them.
+The scores above the diagonal and outside the window are never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aimc.ops.array import together
+from aimc.ops.call import Call
+from aimc.ops.cell import cell_operands, powers_with_gradient, stored_gradient
+from aimc.ops.heads import Heads
+from aimc.ops.leakage import age
+from aimc.ops.noise import ArrayId
+from aimc.ops.quantize import quantize, quantize_
+from aimc.ops.reads import Read, groups, reads
+from aimc.ops.scaling import conversion_gradient, scaled
+
+WORK_BUFFER_BYTES = 4 * 2**20
+"""Aimed size of one work buffer, a run of queries against one sub-tile: larger ones leave the cache, smaller ones cost more calls."""
+
+
+SPAN = 512
+"""Tokens that are prepared together."""
+
+
+def forward(call: Call) -> Tensor:
+    """Digital sums `[B, T, H, D]` in the dtype of the query."""
+    heads, array = call.heads, call.heads.hardware.array
+    out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
+    work = _Work(call)
+    for start, stop in _runs(call):
+        pulses = _pulses(call, start, stop)  # [B·H, T', D]
+        total = torch.zeros_like(pulses)
+        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN):
+            keys, values = _Stored(call, ArrayId.QK, tokens), _Stored(call, ArrayId.AV, tokens)
+            for read in neighbours:
+                queries = slice(read.start - start, read.stop - start)
+                _, phi = work.first_array(read, pulses[:, queries], keys.cells(read))
+                counts = work.second_array(read, phi, values.cells(read))
+                total[:, queries] += quantize_(counts, heads.hardware.readout)
+        total = total.view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
+        if call.key_padding is not None:
+            total.masked_fill_(call.key_padding[:, None, start:stop, None], 0.0)
+        out[:, start:stop] = total.transpose(1, 2)
+    return out
+
+
+def backward(call: Call, grad: Tensor) -> list[Tensor]:
+    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, from that of the sums `[B, H, T, D]`."""
+    heads, array = call.heads, call.heads.hardware.array
+    work = _Work(call)
+    d_query = torch.empty_like(call.query)
+    d_query_affine = grad.new_zeros(2, heads.n_heads, dtype=heads.dtype)
+    d_key, d_value = _Gradient(call), _Gradient(call)
+    for start, stop in _runs(call):
+        pulses = _pulses(call, start, stop)
+        upstream = grad[:, :, start:stop].to(heads.dtype)
+        if call.key_padding is not None:
+            upstream = upstream.masked_fill(call.key_padding[:, None, start:stop, None], 0.0)
+        upstream = upstream.reshape(pulses.shape)
+        d_pulses = torch.zeros_like(pulses)
+        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN):
+            keys, values = _Stored(call, ArrayId.QK, tokens), _Stored(call, ArrayId.AV, tokens)
+            for read in neighbours:
+                queries = slice(read.start - start, read.stop - start)
+                of_keys, of_values = keys.cells(read), values.cells(read)
+                fill, phi = work.first_array(read, pulses[:, queries], of_keys)
+                counts = work.second_array(read, phi, of_values)
+                d_counts = work.clip_gradient(counts, upstream[:, queries])
+                work.back_to_cells(of_values, work.phi(fill), d_counts)
+                d_fill = work.back_through_second(d_counts, of_values).mul_(fill.eq_(work.phi(fill)))
+                if of_keys.column_gain is not None:
+                    d_fill.view(heads.n_batch, heads.n_heads, *d_fill.shape[1:]).mul_(1.0 + of_keys.column_gain)
+                work.back_to_cells(of_keys, d_fill, pulses[:, queries], d_pulses[:, queries])
+            d_key.add(keys)
+            d_value.add(values)
+        d_pulses = d_pulses.div_(array.saturation_qk).view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
+        of_query = call.query[:, :, start:stop], call.scaling.query, heads.hardware.input_dac
+        d_query[:, :, start:stop], of_scaler = conversion_gradient(d_pulses, *of_query)
+        d_query_affine += of_scaler
+    d_inputs = [d_query, d_key.of_input.to(call.key.dtype), d_value.of_input.to(call.value.dtype)]
+    return [*d_inputs, d_query_affine, d_key.of_scaler, d_value.of_scaler]
+
+
+def _pulses(call: Call, start: int, stop: int) -> Tensor:
+    """Pulses of a run of queries per charge that saturates the first array, `q̂ / S_sat`, `[B·H, T', D]`."""
+    query = quantize(scaled(call.query[:, :, start:stop], call.scaling.query), call.heads.hardware.input_dac)
+    return query.reshape(-1, stop - start, call.heads.head_size).div(call.heads.hardware.array.saturation_qk)
+
+
+def _runs(call: Call) -> Iterator[tuple[int, int]]:
+    """Runs of queries, whole sub-tiles each, whose work buffers have the aimed size."""
+    heads, rows = call.heads, call.heads.hardware.array.rows
+    of_one_query = heads.n_batch * heads.n_heads * max(rows, heads.head_size) * heads.dtype.itemsize
+    length = max(WORK_BUFFER_BYTES // of_one_query // rows, 1) * rows
+    for start in range(0, heads.n_tokens, length):
+        yield start, min(start + length, heads.n_tokens)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Cells:
+    """The cells of one sub-tile, as one read meets them."""
+
+    operands: list[Tensor | None]
+    """Per power of the decay, `[B·H, S, D]`, or a row `[B·H, 1, D]` where all cells are alike; None: the power is absent."""
+    tokens: Tensor
+    """Positions of the tokens in them, `[S]`."""
+    column_gain: Tensor | None
+    """Of the first array's columns, `[H, 1, S]`; None: none, or already part of the operands."""
+    column_offset: Tensor | None
+    """`[H, 1, S]` in the first array, `[H, 1, D]` in the second; None: none."""
+    gradients: dict[int, list[Tensor]]
+    """Where the gradients `[B·H, S, D]` of the operands that have one are gathered, per power."""
+
+
+class _Stored:
+    """Tokens written to one array, and what their cells do to a pulse.
+
+    Args:
+        ranges: runs of tokens (first, one past the last), prepared together.
+    """
+
+    def __init__(self, call: Call, array: ArrayId, ranges: list[tuple[int, int]]) -> None:
+        heads, hardware = call.heads, call.heads.hardware
+        source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
+        self.ranges = ranges
+        self.tokens = torch.cat([torch.arange(first, behind, device=heads.device) for first, behind in ranges])
+        raw = [source[:, :, first:behind] for first, behind in ranges]
+        self.raw = raw[0] if len(raw) == 1 else torch.cat(raw, dim=2)  # [B, H_kv, S, D]
+        self.u = heads.stored_u(scaled(self.raw, self.affine), array, self.tokens)
+        self.gain, self.offset_v = heads.cell_errors(array, self.tokens)
+        self.column_gain, self.column_offset = self._column_errors(heads, array)
+        self.scale: Tensor | float = 1.0  # of a cell's charge, beyond the cell itself
+        if array == ArrayId.AV:  # a column of the second array is a feature of every cell in it, so its gain is folded into the cells
+            self.scale = (1.0 if self.column_gain is None else 1.0 + self.column_gain) / hardware.array.saturation_av
+            self.column_gain = None
+        operands = cell_operands(self.u, hardware.cell, gain=self.gain, offset_v=self.offset_v)
+        leaks = hardware.leakage.decay_per_token > 0
+        self.operands = [self._per_head(heads, operand) for operand in (operands if leaks else [together(operands)])]
+        self.gradients: dict[int, list[Tensor]] = {j: [] for j in (powers_with_gradient(hardware.cell) if leaks else [0])}
+
+    def _column_errors(self, heads: Heads, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
+        """Per token: `[H, 1, S]` for the first array, `[H, S, D]` for the second; None: none."""
+        if array == ArrayId.QK:
+            return heads.column_errors_qk(self.tokens)
+        sizes = heads.hardware.array
+        of_tiles = heads.column_errors_av(torch.arange(sizes.n_tiles, device=heads.device))
+        at = self.tokens % sizes.window // sizes.rows
+        gain, offset = (None if of_tile is None else of_tile.index_select(1, at) for of_tile in of_tiles)
+        return gain, offset
+
+    def _per_head(self, heads: Heads, operand: Tensor | float) -> Tensor | None:
+        """`[B·H, S or 1, D]` from an operand of all K/V heads."""
+        if isinstance(operand, float):
+            if operand == 0.0:
+                return None
+            operand = self.u.new_full((1, 1, heads.head_size), operand)
+        else:
+            operand = heads.for_query_heads(operand, dim=-3)
+        operand = operand * self.scale
+        return operand.expand(heads.n_batch, heads.n_heads, *operand.shape[-2:]).flatten(0, 1)
+
+    def cells(self, read: Read) -> _Cells:
+        """Those that one read meets."""
+        at = read.blocks[0][0] - self.ranges[0][0]
+        part = slice(at, at + read.n_tokens)
+        operands = [o if o is None or o.shape[1] == 1 else o[:, part] for o in self.operands]
+        offset = self.column_offset
+        if offset is not None:  # one per token in the first array; the same for all tokens of a sub-tile in the second
+            offset = offset[..., part] if offset.shape[1] == 1 != len(self.tokens) else offset[:, at : at + 1]
+        gain = None if self.column_gain is None else self.column_gain[..., part]
+        tokens = self.tokens[part]
+        return _Cells(operands=operands, tokens=tokens, column_gain=gain, column_offset=offset, gradients=self.gradients)
+
+
+class _Work:
+    """The work buffers of one call and the two arrays computed in them, for `[B·H, …]` and one read at a time."""
+
+    def __init__(self, call: Call) -> None:
+        self.heads = call.heads
+        self.key_padding = call.key_padding
+        self._buffers: dict[str, Tensor] = {}
+        self._decay: Tensor | float = 1.0
+
+    def first_array(self, read: Read, pulses: Tensor, keys: _Cells) -> tuple[Tensor, Tensor]:
+        """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
+        heads = self.heads
+        rows = torch.arange(read.start, read.stop, device=heads.device)
+        decay = heads.decay(age(rows, keys.tokens))
+        self._decay = 1.0 if decay is None else decay  # [T', S]
+        fill = self._charge("fill", pulses, keys.operands, n_cells=len(keys.tokens))
+        by_head = fill.view(heads.n_batch, heads.n_heads, *fill.shape[1:])
+        if keys.column_gain is not None:
+            by_head.mul_(1.0 + keys.column_gain)
+        if keys.column_offset is not None:
+            by_head.add_(keys.column_offset)
+        noise = heads.read_noise_qk(rows, keys.tokens)
+        if noise is not None:
+            by_head.add_(noise)
+        if read.n_masked:
+            _, visible = heads.seen(rows[: read.n_masked], keys.tokens, None)
+            fill[:, : read.n_masked].masked_fill_(~visible, -1.0)
+        if self.key_padding is not None:
+            by_head.masked_fill_(self.key_padding[:, None, None, keys.tokens], -1.0)
+        return fill, self.phi(fill)
+
+    def phi(self, fill: Tensor) -> Tensor:
+        """The charge-to-pulse circuit, `clip(S / S_sat, 0, 1)`, into its buffer."""
+        return torch.clamp(fill, 0.0, 1.0, out=self._buffer("phi", *fill.shape[1:]))
+
+    def second_array(self, read: Read, phi: Tensor, values: _Cells) -> Tensor:
+        """Charge of the sub-tile in full scales before its counter, `[B·H, T', D]`; `phi` is used up."""
+        heads = self.heads
+        counts = self._buffer("counts", phi.shape[1], heads.head_size)
+        started, common = False, None
+        for j, operand in enumerate(values.operands):
+            width = phi.mul_(self._decay) if j > 0 else phi  # φ·r^j
+            if operand is None:
+                continue
+            if operand.shape[1] == 1 != width.shape[-1]:
+                common = width.sum(dim=-1, keepdim=True) * operand
+            else:
+                _multiply(counts, width, operand, add=started)
+                started = True
+        if common is not None:
+            counts.add_(common)
+        by_head = counts.view(heads.n_batch, heads.n_heads, *counts.shape[1:])
+        if values.column_offset is not None:
+            by_head.add_(values.column_offset)
+        noise = heads.read_noise_av(torch.arange(read.start, read.stop, device=heads.device), read.tile)
+        return counts if noise is None else by_head.add_(noise).flatten(0, 1)
+
+    def clip_gradient(self, counts: Tensor, upstream: Tensor) -> Tensor:
+        """Gradient of the counters' input, `[B·H, T', D]`: straight through inside their range; `counts` is used up."""
+        readout, buffer = self.heads.hardware.readout, self._buffer("d_counts", *counts.shape[1:])
+        inside = counts.eq_(torch.clamp(counts, readout.v_min, readout.v_max, out=buffer))  # 1 or 0
+        return torch.mul(upstream, inside, out=buffer)
+
+    def back_through_second(self, d_counts: Tensor, values: _Cells) -> Tensor:
+        """From the gradient of the sub-tile's charge to that of φ, `[B·H, T', S]`."""
+        return self._charge("d_fill", d_counts, values.operands, n_cells=len(values.tokens))
+
+    def back_to_cells(self, cells: _Cells, rows: Tensor, columns: Tensor, d_pulses: Tensor | None = None) -> None:
+        """Gather, per power j, the gradient `(rows·r^j)ᵀ·columns` of the operand.
+
+        Args:
+            cells: that `rows` and `columns` meet at.
+            rows: pulses or gradients on the bit lines, `[B·H, T', S]`; used up.
+            columns: gradients or pulses on the features, `[B·H, T', D]`.
+            d_pulses: `[B·H, T', D]`; what comes back to the pulses is added to it.
+        """
+        for j, operand in enumerate(cells.operands):
+            share = rows.mul_(self._decay) if j > 0 else rows  # times r^j
+            if j in cells.gradients:
+                cells.gradients[j].append(torch.bmm(share.mT, columns))
+            if d_pulses is None or operand is None:
+                continue
+            if operand.shape[1] == 1 != share.shape[-1]:
+                d_pulses.add_(share.sum(dim=-1, keepdim=True) * operand)
+            else:
+                d_pulses.baddbmm_(share, operand)
+
+    def _charge(self, name: str, left: Tensor, operands: list[Tensor | None], n_cells: int) -> Tensor:
+        """`Σ_j r^j·(left·operand_jᵀ)` by Horner's rule in the decay: no powers of it to keep."""
+        charge = self._buffer(name, left.shape[1], n_cells)
+        started = False
+        for operand in reversed(operands):
+            if started:
+                charge.mul_(self._decay)
+            if operand is None:
+                continue
+            if operand.shape[1] == 1 != n_cells:
+                charge.add_((left * operand).sum(dim=-1, keepdim=True))
+            else:
+                _multiply(charge, left, operand.mT, add=started)
+                started = True
+        return charge
+
+    def _buffer(self, name: str, n_rows: int, n_columns: int) -> Tensor:
+        """`[B·H, n_rows, n_columns]` of the named buffer, with what was left in it."""
+        n_heads = self.heads.n_batch * self.heads.n_heads
+        size = n_heads * n_rows * n_columns
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=self.heads.dtype, device=self.heads.device)
+        return buffer[:size].view(n_heads, n_rows, n_columns)
+
+
+def _multiply(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
+    if add:
+        out.baddbmm_(left, right)
+    else:
+        torch.bmm(left, right, out=out)
+
+
+class _Gradient:
+    """Gradient of keys or values, gathered from all reads."""
+
+    def __init__(self, call: Call) -> None:
+        self.heads = call.heads
+        self.of_input = torch.zeros_like(call.key, dtype=self.heads.dtype)
+        self.of_scaler = self.of_input.new_zeros(2, self.heads.n_kv_heads)
+
+    def add(self, stored: _Stored) -> None:
+        """Take what was gathered at the operands back through cell, converter and scaler."""
+        heads, cell = self.heads, self.heads.hardware.cell
+        of_cells = {j: self._of_cells(torch.cat(grads, dim=1), stored.scale) for j, grads in stored.gradients.items()}
+        if 0 in of_cells:  # without leakage one operand is the sum of all
+            of_cells = dict.fromkeys(powers_with_gradient(cell), of_cells[0])
+        of_u = stored_gradient(of_cells, stored.u, cell, gain=stored.gain, offset_v=stored.offset_v)
+        of_raw, of_scaler = conversion_gradient(of_u, stored.raw, stored.affine, heads.hardware.storage_dac)
+        self.of_scaler += of_scaler
+        sizes = [behind - first for first, behind in stored.ranges]
+        for (first, behind), part in zip(stored.ranges, of_raw.split(sizes, dim=2), strict=True):
+            self.of_input[:, :, first:behind] += part
+
+    def _of_cells(self, grad: Tensor, scale: Tensor | float) -> Tensor:
+        """`[B·H, S, D]` for query heads → `[B, H_kv, S, D]` for the cells that a group shares."""
+        heads = self.heads
+        grad = grad.view(heads.n_batch, heads.n_heads, *grad.shape[1:]) * scale
+        return grad if heads.group == 1 else grad.unflatten(1, (heads.n_kv_heads, heads.group)).sum(dim=2)

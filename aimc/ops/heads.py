@@ -1,0 +1,108 @@
+"""The arrays of one call: what is written to them and with which errors they are read, the same for every backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aimc.config import Array, Hardware
+from aimc.ops.leakage import age, decay_factor
+from aimc.ops.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
+from aimc.ops.quantize import quantize
+
+
+class Heads:
+    """Sizes, chip and noise of the heads of one call.
+
+    Args:
+        query: `[B, H, T, D]`; sizes, device and dtype are taken from it (float32, or float64 for float64).
+        key: `[B, H_kv, T, D]`.
+        hardware: the machine.
+        chip: which chip and layer; None: nothing of it is frozen.
+        seed: of this call's write and read noise, int64 without dimensions.
+    """
+
+    def __init__(self, query: Tensor, key: Tensor, hardware: Hardware, chip: Chip | None, seed: Tensor | int) -> None:
+        self.hardware = hardware
+        self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
+        self.layer = self.chip.layer
+        self.seed = seed
+        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
+        self.device = query.device
+        self.n_batch, self.n_heads, self.n_tokens, self.head_size = query.shape
+        self.n_kv_heads = key.shape[1]
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one K/V head."""
+        return self.n_heads // self.n_kv_heads
+
+    def for_query_heads(self, x: Tensor, dim: int) -> Tensor:
+        """One entry per K/V head → one per query head, along `dim`."""
+        return x if self.group == 1 else x.repeat_interleave(self.group, dim=dim)
+
+    def stored_u(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
+        """Write scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`: stored voltages about rest, with write noise."""
+        hardware, noise = self.hardware, self.hardware.noise
+        stored_v = quantize(scaled, hardware.storage_dac)
+        if noise.write_v:
+            unit = write_noise(self.seed, self.layer, array, self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype)
+            stored_v = stored_v + noise.write_v * unit
+        return stored_v - hardware.cell.offset_v
+
+    def cell_errors(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt; None: none."""
+        noise = self.hardware.noise
+        cells = (array, self.n_kv_heads, tokens % self.hardware.array.window, self.head_size, self.dtype)
+        gain = noise.mismatch_gain * self.chip.cell_gain(*cells) if noise.mismatch_gain else None
+        offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells) if noise.mismatch_offset_v else None
+        return gain, offset_v
+
+    def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and offset of the charge-to-pulse circuits of the tokens `[S]`: `[H, 1, S]` each; None: none."""
+        noise, slots = self.hardware.noise, tokens % self.hardware.array.window
+        gain = noise.column_gain * self.chip.column_gain_qk(self.n_kv_heads, slots, self.dtype) if noise.column_gain else None
+        offset = noise.column_offset * self.chip.column_offset_qk(self.n_kv_heads, slots, self.dtype) if noise.column_offset else None
+        gain, offset = self._for_query_heads(gain), self._for_query_heads(offset)
+        return (None if gain is None else gain[:, None]), (None if offset is None else offset[:, None])
+
+    def column_errors_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and offset of the counters of the sub-tiles `[J]`: `[H, J, D]` each; None: none."""
+        noise = self.hardware.noise
+        columns = (self.n_kv_heads, tiles, self.head_size, self.dtype)
+        gain = noise.column_gain * self.chip.column_gain_av(*columns) if noise.column_gain else None
+        offset = noise.column_offset * self.chip.column_offset_av(*columns) if noise.column_offset else None
+        return self._for_query_heads(gain), self._for_query_heads(offset)
+
+    def _for_query_heads(self, x: Tensor | None) -> Tensor | None:
+        return None if x is None else self.for_query_heads(x, dim=0)
+
+    def read_noise_qk(self, rows: Tensor, tokens: Tensor) -> Tensor | None:
+        """Read noise of the first array in full scales, `[B, H, T', S]`; None: none."""
+        sigma = self.hardware.noise.read_qk
+        at = (self.n_batch, self.n_heads, rows, tokens, self.dtype)
+        return sigma * read_noise_qk(self.seed, self.layer, *at) if sigma else None
+
+    def read_noise_av(self, rows: Tensor, tile: int) -> Tensor | None:
+        """Read noise of one sub-tile of the second array in full scales, `[B, H, T', D]`; None: none."""
+        sigma = self.hardware.noise.read_av
+        at = (self.n_batch, self.n_heads, rows, tile, self.head_size, self.dtype)
+        return sigma * read_noise_av(self.seed, self.layer, *at) if sigma else None
+
+    def decay(self, ages: Tensor) -> Tensor | None:
+        """By how much stored voltages of these ages have fallen; None: no leakage."""
+        per_token = self.hardware.leakage.decay_per_token
+        return decay_factor(ages, per_token, dtype=self.dtype) if per_token else None
+
+    def seen(self, rows: Tensor, tokens: Tensor, key_padding: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ages `[T', S]` and which keys a query sees: `[T', S]`, or `[B, 1, T', S]` with padding."""
+        ages = age(rows, tokens)
+        visible = (tokens <= rows[:, None]) & (ages < self.hardware.array.window)
+        if key_padding is not None:
+            visible = visible & ~key_padding[:, None, None, tokens]
+        return ages, visible
+
+
+def n_tiles_reached(n_tokens: int, array: Array) -> int:
+    """Sub-tiles that any of `n_tokens` tokens is written to."""
+    return -(-min(n_tokens, array.window) // array.rows)

@@ -1,0 +1,43 @@
+"""Hardware as a flat list of numbers: a registered operator takes plain values only, and a compiler guards on each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from aimc.config import CODINGS, GRADIENTS, Array, Cell, Converter, Hardware, Leakage, Noise
+
+_NONE = -1.0
+"""Stands for None, where every true value is positive."""
+_CONVERTERS = ("input_dac", "storage_dac", "readout")
+_NOISE = tuple(f.name for f in fields(Noise))
+
+
+def pack(hardware: Hardware) -> list[float]:
+    """Everything that the arrays compute with; not `activation` and `backend`, which say who computes."""
+    cell, leakage, array = hardware.cell, hardware.leakage, hardware.array
+    numbers = [float(array.window), float(array.rows), array.saturation_qk, array.saturation_av]
+    numbers += [_NONE if leakage.tau_s is None else leakage.tau_s, leakage.token_time_s]
+    for name in _CONVERTERS:
+        converter = getattr(hardware, name)
+        levels = _NONE if converter.n_levels is None else float(converter.n_levels)
+        numbers += [levels, converter.v_min, converter.v_max, float(CODINGS.index(converter.coding))]
+    numbers += [getattr(hardware.noise, name) for name in _NOISE]
+    return [*numbers, cell.supply_v, cell.offset_v, float(GRADIENTS.index(cell.gradient)), cell.surrogate_slope, *cell.coefficients]
+
+
+def unpack(numbers: Sequence[float]) -> Hardware:
+    """The inverse of :func:`pack`."""
+    values = iter(numbers)
+    window, rows, saturation_qk, saturation_av, tau_s, token_time_s = (next(values) for _ in range(6))
+    converters = {name: _converter(*(next(values) for _ in range(4))) for name in _CONVERTERS}
+    noise = Noise(**{name: next(values) for name in _NOISE})
+    supply_v, offset_v, gradient, slope = (next(values) for _ in range(4))
+    cell = Cell(supply_v=supply_v, offset_v=offset_v, coefficients=list(values), gradient=GRADIENTS[int(gradient)], surrogate_slope=slope)
+    array = Array(window=int(window), rows=int(rows), saturation_qk=saturation_qk, saturation_av=saturation_av)
+    leakage = Leakage(tau_s=None if tau_s == _NONE else tau_s, token_time_s=token_time_s)
+    return Hardware(cell=cell, leakage=leakage, array=array, noise=noise, **converters)  # type: ignore[arg-type]
+
+
+def _converter(n_levels: float, v_min: float, v_max: float, coding: float) -> Converter:
+    return Converter(n_levels=None if n_levels == _NONE else int(n_levels), v_min=v_min, v_max=v_max, coding=CODINGS[int(coding)])

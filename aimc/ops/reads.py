@@ -1,0 +1,60 @@
+"""Who reads what: queries in short runs against keys in sub-tiles, nothing above the diagonal, nothing outside the window."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from aimc.config import Array
+
+
+@dataclass(slots=True, kw_only=True)
+class Read:
+    """A run of queries reading one sub-tile."""
+
+    start: int
+    """First query."""
+    stop: int
+    """One past the last query."""
+    blocks: list[tuple[int, int]]
+    """Runs of tokens (first, one past the last) that share the sub-tile: one, or while it is overwritten the newest and the oldest."""
+    n_masked: int
+    """How many of the first queries do not see all of it."""
+    tile: int
+    """Number of the sub-tile."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that share the sub-tile."""
+        return sum(behind - first for first, behind in self.blocks)
+
+
+def reads(start: int, stop: int, n_tokens: int, array: Array) -> Iterator[Read]:
+    """Every read of every sub-tile by the queries `start <= t < stop`; `start` begins a sub-tile."""
+    rows, window = array.rows, array.window
+    for first in range(max(start - window + rows, 0), stop, rows):
+        behind = min(first + rows, n_tokens)
+        own = first >= start and first >= window  # overwritten by queries of this run: they read it in a mixture, see below
+        begin, end = max(behind if own else first, start), min(stop, first + window)
+        if begin < end:
+            n_masked = max(behind - begin, 0)  # its own tokens read it like all later ones, less the future
+            yield Read(start=begin, stop=end, blocks=[(first, behind)], n_masked=n_masked, tile=first % window // rows)
+    for first in range(max(start, window), stop, rows):  # being overwritten: the newest tokens and those of one window ago
+        behind, oldest = min(first + rows, n_tokens), first - window
+        blocks = [(first, behind), (oldest, oldest + rows)]
+        yield Read(start=first, stop=behind, blocks=blocks, n_masked=behind - first, tile=first % window // rows)
+
+
+def groups(reads: Iterable[Read], span: int) -> Iterator[tuple[list[tuple[int, int]], list[Read]]]:
+    """Consecutive reads whose tokens are prepared together, with the runs of tokens that they need.
+
+    Preparing tokens sub-tile by sub-tile costs more calls than arithmetic; preparing all of them at once costs memory. So neighbours
+    within `span` tokens go together. A sub-tile that is being overwritten joins distant tokens and goes alone.
+    """
+    for (_, n_blocks), group in itertools.groupby(reads, key=lambda read: (read.blocks[0][0] // span, len(read.blocks))):
+        together = list(group)
+        if n_blocks == 1:
+            yield [(together[0].blocks[0][0], together[-1].blocks[-1][1])], together
+        else:
+            yield from ((read.blocks, [read]) for read in together)

@@ -1,0 +1,58 @@
+"""The affine bridge between a model's numbers and the arrays' units, and the way back through a converter."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aimc.config import Converter
+
+
+class Affine(NamedTuple):
+    """`x' = scale·x + offset`, one pair per head."""
+
+    scale: Tensor
+    """`[H]`, dimensionless."""
+    offset: Tensor
+    """`[H]`, in the unit of the result."""
+
+
+class Scaling(NamedTuple):
+    """The scalers in front of the two arrays."""
+
+    query: Affine | None
+    """To pulse fractions, `[H]`; None: already scaled."""
+    key: Affine | None
+    """To volt, `[H_kv]`; None: already scaled."""
+    value: Affine | None
+    """To volt, `[H_kv]`; None: already scaled."""
+
+
+def scaled(x: Tensor, affine: Affine | None) -> Tensor:
+    """`[B, H, T, D]` through its scaler, in float32 (float64 for float64); None: only the change of dtype."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if affine is None:
+        return x.to(dtype)
+    return x.to(dtype) * affine.scale.to(dtype)[:, None, None] + affine.offset.to(dtype)[:, None, None]
+
+
+def conversion_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:
+    """From the gradient of `quantize(scaled(x, affine), converter)` to those of `x` and of the scaler, by hand.
+
+    Args:
+        grad: `[B, H, T, D]`; overwritten.
+        x: what was scaled, `[B, H, T, D]`, any floating dtype.
+        affine: its scaler; None: none.
+        converter: the converter behind it, straight-through inside its range.
+
+    Returns:
+        The gradient of `x` in the dtype of `grad`, and `[2, H]`: gradients of scale and offset (zeros without a scaler).
+    """
+    at_converter = scaled(x, affine)
+    grad = grad.masked_fill_((at_converter < converter.v_min) | (at_converter > converter.v_max), 0.0)
+    if affine is None:
+        return grad, grad.new_zeros(2, x.shape[1])
+    of_scaler = torch.stack([(grad * x).sum(dim=(0, 2, 3)), grad.sum(dim=(0, 2, 3))])
+    return grad.mul_(affine.scale.to(grad.dtype)[:, None, None]), of_scaler
