@@ -57,7 +57,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
     """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, from that of the sums `[B, H, T, D]`."""
     heads, array = call.heads, call.heads.hardware.array
     work = _Work(call)
-    d_query = torch.empty_like(call.query)
+    d_query = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size).transpose(1, 2)
     d_query_affine = grad.new_zeros(2, heads.n_heads, dtype=heads.dtype)
     d_key, d_value = _Gradient(call), _Gradient(call)
     for start, stop in _runs(call):
@@ -306,7 +306,8 @@ class _Gradient:
 
     def __init__(self, call: Call) -> None:
         self.heads = call.heads
-        self.of_input = torch.zeros_like(call.key, dtype=self.heads.dtype)
+        shape = (self.heads.n_batch, self.heads.n_tokens, self.heads.n_kv_heads, self.heads.head_size)
+        self.of_input = call.key.new_zeros(shape, dtype=self.heads.dtype).transpose(1, 2)
         self.of_scaler = self.of_input.new_zeros(2, self.heads.n_kv_heads)
 
     def add(self, stored: _Stored) -> None:

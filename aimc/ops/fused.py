@@ -89,12 +89,14 @@ def _backward(
 ) -> list[Tensor]:
     call = _call(query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware)
     with torch.autocast(query.device.type, enabled=False):
-        return _engine(engine).backward(call, grad.transpose(1, 2))
+        d_query, d_key, d_value, *of_scalers = _engine(engine).backward(call, grad.transpose(1, 2))
+    # Laid out by token, [B, T, H, D] in memory, as the projections in front give and take them.
+    return [*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (d_query, d_key, d_value)), *of_scalers]
 
 
 @_backward.register_fake
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[Tensor]:
-    inputs = [x.new_empty(x.shape) for x in (query, key, value)]
+    inputs = [torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for x in (query, key, value)]
     dtype = torch.promote_types(query.dtype, torch.float32)
     return inputs + [x.new_empty(2, x.shape[1], dtype=dtype) for x in (query, key, value)]
 

@@ -185,3 +185,20 @@ def test_hardware_survives_packing():
     hardware.readout.coding = "rounded"
     for original in (hardware, Hardware(), presets.published()):
         assert unpack(pack(original)) == replace(original, backend="auto")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_registered_operator_says_what_it_returns(dtype):
+    """What `torch.compile` believes of the operators (shapes, strides, dtypes, gradients) is true."""
+    from aimc.ops.fused import _backward, _forward
+
+    torch.use_deterministic_algorithms(False)  # it would fill the outputs whose shapes are compared
+    q, k, v = torch.rand(2, 20, 4, 8, dtype=dtype).transpose(1, 2), *(torch.rand(2, 2, 20, 8, dtype=dtype) for _ in range(2))
+    affines = [torch.stack([torch.ones(n), torch.zeros(n)]) for n in (4, 2, 2)]
+    seed, padding = torch.tensor(7), torch.zeros(2, 20, dtype=torch.bool)
+    rest = (*affines, padding, seed, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
+    for check in ("test_schema", "test_faketensor"):
+        torch.library.opcheck(_forward, (q, k, v, *rest), test_utils=check)
+        torch.library.opcheck(_backward, (torch.rand(2, 20, 4, 8, dtype=dtype), q, k, v, *rest), test_utils=check)
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    torch.library.opcheck(_forward, (*inputs, *rest), test_utils="test_aot_dispatch_static", rtol=2e-2, atol=1e-2)
