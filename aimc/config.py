@@ -250,7 +250,8 @@ class Hardware:
     activation: str = "hard_sigmoid"
     """`hard_sigmoid`: the charge-to-pulse circuit, φ = clip(S/S_sat, 0, 1). `softmax` is reserved for digital softmax between the arrays."""
     backend: str = "auto"
-    """`auto`, or one implementation by name; `eager` is the reference."""
+    """`auto` (chosen by device and features), or one implementation by name: `eager` (the reference), `blocked` (PyTorch, any device),
+    `triton` (NVIDIA GPUs). All compute the same."""
 
     def __post_init__(self) -> None:
         _require_choice("activation", self.activation, ACTIVATIONS)

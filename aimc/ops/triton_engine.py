@@ -1,0 +1,64 @@
+"""The Triton kernels as an engine of :mod:`aimc.ops.fused`: what is written to the arrays is prepared here, in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aimc.ops.attention_triton import CellErrors, triton_backward, triton_forward
+from aimc.ops.call import Call
+from aimc.ops.heads import Heads
+from aimc.ops.noise import ArrayId
+from aimc.ops.quantize import quantize
+from aimc.ops.scaling import conversion_gradient, scaled
+
+
+def forward(call: Call) -> Tensor:
+    """Digital sums `[B, T, H, D]` in the dtype of the query."""
+    out = triton_forward(*_prepared(call), **_options(call))
+    return out.to(call.query.dtype).transpose(1, 2).contiguous()
+
+
+def backward(call: Call, grad: Tensor) -> list[Tensor]:
+    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, from that of the sums `[B, H, T, D]`."""
+    hardware = call.heads.hardware
+    grads = triton_backward(grad.to(call.heads.dtype).contiguous(), *_prepared(call), **_options(call))
+    inputs = (call.query, call.key, call.value)
+    dacs = (hardware.input_dac, hardware.storage_dac, hardware.storage_dac)
+    both = [conversion_gradient(*args) for args in zip(grads, inputs, call.scaling, dacs, strict=True)]
+    return [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)] + [of_scaler for _, of_scaler in both]
+
+
+def _prepared(call: Call) -> tuple[Tensor, Tensor, Tensor, Any, CellErrors]:
+    """Pulses `[B, H, T, D]`, stored voltages about rest `[B, H_kv, T, D]` of both arrays, hardware and chip."""
+    heads = call.heads
+    tokens = torch.arange(heads.n_tokens, device=heads.device)
+    pulses = quantize(scaled(call.query, call.scaling.query), heads.hardware.input_dac)
+    key_u = heads.stored_u(scaled(call.key, call.scaling.key), ArrayId.QK, tokens)
+    value_u = heads.stored_u(scaled(call.value, call.scaling.value), ArrayId.AV, tokens)
+    return pulses.contiguous(), key_u.contiguous(), value_u.contiguous(), heads.hardware, _errors(heads)
+
+
+def _options(call: Call) -> dict[str, Any]:
+    heads = call.heads
+    dtype = call.query.dtype
+    return {"key_padding": call.key_padding, "seed": heads.seed, "layer": heads.layer, "operand_dtype": dtype}
+
+
+def _errors(heads: Heads) -> CellErrors:
+    """The chip's tables, per slot and per K/V head."""
+    noise, chip, sizes = heads.hardware.noise, heads.chip, heads.hardware.array
+    slots = torch.arange(sizes.window, device=heads.device)
+    tiles = torch.arange(sizes.n_tiles, device=heads.device)
+    key_gain, key_offset_v = heads.cell_errors(ArrayId.QK, slots)
+    value_gain, value_offset_v = heads.cell_errors(ArrayId.AV, slots)
+    errors = CellErrors(key_gain=key_gain, key_offset_v=key_offset_v, value_gain=value_gain, value_offset_v=value_offset_v)
+    if noise.column_gain:
+        errors.column_gain_qk = noise.column_gain * chip.column_gain_qk(heads.n_kv_heads, slots)
+        errors.column_gain_av = noise.column_gain * chip.column_gain_av(heads.n_kv_heads, tiles, heads.head_size)
+    if noise.column_offset:
+        errors.column_offset_qk = noise.column_offset * chip.column_offset_qk(heads.n_kv_heads, slots)
+        errors.column_offset_av = noise.column_offset * chip.column_offset_av(heads.n_kv_heads, tiles, heads.head_size)
+    return errors

@@ -1,0 +1,57 @@
+"""`backend='triton'` through the public operator: scalers, converters, noise and chip in front of the kernels, and the way back."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is inside the first call
+
+from dataclasses import replace
+
+from aimc import presets
+from aimc.config import Array, Leakage, Noise
+from aimc.ops.attention import gain_cell_attention
+from aimc.ops.noise import Chip
+from aimc.ops.scaling import Affine, Scaling
+
+pytest.importorskip("triton", reason="the triton backend needs the package triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALL_NOISE = Noise(write_v=0.02, read_qk=0.03, read_av=0.04, mismatch_gain=0.1, mismatch_offset_v=0.02, column_gain=0.1, column_offset=0.05)
+NAMES = ("query", "key", "value", "query scale", "query offset", "key scale", "key offset", "value scale", "value offset")
+
+
+@pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noisy"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_equals_eager_with_scalers_levels_and_padding(noise, scaled):
+    T, hardware = 40, presets.gain_cell_cmos()
+    hardware.array = Array(window=32, rows=16, saturation_qk=30.0, saturation_av=12.0)
+    hardware.leakage = Leakage(tau_s=1.0, token_time_s=0.01)
+    hardware.readout.n_levels = None  # the other levels stand in front of both implementations
+    hardware.noise = noise
+    g = torch.Generator().manual_seed(0)
+    q = torch.rand(1, 2, T, 32, generator=g) * 1.4 - 0.2
+    k, v = (torch.rand(1, 1, T, 32, generator=g) * 1.1 - 0.1 for _ in range(2))
+    scalers = [torch.rand(n, generator=g) * 0.2 + at for n in (2, 1, 1) for at in (0.9, -0.1)]
+    upstream = torch.randn(1, 2, T, 32, generator=g).to(DEVICE)
+    padding = torch.zeros(1, T, dtype=torch.bool, device=DEVICE)
+    padding[:, :5] = True
+    results = []
+    for backend in ("eager", "triton"):
+        x = [t.to(DEVICE, copy=True).requires_grad_() for t in (q, k, v, *scalers)][: 9 if scaled else 3]
+        out = gain_cell_attention(
+            *x[:3],
+            replace(hardware, backend=backend),
+            scaling=Scaling(Affine(*x[3:5]), Affine(*x[5:7]), Affine(*x[7:9])) if scaled else None,
+            key_padding=padding,
+            chip=Chip(seed=3, layer=2),
+            generator=torch.Generator().manual_seed(1),
+        )
+        results.append({"out": out.detach()} | dict(zip(NAMES, torch.autograd.grad(out, x, upstream), strict=False)))
+    eager, triton = results
+    assert eager["out"].abs().max() > 0.1
+    for name, expected in eager.items():
+        error = (triton[name] - expected).abs().max() / expected.abs().max()
+        assert error <= 1e-5, f"{name}: relative error {error:.1e}"
