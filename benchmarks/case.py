@@ -1,0 +1,83 @@
+"""What a benchmark case is, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.settings import Settings
+
+SUBJECT = "gain_cell"
+"""Name of the contender under test; every other one is a comparison."""
+EAGER = "eager"
+"""The eager operator: the truth, and what the fast one replaces."""
+DIGITAL = "digital"
+"""The same without arrays: `scaled_dot_product_attention(is_causal=True)`, or the model that uses it."""
+
+
+class CheckError(Exception):
+    """The subject computed something else than the reference; says what and by how much."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Point:
+    """One case at one T and W, ready to run."""
+
+    tokens: int
+    """T."""
+    window: int
+    """W."""
+    shapes: dict[str, Any]
+    """Further sizes, for the record."""
+    check: Callable[[], str]
+    """Compares the subject with the reference at these shapes; returns what was found, or raises :class:`CheckError`."""
+    contenders: Mapping[str, Callable[[], Any]]
+    """Name to what is timed; the subject first."""
+    memory: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    """Name to what is measured for its peak memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One row of the registry."""
+
+    name: str
+    measures: str
+    """In words, for the one who reads the results."""
+    comparisons: tuple[str, ...]
+    """What the subject is compared with, by name."""
+    points: Callable[[Settings], Iterator[Callable[[], Point]]]
+    """The points of a run, each made only when its turn comes: inputs and models are large."""
+    leakage: bool = True
+    """Whether the cells leak."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Result:
+    """One line of the results file, or, if `failed`, the reason why there is none."""
+
+    case: str
+    measures: str
+    tokens: int
+    window: int
+    shapes: dict[str, Any]
+    dtype: str
+    hardware: str
+    leakage: bool
+    backend: str
+    check: str
+    """What the correctness check of this run found."""
+    repetitions: int | None = None
+    median_s: dict[str, float] = field(default_factory=dict)
+    """Contender to median time, second."""
+    iqr_s: dict[str, float] = field(default_factory=dict)
+    """Contender to interquartile range, second."""
+    time_ratio: dict[str, float] = field(default_factory=dict)
+    """Comparison to median time of the subject ÷ its median time."""
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    """Contender to peak memory beyond the inputs, byte."""
+    memory_ratio: dict[str, float] = field(default_factory=dict)
+    """Comparison to peak memory of the subject ÷ its peak memory."""
+    failed: str | None = None
+    """Why nothing was measured; None: it was."""

@@ -1,0 +1,94 @@
+"""The registry of cases, and running one of their points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks import models, operators
+from benchmarks.case import DIGITAL, EAGER, SUBJECT, Case, Point, Result
+from benchmarks.memory import peak_bytes
+from benchmarks.settings import PRESET, Settings
+from benchmarks.timing import time_in_turn
+
+FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP = (
+    "forward",
+    "forward+backward",
+    "forward, no leakage",
+    "peak memory",
+    "prefill",
+    "training step",
+)
+CASES = (
+    Case(
+        name=FORWARD,
+        measures="time of the operator without gradients",
+        comparisons=(DIGITAL, EAGER),
+        points=operators.forward_points,
+    ),
+    Case(
+        name=TRAINING,
+        measures="time of the operator and its gradients",
+        comparisons=(DIGITAL, EAGER),
+        points=operators.training_points,
+    ),
+    Case(
+        name=NO_LEAKAGE,
+        measures="time of the operator without gradients, cells that do not leak",
+        comparisons=(DIGITAL, EAGER),
+        points=partial(operators.forward_points, leakage=False, windows=False),
+        leakage=False,
+    ),
+    Case(
+        name=MEMORY,
+        measures="peak memory of the operator and its gradients beyond the inputs",
+        comparisons=(DIGITAL, EAGER),
+        points=operators.memory_points,
+    ),
+    Case(
+        name=PREFILL,
+        measures="time of one forward pass of a GPT-2 against the same model digital",
+        comparisons=(DIGITAL,),
+        points=models.prefill_points,
+    ),
+    Case(
+        name=STEP,
+        measures="time and peak memory of forward, backward and AdamW of a GPT-2 against the same model digital",
+        comparisons=(DIGITAL,),
+        points=models.training_points,
+    ),
+)
+
+
+def measure(case: Case, make: Callable[[], Point], settings: Settings) -> Result:
+    """Check one point, then measure it; an error or a wrong result becomes the reason of a failure, without numbers."""
+    result = Result(
+        case=case.name,
+        measures=case.measures,
+        tokens=0,
+        window=0,
+        shapes={},
+        dtype=settings.dtype,
+        hardware=PRESET,
+        leakage=case.leakage,
+        backend=settings.backend,
+        check="not run",
+    )
+    try:
+        point = make()
+        result.tokens, result.window, result.shapes = point.tokens, point.window, point.shapes
+        result.check = point.check()
+        if point.contenders:
+            times = time_in_turn(point.contenders, seconds=settings.seconds, device=settings.device)
+            result.repetitions, result.median_s, result.iqr_s = times.repetitions, times.median_s, times.iqr_s
+            result.time_ratio = _ratios(times.median_s)
+        if point.memory:  # behind the timing: what is allocated once, such as an optimiser's state, is there by then
+            result.peak_bytes = {name: peak_bytes(call, device=settings.device) for name, call in point.memory.items()}
+            result.memory_ratio = _ratios(result.peak_bytes)
+    except Exception as error:  # any: the other cases should still be seen
+        result.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return result
+
+
+def _ratios(of: dict[str, float] | dict[str, int]) -> dict[str, float]:
+    return {name: of[SUBJECT] / value for name, value in of.items() if name != SUBJECT}

@@ -1,0 +1,142 @@
+"""The model's cases: a GPT-2 of random weights on arrays against the same model digital."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import aimc
+from benchmarks.case import DIGITAL, SUBJECT, CheckError, Point
+from benchmarks.settings import Settings
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Error of logits and loss relative to their norm, quantisers off: rounding that has gone through every layer."""
+GRADIENT_TOLERANCE = {"float32": 2e-2, "bfloat16": 2e-1}
+"""The same of a parameter's gradient. A clip passes a gradient or none, so a rounding difference from the layers before decides
+it for a few charges at the clip: the eager model in float32 is itself up to 2e-3 from the eager model in float64 (8 layers,
+T=1024). This is for wiring, scalers and missing gradients; the operator's own gradients are held to 1e-5 in its own cases."""
+LEARNING_RATE = 1e-4
+OUTPUTS = ("logits", "loss")
+Tensors = dict[str, Tensor]
+
+
+def prefill_points(settings: Settings) -> Iterator[partial[Point]]:
+    """One forward pass without gradients."""
+    yield partial(_prefill_point, settings)
+
+
+def training_points(settings: Settings) -> Iterator[partial[Point]]:
+    """One step of training."""
+    yield partial(_training_point, settings)
+
+
+def make_models(settings: Settings) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
+    """A digital model and its conversion, same weights. Without dropout: the arrays have none, and softmax attention is slower with it."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=settings.vocabulary,
+        n_positions=settings.model_tokens,
+        n_embd=settings.heads * settings.head_size,
+        n_layer=settings.layers,
+        n_head=settings.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    digital = GPT2LMHeadModel(config)
+    digital.loss_type = "ForCausalLM"  # what transformers falls back to, with a warning
+    digital.to(device=settings.device, dtype=settings.torch_dtype)  # type: ignore[call-arg, arg-type]  # transformers hides torch's signature
+    digital.set_attn_implementation("sdpa")
+    analog = copy.deepcopy(digital)
+    aimc.convert(analog, settings.hardware(settings.window, backend=settings.backend))
+    return analog, digital
+
+
+def make_tokens(settings: Settings) -> Tensor:
+    """Random token numbers `[B, T]`."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(settings.vocabulary, (settings.batch, settings.model_tokens), generator=generator).to(settings.device)
+
+
+def _prefill_point(settings: Settings) -> Point:
+    analog, digital = (model.eval() for model in make_models(settings))
+    tokens = make_tokens(settings)
+
+    def forward(model: GPT2LMHeadModel) -> Tensor:
+        with torch.no_grad():
+            return model(tokens).logits
+
+    contenders = {SUBJECT: partial(forward, analog), DIGITAL: partial(forward, digital)}
+    return _point(settings, lambda: compare(analog, settings, lambda: {"logits": forward(analog)}), contenders, {})
+
+
+def _training_point(settings: Settings) -> Point:
+    analog, digital = (model.train() for model in make_models(settings))
+    tokens = make_tokens(settings)
+    # fused: the fastest that torch has, so that attention's share of a step is not made small by a slow optimiser
+    optimizers = {model: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True) for model in (analog, digital)}
+
+    def step(model: GPT2LMHeadModel) -> None:
+        model(tokens, labels=tokens).loss.backward()
+        optimizers[model].step()
+        optimizers[model].zero_grad()  # behind, not ahead: freeing old gradients inside would make the next step look smaller
+
+    def gradients() -> Tensors:
+        loss = analog(tokens, labels=tokens).loss
+        loss.backward()
+        found = {name: p.grad for name, p in analog.named_parameters() if p.grad is not None}
+        analog.zero_grad()
+        return {"loss": loss.detach(), **found}
+
+    steps = {SUBJECT: partial(step, analog), DIGITAL: partial(step, digital)}
+    return _point(settings, lambda: compare(analog, settings, gradients), steps, steps)
+
+
+def compare(analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], Tensors]) -> str:
+    """What the converted model computes with the subject's backend against what it computes with the eager operator.
+
+    Without quantisers: over many layers one moved step moves others, until nothing can be told from an error. The operator's own
+    cases look at the quantisers.
+
+    Raises:
+        CheckError: something is further off than :data:`TOLERANCE` or :data:`GRADIENT_TOLERANCE`, or no number.
+    """
+    results = []
+    for backend in (settings.backend, "eager"):
+        aimc.set_hardware(analog, settings.hardware(settings.window, backend=backend, converters=False))
+        results.append(compute())
+    aimc.set_hardware(analog, settings.hardware(settings.window, backend=settings.backend))
+    got, expected = results
+    if got.keys() != expected.keys():
+        raise CheckError(f"gradients of {sorted(got.keys() ^ expected.keys())} exist for one backend only")
+    worst, excess, errors = "", 0.0, {}
+    for name, x in expected.items():
+        errors[name] = ((got[name] - x).float().norm() / x.float().norm().clamp_min(1e-30)).item()
+        relative = errors[name] / (TOLERANCE if name in OUTPUTS else GRADIENT_TOLERANCE)[settings.dtype]
+        if not relative <= excess:  # a NaN is worst of all
+            worst, excess = name, relative
+    outputs = [f"{name} within {errors[name]:.1e}" for name in OUTPUTS if name in errors]
+    gradients = [error for name, error in errors.items() if name not in OUTPUTS]
+    found = "quantisers off: " + ", ".join(outputs + ([f"{len(gradients)} gradients within {max(gradients):.1e}"] if gradients else []))
+    if not excess <= 1.0:
+        raise CheckError(f"{found}; {worst} is {excess:.2g} times as far off as allowed")
+    return found
+
+
+def _point(settings: Settings, check: Callable[[], str], contenders: dict, memory: dict) -> Point:
+    shapes = {
+        "batch": settings.batch,
+        "heads": settings.heads,
+        "head_size": settings.head_size,
+        "layers": settings.layers,
+        "vocabulary": settings.vocabulary,
+    }
+    return Point(tokens=settings.model_tokens, window=settings.window, shapes=shapes, check=check, contenders=contenders, memory=memory)

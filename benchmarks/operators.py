@@ -1,0 +1,176 @@
+"""The operator's cases: inputs, contenders, and the comparison with the eager operator that a number depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import aimc
+from aimc.config import Hardware
+from benchmarks.case import DIGITAL, EAGER, SUBJECT, CheckError, Point
+from benchmarks.settings import Settings
+
+MOVED_FRACTION = 1e-3
+"""A rounding difference ahead of a quantiser becomes a whole step: so many outputs may be one step off."""
+GRADIENT_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-7}
+"""Largest error of a gradient relative to its largest element, quantisers off; two roundings of a result in bfloat16."""
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def gain_cell(inputs: Inputs, hardware: Hardware) -> Tensor:
+    """The subject, `[B, H, T, D]`."""
+    return aimc.gain_cell_attention(*inputs, hardware)
+
+
+def eager(inputs: Inputs, hardware: Hardware) -> Tensor:
+    """The reference, `[B, H, T, D]`."""
+    return aimc.gain_cell_attention(*inputs, hardware)
+
+
+def digital(inputs: Inputs) -> Tensor:
+    """Softmax attention over the whole past (it has no window), `[B, H, T, D]`; FlashAttention where torch has it."""
+    return F.scaled_dot_product_attention(*inputs, is_causal=True)
+
+
+def make_inputs(settings: Settings, tokens: int, *, gradient: bool) -> Inputs:
+    """Pulse fractions uniform in [0, 1], voltages normal about the rest voltage: charges reach every part of every range.
+
+    Args:
+        settings: sizes, dtype and device.
+        tokens: T.
+        gradient: whether q, k and v require one.
+
+    Returns:
+        query, key, value, each `[B, H, T, D]`, the same at every call.
+    """
+    generator = torch.Generator().manual_seed(tokens)
+    shape = (settings.batch, settings.heads, tokens, settings.head_size)
+    query = torch.rand(shape, generator=generator)
+    key, value = (0.45 + 0.2 * torch.randn(shape, generator=generator) for _ in range(2))
+    q, k, v = (x.to(settings.device, settings.torch_dtype).requires_grad_(gradient) for x in (query, key, value))
+    return q, k, v
+
+
+def forward_points(settings: Settings, *, leakage: bool = True, windows: bool = True) -> Iterator[partial[Point]]:
+    """Forward only, over T, and over W at one T."""
+    for tokens in settings.tokens:
+        for window in settings.windows(tokens) if windows else (settings.window,):
+            yield partial(_forward_point, settings, tokens, window, leakage)
+
+
+def training_points(settings: Settings) -> Iterator[partial[Point]]:
+    """Forward and backward, over T, and over W at one T."""
+    for tokens in settings.tokens:
+        for window in settings.windows(tokens):
+            yield partial(_training_point, settings, tokens, window)
+
+
+def memory_points(settings: Settings) -> Iterator[partial[Point]]:
+    """Peak memory of forward and backward, over T."""
+    for tokens in settings.tokens:
+        yield partial(_memory_point, settings, tokens, settings.window)
+
+
+def _forward_point(settings: Settings, tokens: int, window: int, leakage: bool) -> Point:
+    inputs = make_inputs(settings, tokens, gradient=False)
+    hardware = settings.hardware(window, backend=settings.backend, leakage=leakage)
+    reference = settings.hardware(window, backend="eager", leakage=leakage)
+    contenders = {SUBJECT: lambda: gain_cell(inputs, hardware), DIGITAL: lambda: digital(inputs)}
+    if tokens <= settings.eager_tokens:
+        contenders[EAGER] = lambda: eager(inputs, reference)
+    return Point(
+        tokens=tokens,
+        window=window,
+        shapes=_shapes(settings),
+        check=lambda: check_output(_checked(inputs, settings), hardware, reference),
+        contenders={name: torch.no_grad()(call) for name, call in contenders.items()},
+    )
+
+
+def _training_point(settings: Settings, tokens: int, window: int) -> Point:
+    inputs = make_inputs(settings, tokens, gradient=True)
+    gradient = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(tokens + 1)).to(inputs[0])
+    hardware, reference = (settings.hardware(window, backend=backend) for backend in (settings.backend, "eager"))
+    contenders = {
+        SUBJECT: lambda: torch.autograd.grad(gain_cell(inputs, hardware), inputs, gradient),
+        DIGITAL: lambda: torch.autograd.grad(digital(inputs), inputs, gradient),
+    }
+    if tokens <= settings.eager_tokens:
+        contenders[EAGER] = lambda: torch.autograd.grad(eager(inputs, reference), inputs, gradient)
+
+    def check() -> str:
+        checked = _checked(inputs, settings)
+        smooth = (settings.hardware(window, backend=backend, converters=False) for backend in (settings.backend, "eager"))
+        tolerance = GRADIENT_TOLERANCE[settings.dtype]
+        found = check_output(checked, hardware, reference)
+        return f"{found}; {check_gradients(checked, gradient[:, : checked[0].shape[1]], *smooth, tolerance=tolerance)}"
+
+    return Point(tokens=tokens, window=window, shapes=_shapes(settings), check=check, contenders=contenders)
+
+
+def _memory_point(settings: Settings, tokens: int, window: int) -> Point:
+    point = _training_point(settings, tokens, window)
+    point.memory, point.contenders = point.contenders, {}
+    return point
+
+
+def check_output(inputs: Inputs, hardware: Hardware, reference: Hardware) -> str:
+    """The subject's output against the eager one, quantisers on.
+
+    Raises:
+        CheckError: more than :data:`MOVED_FRACTION` of the elements differ, or one by more than a step, or one is no number.
+    """
+    assert hardware.readout.n_levels is not None, "a step is what the differences are measured in"
+    step = 1.0 / (hardware.readout.n_levels // 2 - 1)
+    with torch.no_grad():
+        got = gain_cell(inputs, hardware).float()
+        difference = (got - eager(inputs, reference).float()).abs()
+    if not torch.isfinite(difference).all():
+        raise CheckError("output is not finite")
+    # sums of steps differ by whole steps or by rounding, nothing between: half a step tells them apart
+    moved = (difference > 0.5 * step).float().mean().item()
+    largest = difference.max().item() / step
+    found = f"output: {moved:.2e} of the elements moved, by at most {largest:.2f} steps, on {inputs[0].shape[1]} heads"
+    if moved > MOVED_FRACTION or largest > 1.01:
+        raise CheckError(f"{found}; allowed are {MOVED_FRACTION:g} and one step")
+    return found
+
+
+def check_gradients(inputs: Inputs, gradient: Tensor, hardware: Hardware, reference: Hardware, *, tolerance: float) -> str:
+    """dq, dk and dv of the subject against the eager ones, on hardware without quantisers.
+
+    Args:
+        inputs: query, key, value, each requiring a gradient.
+        gradient: of the output, in its shape.
+        hardware: of the subject.
+        reference: of the eager operator.
+        tolerance: relative to the largest element of each gradient.
+
+    Raises:
+        CheckError: one is further off than `tolerance`, or no number.
+    """
+    got = torch.autograd.grad(gain_cell(inputs, hardware), inputs, gradient)
+    expected = torch.autograd.grad(eager(inputs, reference), inputs, gradient)
+    errors = {}
+    for name, one, other in zip(("dq", "dk", "dv"), got, expected, strict=True):
+        errors[name] = ((one - other).abs().max() / other.abs().max()).item()
+    found = "gradients, quantisers off: " + ", ".join(f"{name} within {error:.1e}" for name, error in errors.items())
+    if not all(error <= tolerance for error in errors.values()):  # a NaN is not within anything
+        raise CheckError(f"{found}; allowed is {tolerance:.1e}")
+    return found
+
+
+def _checked(inputs: Inputs, settings: Settings) -> Inputs:
+    """All heads, or the first alone where the eager operator's T×T would not fit."""
+    if inputs[0].shape[2] <= settings.eager_tokens:
+        return inputs
+    q, k, v = (x.detach()[:, :1].contiguous().requires_grad_(x.requires_grad) for x in inputs)
+    return q, k, v
+
+
+def _shapes(settings: Settings) -> dict[str, int]:
+    return {"batch": settings.batch, "heads": settings.heads, "head_size": settings.head_size}

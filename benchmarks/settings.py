@@ -1,0 +1,97 @@
+"""What one run of the benchmark measures: shapes, dtype, device, budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from aimc import presets
+from aimc.config import Hardware
+
+PRESET = "gain_cell_cmos"
+"""The published cell with leakage and 16/8/32 levels; a name in :mod:`aimc.presets`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Shapes and budget of one run; the defaults are the shapes of the speed table."""
+
+    tokens: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
+    """T of the operator cases."""
+    window: int = 1024
+    """W of every case, tokens that the arrays hold."""
+    other_windows: tuple[int, ...] = (256, 4096)
+    """Further W of forward and forward+backward, at T = `other_windows_tokens` if that is among `tokens`."""
+    other_windows_tokens: int = 4096
+    """T at which `other_windows` are measured."""
+    eager_tokens: int = 2048
+    """Largest T at which the eager operator is timed, and at which all heads are checked: it needs O(T²) memory."""
+    batch: int = 1
+    """B."""
+    heads: int = 12
+    """H."""
+    head_size: int = 64
+    """D."""
+    model_tokens: int = 1024
+    """T of prefill and training step."""
+    layers: int = 12
+    """Layers of the model; its width is H·D."""
+    vocabulary: int = 50257
+    """Vocabulary of the model."""
+    backend: str = "blocked"
+    """The subject: `hardware.backend`."""
+    device: str = "cpu"
+    """`cpu` or `cuda`."""
+    dtype: str = "float32"
+    """`float32` or `bfloat16`: inputs, weights and comparisons alike."""
+    seconds: float = 10.0
+    """Aim for the time of one point; never fewer than three repetitions."""
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """`dtype` as torch has it."""
+        return getattr(torch, self.dtype)
+
+    def windows(self, tokens: int) -> tuple[int, ...]:
+        """W to measure at this T."""
+        return (self.window, *(self.other_windows if tokens == self.other_windows_tokens else ()))
+
+    def hardware(self, window: int, *, backend: str, leakage: bool = True, converters: bool = True) -> Hardware:
+        """The hardware of a case; `converters=False` leaves the clips but no levels, so that results are continuous."""
+        hardware = getattr(presets, PRESET)()
+        hardware.array.window = window
+        hardware.backend = backend
+        if not leakage:
+            hardware.leakage.tau_s = None
+        if not converters:
+            hardware.input_dac.n_levels = hardware.storage_dac.n_levels = hardware.readout.n_levels = None
+        return hardware
+
+
+def default_settings() -> Settings:
+    """The speed table's shapes on this machine's device; longer sequences where a GPU makes them affordable."""
+    if torch.cuda.is_available():
+        return Settings(
+            device="cuda", backend="triton", dtype="bfloat16", tokens=(256, 512, 1024, 2048, 4096, 8192, 16384, 32768), seconds=3.0
+        )
+    return Settings()
+
+
+def quick_settings() -> Settings:
+    """Seconds instead of minutes: to see that everything runs. Its numbers mean nothing."""
+    gpu = torch.cuda.is_available()
+    return Settings(
+        device="cuda" if gpu else "cpu",
+        backend="triton" if gpu else "blocked",
+        tokens=(64, 192),
+        window=128,
+        other_windows=(64,),
+        other_windows_tokens=192,
+        heads=2,
+        head_size=32,
+        model_tokens=64,
+        layers=2,
+        vocabulary=256,
+        seconds=0.1,
+    )

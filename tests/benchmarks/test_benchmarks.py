@@ -1,0 +1,222 @@
+"""The benchmark says only what it has checked: end to end at small shapes, with a wrong subject, and when it is cut off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import benchmarks.__main__ as program
+from benchmarks import operators
+from benchmarks.aims import CPU_AIMS, Aim
+from benchmarks.case import DIGITAL, EAGER, SUBJECT, CheckError, Result
+from benchmarks.cases import CASES, FORWARD, MEMORY, NO_LEAKAGE, STEP, TRAINING
+from benchmarks.memory import peak_bytes
+from benchmarks.report import one_line, write_results
+from benchmarks.settings import default_settings, quick_settings
+from benchmarks.timing import MIN_REPETITIONS, time_in_turn
+
+FIELDS = {
+    *("case", "measures", "tokens", "window", "shapes", "dtype", "hardware", "leakage", "backend", "check"),
+    *("repetitions", "median_s", "iqr_s", "time_ratio", "peak_bytes", "memory_ratio"),
+    *("commit", "torch", "device", "cores", "threads", "date"),
+}
+FAST = ["--quick", "--tokens", "64", "--seconds", "0.01", "--width", "160"]
+
+
+def run(folder: Path, *words: str) -> int:
+    return program.main([*FAST, "--out", str(folder), *words])
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
+
+
+def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--quick", "--seconds", "0.01", "--out", str(tmp_path), "--width", "160"]) == 0
+    results = lines(tmp_path)
+    assert {result["case"] for result in results} == {case.name for case in CASES}
+    comparisons = {case.name: set(case.comparisons) for case in CASES}
+    for result in results:
+        assert set(result) == FIELDS
+        times, memory = result["median_s"], result["peak_bytes"]
+        assert (times or memory) and {SUBJECT, *comparisons[result["case"]]} == set(times or memory)
+        assert all(value > 0 for value in (*times.values(), *memory.values()))
+        assert not times or result["repetitions"] >= MIN_REPETITIONS
+        for name, ratio in result["time_ratio"].items():
+            assert ratio == pytest.approx(times[SUBJECT] / times[name])
+        assert result["backend"] == quick_settings().backend
+        assert "quantisers off" in result["check"] or "elements moved" in result["check"]
+    assert {(r["tokens"], r["window"]) for r in results if r["case"] == TRAINING} == {(64, 128), (192, 128), (192, 64)}
+    for name in ("time.png", "memory.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.jsonl", "time.png", "memory.png"}, "a temporary file is left"
+    printed = capsys.readouterr().out
+    assert "at least" in printed and "not measured" in printed and "training step" in printed
+
+
+@pytest.mark.parametrize("case", [FORWARD, TRAINING, NO_LEAKAGE, MEMORY])
+def test_a_wrong_subject_is_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--cases", case) == 0
+    before = (tmp_path / "bench.jsonl").read_bytes()
+    right = operators.gain_cell
+    monkeypatch.setattr(operators, "gain_cell", lambda inputs, hardware: right(inputs, hardware) + 1 / 15)
+    assert run(tmp_path, "--cases", case) == 1
+    assert (tmp_path / "bench.jsonl").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed and "1.00e+00 of the elements moved, by at most 1.00 steps" in printed
+    assert run(tmp_path / "new", "--cases", case) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_wrong_gradient_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(inputs: operators.Inputs, hardware: Any) -> Tensor:
+        q, k, v = inputs
+        k = k.detach() + 1.0001 * (k - k.detach())  # the same number, its gradient 1e-4 too large
+        return operators.eager((q, k, v), hardware)
+
+    monkeypatch.setattr(operators, "gain_cell", wrong)
+    assert run(tmp_path, "--cases", FORWARD) == 0
+    assert run(tmp_path, "--cases", TRAINING) == 1
+    assert "dk within 1.0e-04" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_unwritten_output_is_refused(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = quick_settings()
+    hardware = settings.hardware(settings.window, backend="eager")
+    monkeypatch.setattr(operators, "gain_cell", lambda inputs, hardware: torch.full_like(inputs[0], bad))
+    with pytest.raises(CheckError, match="not finite"):
+        operators.check_output(operators.make_inputs(settings, 64, gradient=False), hardware, hardware)
+
+
+def test_a_case_that_raises_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(*_: Any) -> Tensor:
+        raise NotImplementedError("no such backend")
+
+    monkeypatch.setattr(operators, "gain_cell", broken)
+    assert run(tmp_path, "--cases", FORWARD, "prefill") == 1
+    printed = capsys.readouterr().out
+    assert "NotImplementedError: no such backend" in printed and "✓ prefill" in printed
+
+
+def test_a_wrong_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The layers of the model compute something else on the subject's backend than on the eager one."""
+    from aimc.nn.attention import GainCellAttention
+
+    right = GainCellAttention.forward
+
+    def wrong(self: GainCellAttention, *arguments: Any, **keywords: Any) -> Tensor:
+        return right(self, *arguments, **keywords) * (1.0 if self.hardware.backend == "eager" else 1.1)
+
+    monkeypatch.setattr(GainCellAttention, "forward", wrong)
+    assert run(tmp_path, "--cases", "prefill", STEP) == 1
+    assert "2 of 2 failed" in capsys.readouterr().out
+    assert not (tmp_path / "bench.jsonl").exists()
+
+
+def test_an_interrupted_run_leaves_the_old_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(tmp_path, "--cases", FORWARD, MEMORY) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    right, calls = program.measure, []
+
+    def measure(*arguments: Any) -> Result:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return right(*arguments)
+
+    monkeypatch.setattr(program, "measure", measure)
+    assert run(tmp_path, "--cases", FORWARD, MEMORY) == 130
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_failed_result_cannot_be_written(tmp_path: Path) -> None:
+    failed = result(FORWARD, failed="CheckError: [wrong]")
+    with pytest.raises(ValueError, match="nothing is written"):
+        write_results(tmp_path / "bench.jsonl", [result(FORWARD), failed], {})
+    assert not list(tmp_path.iterdir())
+    assert "FAILED" in one_line(failed)
+
+
+def test_memory_sees_a_known_allocation() -> None:
+    n = 20 * 2**20
+
+    def call() -> Tensor:
+        first = torch.ones(n, dtype=torch.uint8)
+        second = torch.ones(2 * n, dtype=torch.uint8)
+        del first
+        third = torch.ones(n // 2, dtype=torch.uint8)  # fits below the peak of three
+        return second[0] + third[0]
+
+    assert peak_bytes(call, device="cpu") == pytest.approx(3 * n, rel=0.1)
+
+
+def test_memory_counts_results_and_gradients_but_no_inputs() -> None:
+    x = torch.ones(5 * 2**20, requires_grad=True)
+    # exp keeps its result for the backward pass; the gradient is there beside it
+    measured = peak_bytes(lambda: torch.autograd.grad(x.exp(), x, torch.ones_like(x)), device="cpu")
+    assert measured == pytest.approx(3 * x.numel() * 4, rel=0.1)
+
+
+def test_memory_writes_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
+    peak_bytes(lambda: torch.ones(10), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_times_are_taken_in_turn() -> None:
+    order: list[str] = []
+    times = time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0.001, device="cpu")
+    assert times.repetitions >= MIN_REPETITIONS
+    n_warm_up = len(order) // 2 - times.repetitions
+    assert n_warm_up in (1, 2)
+    assert order == ["a", "b"] * (n_warm_up + times.repetitions)
+
+
+def test_registry_covers_what_was_asked_for() -> None:
+    settings = default_settings()
+    assert len({case.name for case in CASES}) == len(CASES)
+    assert {256, 512, 1024, 2048, 4096, 8192} <= set(settings.tokens)
+    assert settings.windows(4096) == (1024, 256, 4096) and settings.windows(1024) == (1024,)
+    for case in CASES:
+        assert len(list(case.points(settings))) >= 1, "points are made when they are run, not before"
+
+
+def test_aims_read_the_results() -> None:
+    results = [
+        result(FORWARD, time_ratio={DIGITAL: 4.0}),
+        result(TRAINING, time_ratio={DIGITAL: 2.0, EAGER: 1 / 16}),
+        result(TRAINING, tokens=4096, median_s={SUBJECT: 1.0}),
+        result(TRAINING, tokens=8192, median_s={SUBJECT: 2.1}),
+        result(MEMORY, tokens=8192, memory_ratio={DIGITAL: 2.5}),
+        result(FORWARD, window=256, time_ratio={DIGITAL: 99.0}),
+        result(NO_LEAKAGE, time_ratio={DIGITAL: 1.0}, failed="wrong"),
+    ]
+    values = [aim.read(results) for aim in CPU_AIMS]
+    assert values == [4.0, 2.0, 16.0, 2.1, 2.5, None, None]
+    verdicts = [aim.verdict(value) for aim, value in zip(CPU_AIMS, values, strict=True)]
+    assert verdicts == ["met", "aim met", "aim met", "met", "missed", "not measured", "not measured"]
+
+
+def test_bounds_belong_to_the_better_side() -> None:
+    faster = Aim(text="", read=lambda _: None, at_least=8.0, aim=15.0, higher_is_better=True)
+    assert [faster.verdict(x) for x in (7.9, 8.0, 15.0)] == ["missed", "met", "aim met"]
+
+
+@pytest.mark.parametrize(
+    "words", [["--tokens", "0"], ["--seconds", "-1"], ["--cases", "nonsense"], ["--threads", "0"], ["--seconds", "nan"]]
+)
+def test_bad_options_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        program.main(["--quick", *words])
+    assert words[0] in capsys.readouterr().err
+
+
+def result(case: str, tokens: int = 1024, window: int = 1024, **values: Any) -> Result:
+    """A result with these numbers."""
+    fixed = {"measures": "", "shapes": {}, "dtype": "float32", "hardware": "", "leakage": True, "backend": "blocked", "check": ""}
+    return Result(case=case, tokens=tokens, window=window, **fixed, **values)
