@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test slow lint format clean
+.PHONY: setup demo test slow bench lint format clean
 
 setup: $(INSTALLED)
 
@@ -22,6 +22,9 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+bench: setup
+	$(BIN)/python -m benchmarks
 
 lint: setup
 	$(BIN)/ruff check .

@@ -41,10 +41,10 @@ def forward(call: Call) -> Tensor:
         total = torch.zeros_like(pulses)
         for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN):
             keys, values = _Stored(call, ArrayId.QK, tokens), _Stored(call, ArrayId.AV, tokens)
-            for read in neighbours:
+            for read, at in neighbours:
                 queries = slice(read.start - start, read.stop - start)
-                _, phi = work.first_array(read, pulses[:, queries], keys.cells(read))
-                counts = work.second_array(read, phi, values.cells(read))
+                _, phi = work.first_array(read, pulses[:, queries], keys.cells(read, at))
+                counts = work.second_array(read, phi, values.cells(read, at))
                 total[:, queries] += quantize_(counts, heads.hardware.readout)
         total = total.view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
         if call.key_padding is not None:
@@ -69,9 +69,9 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
         d_pulses = torch.zeros_like(pulses)
         for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN):
             keys, values = _Stored(call, ArrayId.QK, tokens), _Stored(call, ArrayId.AV, tokens)
-            for read in neighbours:
+            for read, at in neighbours:
                 queries = slice(read.start - start, read.stop - start)
-                of_keys, of_values = keys.cells(read), values.cells(read)
+                of_keys, of_values = keys.cells(read, at), values.cells(read, at)
                 fill, phi = work.first_array(read, pulses[:, queries], of_keys)
                 counts = work.second_array(read, phi, of_values)
                 d_counts = work.clip_gradient(counts, upstream[:, queries])
@@ -168,9 +168,8 @@ class _Stored:
         operand = operand * self.scale
         return operand.expand(heads.n_batch, heads.n_heads, *operand.shape[-2:]).flatten(0, 1)
 
-    def cells(self, read: Read) -> _Cells:
-        """Those that one read meets."""
-        at = read.blocks[0][0] - self.ranges[0][0]
+    def cells(self, read: Read, at: int) -> _Cells:
+        """Those that one read meets, whose tokens begin at the index `at`."""
         part = slice(at, at + read.n_tokens)
         operands = [o if o is None or o.shape[1] == 1 else o[:, part] for o in self.operands]
         offset = self.column_offset

@@ -46,15 +46,17 @@ def reads(start: int, stop: int, n_tokens: int, array: Array) -> Iterator[Read]:
         yield Read(start=first, stop=behind, blocks=blocks, n_masked=behind - first, tile=first % window // rows)
 
 
-def groups(reads: Iterable[Read], span: int) -> Iterator[tuple[list[tuple[int, int]], list[Read]]]:
-    """Consecutive reads whose tokens are prepared together, with the runs of tokens that they need.
+def groups(reads: Iterable[Read], span: int) -> Iterator[tuple[list[tuple[int, int]], list[tuple[Read, int]]]]:
+    """Reads whose tokens are prepared together: the runs of tokens they need, and each read with where its tokens begin among them.
 
     Preparing tokens sub-tile by sub-tile costs more calls than arithmetic; preparing all of them at once costs memory. So neighbours
-    within `span` tokens go together. A sub-tile that is being overwritten joins distant tokens and goes alone.
+    within `span` tokens go together.
     """
     for (_, n_blocks), group in itertools.groupby(reads, key=lambda read: (read.blocks[0][0] // span, len(read.blocks))):
-        together = list(group)
-        if n_blocks == 1:
-            yield [(together[0].blocks[0][0], together[-1].blocks[-1][1])], together
+        members = list(group)
+        if n_blocks == 1:  # neighbours in the text
+            ranges = [(members[0].blocks[0][0], members[-1].blocks[0][1])]
         else:
-            yield from ((read.blocks, [read]) for read in together)
+            ranges = [block for read in members for block in read.blocks]
+        begins = itertools.accumulate((read.n_tokens for read in members[:-1]), initial=0)
+        yield ranges, list(zip(members, begins, strict=True))
