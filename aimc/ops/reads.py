@@ -50,9 +50,14 @@ def groups(reads: Iterable[Read], span: int) -> Iterator[tuple[list[tuple[int, i
     """Reads whose tokens are prepared together: the runs of tokens they need, and each read with where its tokens begin among them.
 
     Preparing tokens sub-tile by sub-tile costs more calls than arithmetic; preparing all of them at once costs memory. So neighbours
-    within `span` tokens go together.
+    within `span` tokens go together; of overwritten sub-tiles fewer, because their tokens come from two places and have to be copied.
     """
-    for (_, n_blocks), group in itertools.groupby(reads, key=lambda read: (read.blocks[0][0] // span, len(read.blocks))):
+
+    def together(read: Read) -> tuple[int, int]:
+        n_blocks = len(read.blocks)
+        return read.blocks[0][0] // (span if n_blocks == 1 else max(span // 4, 1)), n_blocks
+
+    for (_, n_blocks), group in itertools.groupby(reads, key=together):
         members = list(group)
         if n_blocks == 1:  # neighbours in the text
             ranges = [(members[0].blocks[0][0], members[-1].blocks[0][1])]
