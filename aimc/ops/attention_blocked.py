@@ -25,8 +25,6 @@ from aimc.ops.scaling import conversion_gradient, scaled
 
 WORK_BUFFER_BYTES = 4 * 2**20
 """Aimed size of one work buffer, a run of queries against one sub-tile: larger ones leave the cache, smaller ones cost more calls."""
-
-
 SPAN = 512
 """Tokens that are prepared together."""
 
@@ -131,6 +129,7 @@ class _Stored:
     def __init__(self, call: Call, array: ArrayId, ranges: list[tuple[int, int]]) -> None:
         heads, hardware = call.heads, call.heads.hardware
         source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
+        self.array = array
         self.ranges = ranges
         self.tokens = torch.cat([torch.arange(first, behind, device=heads.device) for first, behind in ranges])
         raw = [source[:, :, first:behind] for first, behind in ranges]
@@ -174,7 +173,7 @@ class _Stored:
         operands = [o if o is None or o.shape[1] == 1 else o[:, part] for o in self.operands]
         offset = self.column_offset
         if offset is not None:  # one per token in the first array; the same for all tokens of a sub-tile in the second
-            offset = offset[..., part] if offset.shape[1] == 1 != len(self.tokens) else offset[:, at : at + 1]
+            offset = offset[..., part] if self.array == ArrayId.QK else offset[:, at : at + 1]
         gain = None if self.column_gain is None else self.column_gain[..., part]
         tokens = self.tokens[part]
         return _Cells(operands=operands, tokens=tokens, column_gain=gain, column_offset=offset, gradients=self.gradients)
@@ -187,12 +186,13 @@ class _Work:
         self.heads = call.heads
         self.key_padding = call.key_padding
         self._buffers: dict[str, Tensor] = {}
+        self._rows = torch.empty(0, dtype=torch.int64)  # queries and decay of the read at hand, set by the first array
         self._decay: Tensor | float = 1.0
 
     def first_array(self, read: Read, pulses: Tensor, keys: _Cells) -> tuple[Tensor, Tensor]:
         """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
         heads = self.heads
-        rows = torch.arange(read.start, read.stop, device=heads.device)
+        rows = self._rows = torch.arange(read.start, read.stop, device=heads.device)
         decay = heads.decay(age(rows, keys.tokens))
         self._decay = 1.0 if decay is None else decay  # [T', S]
         fill = self._charge("fill", pulses, keys.operands, n_cells=len(keys.tokens))
@@ -224,7 +224,7 @@ class _Work:
             width = phi.mul_(self._decay) if j > 0 else phi  # φ·r^j
             if operand is None:
                 continue
-            if operand.shape[1] == 1 != width.shape[-1]:
+            if _is_row(operand, width.shape[-1]):
                 common = width.sum(dim=-1, keepdim=True) * operand
             else:
                 _multiply(counts, width, operand, add=started)
@@ -234,7 +234,7 @@ class _Work:
         by_head = counts.view(heads.n_batch, heads.n_heads, *counts.shape[1:])
         if values.column_offset is not None:
             by_head.add_(values.column_offset)
-        noise = heads.read_noise_av(torch.arange(read.start, read.stop, device=heads.device), read.tile)
+        noise = heads.read_noise_av(self._rows, read.tile)
         return counts if noise is None else by_head.add_(noise).flatten(0, 1)
 
     def clip_gradient(self, counts: Tensor, upstream: Tensor) -> Tensor:
@@ -262,7 +262,7 @@ class _Work:
                 cells.gradients[j].append(torch.bmm(share.mT, columns))
             if d_pulses is None or operand is None:
                 continue
-            if operand.shape[1] == 1 != share.shape[-1]:
+            if _is_row(operand, share.shape[-1]):
                 d_pulses.add_(share.sum(dim=-1, keepdim=True) * operand)
             else:
                 d_pulses.baddbmm_(share, operand)
@@ -276,7 +276,7 @@ class _Work:
                 charge.mul_(self._decay)
             if operand is None:
                 continue
-            if operand.shape[1] == 1 != n_cells:
+            if _is_row(operand, n_cells):
                 charge.add_((left * operand).sum(dim=-1, keepdim=True))
             else:
                 _multiply(charge, left, operand.mT, add=started)
@@ -291,6 +291,11 @@ class _Work:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=self.heads.dtype, device=self.heads.device)
         return buffer[:size].view(n_heads, n_rows, n_columns)
+
+
+def _is_row(operand: Tensor, n_cells: int) -> bool:
+    """Whether one row stands for all cells; then a sum does for a matrix product."""
+    return operand.shape[1] == 1 != n_cells
 
 
 def _multiply(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:

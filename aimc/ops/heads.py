@@ -58,20 +58,31 @@ class Heads:
         offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells) if noise.mismatch_offset_v else None
         return gain, offset_v
 
-    def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and offset of the charge-to-pulse circuits of the tokens `[S]`: `[H, 1, S]` each; None: none."""
-        noise, slots = self.hardware.noise, tokens % self.hardware.array.window
-        gain = noise.column_gain * self.chip.column_gain_qk(self.n_kv_heads, slots, self.dtype) if noise.column_gain else None
-        offset = noise.column_offset * self.chip.column_offset_qk(self.n_kv_heads, slots, self.dtype) if noise.column_offset else None
-        gain, offset = self._for_query_heads(gain), self._for_query_heads(offset)
-        return (None if gain is None else gain[:, None]), (None if offset is None else offset[:, None])
+    def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
+        noise = self.hardware.noise
+        columns = (self.n_kv_heads, slots, self.dtype)
+        gain = noise.column_gain * self.chip.column_gain_qk(*columns) if noise.column_gain else None
+        offset = noise.column_offset * self.chip.column_offset_qk(*columns) if noise.column_offset else None
+        return gain, offset
 
-    def column_errors_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and offset of the counters of the sub-tiles `[J]`: `[H, J, D]` each; None: none."""
+    def column_tables_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and offset of the counters of the sub-tiles `[J]`: `[H_kv, J, D]` each; None: none."""
         noise = self.hardware.noise
         columns = (self.n_kv_heads, tiles, self.head_size, self.dtype)
         gain = noise.column_gain * self.chip.column_gain_av(*columns) if noise.column_gain else None
         offset = noise.column_offset * self.chip.column_offset_av(*columns) if noise.column_offset else None
+        return gain, offset
+
+    def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each; None: none."""
+        gain, offset = self.column_tables_qk(tokens % self.hardware.array.window)
+        gain, offset = self._for_query_heads(gain), self._for_query_heads(offset)
+        return (None if gain is None else gain[:, None]), (None if offset is None else offset[:, None])
+
+    def column_errors_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """:meth:`column_tables_av` as query heads meet them: `[H, J, D]` each; None: none."""
+        gain, offset = self.column_tables_av(tiles)
         return self._for_query_heads(gain), self._for_query_heads(offset)
 
     def _for_query_heads(self, x: Tensor | None) -> Tensor | None:

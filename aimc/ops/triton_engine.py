@@ -49,16 +49,19 @@ def _options(call: Call) -> dict[str, Any]:
 
 def _errors(heads: Heads) -> CellErrors:
     """The chip's tables, per slot and per K/V head."""
-    noise, chip, sizes = heads.hardware.noise, heads.chip, heads.hardware.array
+    sizes = heads.hardware.array
     slots = torch.arange(sizes.window, device=heads.device)
-    tiles = torch.arange(sizes.n_tiles, device=heads.device)
     key_gain, key_offset_v = heads.cell_errors(ArrayId.QK, slots)
     value_gain, value_offset_v = heads.cell_errors(ArrayId.AV, slots)
-    errors = CellErrors(key_gain=key_gain, key_offset_v=key_offset_v, value_gain=value_gain, value_offset_v=value_offset_v)
-    if noise.column_gain:
-        errors.column_gain_qk = noise.column_gain * chip.column_gain_qk(heads.n_kv_heads, slots)
-        errors.column_gain_av = noise.column_gain * chip.column_gain_av(heads.n_kv_heads, tiles, heads.head_size)
-    if noise.column_offset:
-        errors.column_offset_qk = noise.column_offset * chip.column_offset_qk(heads.n_kv_heads, slots)
-        errors.column_offset_av = noise.column_offset * chip.column_offset_av(heads.n_kv_heads, tiles, heads.head_size)
-    return errors
+    column_gain_qk, column_offset_qk = heads.column_tables_qk(slots)
+    column_gain_av, column_offset_av = heads.column_tables_av(torch.arange(sizes.n_tiles, device=heads.device))
+    return CellErrors(
+        key_gain=key_gain,
+        key_offset_v=key_offset_v,
+        value_gain=value_gain,
+        value_offset_v=value_offset_v,
+        column_gain_qk=column_gain_qk,
+        column_offset_qk=column_offset_qk,
+        column_gain_av=column_gain_av,
+        column_offset_av=column_offset_av,
+    )
