@@ -11,18 +11,20 @@ _PUBLIC = {
     "Hardware": "aimc.config",
     "Noise": "aimc.config",
     "Chip": "aimc.ops.noise",
+    "GainCellCache": "aimc.nn.cache",
     "gain_cell_attention": "aimc.ops.attention",
     "convert": "aimc.conversion",
     "to_digital": "aimc.conversion",
-    "from_pretrained": "aimc.hf",
+    "from_pretrained": "aimc.checkpoint",
     "set_hardware": "aimc.hf",
     "set_chip": "aimc.hf",
     "initialise_scalers": "aimc.calibrate",
     "match_statistics": "aimc.calibrate",
+    "calibrate_ranges": "aimc.ranges",
     "clip_fractions": "aimc.record",
     "perplexity": "aimc.evaluate",
 }
-_MODULES = ("circuit", "config", "evaluate", "hf", "ops", "plot", "presets", "record")
+_MODULES = ("circuit", "config", "evaluate", "hf", "llama2c", "ops", "plot", "presets", "record")
 
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
-HARDWARE_VERSION = 1
-"""Raised whenever the meaning of a field changes; written into every checkpoint."""
+HARDWARE_VERSION = 2
+"""Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and step latency."""
 
 GRADIENTS = ("exact", "linear")
 CODINGS = ("unsigned", "sign_magnitude", "rounded")
@@ -88,8 +88,10 @@ class Leakage:
 
     tau_s: float | None = None
     """Retention time constant τ in second; None: no leakage."""
-    token_time_s: float = 1e-6
-    """Time from one token to the next in second (layers × latency of one attention step)."""
+    token_time_s: float | None = 1e-6
+    """Time from one token to the next in second; None: layers of the model × `step_latency_s`, filled in by :func:`aimc.convert`."""
+    step_latency_s: float = 1e-7
+    """Latency of one attention step of one layer in second; used only where `token_time_s` is None."""
 
     def __post_init__(self) -> None:
         if self.tau_s is not None:
@@ -100,12 +102,29 @@ class Leakage:
                 "a retention time is positive and finite",
                 "use null (None) for a cell that does not leak",
             )
-        _require_positive("leakage.token_time_s", self.token_time_s, "second")
+        if self.token_time_s is not None:
+            _require_positive("leakage.token_time_s", self.token_time_s, "second")
+        _require_positive("leakage.step_latency_s", self.step_latency_s, "second")
+
+    def known_token_time_s(self) -> float:
+        """`token_time_s`, where it is known.
+
+        Raises:
+            ConfigError: it is None, and no model has filled it in.
+        """
+        _require(
+            self.token_time_s is not None,
+            "leakage.token_time_s",
+            None,
+            "the time of a token is the model's layers × leakage.step_latency_s, and this hardware belongs to no model yet",
+            "give it in second, or use aimc.convert, which fills it in",
+        )
+        return self.token_time_s  # type: ignore[return-value]  # required above
 
     @property
     def decay_per_token(self) -> float:
         """λ, dimensionless: the stored signal falls by exp(−λ) per token; 0 without leakage."""
-        return 0.0 if self.tau_s is None else self.token_time_s / self.tau_s
+        return 0.0 if self.tau_s is None else self.known_token_time_s() / self.tau_s
 
 
 @dataclass(slots=True, kw_only=True)
@@ -230,6 +249,29 @@ class Noise:
 
 
 @dataclass(slots=True, kw_only=True)
+class Protection:
+    """Tokens that are kept in a digital memory and take no part in the arrays' reads.
+
+    The first tokens of a text draw much of the attention, and the newest carry most of its information: a few of each rescue noisy arrays.
+    """
+
+    n_sink: int = 0
+    """First tokens of each sequence (padding not counted) kept digital for ever, also after the window has passed them; 0: none."""
+    n_recent: int = 0
+    """Newest tokens kept digital, the reading token itself included; 0: none."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_sink", "n_recent"):
+            value = getattr(self, name)
+            _require(value >= 0, f"protection.{name}", value, "a number of tokens is not negative", "0 switches it off")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any token is protected."""
+        return bool(self.n_sink or self.n_recent)
+
+
+@dataclass(slots=True, kw_only=True)
 class Hardware:
     """The whole attention hardware of one chip family; `Hardware()` clips and does nothing else."""
 
@@ -248,7 +290,14 @@ class Hardware:
     noise: Noise = field(default_factory=Noise)
     """Random non-idealities; all off by default."""
     activation: str = "hard_sigmoid"
-    """`hard_sigmoid`: the charge-to-pulse circuit, φ = clip(S/S_sat, 0, 1). `softmax` is reserved for digital softmax between the arrays."""
+    """`hard_sigmoid`: the charge-to-pulse circuit, φ = clip(S/S_sat, 0, 1). `softmax`: scores through `score_adc`, softmax in digital,
+    probabilities through `probability_dac` as pulses into the second array."""
+    score_adc: Converter = field(default_factory=lambda: Converter(v_min=-1.0, v_max=1.0, coding="sign_magnitude"))
+    """Charge of the first array to a number, in units of `array.saturation_qk`; used only by `softmax`."""
+    probability_dac: Converter = field(default_factory=Converter)
+    """Probability to pulse width, as a fraction of the longest pulse; used only by `softmax`."""
+    protection: Protection = field(default_factory=Protection)
+    """Tokens kept digital; none by default."""
     backend: str = "auto"
     """`auto` (chosen by device and features), or one implementation by name: `eager` (the reference), `blocked` (PyTorch, any device),
     `triton` (NVIDIA GPUs). All compute the same."""
@@ -263,12 +312,21 @@ class Hardware:
             f"a cell stores voltages between 0 and cell.supply_v={self.cell.supply_v}",
             "set the range inside the supply",
         )
+        signed = self.activation == "softmax"
         _require(
-            self.input_dac.v_min >= 0 and self.input_dac.v_max <= 1,
+            self.input_dac.v_min >= (-1 if signed else 0) and self.input_dac.v_max <= 1,
             "input_dac.v_min, input_dac.v_max",
             (self.input_dac.v_min, self.input_dac.v_max),
-            "a pulse width is a fraction of the longest pulse",
-            "set the range inside [0, 1]",
+            "a pulse width is a fraction of the longest pulse"
+            + (", negative where it is read with opposite polarity" if signed else "; negative pulses need activation='softmax'"),
+            f"set the range inside [{-1 if signed else 0}, 1]",
+        )
+        _require(
+            self.probability_dac.v_min == 0 and self.probability_dac.v_max <= 1,
+            "probability_dac.v_min, probability_dac.v_max",
+            (self.probability_dac.v_min, self.probability_dac.v_max),
+            "a probability becomes a pulse between none and the longest",
+            "set v_min to 0 and v_max to at most 1",
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -280,18 +338,29 @@ class Hardware:
         """The inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigError: another version, a key that is no field, or a value that a field refuses.
+            ConfigError: a version that cannot be migrated, a key that is no field, or a value that a field refuses.
         """
         data = dict(data)
         version = data.pop("version", None)
         _require(
-            version == HARDWARE_VERSION,
+            isinstance(version, int) and 1 <= version <= HARDWARE_VERSION,
             "version",
             version,
-            f"this is a hardware config of another version than the installed {HARDWARE_VERSION}, so its fields may mean something else",
-            "convert the model again with this version, or install the version that wrote it",
+            f"this hardware config is of a version that is not among 1 to {HARDWARE_VERSION}, so its fields may mean something else",
+            "install a newer aimc, or convert the model again with this one",
         )
+        for step in _MIGRATIONS[version - 1 :]:
+            data = step(data)
         return _build(cls, data, "hardware")
+
+
+def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 only added fields, whose defaults are what version 1 did."""
+    return data
+
+
+_MIGRATIONS = (_from_1_to_2,)
+"""One step per version, from version 1 on: each takes the fields of its version to those of the next."""
 
 
 def _build(cls: type[T], data: Mapping[str, Any], path: str) -> T:

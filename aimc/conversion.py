@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from aimc.config import Hardware
-from aimc.hf import CONFIG_KEY, IMPLEMENTATION, gain_cell_layers, is_digital
+from aimc.families import FAMILIES, AttentionLayer, attention_dropout, attention_layers
+from aimc.hf import (
+    CONFIG_KEY,
+    IMPLEMENTATION,
+    UNSUPPORTED,
+    attach_cache,
+    detach_cache,
+    for_model,
+    gain_cell_layers,
+    is_digital,
+    write_record,
+)
 from aimc.nn.attention import GainCellAttention
 
-FAMILIES = {"gpt2": "GPT2Attention"}
-"""Model type to the class of its self-attention layer; families known to pass plain causal attention to the interface."""
+_BEFORE = "_attention_before_arrays"
+"""Where a converted model remembers its digital attention implementation (sdpa, eager, …)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,60 +32,76 @@ class ConversionReport:
 
     layers: list[str] = field(default_factory=list)
     """Full names of the attention layers that now run on arrays."""
+    skipped: list[str] = field(default_factory=list)
+    """Full names of those that stay digital."""
     n_heads: int = 0
-    """Heads a layer; each has a key and a value array."""
+    """Query heads a layer."""
+    n_kv_heads: int = 0
+    """Key and value heads a layer; each has a key and a value array, shared by its group of query heads."""
     head_size: int = 0
     """D, features a token writes to each array."""
     n_scalers: int = 0
-    """Trainable numbers added (four scalers a layer, gain and offset a head)."""
+    """Trainable numbers added: gain and offset a head, of four scalers a layer, and with a softmax one gain of its scores."""
     notes: list[str] = field(default_factory=list)
     """What the hardware does differently from the digital model."""
 
     def __str__(self) -> str:
         lines = [
-            f"{len(self.layers)} attention layers on gain-cell arrays: {self.n_heads} heads × {self.head_size} features each, {self.n_scalers} scaler parameters"
+            f"{len(self.layers)} attention layers on gain-cell arrays: {self.n_heads} heads on the arrays of {self.n_kv_heads} K/V heads × "
+            f"{self.head_size} features each, {self.n_scalers} scaler parameters"
         ]
-        lines += [f"  {name}" for name in self.layers] + [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        lines += [f"  {name}" for name in self.layers] + [f"  {name}: stays digital" for name in self.skipped]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def convert(model: PreTrainedModel, hardware: Hardware) -> ConversionReport:
-    """Replace the attention of every layer by gain-cell arrays, keeping all weights.
+def convert(model: PreTrainedModel, hardware: Hardware, *, skip_layers: Collection[int] = ()) -> ConversionReport:
+    """Replace the attention of a decoder by gain-cell arrays, keeping all weights.
 
-    Scalers start as published (a = 1; b = rest voltage for k and v, 0 for q and out); see :func:`aimc.initialise_scalers`.
+    Scalers start as published (a = 1; b = rest voltage for k and v, 0 for q and out); see :func:`aimc.initialise_scalers`. A layer with
+    a sliding window shorter than the hardware's uses that many slots. A plain forward pass keeps no cache unless it is asked for one;
+    `model.generate` writes each token once, to a :class:`aimc.GainCellCache`.
 
     Args:
-        model: a GPT-2 of any size.
+        model: a decoder whose attention goes through transformers' attention interface, with or without its language-model head; the
+            families in :data:`aimc.families.FAMILIES` are tested.
         hardware: what the arrays are; one description for all layers.
+        skip_layers: indices of layers that stay digital.
 
     Returns:
         What was replaced.
 
     Raises:
-        ValueError: nothing that can be replaced, or replaced already. The model is then unchanged.
+        TypeError: not a transformers model.
+        ValueError: attention that arrays cannot do, layers that do not exist, nothing left to replace, or replaced already. The model
+            is then unchanged. :class:`aimc.config.ConfigError`: the arrays do not fit a layer's sliding window.
     """
     if not is_digital(model):
         raise ValueError("this model is converted already; change its arrays with aimc.set_hardware, or go back with aimc.to_digital")
-    layers = _attention_layers(model)
-    first = layers[0][1]
-    n_heads, head_size = int(first.num_heads), int(first.head_dim)  # type: ignore[arg-type]  # modules are typed as holding tensors
-    device = next(model.parameters()).device
-    arrays = [GainCellAttention(n_heads, n_heads, hardware, layer=i).to(device) for i in range(len(layers))]
-    for (_, layer), array in zip(layers, arrays, strict=True):
-        array.train(model.training)
-        layer.add_module(IMPLEMENTATION, array)
-    model.set_attn_implementation(IMPLEMENTATION)
-    setattr(model.config, CONFIG_KEY, hardware.to_dict())
+    layers = attention_layers(model)
+    _check_keywords(layers)
+    skipped = _skipped(layers, skip_layers)
+    chosen = [layer for layer in layers if layer not in skipped]
+    hardware = for_model(hardware, model)
+    arrays = [_arrays(layer, hardware) for layer in chosen]
+    setattr(model, _BEFORE, model.config._attn_implementation)
+    for layer, array in zip(chosen, arrays, strict=True):
+        layer.module.add_module(IMPLEMENTATION, array)
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+        write_record(model)
+        attach_cache(model)
+    except Exception:
+        _remove_arrays(model)
+        raise
     _use_cache(model, False)
-    notes = ["generation recomputes the text at every token: a digital key/value cache would bypass the arrays"]
-    if dropout := getattr(model.config, "attn_pdrop", 0.0):
-        notes.append(f"attention dropout ({dropout}) is not applied: the arrays have none")
     return ConversionReport(
-        layers=[name for name, _ in layers],
-        n_heads=n_heads,
-        head_size=head_size,
-        n_scalers=sum(p.numel() for array in arrays for p in array.parameters()),
-        notes=notes,
+        layers=[layer.name for layer in chosen],
+        skipped=[layer.name for layer in skipped],
+        n_heads=chosen[0].n_heads,
+        n_kv_heads=chosen[0].n_kv_heads,
+        head_size=chosen[0].head_size,
+        n_scalers=sum(parameter.numel() for array in arrays for parameter in array.parameters()),
+        notes=_notes(model, hardware, chosen),
     )
 
 
@@ -84,34 +111,83 @@ def to_digital(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: the model is not converted.
     """
-    names = [name for name, _ in gain_cell_layers(model)]
-    if not names:
+    if is_digital(model):
         raise ValueError(f"this {type(model).__name__} has no gain-cell layer; it is digital already")
-    model.set_attn_implementation("sdpa")
-    for name in names:
-        delattr(model.get_submodule(name.rpartition(".")[0]), IMPLEMENTATION)
-    delattr(model.config, CONFIG_KEY)
+    detach_cache(model)
+    _remove_arrays(model)
     _use_cache(model, True)
     return model
 
 
-def _attention_layers(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
-    family = getattr(model.config, "model_type", type(model).__name__)
+def _check_keywords(layers: list[AttentionLayer]) -> None:
+    """Refuse what a layer would tell the attention interface and the arrays cannot do. Layers to be skipped too: there, it would be lost as well."""
+    for layer in layers:
+        for name, what in UNSUPPORTED.items():
+            value = layer.keywords.get(name)
+            if value is not None:
+                shown = f"a tensor of {value.numel()} numbers" if hasattr(value, "numel") else value
+                raise ValueError(
+                    f"{layer.name} passes {name}={shown} to the attention interface: the arrays cannot do {what}; load the model with that "
+                    "setting off in its config, if it has one, or choose another model"
+                )
+
+
+def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int]) -> list[AttentionLayer]:
+    unknown = [index for index in skip_layers if index not in range(len(layers))]
+    if unknown:
+        raise ValueError(
+            f"skip_layers={list(skip_layers)}: this model has no layer {', '.join(map(str, unknown))}; its layers are 0 to {len(layers) - 1}"
+        )
+    if len(set(skip_layers)) == len(layers):
+        raise ValueError(
+            f"skip_layers={list(skip_layers)} leaves none of the {len(layers)} layers, so nothing would be replaced; leave at least one out"
+        )
+    return [layer for layer in layers if layer.index in set(skip_layers)]
+
+
+def _arrays(layer: AttentionLayer, hardware: Hardware) -> GainCellAttention:
+    arrays = GainCellAttention(layer.n_heads, layer.n_kv_heads, hardware, layer=layer.index, sliding_window=layer.sliding_window)
+    arrays.train(layer.module.training)
+    return arrays.to(next(layer.module.parameters()).device)
+
+
+def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLayer]) -> list[str]:
+    notes = []
+    family = model.config.model_type
     if family not in FAMILIES:
-        raise ValueError(
-            f"{type(model).__name__} (model_type={family!r}) has no supported attention layer, so nothing would be replaced; supported: {', '.join(FAMILIES)}"
+        notes.append(
+            f"{family} is not among the tested families ({', '.join(FAMILIES)}): its layers follow transformers' attention interface in a trial "
+            "of two tokens; check its perplexity"
         )
-    if getattr(model.config, "add_cross_attention", False):
-        raise ValueError("add_cross_attention=True: the arrays attend to the model's own past only; use a decoder without cross-attention")
-    layers = [(name, module) for name, module in model.named_modules() if type(module).__name__ == FAMILIES[family]]
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} holds no {FAMILIES[family]} layer, so nothing would be replaced; pass the whole language model"
+    if dropout := attention_dropout(model):
+        notes.append(f"attention dropout ({dropout}) is not applied: the arrays have none")
+    windows = {
+        layer.sliding_window for layer in layers if layer.sliding_window is not None and layer.sliding_window < hardware.array.window
+    }
+    for window in sorted(windows):
+        indices = [str(layer.index) for layer in layers if layer.sliding_window == window]
+        notes.append(
+            f"a sliding window of {window} tokens: that many slots of {hardware.array.window} are used, in layers {', '.join(indices)}"
         )
-    return layers
+    if len({(layer.n_heads, layer.n_kv_heads, layer.head_size) for layer in layers}) > 1:
+        notes.append("heads differ from layer to layer; those of the first are given")
+    if hardware.activation == "softmax":
+        notes.append("the scalers and the scores' gain are not set yet: call aimc.calibrate_ranges(model, reference, batches)")
+    return notes
+
+
+def _remove_arrays(model: PreTrainedModel) -> None:
+    """The module tree, the attention implementation and the config of the digital model."""
+    for name in [name for name, _ in gain_cell_layers(model)]:
+        delattr(model.get_submodule(name.rpartition(".")[0]), IMPLEMENTATION)
+    model.set_attn_implementation(getattr(model, _BEFORE))
+    delattr(model, _BEFORE)
+    if hasattr(model.config, CONFIG_KEY):
+        delattr(model.config, CONFIG_KEY)
 
 
 def _use_cache(model: PreTrainedModel, use: bool) -> None:
+    """Whether a plain forward pass keeps a cache; generation always does."""
     model.config.use_cache = use
-    if model.generation_config is not None:
-        model.generation_config.use_cache = use
+    if (generation_config := getattr(model, "generation_config", None)) is not None:  # a model without head has none
+        generation_config.use_cache = True

@@ -81,7 +81,7 @@ def perplexity(
         raise ValueError("a digital model has no analog arrays to be non-ideal; call aimc.convert first, or leave nonideality out")
     noise = nonideality if nonideality is not None else (hardware_of(model).noise if analog else Noise())
     values = []
-    with _noise(model, noise) if analog else _nothing():
+    with other_noise(model, noise) if analog else _nothing():
         # Without noise every chip is the same chip, so one is enough.
         for chip in range(seed, seed + (chips if noise.active() else 1)):
             set_chip(model, chip)
@@ -214,7 +214,7 @@ def _batches(tokens: Tensor, context: int, stride: int, batch_size: int) -> Iter
 
 
 @contextmanager
-def _noise(model: PreTrainedModel, noise: Noise) -> Iterator[None]:
+def other_noise(model: PreTrainedModel, noise: Noise) -> Iterator[None]:
     """Other noise on the same hardware; chip and generator are put back too."""
     layers = [layer for _, layer in gain_cell_layers(model)]
     before = [(layer.hardware, layer.chip_seed, layer.generator) for layer in layers]

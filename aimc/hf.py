@@ -1,66 +1,152 @@
-"""How gain cells meet Hugging Face: the attention and mask functions, and loading a converted model from its folder.
+"""How gain cells meet Hugging Face: the attention and mask functions, the cache, and what a converted model says about itself.
 
 Any layer whose attention goes through transformers' attention interface calls :func:`_attention` when the model's
-implementation is `gain_cell`; that calls the child module `gain_cell` of the layer.
+implementation is `gain_cell`; that calls the child module `gain_cell` of the layer. A layer without that child stays digital.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
-from transformers import logging as hf_logging
-from transformers.utils import cached_file
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from aimc.config import ConfigError, Hardware
+from aimc.config import Hardware
 from aimc.nn.attention import GainCellAttention
+from aimc.nn.cache import GainCellCache
 
 IMPLEMENTATION = "gain_cell"
 """Name of the attention implementation, and of the child module that it calls."""
 CONFIG_KEY = "aimc"
 """Where the hardware stands in `config.json`."""
-_UNSUPPORTED = ("softcap", "s_aux", "sinks", "position_bias", "alibi")
+UNSUPPORTED = {
+    "softcap": "soft-capping of the scores",
+    "s_aux": "attention sinks",
+    "sinks": "attention sinks",
+    "position_bias": "position biases",
+    "alibi": "ALiBi biases",
+}
 """Keywords of the attention interface that would change the result and that the arrays cannot honour."""
 
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """query `[B, H, T, D]`, key and value `[B, H_kv, T, D]`, mask `[B, T]` with 1 for tokens; returns `[B, T, H, D]`.
+    """query `[B, H, T, D]`, key and value `[B, H_kv, T, D]`, mask `[B, all tokens so far]` with 1 for tokens; returns `[B, T, H, D]`.
 
-    `scaling` is part of the query scaler and attention dropout has no counterpart in the arrays; both are left out.
+    `scaling` is part of the scalers and attention dropout has no counterpart in the arrays; both are left out.
     """
-    offending = [name for name in _UNSUPPORTED if kwargs.get(name) is not None]
-    if offending:
-        raise NotImplementedError(
-            f"the gain-cell arrays cannot do {', '.join(offending)}; leave this layer digital or choose another model"
-        )
-    if key.shape[2] != query.shape[2]:
-        raise NotImplementedError(
-            f"{query.shape[2]} queries against {key.shape[2]} keys: a digital key/value cache would bypass the arrays' cells; call with use_cache=False"
-        )
     if attention_mask is not None and attention_mask.ndim != 2:
         raise NotImplementedError(
             "the arrays attend causally within their window; give a 2-D attention_mask [batch, tokens] instead of a prepared one"
         )
-    padding = None if attention_mask is None else ~attention_mask.bool()
-    arrays = module.get_submodule(IMPLEMENTATION)
-    out = arrays(query, key, value, key_padding=padding)
-    return out.transpose(1, 2), None
+    attention = getattr(module, IMPLEMENTATION, None)
+    if attention is None:
+        return _digital_attention(module, query, key, value, attention_mask, **kwargs)
+    offending = [f"{name} ({what})" for name, what in UNSUPPORTED.items() if kwargs.get(name) is not None]
+    if offending:
+        raise NotImplementedError(
+            f"the gain-cell arrays cannot do {', '.join(offending)}; leave this layer digital (skip_layers) or choose another model"
+        )
+    if key.shape[2] != query.shape[2]:
+        raise TypeError(
+            f"{query.shape[2]} queries against {key.shape[2]} keys: a digital key/value cache would bypass the arrays' cells; "
+            "call with past_key_values=aimc.GainCellCache(model), or with use_cache=False"
+        )
+    n_tokens = query.shape[2]
+    padding = None if attention_mask is None else ~attention_mask[:, -n_tokens:].bool()
+    return attention(query, key, value, key_padding=padding).transpose(1, 2), None
 
 
-def _mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _digital_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Softmax attention of a layer that stays digital: transformers' own, with the causal mask that it usually gets ready-made."""
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    at = torch.arange(n_keys, device=query.device)
+    rows = at[n_keys - n_queries :, None]
+    visible = at <= rows
+    if kwargs.get("sliding_window") is not None:
+        visible = visible & (rows - at < kwargs["sliding_window"])
+    visible = visible[None, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, -n_keys:].bool() | (at == rows)  # a row of padding sees itself: no empty softmax
+    output, _ = sdpa_attention_forward(module, query, key, value, visible, **kwargs)
+    return output, None
+
+
+def _mask(*args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """The user's 2-D mask, unchanged: causality and window belong to the operator."""
+    if not allow_is_causal_skip:  # transformers has laid something over the causal mask
+        raise NotImplementedError(
+            "the arrays attend to all of a text's past within their window, so several texts packed into one row (told by position_ids "
+            "that start again) or blocks that see their future cannot be told apart; give each text a row of its own, with an attention_mask"
+        )
     return attention_mask
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)
 AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+
+
+def attach_cache(model: PreTrainedModel) -> None:
+    """Let the decoder of a model find its gain-cell cache: hooks around the module that owns the layers, whatever calls it."""
+    decoder = _decoder(model)
+    before = decoder.register_forward_pre_hook(_take_cache, with_kwargs=True)
+    after = decoder.register_forward_hook(_put_cache_back, always_call=True)
+    decoder._gain_cell_hooks = (before, after)  # type: ignore[assignment]
+
+
+def detach_cache(model: PreTrainedModel) -> None:
+    """Undo :func:`attach_cache`."""
+    decoder = _decoder(model)
+    for handle in decoder._gain_cell_hooks:  # type: ignore[union-attr]
+        handle.remove()
+    del decoder._gain_cell_hooks
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that holds the list of layers: `transformer`, `model`, `model.decoder`, … of a causal language model."""
+    name = next(name for name, _ in gain_cell_layers(model))
+    parts = name.split(".")
+    first_number = next(i for i, part in enumerate(parts) if part.isdigit())
+    return model.get_submodule(".".join(parts[: first_number - 1]))
+
+
+def _take_cache(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a pass: a gain-cell cache in place of none or of an empty digital one (which `generate` makes), each layer told its part."""
+    cache = kwargs.get("past_key_values")
+    use_cache = kwargs.get("use_cache")
+    if use_cache is None:
+        use_cache = decoder.config.use_cache  # type: ignore[union-attr]
+    if cache is None and not use_cache:
+        return None
+    if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+        cache = GainCellCache(decoder)
+    if not isinstance(cache, GainCellCache):
+        raise TypeError(
+            f"past_key_values is a {_describe(cache)}: a digital key/value cache would bypass the arrays' cells; "
+            "use aimc.GainCellCache(model), or leave it out"
+        )
+    for _, attention in gain_cell_layers(decoder):
+        attention.cells = cache.part_of(attention)
+    return args, {**kwargs, "past_key_values": cache}
+
+
+def _put_cache_back(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """After a pass, also a failed one: no layer remembers a cache."""
+    for _, attention in gain_cell_layers(decoder):
+        attention.cells = None
+
+
+def _describe(cache: object) -> str:
+    filled = isinstance(cache, Cache) and cache.get_seq_length()
+    return f"{type(cache).__name__} of {filled} tokens" if filled else type(cache).__name__
 
 
 def gain_cell_layers(model: nn.Module) -> Iterator[tuple[str, GainCellAttention]]:
@@ -93,15 +179,18 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
         ValueError: the model is not converted.
     """
     hardware_of(model)
+    hardware = for_model(hardware, model)
     for _, layer in gain_cell_layers(model):
         layer.hardware = hardware
-    setattr(model.config, CONFIG_KEY, hardware.to_dict())
+    write_record(model)
 
 
 def set_chip(model: PreTrainedModel, seed: int | None) -> None:
     """Choose the chip whose mismatch and column errors the model meets; None: chip 0."""
     for _, layer in gain_cell_layers(model):
         layer.chip_seed = seed
+    if not is_digital(model):
+        write_record(model)
 
 
 def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> None:
@@ -110,69 +199,23 @@ def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> 
         layer.generator = generator
 
 
-def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """A converted model from the folder (or hub repository) that `save_pretrained` wrote: weights, scalers and hardware.
-
-    Args:
-        path: folder or hub name.
-        kwargs: passed to transformers' `from_pretrained`.
-
-    Raises:
-        FileNotFoundError: no such folder, or files are missing in it.
-        ValueError: it holds a plain digital model, is truncated, or was written for another hardware version.
-    """
-    from aimc.conversion import convert
-
-    path = str(path)
-    try:
-        config_file = cached_file(path, "config.json")
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{path}: no model there (no config.json); give a folder written by save_pretrained, or a hub name and a network"
-        ) from error
-    data = json.loads(Path(str(config_file)).read_text(encoding="utf-8")).get(CONFIG_KEY)
-    if data is None:
-        raise ValueError(
-            f"{path}: a digital model, without gain-cell hardware in its config.json; load it with transformers and call aimc.convert"
-        )
-    try:
-        hardware = Hardware.from_dict(data)
-    except ConfigError as error:
-        raise ValueError(f"{path}/config.json: {error}") from error
-    kwargs.setdefault("dtype", torch.float32)
-    kwargs.setdefault("attn_implementation", "sdpa")
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()  # it would warn that the scalers are unexpected: they are loaded below
-    try:
-        model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-        scalers = _scaler_tensors(path)
-    except Exception as error:
-        raise ValueError(
-            f"{path}: its weights cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); the folder is incomplete or damaged, use another copy"
-        ) from error
-    finally:
-        hf_logging.set_verbosity(verbosity)
-    convert(model, hardware)
-    expected = {name for name, _ in model.named_parameters() if f".{IMPLEMENTATION}." in name}
-    if expected != set(scalers):
-        missing = sorted(expected ^ set(scalers))
-        raise ValueError(
-            f"{path}: the scalers do not fit the model (first: {missing[0]}); the folder is incomplete or from another version, convert again"
-        )
-    model.load_state_dict(scalers, strict=False)  # exactly the scalers, checked above; the other weights are in place
-    return model
+def for_model(hardware: Hardware, model: PreTrainedModel) -> Hardware:
+    """`hardware` with the time of a token filled in, where it is left to the model: its layers, one step each."""
+    leakage = hardware.leakage
+    if leakage.token_time_s is not None:
+        return hardware
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return replace(hardware, leakage=replace(leakage, token_time_s=n_layers * leakage.step_latency_s))
 
 
-def _scaler_tensors(path: str) -> dict[str, Tensor]:
-    """The tensors of the scalers, from one safetensors file or from shards."""
-    from safetensors import safe_open
-
-    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else ["model.safetensors"]
-    scalers = {}
-    for name in names:
-        with safe_open(cached_file(path, name), framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                if f".{IMPLEMENTATION}." in key:
-                    scalers[key] = tensors.get_tensor(key)
-    return scalers
+def write_record(model: PreTrainedModel) -> None:
+    """Note in the model's config what :func:`aimc.from_pretrained` needs to build the same machine again."""
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    on_arrays = {layer.layer for layer in layers}
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    record = {
+        **hardware_of(model).to_dict(),
+        "chip_seed": layers[0].chip_seed,
+        "skip_layers": [i for i in range(n_layers) if i not in on_arrays],
+    }
+    setattr(model.config, CONFIG_KEY, record)

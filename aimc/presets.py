@@ -48,7 +48,7 @@ def gain_cell_linear(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     """
     return Hardware(
         cell=_linear_cell(),
-        leakage=Leakage(tau_s=CMOS_TAU_S, token_time_s=n_layers * STEP_LATENCY_S),
+        leakage=Leakage(tau_s=CMOS_TAU_S, token_time_s=n_layers * STEP_LATENCY_S, step_latency_s=STEP_LATENCY_S),
         array=Array(),
         input_dac=Converter(n_levels=16),
         storage_dac=Converter(n_levels=8, v_max=0.9),

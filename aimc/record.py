@@ -110,19 +110,25 @@ def digital_moments(model: PreTrainedModel, batches: Batches) -> list[LayerMomen
     """The same for a digital model: its q, k and v as the attention receives them, and the attention's output per head."""
     seen: dict[nn.Module, LayerMoments] = {}
 
-    def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+    def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
         of_layer = seen.setdefault(module, {part: Moments() for part in PARTS})
         for part, x in zip(PARTS, (query, key, value, output.transpose(1, 2)), strict=True):
             of_layer[part].add(x)
 
-    with _digital_observer(model, observe):
+    with observing_digital(model, observe):
         run(model, batches)
     return _reduced(list(seen.values()))  # layers report in the order they run
 
 
 @contextmanager
-def _digital_observer(model: PreTrainedModel, observe: Callable[..., None]) -> Iterator[None]:
-    """Route a digital model's attention through `observe`, and back."""
+def observing_digital(
+    model: PreTrainedModel, observe: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, float], None]
+) -> Iterator[None]:
+    """Call `observe(layer, query, key, value, output, scaling)` at every attention of a digital model inside the block.
+
+    q, k and v are as the attention receives them, `[B, H, T, D]` and `[B, H_kv, T, D]`, the output is `[B, T, H, D]`, and `scaling` is
+    what the scores are multiplied by.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
@@ -131,7 +137,8 @@ def _digital_observer(model: PreTrainedModel, observe: Callable[..., None]) -> I
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        observe(module, query, key, value, output)
+        scaling = kwargs.get("scaling")
+        observe(module, query, key, value, output, query.shape[-1] ** -0.5 if scaling is None else scaling)
         return output, None
 
     before = model.config._attn_implementation

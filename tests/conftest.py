@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 
 from aimc import presets
 from aimc.config import Hardware
@@ -69,3 +69,11 @@ def headless() -> GPT2Model:
     return GPT2Model(
         GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     )
+
+
+def shared_model(name: str) -> PreTrainedModel:
+    """A pretrained model of the shared data, in evaluation; the test is skipped where that is not there."""
+    folder = REPOSITORY.parent / "shared" / "data" / "models" / name
+    if not folder.exists():
+        pytest.skip(f"{name} is part of the shared data, which is not beside this checkout")
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

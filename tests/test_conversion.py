@@ -1,4 +1,4 @@
-"""Conversion, saving and loading: all or nothing, and bit for bit."""
+"""Conversion: what it replaces, what the model then does, and the way back."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 import aimc
 from aimc.config import Hardware
 from aimc.hf import gain_cell_layers
 from tests.conftest import POSITIONS, VOCABULARY, tiny_gpt2
+from tests.models import FAMILIES, tiny_model
 
 
 def ids(seed: int = 3, batch: int = 2, length: int = POSITIONS) -> torch.Tensor:
@@ -24,7 +25,8 @@ def ids(seed: int = 3, batch: int = 2, length: int = POSITIONS) -> torch.Tensor:
 def test_report_names_every_layer(model: GPT2LMHeadModel, hardware: Hardware) -> None:
     report = aimc.convert(model, hardware)
     assert report.layers == ["transformer.h.0.attn", "transformer.h.1.attn"]
-    assert (report.n_heads, report.head_size, report.n_scalers) == (2, 16, 2 * 4 * 2 * 2)
+    assert (report.n_heads, report.n_kv_heads, report.head_size, report.n_scalers) == (2, 2, 16, 2 * 4 * 2 * 2)
+    assert report.skipped == report.notes == []
     assert "transformer.h.1.attn" in str(report)
 
 
@@ -79,39 +81,48 @@ def test_padding_inside_changes_what_follows(model: GPT2LMHeadModel, hardware: H
         assert not torch.allclose(model(ids(batch=1)).logits[:, 9:], model(ids(batch=1), attention_mask=mask).logits[:, 9:])
 
 
-def test_generate_works_without_a_digital_cache(model: GPT2LMHeadModel, hardware: Hardware) -> None:
+def test_only_generation_keeps_a_cache(model: GPT2LMHeadModel, hardware: Hardware) -> None:
     aimc.convert(model, hardware)
-    text = model.generate(ids(batch=1, length=5), max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert text.shape == (1, 9)
+    assert not model.config.use_cache and model.generation_config.use_cache
     with torch.no_grad():
-        assert text[0, 5] == model(text[:, :5]).logits[0, -1].argmax()
+        assert model(ids()).past_key_values is None
+        text = model.generate(ids(batch=1, length=5), max_new_tokens=4, do_sample=False, pad_token_id=0, return_dict_in_generate=True)
+        assert type(text.past_key_values).__name__ == "GainCellCache"
+        assert text.sequences.shape == (1, 9)
+        assert text.sequences[0, 5] == model(text.sequences[:, :5]).logits[0, -1].argmax()
 
 
 def test_digital_cache_is_refused(model: GPT2LMHeadModel, hardware: Hardware) -> None:
-    aimc.convert(model, hardware)
     cache = model(ids(length=8), use_cache=True).past_key_values
-    with pytest.raises(NotImplementedError, match="use_cache=False"):
+    aimc.convert(model, hardware)
+    with pytest.raises(TypeError, match="GainCellCache"):
         model(ids(length=1), past_key_values=cache, use_cache=True)
-
-
-def test_unsupported_models_are_refused_unchanged(hardware: Hardware) -> None:
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, bos_token_id=0, eos_token_id=0
-        )
-    )
-    before = set(llama.state_dict())
-    with pytest.raises(ValueError, match="llama.*nothing would be replaced.*gpt2"):
-        aimc.convert(llama, hardware)
-    assert set(llama.state_dict()) == before
-    with pytest.raises(ValueError, match="add_cross_attention"):
-        aimc.convert(tiny_gpt2(add_cross_attention=True), hardware)
 
 
 def test_converting_twice_is_refused(model: GPT2LMHeadModel, hardware: Hardware) -> None:
     aimc.convert(model, hardware)
     with pytest.raises(ValueError, match="set_hardware"):
         aimc.convert(model, hardware)
+
+
+def test_token_time_comes_from_the_model(hardware: Hardware) -> None:
+    hardware.leakage.token_time_s, hardware.leakage.step_latency_s = None, 65e-9
+    model = tiny_gpt2(n_layer=3)
+    aimc.convert(model, hardware, skip_layers=[1])
+    assert aimc.hf.hardware_of(model).leakage.token_time_s == pytest.approx(3 * 65e-9)
+    assert hardware.leakage.token_time_s is None
+
+
+def test_softmax_asks_for_calibration(model: GPT2LMHeadModel) -> None:
+    report = aimc.convert(model, Hardware(activation="softmax", array=aimc.config.Array(window=16, rows=4)))
+    assert any("calibrate_ranges" in note for note in report.notes)
+    assert report.n_scalers == 2 * (4 * 2 * 2 + 2)
+
+
+def test_training_or_not_is_kept(hardware: Hardware) -> None:
+    model = tiny_gpt2().train()
+    aimc.convert(model, hardware)
+    assert model.training and all(layer.training for _, layer in gain_cell_layers(model))
 
 
 def test_to_digital_gives_the_plain_model_back(model: GPT2LMHeadModel, hardware: Hardware) -> None:
@@ -127,66 +138,27 @@ def test_to_digital_gives_the_plain_model_back(model: GPT2LMHeadModel, hardware:
         aimc.to_digital(model)
 
 
-def test_save_and_load_bit_for_bit(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
-    hardware.noise.write_v = 0.001
+def test_and_converts_again(model: GPT2LMHeadModel, hardware: Hardware) -> None:
     aimc.convert(model, hardware)
     with torch.no_grad():
-        for i, (_, layer) in enumerate(gain_cell_layers(model)):
-            layer.key_scaler.scale.mul_(1.1 + i)
-            layer.output_scaler.offset.add_(0.01)
-    model.save_pretrained(tmp_path / "m")
-    loaded = aimc.from_pretrained(tmp_path / "m")
-    assert aimc.hf.hardware_of(loaded) == hardware
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, loaded.state_dict()[name]), name
-    aimc.hf.set_generator(model, torch.Generator().manual_seed(0))
-    aimc.hf.set_generator(loaded, torch.Generator().manual_seed(0))
+        first = model(ids()).logits
+        aimc.convert(aimc.to_digital(model), hardware)
+        assert torch.equal(model(ids()).logits, first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_digital_again_saves_a_plain_checkpoint(family: str, hardware: Hardware, tmp_path: Path) -> None:
+    model = tiny_model(family)
+    model.save_pretrained(tmp_path / "before")
+    aimc.convert(model, hardware, skip_layers=[1])
+    aimc.to_digital(model).save_pretrained(tmp_path / "after")
+    before, after = (json.loads((tmp_path / when / "config.json").read_text()) for when in ("before", "after"))
+    assert before == after
+    before, after = (load_file(tmp_path / when / "model.safetensors") for when in ("before", "after"))
+    assert set(before) == set(after)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "after")
     with torch.no_grad():
-        assert torch.equal(model(ids()).logits, loaded(ids()).logits)
-    assert not list((tmp_path / "m").glob("*.bin"))  # nothing is pickled
-    assert any("gain_cell.query_scaler.scale" in name for name in load_file(tmp_path / "m" / "model.safetensors"))
-
-
-def test_load_from_shards(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
-    aimc.convert(model, hardware)
-    model.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert (tmp_path / "model.safetensors.index.json").exists()
-    loaded = aimc.from_pretrained(tmp_path)
-    with torch.no_grad():
-        assert torch.equal(model(ids()).logits, loaded(ids()).logits)
-
-
-def saved(model: GPT2LMHeadModel, hardware: Hardware, folder: Path) -> Path:
-    aimc.convert(model, hardware)
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_loading_a_missing_folder(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no model there"):
-        aimc.from_pretrained(tmp_path / "nowhere")
-
-
-def test_loading_a_digital_model(model: GPT2LMHeadModel, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="a digital model"):
-        aimc.from_pretrained(tmp_path)
-
-
-def test_loading_a_truncated_file(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
-    file = saved(model, hardware, tmp_path) / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match="incomplete or damaged"):
-        aimc.from_pretrained(tmp_path)
-
-
-def test_loading_another_version(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
-    file = saved(model, hardware, tmp_path) / "config.json"
-    config = json.loads(file.read_text())
-    config["aimc"]["version"] = 999
-    file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="version=999"):
-        aimc.from_pretrained(tmp_path)
+        assert torch.equal(loaded(ids()).logits, model(ids()).logits)
 
 
 def test_set_hardware_keeps_weights(model: GPT2LMHeadModel, hardware: Hardware) -> None:

@@ -1,8 +1,10 @@
-"""`python -m train.evaluate`: perplexity of one checkpoint, clean and under non-idealities, over chips."""
+"""`python -m train.evaluate`: perplexity of one checkpoint, clean and under non-idealities, over chips; or its scores on tasks."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from omegaconf import DictConfig
@@ -11,37 +13,55 @@ from train.command import launch, run_command
 from train.configs import checked, register
 from train.schema import EvaluationConfig
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from train.report import Say
+
 register()
 
 
 def evaluate(config: EvaluationConfig) -> None:
-    """Measure, show, and write results.json, results.csv and a figure.
+    """Measure, show, and write results.json; for a text also results.csv and a figure.
 
     Raises:
-        RunError: no such checkpoint, unusable text, or no write permission.
+        RunError: no such checkpoint, unusable text or tasks, or no write permission.
     """
-    import aimc
-    from aimc.evaluate import ablation, nonideality_sweep, perplexity
-    from train import report
+    from aimc.hf import is_digital
+    from train import harness, report
     from train.errors import RunError
     from train.files import require_writable
-    from train.models import context_of, load_any, require_vocabulary
-    from train.tokens import prepare
+    from train.models import load_any
 
     say = report.terminal()
     folder = Path(config.output_dir) if config.output_dir else Path(config.checkpoint) / "evaluation"
+    tasks = harness.load_tasks(config) if config.tasks else {}
     model = load_any(config.checkpoint)
     require_writable(folder)
+    if is_digital(model) and config.nonideality.active():
+        raise RunError(
+            f"checkpoint={config.checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or name a converted model"
+        )
+    if not tasks or config.with_perplexity:
+        _measure_text(config, model, folder, say)
+    if tasks:
+        _measure_tasks(config, model, tasks, folder, say)
+    say(f"Results are in {folder}.")
+
+
+def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path, say: Say) -> None:
+    import aimc
+    from aimc.evaluate import ablation, nonideality_sweep, perplexity
+    from train import report
+    from train.models import context_of, require_vocabulary
+    from train.tokens import prepare
+
     context = context_of(config.data, model.config, config.stride)
     data = prepare(config.data, config.checkpoint, context)
     require_vocabulary(data.tokenizer, model.config, config.checkpoint)
     tokens = data.tensor(config.split, config.tokens)
     rule = {"context": context, "stride": config.stride, "batch_size": config.batch_size}
     if aimc.hf.is_digital(model):
-        if config.nonideality.active():
-            raise RunError(
-                f"checkpoint={config.checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or name a converted model"
-            )
         sweep = {"clean": perplexity(model, tokens, context=context, stride=config.stride, batch_size=config.batch_size)}
     else:
         sweep = nonideality_sweep(
@@ -61,7 +81,36 @@ def evaluate(config: EvaluationConfig) -> None:
         say(report.ablation_table(without))
     report.write_results(folder, without, sweep)
     aimc.plot.save(aimc.plot.nonideality_bars(sweep), folder / "nonidealities.png")
-    say(f"Results and figure are in {folder}.")
+
+
+def _measure_tasks(config: EvaluationConfig, model: PreTrainedModel, tasks: dict[str, Any], folder: Path, say: Say) -> None:
+    import json
+
+    from train import harness, report
+    from train.files import write_json
+    from train.models import require_vocabulary
+
+    tokenizer = harness.tokenizer_of(config.checkpoint)
+    require_vocabulary(tokenizer, model.config, config.checkpoint)
+    scores = harness.run_tasks(
+        model,
+        tokenizer,
+        tasks,
+        nonideality=config.nonideality,
+        chips=config.chips,
+        batch_size=config.batch_size,
+        limit=config.task_limit,
+    )
+    say(report.task_table(scores))
+    for line in harness.caveats(scores):
+        say(line)
+    rule = {name: getattr(config, name) for name in ("eval_data", "task_limit", "num_fewshot")} | {
+        "nonideality": asdict(config.nonideality)
+    }
+    file = folder / "results.json"
+    # Without a text, what an earlier command measured on one is not part of these results.
+    text = json.loads(file.read_text(encoding="utf-8")) if config.with_perplexity else {}
+    write_json(file, {**text, "tasks": {"rule": rule, "scores": [asdict(score) for score in scores]}})
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluation")

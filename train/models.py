@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import aimc
+from aimc import llama2c
 from aimc.hf import CONFIG_KEY
 from train.errors import RunError
 from train.schema import DataConfig, ModelConfig
@@ -69,12 +70,15 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConf
 
 
 def load_digital(source: str) -> PreTrainedModel:
-    """A pretrained causal language model from a folder or the hub, in float32.
+    """A pretrained causal language model from a folder, the hub or a llama2.c checkpoint, in float32.
 
     Raises:
         RunError: it cannot be loaded.
     """
+    checkpoint = llama2c.find_checkpoint(source)
     try:
+        if checkpoint is not None:
+            return llama2c.load_model(checkpoint)
         return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # missing, truncated, no network: the library raises a different kind for each
         raise RunError(
@@ -83,13 +87,13 @@ def load_digital(source: str) -> PreTrainedModel:
 
 
 def load_analog(folder: Path) -> PreTrainedModel:
-    """A converted model from its folder.
+    """A converted model from its folder, in float32.
 
     Raises:
         RunError: it cannot be loaded.
     """
     try:
-        return aimc.from_pretrained(folder)
+        return aimc.from_pretrained(folder, dtype=torch.float32)
     except (ValueError, OSError) as error:
         raise RunError(str(error)) from error
 

@@ -18,6 +18,7 @@ import aimc
 from aimc.evaluate import Perplexity, nonideality_sweep
 from train.errors import RunError
 from train.files import write_json, write_text
+from train.harness import Score
 from train.models import load_analog
 from train.stages import ORDER, Run, record_of
 
@@ -113,6 +114,21 @@ def ablation_table(rows: dict[str, float]) -> Table:
     whole = next(iter(rows.values()))
     for name, value in rows.items():
         table.add_row(name, f"{value:.2f}", f"{value / whole:.3f}")
+    return table
+
+
+def task_table(scores: list[Score]) -> Table:
+    """Scores by task and metric; ± chips is the standard deviation over chips, ± items the standard error over items."""
+    table = Table(title="Tasks")
+    table.add_column("task", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
+    for column in ("score", "± chips", "± items", "items", "chips"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        form = ".4f" if abs(score.mean) <= 1 else ".2f" if abs(score.mean) < 1e5 else ".2e"
+        spread = format(score.std, form) if len(score.per_chip) > 1 else "–"
+        error = "–" if score.stderr is None else format(score.stderr, form)
+        table.add_row(score.task, score.metric, format(score.mean, form), spread, error, f"{score.n_items:,}", str(len(score.per_chip)))
     return table
 
 

@@ -236,7 +236,7 @@ class RunConfig:
 
 @dataclass(slots=True, kw_only=True)
 class EvaluationConfig:
-    """`python -m train.evaluate`: one checkpoint on one text under non-idealities."""
+    """`python -m train.evaluate`: one checkpoint on one text or on tasks, under non-idealities."""
 
     checkpoint: str = "???"
     """Folder of a model, digital or converted."""
@@ -254,6 +254,17 @@ class EvaluationConfig:
     """Windows computed together."""
     ablate: bool = False
     """True: also switch each deterministic effect off in turn."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over `chips`; empty: none.
+    With `eval_data`, `lambada` means the one of `train/tasks/` on a local file; with null, the harness's own task of that name."""
+    eval_data: str | None = None
+    """Folder of the JSONL files that the tasks of `train/tasks/` read, without a network; null: `tasks` are the harness's own, which download theirs."""
+    task_limit: int | None = None
+    """Items a task, from its file's start; null: all."""
+    num_fewshot: int | None = None
+    """Solved items before each item, drawn from the same file, never the item itself; null: as the task says (those of `train/tasks/`: none)."""
+    with_perplexity: bool = False
+    """True: measure the perplexity on the text (and `ablate`) also when `tasks` are given; without tasks that is what is measured."""
     output_dir: str | None = None
     """Folder of results and figure; null: `evaluation/` beside the checkpoint's files."""
 
@@ -263,3 +274,7 @@ class EvaluationConfig:
             _positive(name, getattr(self, name))
         _at_least("tokens", self.tokens, 2)
         _at_least("stride", self.stride, 1)
+        _at_least("task_limit", self.task_limit, 1)
+        _at_least("num_fewshot", self.num_fewshot, 0)
+        if self.eval_data is not None and not self.tasks:
+            raise RunError(f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave eval_data out")

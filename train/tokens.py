@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from aimc import llama2c
 from train import corpus
 from train.errors import RunError
 from train.files import write_json
@@ -111,12 +112,17 @@ def _fingerprint(config: DataConfig, model_source: str | None) -> str:
         facts["python"] = sys.version_info[:3]
     if model_source and (vocabulary := Path(model_source) / "tokenizer.json").exists():
         facts["tokenizer"] = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
+    if model_source and (checkpoint := llama2c.find_checkpoint(model_source)):
+        facts["tokenizer"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(checkpoint.parent.glob("tok*.bin"))]
     return f"{config.kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def _tokenizer(config: DataConfig, model_source: str | None, folder: Path) -> PreTrainedTokenizerBase:
     if model_source is not None:
+        checkpoint = llama2c.find_checkpoint(model_source)
         try:
+            if checkpoint is not None:
+                return llama2c.load_tokenizer(checkpoint)
             return AutoTokenizer.from_pretrained(model_source)
         except (OSError, ValueError) as error:
             raise RunError(

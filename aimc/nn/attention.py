@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from aimc.config import Hardware
+from aimc.config import ConfigError, Hardware
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
+from aimc.ops.decode import KVArrays, decode
 from aimc.ops.noise import Chip
 from aimc.ops.scaling import Scaling
 
 PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
+
+
+class Cells(Protocol):
+    """One layer's part of a cache, see :class:`aimc.nn.cache.GainCellLayer`."""
+
+    def open(self, attention: GainCellAttention, key: Tensor) -> KVArrays:
+        """The arrays that earlier tokens were written to."""
+
 
 Observer = Callable[["GainCellAttention", dict[str, Tensor], Details | None], None]
 
@@ -22,17 +33,24 @@ Observer = Callable[["GainCellAttention", dict[str, Tensor], Details | None], No
 class GainCellAttention(nn.Module):
     """Scale, clip, convert, store, multiply, activate, multiply, count, scale: attention of one layer on its own arrays.
 
+    With `hardware.activation = "softmax"` the layer has one more parameter, `score_gain` `[H]`: from charge of the first array in signal
+    units to the logits of the softmax.
+
     Args:
         n_heads: query heads H.
         n_kv_heads: K/V heads; each has arrays of its own, shared by its group of query heads.
         hardware: shared by all layers of a model; change it with :func:`aimc.set_hardware`.
-        layer: index of the layer, part of every cell's address.
+        layer: index of the layer in its model, part of every cell's address.
+        sliding_window: tokens that this layer sees, where its model lets it see fewer than the hardware's window; None: all of them.
+
+    Raises:
+        ConfigError: `sliding_window` is no multiple of the hardware's sub-tile.
     """
 
-    def __init__(self, n_heads: int, n_kv_heads: int, hardware: Hardware, layer: int):
+    def __init__(self, n_heads: int, n_kv_heads: int, hardware: Hardware, layer: int, sliding_window: int | None = None):
         super().__init__()
-        self.hardware = hardware
         self.layer = layer
+        self.sliding_window = sliding_window
         self.chip_seed: int | None = None
         """Which chip this runs on; None: chip 0. It matters only to mismatch and column errors."""
         self.generator: torch.Generator | None = None
@@ -40,15 +58,50 @@ class GainCellAttention(nn.Module):
         self.observer: Observer | None = None
         """Called with scaled q, k, v, the output, and (if `observe_details`) what happened inside."""
         self.observe_details = False
+        self.cells: Cells | None = None
+        """What earlier tokens have written, and the next are written to; set by the model's cache for one pass. None: the tokens are all."""
         rest_v = hardware.cell.offset_v
         self.query_scaler = AffineScaler(n_heads)
         self.key_scaler = AffineScaler(n_kv_heads, offset=rest_v)
         self.value_scaler = AffineScaler(n_kv_heads, offset=rest_v)
         self.output_scaler = AffineScaler(n_heads)
+        self.score_gain: nn.Parameter | None = None
+        self.hardware = hardware
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the model runs on; this layer's own arrays may be shorter, see :attr:`machine`."""
+        return self._hardware
+
+    @hardware.setter
+    def hardware(self, hardware: Hardware) -> None:
+        rows = hardware.array.rows
+        if self.sliding_window is not None and self.sliding_window < hardware.array.window and self.sliding_window % rows:
+            raise ConfigError(
+                f"array.rows={rows}: layer {self.layer} sees a sliding window of {self.sliding_window} tokens, which is no whole number "
+                "of sub-tiles; choose array.rows that divides it"
+            )
+        self._hardware = hardware
+        if hardware.activation != "softmax":
+            self.score_gain = None
+        elif self.score_gain is None:
+            self.score_gain = nn.Parameter(torch.ones_like(self.query_scaler.scale))
+
+    @property
+    def machine(self) -> Hardware:
+        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays."""
+        array = self.hardware.array
+        if self.sliding_window is None or self.sliding_window >= array.window:
+            return self.hardware
+        return replace(self.hardware, array=replace(array, window=self.sliding_window))
 
     def scaler(self, part: str) -> AffineScaler:
         """The scaler of one of :data:`PARTS`."""
         return getattr(self, f"{part}_scaler")
+
+    def new_arrays(self, key: Tensor) -> KVArrays:
+        """Empty arrays for keys like `[B, H_kv, T, D]`, as this layer's hardware, chip and noise have them."""
+        return KVArrays(key, self.machine, self.chip, self.generator)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor | None = None) -> Tensor:
         """Attention of query `[B, H, T, D]` over key and value `[B, H_kv, T, D]`; bool `key_padding` `[B, T]`, True where padding.
@@ -56,20 +109,32 @@ class GainCellAttention(nn.Module):
         Returns:
             `[B, H, T, D]` in the dtype of `query`.
         """
-        result = gain_cell_attention(
-            query,
-            key,
-            value,
-            self.hardware,
-            scaling=Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine),
-            key_padding=key_padding,
-            chip=Chip(seed=self.chip_seed or 0, layer=self.layer),
-            generator=self.generator,
-            details=self.observe_details,
-        )
-        result, details = result if self.observe_details else (result, None)
+        scaling = Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain)
+        details = None
+        result: Tensor | tuple[Tensor, Details]
+        if self.cells is not None:
+            result = decode(query, key, value, self.cells.open(self, key), scaling=scaling, key_padding=key_padding)
+        else:
+            result = gain_cell_attention(
+                query,
+                key,
+                value,
+                self.machine,
+                scaling=scaling,
+                key_padding=key_padding,
+                chip=self.chip,
+                generator=self.generator,
+                details=self.observe_details,
+            )
+        if isinstance(result, tuple):
+            result, details = result
         out = self.output_scaler(result)
         if self.observer is not None:  # the operator scales on the way to the converters and keeps nothing: scale again to show it
             q, k, v = self.query_scaler(query), self.key_scaler(key), self.value_scaler(value)
             self.observer(self, {"query": q, "key": k, "value": v, "output": out}, details)
         return out.to(query.dtype)
+
+    @property
+    def chip(self) -> Chip:
+        """This layer of the chosen chip."""
+        return Chip(seed=self.chip_seed or 0, layer=self.layer)

@@ -8,21 +8,22 @@ digital sum, the walk is over sub-tiles, each with the slots of both arrays that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aimc.config import Array, Hardware
-from aimc.ops.array import Operands, charge_av, charge_qk
-from aimc.ops.cell import cell_operands
+from aimc.ops.array import Operands
+from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.dispatch import choose_backend
 from aimc.ops.fused import fused_attention
 from aimc.ops.heads import Heads, n_tiles_reached
 from aimc.ops.noise import ArrayId, Chip, draw_seed
+from aimc.ops.protection import ideal_pulses, remember
 from aimc.ops.quantize import quantize
 from aimc.ops.scaling import Scaling, scaled
+from aimc.ops.tiles import Seen, SubTile, read_arrays
 
 
 @dataclass(slots=True, kw_only=True)
@@ -35,16 +36,6 @@ class Details:
     """Pulse widths into the second array as fractions of the longest, `[B, H, T, T]`, indexed by absolute key position."""
     A: Tensor
     """Counter values of the sub-tiles, `[B, H, T, J, D]`, J = sub-tiles that any token has reached; 0 before a sub-tile is in use."""
-
-
-class _Seen(NamedTuple):
-    """What one sub-tile has seen."""
-
-    start: int
-    tokens: Tensor
-    fill: Tensor
-    phi: Tensor
-    counts: Tensor
 
 
 def gain_cell_attention(
@@ -83,66 +74,60 @@ def gain_cell_attention(
         output scaler; zero at padded positions. Computed in float32 (float64 for float64 queries), whatever autocast says.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: see :func:`aimc.ops.checks.check_attention`.
+        TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`.
     """
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
     seed = draw_seed(generator, query.device) if hardware.noise.is_fresh() else torch.zeros((), dtype=torch.int64, device=query.device)
-    backend = "eager" if details else choose_backend(query, hardware)
-    if backend != "eager":
-        return fused_attention(query, key, value, hardware, scaling=scaling, key_padding=key_padding, chip=chip, seed=seed, engine=backend)
-    out, trace = _eager(query, key, value, hardware, scaling or Scaling(None, None, None), key_padding, chip, seed, details)
-    return (out, _assemble(trace, out, hardware.array)) if details else out
+    call = Call(query, key, value, scaling or Scaling(None, None, None), key_padding, Heads(query, key, hardware, chip, seed))
+    if not details:
+        return attend(call)
+    out, seen = _eager(call)
+    return out, _assemble(seen, out, hardware.array)
 
 
-def _eager(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    hardware: Hardware,
-    scaling: Scaling,
-    key_padding: Tensor | None,
-    chip: Chip | None,
-    seed: Tensor,
-    details: bool,
-) -> tuple[Tensor, list[_Seen]]:
-    """The table of the design, line by line, one sub-tile after another."""
-    array = hardware.array
-    heads = Heads(query, key, hardware, chip, seed)
-    with torch.autocast(query.device.type, enabled=False):
-        positions = torch.arange(heads.n_tokens, device=query.device)
-        tiles = _tile_tokens(heads.n_tokens, array, query.device)
-        pulses = quantize(scaled(query, scaling.query), hardware.input_dac)  # q̂ [B, H, T, D]
-        keys = _write(heads, scaled(key, scaling.key), ArrayId.QK, tiles)
-        values = _write(heads, scaled(value, scaling.value), ArrayId.AV, tiles)
-        out = torch.zeros_like(pulses)
-        trace = []
-        for tile, tokens in enumerate(tiles):
-            start = tile * array.rows  # the token that first writes to this sub-tile
-            rows = positions[start:]
-            ages, visible = heads.seen(rows, tokens, key_padding)
-            decay = heads.decay(ages)  # [T', S]
-            fill = charge_qk(pulses[..., start:, :] / array.saturation_qk, keys[tile], decay)  # S / S_sat [B, H, T', S]
-            fill = _with_errors(fill, *heads.column_errors_qk(tokens), heads.read_noise_qk(rows, tokens))
-            phi = fill.clamp(0.0, 1.0).masked_fill(~visible, 0.0)
-            counts = charge_av(phi, values[tile], decay) / array.saturation_av  # A [B, H, T', D]
-            counts = _with_errors(
-                counts, *heads.column_errors_av(torch.tensor([tile], device=query.device)), heads.read_noise_av(rows, tile)
+def attend(call: Call) -> Tensor:
+    """The operator on arguments that are checked, with the seed of its noise in `call.heads`."""
+    backend = choose_backend(call.query, call.heads.hardware)
+    return _eager(call)[0] if backend == "eager" else fused_attention(call, engine=backend)
+
+
+def _eager(call: Call) -> tuple[Tensor, list[Seen]]:
+    """The table of the design: what is written to the cells, then :func:`aimc.ops.tiles.read_arrays`."""
+    heads, scaling, padding = call.heads, call.scaling, call.key_padding
+    hardware = heads.hardware
+    with torch.autocast(call.query.device.type, enabled=False):
+        positions = torch.arange(heads.n_tokens, device=heads.device)
+        tokens_of = _tile_tokens(heads.n_tokens, hardware.array, heads.device)
+        query, key, value = (scaled(x, affine) for x, affine in zip(call[:3], scaling.affines, strict=True))
+        keys, values = _write(heads, key, ArrayId.QK, tokens_of), _write(heads, value, ArrayId.AV, tokens_of)
+        memory = None
+        if hardware.protection.is_on:
+            no_padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
+            memory = remember(key, value, positions, no_padding if padding is None else padding, 0, hardware)
+        tiles = [
+            SubTile(
+                number=number,
+                tokens=tokens,
+                times=tokens,
+                keys=keys[number],
+                values=values[number],
+                padding=None if padding is None else padding[:, tokens],
+                sink=None if memory is None else memory.sink[:, tokens],
             )
-            counts = quantize(counts, hardware.readout)
-            out[..., start:, :] += counts
-            if details:
-                trace.append(_Seen(start, tokens, fill.masked_fill(~visible, 0.0), phi, counts))
-        if key_padding is not None:
-            out = out.masked_fill(key_padding[:, None, :, None], 0.0)
-        return out.to(query.dtype), trace
+            for number, tokens in enumerate(tokens_of)
+        ]
+        pulses = quantize(query, hardware.input_dac)  # q̂ [B, H, T, D]
+        exact = ideal_pulses(query, hardware)
+        out, seen = read_arrays(heads, pulses, 0, positions, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)
+        if padding is not None:
+            out = out.masked_fill(padding[:, None, :, None], 0.0)
+        return out.to(call.query.dtype), seen
 
 
-def _write(heads: Heads, x: Tensor, array: ArrayId, tiles: list[Tensor]) -> list[Operands]:
+def _write(heads: Heads, x: Tensor, array: ArrayId, tokens_of: list[Tensor]) -> list[Operands]:
     """Store scaled keys or values `[B, H_kv, T, D]`: per sub-tile, the operands `[B, H, S, D]` of its tokens."""
-    positions = torch.arange(heads.n_tokens, device=x.device)
-    gain, offset_v = heads.cell_errors(array, positions)
-    operands = cell_operands(heads.stored_u(x, array, positions), heads.hardware.cell, gain=gain, offset_v=offset_v)
-    return [list(of_tile) for of_tile in zip(*(_by_tile(heads, operand, tiles) for operand in operands), strict=True)]
+    operands = heads.written(x, array, torch.arange(heads.n_tokens, device=x.device))[1]
+    return [list(of_tile) for of_tile in zip(*(_by_tile(heads, operand, tokens_of) for operand in operands), strict=True)]
 
 
 def _by_tile(heads: Heads, operand: Tensor | float, tiles: list[Tensor]) -> list[Tensor] | list[float]:
@@ -155,13 +140,6 @@ def _by_tile(heads: Heads, operand: Tensor | float, tiles: list[Tensor]) -> list
     return list(operand.split([len(tokens) for tokens in tiles], dim=-2))
 
 
-def _with_errors(x: Tensor, gain: Tensor | None, offset: Tensor | None, noise: Tensor | None) -> Tensor:
-    """A column's readout: relative gain error, offset and read noise, in full scales."""
-    x = x if gain is None else x * (1.0 + gain)
-    x = x if offset is None else x + offset
-    return x if noise is None else x + noise
-
-
 def _tile_tokens(n_tokens: int, array: Array, device: torch.device) -> list[Tensor]:
     """Absolute positions of the tokens that pass through each sub-tile, for the sub-tiles that any token reaches."""
     first = [tile * array.rows for tile in range(n_tiles_reached(n_tokens, array))]
@@ -169,13 +147,14 @@ def _tile_tokens(n_tokens: int, array: Array, device: torch.device) -> list[Tens
     return [torch.cat(run) for run in runs]
 
 
-def _assemble(trace: list[_Seen], out: Tensor, array: Array) -> Details:
+def _assemble(seen: list[Seen], out: Tensor, array: Array) -> Details:
     """Put what each sub-tile has seen back in the order of absolute positions."""
     n_batch, n_heads, n_tokens, head_size = out.shape
-    S, phi = (trace[0].phi.new_zeros(n_batch, n_heads, n_tokens, n_tokens) for _ in range(2))
-    A = trace[0].phi.new_zeros(n_batch, n_heads, n_tokens, len(trace), head_size)
-    for tile, seen in enumerate(trace):
-        S[..., seen.start :, seen.tokens] = seen.fill * array.saturation_qk
-        phi[..., seen.start :, seen.tokens] = seen.phi
-        A[..., seen.start :, tile, :] = seen.counts
+    S, phi = (seen[0].phi.new_zeros(n_batch, n_heads, n_tokens, n_tokens) for _ in range(2))
+    A = seen[0].phi.new_zeros(n_batch, n_heads, n_tokens, len(seen), head_size)
+    for number, s in enumerate(seen):
+        start = n_tokens - s.phi.shape[-2]
+        S[..., start:, s.tile.tokens] = s.fill.masked_fill(~s.visible, 0.0) * array.saturation_qk
+        phi[..., start:, s.tile.tokens] = s.phi
+        A[..., start:, number, :] = s.counts
     return Details(S=S, phi=phi, A=A)

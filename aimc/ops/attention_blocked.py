@@ -17,7 +17,6 @@ from aimc.ops.array import together
 from aimc.ops.call import Call
 from aimc.ops.cell import cell_operands, powers_with_gradient, stored_gradient
 from aimc.ops.heads import Heads
-from aimc.ops.leakage import age
 from aimc.ops.noise import ArrayId
 from aimc.ops.quantize import quantize, quantize_
 from aimc.ops.reads import Read, groups, reads
@@ -193,7 +192,7 @@ class _Work:
         """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
         heads = self.heads
         rows = self._rows = torch.arange(read.start, read.stop, device=heads.device)
-        decay = heads.decay(age(rows, keys.tokens))
+        decay = heads.decay(rows, keys.tokens)
         self._decay = 1.0 if decay is None else decay  # [T', S]
         fill = self._charge("fill", pulses, keys.operands, n_cells=len(keys.tokens))
         by_head = fill.view(heads.n_batch, heads.n_heads, *fill.shape[1:])
@@ -205,7 +204,7 @@ class _Work:
         if noise is not None:
             by_head.add_(noise)
         if read.n_masked:
-            _, visible = heads.seen(rows[: read.n_masked], keys.tokens, None)
+            visible = heads.visible(rows[: read.n_masked], keys.tokens, None)
             fill[:, : read.n_masked].masked_fill_(~visible, -1.0)
         if self.key_padding is not None:
             by_head.masked_fill_(self.key_padding[:, None, None, keys.tokens], -1.0)

@@ -82,8 +82,6 @@ def check_triton(query_shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, 
         return (
             f"the triton backend counts positions in 32 bits, and {query_shape[-2]} tokens are too many; split the sequence, or {instead}"
         )
-    if hardware.activation != "hard_sigmoid":
-        return f"the triton backend has no activation={hardware.activation!r}; use activation='hard_sigmoid', or backend='eager'"
     return None
 
 

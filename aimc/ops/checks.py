@@ -27,7 +27,6 @@ def check_attention(
         TypeError: tensors that are not floating point, or a padding mask that is not boolean.
         ValueError: shapes, heads, scalers or devices that do not fit, frozen noise without a chip, or, in debug mode, numbers that are
             not finite.
-        NotImplementedError: an activation that this version does not have.
     """
     _check_tensors(query, key, value)
     if scaling is not None:
@@ -68,12 +67,16 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
 
 
 def _check_scaling(scaling: Scaling, n_heads: int, n_kv_heads: int) -> None:
-    for name, affine, expected in zip(scaling._fields, scaling, (n_heads, n_kv_heads, n_kv_heads), strict=True):
+    for name, affine, expected in zip(("query", "key", "value"), scaling.affines, (n_heads, n_kv_heads, n_kv_heads), strict=True):
         if affine is not None and (affine.scale.shape, affine.offset.shape) != ((expected,), (expected,)):
             raise ValueError(
                 f"scaling.{name} has a scale of shape {tuple(affine.scale.shape)} and an offset of shape {tuple(affine.offset.shape)}: "
                 f"each head has one of both; give two tensors of shape ({expected},)"
             )
+    if scaling.score is not None and scaling.score.shape != (n_heads,):
+        raise ValueError(
+            f"scaling.score has shape {tuple(scaling.score.shape)}: each query head has one gain; give a tensor of shape ({n_heads},)"
+        )
 
 
 def _check_finite(**tensors: Tensor) -> None:
@@ -100,11 +103,6 @@ def _check_padding(key_padding: Tensor, query: Tensor) -> None:
 
 
 def _check_hardware(hardware: Hardware, chip: Chip | None) -> None:
-    if hardware.activation != "hard_sigmoid":
-        raise NotImplementedError(
-            f"hardware.activation={hardware.activation!r} is not available in this version: the charge-to-pulse circuit is the "
-            "activation; use 'hard_sigmoid'"
-        )
     if chip is None and hardware.noise.is_frozen_in_chip():
         frozen = [f"noise.{n}" for n in hardware.noise.active() if n.startswith(("mismatch", "column"))]
         raise ValueError(

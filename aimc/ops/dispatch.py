@@ -17,12 +17,17 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
     `auto` takes the Triton kernels on a GPU where they can do the sizes at hand, and the blocked operator everywhere else; it logs each
-    choice with its reason once.
+    choice with its reason once. The softmax activation and protected tokens are eager in all cases.
 
     Raises:
-        ValueError: `triton` was asked for by name and cannot compute this.
+        ValueError: a backend was asked for by name and cannot compute this.
     """
     backend = hardware.backend
+    only_eager = _only_eager(hardware)
+    if only_eager and backend in ("blocked", "triton"):
+        raise ValueError(f"hardware.backend={backend!r}: the fused backends do not have {only_eager}; use backend='auto' or 'eager'")
+    if only_eager:
+        return "eager"
     if backend == "triton":
         obstacle = _triton_obstacle(query, hardware)
         if obstacle:
@@ -37,6 +42,13 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     if not torch.compiler.is_compiling():
         _say(backend, reason)
     return backend
+
+
+def _only_eager(hardware: Hardware) -> str | None:
+    """What of the hardware the fused backends do not have."""
+    if hardware.activation != "hard_sigmoid":
+        return f"activation={hardware.activation!r}"
+    return "protected tokens (hardware.protection)" if hardware.protection.is_on else None
 
 
 def _triton_obstacle(query: Tensor, hardware: Hardware) -> str | None:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aimc.config import Hardware
 from aimc.ops import attention_blocked as blocked
 from aimc.ops.call import Call
 from aimc.ops.heads import Heads
@@ -20,28 +19,11 @@ from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
 
 
-def fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    hardware: Hardware,
-    *,
-    scaling: Scaling | None,
-    key_padding: Tensor | None,
-    chip: Chip | None,
-    seed: Tensor,
-    engine: str,
-) -> Tensor:
-    """:func:`aimc.ops.attention.gain_cell_attention` by one of the fused engines; arguments are checked there.
-
-    Args:
-        seed: of write and read noise, int64 without dimensions.
-        engine: `blocked` or `triton`.
-    """
-    scaling = scaling or Scaling(None, None, None)
-    affines = [None if affine is None else torch.stack(tuple(affine)) for affine in scaling]  # [2, H] each
-    chip = chip or Chip(seed=0)
-    out = _forward(query, key, value, *affines, key_padding, seed, chip.seed, chip.layer, pack(hardware), engine)  # [B, T, H, D]
+def fused_attention(call: Call, *, engine: str) -> Tensor:
+    """:func:`aimc.ops.attention.gain_cell_attention` by one of the fused engines, `blocked` or `triton`; arguments are checked there."""
+    affines = [None if affine is None else torch.stack(tuple(affine)) for affine in call.scaling.affines]  # [2, H] each
+    chip, hardware, seed = call.heads.chip, pack(call.heads.hardware), torch.as_tensor(call.heads.seed, device=call.query.device)
+    out = _forward(*call[:3], *affines, call.key_padding, seed, chip.seed, chip.layer, hardware, engine)  # [B, T, H, D]
     return out.transpose(1, 2)
 
 
@@ -127,7 +109,8 @@ def _call(
     layer: int,
     hardware: list[float],
 ) -> Call:
-    scaling = Scaling(*(None if affine is None else Affine(*affine) for affine in affines))
+    query_affine, key_affine, value_affine = (None if affine is None else Affine(*affine) for affine in affines)
+    scaling = Scaling(query_affine, key_affine, value_affine)
     heads = Heads(query, key, unpack(hardware), Chip(seed=chip_seed, layer=layer), seed)
     return Call(query, key, value, scaling, key_padding, heads)
 

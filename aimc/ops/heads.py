@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aimc.config import Array, Hardware
+from aimc.ops.cell import cell_operands
 from aimc.ops.leakage import age, decay_factor
 from aimc.ops.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
 from aimc.ops.quantize import quantize
@@ -58,6 +59,16 @@ class Heads:
         offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells) if noise.mismatch_offset_v else None
         return gain, offset_v
 
+    def written(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> tuple[Tensor, list[Tensor | float]]:
+        """:meth:`stored_u`, and what these cells do to a pulse: the operands of :func:`aimc.ops.cell.cell_operands`, `[B, H_kv, S, D]`."""
+        u = self.stored_u(scaled, array, tokens)
+        return u, self.operands(u, array, tokens)
+
+    def operands(self, u: Tensor, array: ArrayId, tokens: Tensor) -> list[Tensor | float]:
+        """What the cells that hold voltages `u` about rest do to a pulse."""
+        gain, offset_v = self.cell_errors(array, tokens)
+        return cell_operands(u, self.hardware.cell, gain=gain, offset_v=offset_v)
+
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
         noise = self.hardware.noise
@@ -100,18 +111,15 @@ class Heads:
         at = (self.n_batch, self.n_heads, rows, tile, self.head_size, self.dtype)
         return sigma * read_noise_av(self.seed, self.layer, *at) if sigma else None
 
-    def decay(self, ages: Tensor) -> Tensor | None:
-        """By how much stored voltages of these ages have fallen; None: no leakage."""
+    def decay(self, times: Tensor, written: Tensor) -> Tensor | None:
+        """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`; None: no leakage."""
         per_token = self.hardware.leakage.decay_per_token
-        return decay_factor(ages, per_token, dtype=self.dtype) if per_token else None
+        return decay_factor(age(times, written), per_token, dtype=self.dtype) if per_token else None
 
-    def seen(self, rows: Tensor, tokens: Tensor, key_padding: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Ages `[T', S]` and which keys a query sees: `[T', S]`, or `[B, 1, T', S]` with padding."""
-        ages = age(rows, tokens)
-        visible = (tokens <= rows[:, None]) & (ages < self.hardware.array.window)
-        if key_padding is not None:
-            visible = visible & ~key_padding[:, None, None, tokens]
-        return ages, visible
+    def visible(self, rows: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
+        """Which tokens `[S]` the queries `[T']` see: `[T', S]`, or `[B, 1, T', S]` with their padding `[B, S]`."""
+        visible = (tokens <= rows[:, None]) & (age(rows, tokens) < self.hardware.array.window)
+        return visible if padding is None else visible & ~padding[:, None, None, :]
 
 
 def n_tiles_reached(n_tokens: int, array: Array) -> int:

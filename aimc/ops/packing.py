@@ -14,10 +14,11 @@ _NOISE = tuple(f.name for f in fields(Noise))
 
 
 def pack(hardware: Hardware) -> list[float]:
-    """Everything that the arrays compute with; not `activation` and `backend`, which say who computes."""
+    """Everything that the fused engines compute with: they have the hard sigmoid alone and no protection, so neither is packed."""
     cell, leakage, array = hardware.cell, hardware.leakage, hardware.array
     numbers = [float(array.window), float(array.rows), array.saturation_qk, array.saturation_av]
-    numbers += [_NONE if leakage.tau_s is None else leakage.tau_s, leakage.token_time_s]
+    numbers += [_NONE if leakage.tau_s is None else leakage.tau_s]
+    numbers += [_NONE if leakage.token_time_s is None else leakage.token_time_s]
     for name in _CONVERTERS:
         converter = getattr(hardware, name)
         levels = _NONE if converter.n_levels is None else float(converter.n_levels)
@@ -35,8 +36,12 @@ def unpack(numbers: Sequence[float]) -> Hardware:
     supply_v, offset_v, gradient, slope = (next(values) for _ in range(4))
     cell = Cell(supply_v=supply_v, offset_v=offset_v, coefficients=list(values), gradient=GRADIENTS[int(gradient)], surrogate_slope=slope)
     array = Array(window=int(window), rows=int(rows), saturation_qk=saturation_qk, saturation_av=saturation_av)
-    leakage = Leakage(tau_s=None if tau_s == _NONE else tau_s, token_time_s=token_time_s)
+    leakage = Leakage(tau_s=_known(tau_s), token_time_s=_known(token_time_s))
     return Hardware(cell=cell, leakage=leakage, array=array, noise=noise, **converters)  # type: ignore[arg-type]
+
+
+def _known(number: float) -> float | None:
+    return None if number == _NONE else number
 
 
 def _converter(n_levels: float, v_min: float, v_max: float, coding: float) -> Converter:

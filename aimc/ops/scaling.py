@@ -20,7 +20,7 @@ class Affine(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """The scalers in front of the two arrays."""
+    """The scalers in front of the two arrays, and between them."""
 
     query: Affine | None
     """To pulse fractions, `[H]`; None: already scaled."""
@@ -28,6 +28,13 @@ class Scaling(NamedTuple):
     """To volt, `[H_kv]`; None: already scaled."""
     value: Affine | None
     """To volt, `[H_kv]`; None: already scaled."""
+    score: Tensor | None = None
+    """From charge of the first array in signal units to the logits of the softmax activation, `[H]`; None: one."""
+
+    @property
+    def affines(self) -> tuple[Affine | None, Affine | None, Affine | None]:
+        """Those of query, key and value."""
+        return self.query, self.key, self.value
 
 
 def scaled(x: Tensor, affine: Affine | None) -> Tensor:

@@ -27,7 +27,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
     grads = triton_backward(grad.to(call.heads.dtype).contiguous(), *_prepared(call), **_options(call))
     inputs = (call.query, call.key, call.value)
     dacs = (hardware.input_dac, hardware.storage_dac, hardware.storage_dac)
-    both = [conversion_gradient(*args) for args in zip(grads, inputs, call.scaling, dacs, strict=True)]
+    both = [conversion_gradient(*args) for args in zip(grads, inputs, call.scaling.affines, dacs, strict=True)]
     return [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)] + [of_scaler for _, of_scaler in both]
 
 

@@ -65,7 +65,28 @@ class Cells:
         return (1.0 + at(self.gain, slot, d)) * sum(c * u**i for i, c in enumerate(self.hw.cell.coefficients))
 
 
-def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, padding) -> np.ndarray:
+def pulses_of(fills: dict, digital: dict, hw, score_gain: float) -> tuple[dict, dict, float]:
+    """Activation of one query: from fill (S / S_sat) by slot, and by token of the digital memory, to pulses and a final factor."""
+    if hw.activation == "hard_sigmoid":
+        return *({key: min(max(x, 0.0), 1.0) for key, x in part.items()} for part in (fills, digital)), 1.0
+    scale = score_gain * hw.array.saturation_qk
+    analog = {slot: scale * convert(x, hw.score_adc) for slot, x in fills.items()}
+    digital = {s: scale * x for s, x in digital.items()}
+    largest = max([*analog.values(), *digital.values()])
+    shares, exact = ({key: math.exp(x - largest) for key, x in part.items()} for part in (analog, digital))
+    total = sum(shares.values()) + sum(exact.values())
+    return {slot: convert(x, hw.probability_dac) for slot, x in shares.items()}, exact, 1.0 / total
+
+
+def ideal(voltage: float, hw) -> float:
+    """Charge per unit pulse in the digital memory."""
+    if hw.activation == "softmax":
+        return hw.cell.coefficients[1] * (voltage - hw.cell.offset_v)
+    u = convert(voltage, hw.storage_dac) - hw.cell.offset_v
+    return sum(c * u**i for i, c in enumerate(hw.cell.coefficients))
+
+
+def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, padding, score_gain=1.0) -> np.ndarray:
     """One head of one sequence, `[T, D]`, token by token."""
     T, D = q.shape
     W, R = hw.array.window, hw.array.rows
@@ -81,33 +102,42 @@ def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, paddi
         if padding[t]:
             continue
         pulse = [convert(float(q[t, d]), hw.input_dac) for d in range(D)]
-        phi = [0.0] * W
+        first_real = next(s for s in range(T) if not padding[s])
+        kept = [s for s in range(t + 1) if not padding[s] and (s - first_real < hw.protection.n_sink or t - s < hw.protection.n_recent)]
+        fills = {}
         for slot in range(W):
             cell = arrays["qk"].slots[slot]
-            if cell is None or cell[2]:
+            if cell is None or cell[2] or cell[0] in kept:
                 continue
             S = sum(pulse[d] * arrays["qk"].charge_per_pulse(slot, d, t) for d in range(D))
             S = S * (1.0 + at(draws.column_gain_qk, h_kv, slot)) + at(draws.column_offset_qk, h_kv, slot) * hw.array.saturation_qk
             S += at(draws.read_qk, b, h, t, cell[0]) * hw.array.saturation_qk
-            phi[slot] = min(max(S / hw.array.saturation_qk, 0.0), 1.0)
+            fills[slot] = S / hw.array.saturation_qk
+        exact_pulse = q[t] if hw.activation == "softmax" else pulse
+        digital = {s: sum(exact_pulse[d] * ideal(k[s, d], hw) for d in range(D)) / hw.array.saturation_qk for s in kept}
+        phi, exact, factor = pulses_of(fills, digital, hw, score_gain)
         for j in range(W // R):
             written = [slot for slot in range(j * R, (j + 1) * R) if arrays["av"].slots[slot] is not None]
             for d in range(D) if written else ():
-                A = sum(phi[s] * arrays["av"].charge_per_pulse(s, d, t) for s in written) / hw.array.saturation_av
+                A = sum(phi.get(s, 0.0) * arrays["av"].charge_per_pulse(s, d, t) for s in written) / hw.array.saturation_av
                 A = A * (1.0 + at(draws.column_gain_av, h_kv, j, d)) + at(draws.column_offset_av, h_kv, j, d)
                 out[t, d] += convert(A + at(draws.read_av, b, h, t, j, d), hw.readout)
+        for d in range(D):
+            out[t, d] += sum(exact[s] * ideal(v[s, d], hw) for s in kept) / hw.array.saturation_av
+            out[t, d] *= factor
     return out
 
 
-def ring_buffer(q, k, v, hw, draws: Draws | None = None, padding=None) -> np.ndarray:
-    """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]` → `[B, H, T, D]`."""
+def ring_buffer(q, k, v, hw, draws: Draws | None = None, padding=None, score_gain=None) -> np.ndarray:
+    """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]` (on one side), score_gain `[H]` → `[B, H, T, D]`."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     B, H, T, _ = q.shape
     group = H // k.shape[1]
     padding = np.zeros((B, T), dtype=bool) if padding is None else np.asarray(padding)
+    gains = [1.0] * H if score_gain is None else [float(g) for g in score_gain]
     heads = [
         [
-            ring_buffer_head(q[b, h], k[b, h // group], v[b, h // group], hw, draws or Draws(), b, h, h // group, padding[b])
+            ring_buffer_head(q[b, h], k[b, h // group], v[b, h // group], hw, draws or Draws(), b, h, h // group, padding[b], gains[h])
             for h in range(H)
         ]
         for b in range(B)

@@ -383,12 +383,6 @@ def test_padding_that_does_not_fit(padding, error):
         gain_cell_attention(*inputs(9), machine(), key_padding=padding)
 
 
-@pytest.mark.parametrize("changes", [{"activation": "softmax"}])
-def test_what_this_version_does_not_have(changes):
-    with pytest.raises(NotImplementedError, match=f"hardware.{next(iter(changes))}.*; use"):
-        gain_cell_attention(*inputs(9), machine(**changes))
-
-
 @pytest.mark.parametrize("name", ["mismatch_gain", "mismatch_offset_v", "column_gain", "column_offset"])
 def test_frozen_noise_needs_a_chip(name):
     with pytest.raises(ValueError, match=rf"noise\.{name}.*chip=Chip"):

@@ -1,0 +1,140 @@
+"""Loading a converted model from the folder, or hub repository, that `save_pretrained` wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import logging as hf_logging
+from transformers.utils import cached_file
+
+from aimc.config import ConfigError, Hardware
+from aimc.conversion import convert
+from aimc.hf import CONFIG_KEY, IMPLEMENTATION, set_chip
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+"""Options of transformers' `from_pretrained` that say where files are."""
+NETWORK_TIMEOUT_S = 5.0
+"""How long the hub may take to answer at all."""
+
+
+def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """A converted model as `save_pretrained` wrote it: weights, scalers, hardware, chip, and which layers are digital.
+
+    Args:
+        path: folder or hub name.
+        kwargs: passed to transformers' `from_pretrained`. `dtype` is that of the saved weights unless given; scalers are float32 always.
+
+    Raises:
+        FileNotFoundError: no such folder or hub repository, or no network to ask for it.
+        ValueError: it holds a plain digital model, is incomplete or damaged, or was written for an unknown hardware version.
+    """
+    path = str(path)
+    where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+    if not Path(path).is_dir() and not where.get("local_files_only") and not _hub_answers(path):
+        kwargs["local_files_only"] = where["local_files_only"] = True  # downloaded before, or FileNotFoundError without minutes of retries
+    record = _record(path, where)
+    chip_seed, skip_layers = record.pop("chip_seed", None), record.pop("skip_layers", [])  # version 1 had neither
+    try:
+        hardware = Hardware.from_dict(record)
+    except ConfigError as error:
+        raise ValueError(f"{path}/config.json: {error}") from error
+    with _reading_weights(path):
+        model = _digital_part(path, kwargs)
+        scalers = _scaler_tensors(path, where)
+    convert(model, hardware, skip_layers=skip_layers)
+    expected = {name for name, _ in model.named_parameters() if f".{IMPLEMENTATION}." in name}
+    if expected != set(scalers):
+        odd = sorted(expected ^ set(scalers))
+        raise ValueError(
+            f"{path}: the scalers do not fit the model (first: {odd[0]}); the folder is incomplete or from another version, convert again"
+        )
+    model.load_state_dict(scalers, strict=False)  # exactly the scalers, checked above; the other weights are in place
+    set_chip(model, chip_seed)
+    return model
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the hub can be asked for a repository: one request, where its client would retry for half a minute.
+
+    Raises:
+        FileNotFoundError: the name is a path, which the hub cannot have.
+    """
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise FileNotFoundError(
+            f"{name}: no model there (no such folder); give a folder written by save_pretrained, or a hub name owner/name"
+        )
+    try:
+        get_session().head(constants.ENDPOINT, timeout=NETWORK_TIMEOUT_S)
+    except Exception:  # no route, no name service, offline mode: each client library has its own kind
+        return False
+    return True
+
+
+def _record(path: str, where: dict[str, Any]) -> dict[str, Any]:
+    """What stands in `config.json` under `aimc`."""
+    reason: OSError | None = None
+    try:
+        config_file = cached_file(path, "config.json", **where)
+    except OSError as error:
+        config_file, reason = None, error
+    if config_file is None:
+        raise FileNotFoundError(
+            f"{path}: no model there (no config.json); give a folder written by save_pretrained, or a hub name and a network"
+        ) from reason
+    try:
+        record = json.loads(Path(config_file).read_text(encoding="utf-8")).get(CONFIG_KEY)
+    except ValueError as error:
+        raise ValueError(f"{path}: config.json is damaged ({error}), so nothing is known of the model; use another copy") from error
+    if record is None:
+        raise ValueError(
+            f"{path}: a digital model, without gain-cell hardware in its config.json; load it with transformers and call aimc.convert"
+        )
+    return dict(record)
+
+
+@contextmanager
+def _reading_weights(path: str) -> Iterator[None]:
+    """Whatever goes wrong with the weights, told with the folder's name; transformers keeps quiet about the scalers, which we load."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    except Exception as error:  # the file formats raise a different kind for each damage
+        raise ValueError(
+            f"{path}: its weights cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}); the "
+            "folder is incomplete or damaged, use another copy"
+        ) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
+
+
+def _digital_part(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The model without its arrays, in the dtype it was saved in, every weight of it from the file."""
+    if not {"dtype", "torch_dtype"} & kwargs.keys():
+        kwargs = {**kwargs, "dtype": "auto"}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **{**kwargs, "output_loading_info": True})
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise KeyError(f"{len(missing)} weights are not in the file, the first is {missing[0]}")
+    return model
+
+
+def _scaler_tensors(path: str, where: dict[str, Any]) -> dict[str, Tensor]:
+    """The parameters of the arrays, by name, from one safetensors file or from shards."""
+    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **where)
+    names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else ["model.safetensors"]
+    scalers: dict[str, Tensor] = {}
+    for name in names:
+        with safe_open(cached_file(path, name, **where), framework="pt") as tensors:
+            scalers |= {key: tensors.get_tensor(key) for key in tensors.keys() if f".{IMPLEMENTATION}." in key}  # noqa: SIM118 (not a dict)
+    return scalers

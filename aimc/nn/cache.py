@@ -1,0 +1,198 @@
+"""The K/V arrays of all layers as a transformers cache: what `model.generate` fills token by token."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from aimc.nn.attention import GainCellAttention
+from aimc.ops.decode import KVArrays
+
+_log = logging.getLogger(__name__)
+
+
+class GainCellLayer(CacheLayerMixin):
+    """One layer of a :class:`GainCellCache`: it is filled by the layer's :class:`GainCellAttention`, which knows the hardware.
+
+    Args:
+        refresh_every: as for :class:`GainCellCache`.
+    """
+
+    def __init__(self, refresh_every: int | None = None):
+        super().__init__()
+        self.refresh_every = refresh_every
+        self.arrays: KVArrays | None = None
+        self._handed_on = False  # keys were handed on and not yet written
+
+    def open(self, attention: GainCellAttention, key: Tensor) -> KVArrays:
+        """The arrays, made at the first token.
+
+        Raises:
+            ValueError: they belong to other hardware, another chip, or another batch.
+        """
+        self._handed_on = False
+        if self.arrays is None:
+            self.lazy_initialization(key, key)
+            self.arrays = attention.new_arrays(key)
+            self.arrays.refresh_every = self.refresh_every
+            window = attention.hardware.array.window
+            if key.shape[2] > window:
+                _say_that_tokens_are_gone(key.shape[2], window)
+        self.arrays.check_continues(attention.machine, attention.chip, key)
+        return self.arrays
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Part of transformers' interface; cells are allocated in :meth:`open`."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The new keys and values, unchanged: the attention writes them, through its scalers and converters.
+
+        Raises:
+            TypeError: those of the pass before were never written, because the model is digital.
+        """
+        if self._handed_on:
+            raise TypeError(
+                "a GainCellCache was given to a digital layer, which writes nothing to it, so earlier tokens would be forgotten; "
+                "use transformers' DynamicCache, or put the model on arrays with aimc.convert"
+            )
+        self._handed_on = True
+        return key_states, value_states
+
+    def get_seq_length(self) -> int:
+        """Tokens seen so far; the arrays hold the last W of them."""
+        return 0 if self.arrays is None else self.arrays.n_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The whole text, from its first token: window and slots belong to the operator."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: a ring buffer takes any number of tokens."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything, the noise's seed included."""
+        self.arrays, self._handed_on = None, False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row `beam_idx[b]` of the batch becomes row b."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows of the batch."""
+        if self.arrays is not None:
+            self.arrays.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row of the batch `repeats` times."""
+        if self.arrays is not None:
+            self.arrays.select(torch.arange(self.arrays.n_batch, device=self.device).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: a cell that was overwritten cannot be put back.
+
+        Raises:
+            NotImplementedError: unless there is nothing to remove.
+        """
+        if tokens_to_remove:
+            raise NotImplementedError(
+                "tokens cannot be taken back out of gain cells: what they have overwritten is gone; use a decoding method that only "
+                "goes forward (greedy, sampling, beam search), not assisted or speculative decoding"
+            )
+
+    def offload(self) -> None:
+        """Refused; see :meth:`prefetch`."""
+        raise NotImplementedError("gain-cell arrays stay on their device: they do not grow, so there is nothing to win by offloading them")
+
+    def prefetch(self) -> None:
+        """Nothing to fetch: arrays stay on their device."""
+
+
+class GainCellCache(Cache):
+    """Keys and values of a converted model in leaking cells, one ring buffer per layer and K/V head.
+
+    `model.generate` makes one by itself; make it by hand to continue a text, to let time pass, or to refresh the cells::
+
+        cache = GainCellCache(model, refresh_every=64)
+        out = model.generate(**inputs, past_key_values=cache)
+        cache.wait(1e-3)
+
+    Args:
+        model: converted; layers that are digital get a digital cache.
+        refresh_every: every so many tokens all cells are read, rounded to the nearest storage level and written again; None: never.
+            Without storage levels there is nothing to round to, and a refresh only adds write noise.
+
+    Raises:
+        ValueError: the model has no gain-cell layer, or `refresh_every` is below 1.
+    """
+
+    def __init__(self, model: nn.Module, *, refresh_every: int | None = None):
+        arrays = [module for module in model.modules() if isinstance(module, GainCellAttention)]
+        if not arrays:
+            raise ValueError(
+                f"this {type(model).__name__} has no gain-cell layer; call aimc.convert first, or use transformers' DynamicCache"
+            )
+        if refresh_every is not None and refresh_every < 1:
+            raise ValueError(f"refresh_every={refresh_every}: must be at least one token; None never refreshes")
+        config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
+        layers: list[Any] = DynamicCache(config=config).layers
+        for attention in arrays:
+            layers[attention.layer] = GainCellLayer(refresh_every)
+        super().__init__(layers=layers)
+
+    @property
+    def gain_cell_layers(self) -> list[GainCellLayer]:
+        """The layers on arrays, in order."""
+        return [layer for layer in self.layers if isinstance(layer, GainCellLayer)]
+
+    def part_of(self, attention: GainCellAttention) -> GainCellLayer:
+        """The layer of this cache that `attention` fills.
+
+        Raises:
+            ValueError: the cache was made for a model with other layers on arrays.
+        """
+        layer = self.layers[attention.layer] if attention.layer < len(self.layers) else None
+        if not isinstance(layer, GainCellLayer):
+            raise ValueError(
+                f"this cache has no arrays for layer {attention.layer}: it was made for a model with {len(self.gain_cell_layers)} layers on "
+                "arrays; make a new one with aimc.GainCellCache(model)"
+            )
+        return layer
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass without a token: all cells leak.
+
+        Raises:
+            ValueError: a time that runs backwards.
+            ConfigError: the hardware does not know how long a token takes.
+        """
+        for layer in self.gain_cell_layers:
+            if layer.arrays is not None:
+                layer.arrays.wait(seconds)
+
+    @property
+    def n_written(self) -> int:
+        """Tokens written to one array so far, and so cell writes per feature, without refreshes."""
+        return max((layer.arrays.n_tokens for layer in self.gain_cell_layers if layer.arrays is not None), default=0)
+
+    @property
+    def n_refreshed(self) -> int:
+        """Tokens rewritten by refreshes so far, per array."""
+        return max((layer.arrays.n_refreshed for layer in self.gain_cell_layers if layer.arrays is not None), default=0)
+
+
+@functools.cache
+def _say_that_tokens_are_gone(n_tokens: int, window: int) -> None:
+    _log.warning(
+        "a prompt of %d tokens on arrays of %d slots: the ring buffer has overwritten the first %d, which later tokens do not see",
+        n_tokens,
+        window,
+        n_tokens - window,
+    )

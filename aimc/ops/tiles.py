@@ -1,0 +1,130 @@
+"""Both arrays read sub-tile by sub-tile: the equations of the design, for queries at any positions and whatever the cells hold.
+
+The eager operator gives it a whole text, the decoder what earlier tokens have left in the cells and a piece of new text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aimc.ops.activation import Pulses, charge_to_pulse, digital_softmax
+from aimc.ops.array import Operands, charge_av, charge_qk
+from aimc.ops.heads import Heads
+from aimc.ops.protection import Memory, protected_tokens
+from aimc.ops.quantize import quantize
+
+
+@dataclass(slots=True, kw_only=True)
+class SubTile:
+    """The tokens that pass through one sub-tile while the queries read it."""
+
+    number: int
+    """Its number; it is read from the token `number·R` on, which first writes to it."""
+    tokens: Tensor
+    """Positions in the text, `[S]`."""
+    times: Tensor
+    """When they were written, in token times, `[S]`; equal to `tokens` where no time passes between tokens."""
+    keys: Operands
+    """Per power of the decay, `[B, H, S, D]` or a number."""
+    values: Operands
+    """Likewise."""
+    padding: Tensor | None = None
+    """Bool `[B, S]`; None: no padding."""
+    sink: Tensor | None = None
+    """Which tokens are digital for ever, `[B, S]`; None: no protection."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Seen:
+    """What happened in one sub-tile, for the queries that read it (the last of all), `[B, H, T', ...]`."""
+
+    tile: SubTile
+    visible: Tensor
+    decay: Tensor | None
+    fill: Tensor
+    """S / S_sat with errors."""
+    phi: Tensor
+    counts: Tensor
+
+
+def read_arrays(
+    heads: Heads,
+    pulses: Tensor,
+    start: int,
+    times: Tensor,
+    tiles: list[SubTile],
+    *,
+    score_gain: Tensor | None = None,
+    memory: Memory | None = None,
+    digital_pulses: Tensor | None = None,
+) -> tuple[Tensor, list[Seen]]:
+    """Queries read both arrays.
+
+    Args:
+        heads: sizes, hardware, chip and noise.
+        pulses: quantised pulse widths `[B, H, T, D]`.
+        start: position of the first query; the others follow it.
+        times: when they read, in token times, `[T]`.
+        tiles: what is in the sub-tiles.
+        score_gain: `[H]`, for the softmax activation; None: one.
+        memory: of the protected tokens; None: none is.
+        digital_pulses: what reads the memory, `[B, H, T, D]`.
+
+    Returns:
+        Digital sum `[B, H, T, D]` in units of `array.saturation_av`, and what happened in each sub-tile.
+    """
+    hardware, array = heads.hardware, heads.hardware.array
+    rows = torch.arange(start, start + pulses.shape[-2], device=pulses.device)
+    # A sub-tile is not read before anything was written to it.
+    firsts = [min(max(tile.number * array.rows - start, 0), len(rows)) for tile in tiles]
+    scaled_pulses = pulses / array.saturation_qk
+    seen = [_first_array(heads, scaled_pulses[..., i:, :], rows[i:], times[i:], tile) for i, tile in zip(firsts, tiles, strict=True)]
+    fills, visible = [s.fill for s in seen], [s.visible for s in seen]
+    if memory is not None:
+        assert digital_pulses is not None  # they come together
+        fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT)
+        visible.append(memory.visible(rows, hardware.protection))
+    of_arrays, gain = activation(heads, fills, visible, score_gain, n_analog=len(tiles))
+    out = torch.zeros_like(pulses)
+    for first, s, phi in zip(firsts, seen, of_arrays, strict=False):
+        s.phi, s.counts = phi, _second_array(heads, phi, rows[first:], s)
+        out[..., first:, :] += s.counts
+    if memory is not None:
+        out = out + of_arrays[-1] @ heads.for_query_heads(memory.values, dim=1) / array.saturation_av
+    return (out if gain is None else out * gain), seen
+
+
+def activation(heads: Heads, fills: list[Tensor], visible: list[Tensor], score_gain: Tensor | None, n_analog: int) -> Pulses:
+    """The pulses that the hardware's activation makes of the charges; see :mod:`aimc.ops.activation`."""
+    if heads.hardware.activation == "hard_sigmoid":
+        return charge_to_pulse(fills, visible)
+    gain = 1.0 if score_gain is None else score_gain.to(heads.dtype)[:, None, None]
+    return digital_softmax(fills, visible, gain, heads.hardware, n_analog)
+
+
+def _first_array(heads: Heads, pulses: Tensor, rows: Tensor, times: Tensor, tile: SubTile) -> Seen:
+    visible = heads.visible(rows, tile.tokens, tile.padding)
+    if tile.sink is not None:
+        visible = visible & ~protected_tokens(rows, tile.tokens, tile.sink, heads.hardware.protection)
+    decay = heads.decay(times, tile.times)
+    fill = charge_qk(pulses, tile.keys, decay)  # S / S_sat [B, H, T', S]
+    fill = with_errors(fill, *heads.column_errors_qk(tile.tokens), heads.read_noise_qk(rows, tile.tokens))
+    return Seen(tile=tile, visible=visible, decay=decay, fill=fill, phi=fill, counts=fill)
+
+
+def _second_array(heads: Heads, phi: Tensor, rows: Tensor, seen: Seen) -> Tensor:
+    """Counter values of one sub-tile, A `[B, H, T', D]`."""
+    number = seen.tile.number
+    counts = charge_av(phi, seen.tile.values, seen.decay) / heads.hardware.array.saturation_av
+    columns = heads.column_errors_av(torch.tensor([number], device=phi.device))
+    return quantize(with_errors(counts, *columns, heads.read_noise_av(rows, number)), heads.hardware.readout)
+
+
+def with_errors(x: Tensor, gain: Tensor | None, offset: Tensor | None, noise: Tensor | None) -> Tensor:
+    """A column's readout: relative gain error, offset and read noise, in full scales."""
+    x = x if gain is None else x * (1.0 + gain)
+    x = x if offset is None else x + offset
+    return x if noise is None else x + noise

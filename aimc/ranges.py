@@ -1,0 +1,223 @@
+"""Range calibration: put a pretrained model on arrays with digital softmax between them, without any training.
+
+Scalers are chosen so that the queries, keys and values of a few batches fill the converters' ranges, and undone behind the arrays; then
+the full scales of the ADC and of the counters are set to the charges that occur.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from aimc.config import Cell, Converter, Hardware
+from aimc.hf import gain_cell_layers, hardware_of, is_digital, set_hardware
+from aimc.nn.attention import GainCellAttention
+from aimc.ops.attention import Details
+from aimc.ops.cell import transfer
+from aimc.record import Batches, observing, observing_digital, run
+
+METHODS = ("percentile", "statistics")
+SAMPLES = 20_000
+"""Most values per head and batch that a percentile is taken from."""
+
+
+@dataclass(slots=True, kw_only=True)
+class LayerRanges:
+    """What one layer was calibrated to."""
+
+    query: list[float] = field(default_factory=list)
+    """Per head, |q| that gives the longest pulse."""
+    key: list[float] = field(default_factory=list)
+    """Per K/V head, distance from the mean of k that fills the storage range on one side of rest."""
+    value: list[float] = field(default_factory=list)
+    """Likewise for v."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RangeReport:
+    """What the calibration chose."""
+
+    layers: list[LayerRanges] = field(default_factory=list)
+    score_full_scale: float = 0.0
+    """Full scale of the ADC, in units of `array.saturation_qk`."""
+    readout_full_scale: float = 0.0
+    """Full scale of the counters, in units of `array.saturation_av`."""
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.layers)} layers calibrated; score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, "
+            f"counters to ±{self.readout_full_scale:.3g} of array.saturation_av"
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Samples:
+    """Digital q, k and v of one layer, `[H, N]` each, and what its scores are multiplied by."""
+
+    scaling: float = 1.0
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def of(self, part: str) -> Tensor:
+        return torch.cat(self.parts[part], dim=1)
+
+
+def calibrate_ranges(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batches: Batches,
+    *,
+    method: str = "percentile",
+    percentile: float = 99.9,
+    n_std: float = 4.0,
+    fill: float = 1.0,
+) -> RangeReport:
+    """Set scalers, score gains and the full scales of ADC and counters of a model with softmax activation, without a gradient.
+
+    Args:
+        model: converted, with `hardware.activation = "softmax"`; its scalers and hardware change in place.
+        reference: the digital model it was converted from.
+        batches: token batches, re-iterable.
+        method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std` standard deviations.
+        percentile: in (0, 100]; 100 clips nothing of what these batches hold.
+        n_std: standard deviations, above 0.
+        fill: share of the storage range, in (0, 1], that keys and values fill; less of it meets less of the cell's curvature, and fewer
+            levels.
+
+    Raises:
+        ValueError: a model that is not converted or has another activation, a reference that is not digital or has other layers, no
+            batches, or settings out of range.
+    """
+    hardware = _check(model, reference, method, percentile, n_std, fill)
+    samples = _digital_samples(reference, batches)
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    if [layer.layer for layer in layers] and len(samples) <= max(layer.layer for layer in layers):
+        raise ValueError(
+            f"the reference has {len(samples)} attention layers and the model more; use the digital model it was converted from"
+        )
+    report = RangeReport()
+    for layer in layers:
+        of_layer = samples[layer.layer]
+        ranges = {}
+        for part in ("query", "key", "value"):
+            x = of_layer.of(part)
+            centre = torch.zeros(len(x)) if part == "query" else x.mean(dim=1)
+            distance = (x - centre[:, None]).abs()
+            reach = distance.quantile(percentile / 100, dim=1) if method == "percentile" else n_std * x.std(dim=1)
+            ranges[part] = reach.clamp(min=torch.finfo(torch.float32).eps)
+            _set_scaler(layer, part, ranges[part], centre, fill)
+        _undo_scaling(layer, of_layer, hardware.cell)
+        report.layers.append(LayerRanges(**{part: reach.tolist() for part, reach in ranges.items()}))
+    return _calibrate_converters(model, batches, percentile, report)
+
+
+def _check(model: PreTrainedModel, reference: PreTrainedModel, method: str, percentile: float, n_std: float, fill: float) -> Hardware:
+    hardware = hardware_of(model)
+    if hardware.activation != "softmax":
+        raise ValueError(
+            f"hardware.activation={hardware.activation!r}: ranges are calibrated for the softmax activation, which needs no training; "
+            "for the hard sigmoid use aimc.initialise_scalers and train"
+        )
+    if not is_digital(reference):
+        raise ValueError("the reference runs on arrays itself; pass the digital model that this one was converted from")
+    for name, ok, rule in (
+        ("method", method in METHODS, f"use one of {', '.join(METHODS)}"),
+        ("percentile", 0 < percentile <= 100, "must be above 0 and at most 100; 99.9 is usual"),
+        ("n_std", n_std > 0, "must be above 0; 4 is usual"),
+        ("fill", 0 < fill <= 1, "must be above 0 and at most 1"),
+    ):
+        if not ok:
+            raise ValueError(f"{name}={locals()[name]}: {rule}")
+    return hardware
+
+
+def _digital_samples(reference: PreTrainedModel, batches: Batches) -> list[_Samples]:
+    """Of every layer, in the order they run."""
+    seen: dict[nn.Module, _Samples] = {}
+
+    def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
+        of_layer = seen.setdefault(module, _Samples(scaling=scaling))
+        for part, x in (("query", query), ("key", key), ("value", value)):
+            of_heads = x.detach().transpose(0, 1).flatten(1).float().cpu()  # [H, B·T·D]
+            step = -(-of_heads.shape[1] // SAMPLES)
+            of_layer.parts.setdefault(part, []).append(of_heads[:, ::step])
+
+    with observing_digital(reference, observe):
+        run(reference, batches)
+    if not seen:
+        raise ValueError("no batch was given, so there is nothing to calibrate on; pass at least one batch of token ids [B, T]")
+    return list(seen.values())
+
+
+def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tensor, fill: float) -> None:
+    """A head's reach to the converter's; a shift of all keys is the same for every score of a query, so the softmax does not see it."""
+    hardware, scaler = layer.hardware, layer.scaler(part)
+    if part == "query":
+        high, rest = min(hardware.input_dac.v_max, -hardware.input_dac.v_min), 0.0
+    else:
+        rest = hardware.cell.offset_v
+        high = fill * min(hardware.storage_dac.v_max - rest, rest - hardware.storage_dac.v_min)
+    with torch.no_grad():
+        scaler.scale.copy_(high / reach)
+        scaler.offset.copy_(rest - high / reach * centre)
+
+
+def _undo_scaling(layer: GainCellAttention, samples: _Samples, cell: Cell) -> None:
+    """Score gains and output scalers that give back the digital scores and outputs, as far as the cells are linear."""
+    group = len(layer.query_scaler.scale) // len(layer.key_scaler.scale)
+    key_slope, _ = _line(layer, "key", samples, cell)
+    value_slope, value_charge = _line(layer, "value", samples, cell)
+    gains = [layer.query_scaler.scale.detach().cpu(), *(x.repeat_interleave(group) for x in (key_slope, value_slope, value_charge))]
+    query_scale, key_slope, value_slope, value_charge = gains
+    out_scale = layer.hardware.array.saturation_av / value_slope
+    with torch.no_grad():
+        assert layer.score_gain is not None  # the softmax activation has it
+        layer.score_gain.copy_(samples.scaling / (query_scale * key_slope))
+        layer.output_scaler.scale.copy_(out_scale)
+        layer.output_scaler.offset.copy_(-value_charge / value_slope)
+
+
+def _line(layer: GainCellAttention, part: str, samples: _Samples, cell: Cell) -> tuple[Tensor, Tensor]:
+    """The straight line `charge = slope·x + charge_0` that is nearest to what the cells do to the model's own x, per K/V head."""
+    x, scaler = samples.of(part), layer.scaler(part)
+    stored = (x * scaler.scale.detach().cpu()[:, None] + scaler.offset.detach().cpu()[:, None]).clamp(
+        layer.hardware.storage_dac.v_min, layer.hardware.storage_dac.v_max
+    )
+    charge = transfer(stored - cell.offset_v, cell)
+    mean_x, mean_charge = x.mean(dim=1, keepdim=True), charge.mean(dim=1, keepdim=True)
+    slope = ((x - mean_x) * (charge - mean_charge)).sum(dim=1) / (x - mean_x).square().sum(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    return slope, (mean_charge - slope[:, None] * mean_x)[:, 0]
+
+
+def _calibrate_converters(model: PreTrainedModel, batches: Batches, percentile: float, report: RangeReport) -> RangeReport:
+    """Full scales of the ADC and of the counters, one for all layers: the largest that any layer needs."""
+    hardware = hardware_of(model)
+    wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
+    set_hardware(model, replace(hardware, score_adc=wide, readout=wide))
+    needed = {"score": 0.0, "readout": 0.0}
+
+    def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
+        assert inside is not None  # observing(details=True) below
+        array = hardware.array
+        for name, x in (("score", inside.S[inside.S != 0] / array.saturation_qk), ("readout", inside.A[inside.A != 0])):
+            step = -(-x.numel() // 10**6) or 1
+            needed[name] = max(needed[name], float(x.abs().flatten()[::step].quantile(percentile / 100)))
+
+    try:
+        with observing(model, observe, details=True):
+            run(model, batches)
+    except BaseException:
+        set_hardware(model, hardware)
+        raise
+    report.score_full_scale, report.readout_full_scale = needed["score"], needed["readout"]
+    set_hardware(
+        model,
+        replace(
+            hardware,
+            score_adc=replace(hardware.score_adc, v_min=-needed["score"], v_max=needed["score"]),
+            readout=replace(hardware.readout, v_min=-needed["readout"], v_max=needed["readout"]),
+        ),
+    )
+    return report
