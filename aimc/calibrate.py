@@ -103,7 +103,7 @@ def match_statistics(
     if not 0 < damping <= 1:
         raise ValueError(f"damping={damping}: must be above 0 and at most 1; 0.7 is usual")
     batches = list(batches)
-    target = analog_moments(reference, batches) if analog_reference else digital_moments(reference, batches)
+    target = analog_moments(reference, batches) if analog_reference else _digital_target(model, reference, batches)
     _check_same_shape(model, target)
     report = MatchReport(tolerance=tolerance)
     while True:
@@ -119,6 +119,15 @@ def match_statistics(
             for part in parts:
                 _step(layer, part, now[part], wanted[part], damping)
         report.iterations += 1
+
+
+def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches: Batches) -> list[LayerMoments]:
+    """Moments of those layers of a digital reference that are on arrays in the model."""
+    of_layers = digital_moments(reference, batches)
+    wanted = [layer.layer for _, layer in gain_cell_layers(model)]
+    if max(wanted) >= len(of_layers):
+        raise ValueError(f"the reference has {len(of_layers)} layers and the model more; use a reference of the same architecture")
+    return [of_layers[number] for number in wanted]
 
 
 def _check_same_shape(model: PreTrainedModel, target: list[LayerMoments]) -> None:
@@ -180,7 +189,7 @@ def initialise_scalers(model: PreTrainedModel, reference: PreTrainedModel, batch
     """
     hardware = hardware_of(model)
     batches = list(batches)
-    digital = digital_moments(reference, batches)
+    digital = _digital_target(model, reference, batches)
     _check_same_shape(model, digital)
     rest_v = hardware.cell.offset_v
     for (_, layer), of_layer in zip(gain_cell_layers(model), digital, strict=True):

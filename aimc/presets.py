@@ -88,6 +88,41 @@ def published(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     return hardware
 
 
+def with_softmax(
+    hardware: Hardware,
+    *,
+    input_levels: int | None = 64,
+    storage_levels: int | None = 64,
+    score_levels: int | None = 256,
+    probability_levels: int | None = 256,
+    readout_levels: int | None = 256,
+) -> Hardware:
+    """`hardware` with converters and a digital softmax between its arrays, for pretrained models that are not trained for it.
+
+    Queries are signed: a negative pulse is read with opposite polarity. Cells, window, sub-tiles, leakage and noise stay. Ranges are
+    set by :func:`aimc.calibrate_ranges`. The levels are assumptions (6-bit inputs and storage, 8-bit converters behind an array), not
+    of a published chip: the 3-bit storage of [L25] is made for models that are trained on it.
+
+    Args:
+        hardware: e.g. :func:`gain_cell_cmos`.
+        input_levels: of the query's pulses; None: ideal.
+        storage_levels: of keys and values.
+        score_levels: of the ADC behind the first array.
+        probability_levels: of the pulses into the second array.
+        readout_levels: of the counters.
+    """
+    new = Hardware.from_dict(hardware.to_dict())
+    return replace(
+        new,
+        activation="softmax",
+        input_dac=Converter(n_levels=input_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+        storage_dac=replace(new.storage_dac, n_levels=storage_levels),
+        score_adc=Converter(n_levels=score_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+        probability_dac=Converter(n_levels=probability_levels),
+        readout=Converter(n_levels=readout_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+    )
+
+
 def typical() -> Noise:
     """Random non-idealities of a plausible chip, for `nonideality=`; [L25] publishes none, so these are stated assumptions.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from aimc.config import Cell, Converter, Hardware
@@ -19,7 +20,9 @@ from aimc.ops.attention import Details
 from aimc.ops.cell import transfer
 from aimc.record import Batches, observing, observing_digital, run
 
-METHODS = ("percentile", "statistics")
+METHODS = ("percentile", "statistics", "search")
+SEARCHED_PERCENTILES = (99.0, 99.9, 100.0)
+SEARCHED_FILLS = (0.5, 0.7, 1.0)
 SAMPLES = 20_000
 """Most values per head and batch that a percentile is taken from."""
 
@@ -41,6 +44,10 @@ class RangeReport:
     """What the calibration chose."""
 
     layers: list[LayerRanges] = field(default_factory=list)
+    percentile: float = 0.0
+    """Percentile of the converters' full scales, and of the ranges unless they were chosen by statistics."""
+    fill: float = 0.0
+    """Share of the storage range that is used."""
     score_full_scale: float = 0.0
     """Full scale of the ADC, in units of `array.saturation_qk`."""
     readout_full_scale: float = 0.0
@@ -48,7 +55,7 @@ class RangeReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.layers)} layers calibrated; score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, "
+            f"{len(self.layers)} layers calibrated (percentile {self.percentile:g}, {self.fill:.0%} of the storage range); score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, "
             f"counters to ±{self.readout_full_scale:.3g} of array.saturation_av"
         )
 
@@ -80,7 +87,8 @@ def calibrate_ranges(
         model: converted, with `hardware.activation = "softmax"`; its scalers and hardware change in place.
         reference: the digital model it was converted from.
         batches: token batches, re-iterable.
-        method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std` standard deviations.
+        method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std` standard
+            deviations. `search` tries percentiles and fills and keeps the pair with the lowest loss on the batches.
         percentile: in (0, 100]; 100 clips nothing of what these batches hold.
         n_std: standard deviations, above 0.
         fill: share of the storage range, in (0, 1], that keys and values fill; less of it meets less of the cell's curvature, and fewer
@@ -91,13 +99,16 @@ def calibrate_ranges(
             batches, or settings out of range.
     """
     hardware = _check(model, reference, method, percentile, n_std, fill)
+    batches = list(batches)
+    if method == "search":
+        return _search(model, reference, batches)
     samples = _digital_samples(reference, batches)
     layers = [layer for _, layer in gain_cell_layers(model)]
     if [layer.layer for layer in layers] and len(samples) <= max(layer.layer for layer in layers):
         raise ValueError(
             f"the reference has {len(samples)} attention layers and the model more; use the digital model it was converted from"
         )
-    report = RangeReport()
+    report = RangeReport(percentile=percentile, fill=fill)
     for layer in layers:
         of_layer = samples[layer.layer]
         ranges = {}
@@ -111,6 +122,35 @@ def calibrate_ranges(
         _undo_scaling(layer, of_layer, hardware.cell)
         report.layers.append(LayerRanges(**{part: reach.tolist() for part, reach in ranges.items()}))
     return _calibrate_converters(model, batches, percentile, report)
+
+
+def _search(model: PreTrainedModel, reference: PreTrainedModel, batches: list[Tensor | dict[str, Tensor]]) -> RangeReport:
+    losses = {}
+    for percentile in SEARCHED_PERCENTILES:
+        for fill in SEARCHED_FILLS:
+            calibrate_ranges(model, reference, batches, percentile=percentile, fill=fill)
+            losses[percentile, fill] = _loss(model, batches)
+    percentile, fill = min(losses, key=lambda settings: losses[settings])
+    return calibrate_ranges(model, reference, batches, percentile=percentile, fill=fill)
+
+
+def _loss(model: PreTrainedModel, batches: list[Tensor | dict[str, Tensor]]) -> float:
+    """Mean negative log-likelihood of the batches' next tokens, in nat, without noise."""
+    losses: list[float] = []
+    hook = model.register_forward_hook(lambda _, args, kwargs, out: losses.append(_next_token_loss(kwargs, out.logits)), with_kwargs=True)
+    try:
+        run(model, batches)
+    finally:
+        hook.remove()
+    return sum(losses) / len(losses)
+
+
+def _next_token_loss(inputs: dict[str, Tensor], logits: Tensor) -> float:
+    targets = inputs["input_ids"][:, 1:]
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        targets = targets.masked_fill(mask[:, 1:] == 0, -100)
+    return float(cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100))
 
 
 def _check(model: PreTrainedModel, reference: PreTrainedModel, method: str, percentile: float, n_std: float, fill: float) -> Hardware:

@@ -11,6 +11,7 @@ from train.stages import Run
 _WHAT = {
     "digital": "The digital baseline.",
     "control": "The digital baseline after the same extra training that the analog models get: what they are compared with.",
+    "softmax": "The digital baseline on gain-cell arrays with a digital softmax between them, by range calibration; no training.",
     "linear": "Attention on gain-cell arrays with a linear cell, trained hardware-aware.",
     "adapt": "The linear model's weights on the nonlinear cell, scalers adapted by statistics matching; no gradient step.",
     "finetune": "Attention on gain-cell arrays with the nonlinear cell, adapted and fine-tuned hardware-aware.",

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Pret
 
 import aimc
 from aimc import llama2c
+from aimc.config import Hardware
+from aimc.families import attention_layers
 from aimc.hf import CONFIG_KEY
 from train.errors import RunError
 from train.schema import DataConfig, ModelConfig
@@ -38,6 +40,30 @@ def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed:
             eos_token_id=tokenizer.eos_token_id,
         )
     )
+
+
+def require_convertible(model: PreTrainedModel) -> None:
+    """Check that the model's attention can go onto arrays at all, before anything is trained.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        attention_layers(model)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def onto_arrays(model: PreTrainedModel, hardware: Hardware) -> str:
+    """:func:`aimc.convert`, in place; returns its report.
+
+    Raises:
+        RunError: the model's attention cannot go onto these arrays.
+    """
+    try:
+        return str(aimc.convert(model, hardware))
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) -> int:

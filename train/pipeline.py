@@ -17,14 +17,14 @@ from accelerate import PartialState
 from transformers import AutoConfig, GPT2Config, PretrainedConfig
 
 import aimc
-from aimc.conversion import FAMILIES
+from aimc import llama2c
 from train import report
 from train.cards import model_card
 from train.errors import RunError
 from train.files import require_writable, whole_folder, write_json, write_text
 from train.models import context_of, require_vocabulary
 from train.schema import RunConfig
-from train.stages import FOLDERS, INPUTS, ORDER, STAGES, Run, StageResult, record_of
+from train.stages import FOLDERS, INPUTS, STAGES, Run, StageResult, pipeline_stages, record_of
 from train.tokens import prepare
 
 
@@ -39,8 +39,7 @@ def execute(config: RunConfig, say: report.Say) -> None:
     if config.stage.name == "evaluate":
         report.evaluate_run(run)
         return
-    pipeline = [stage for stage in ORDER if config.stage.with_control or stage != "control"]
-    for stage in pipeline if config.stage.name == "pipeline" else (config.stage.name,):
+    for stage in pipeline_stages(config.stage) if config.stage.name == "pipeline" else (config.stage.name,):
         run_stage(run, stage)
     if config.stage.name == "pipeline":
         report.evaluate_run(run)
@@ -50,10 +49,6 @@ def _open(config: RunConfig, say: report.Say) -> Run:
     source = config.model.source
     model = GPT2Config(n_positions=config.model.n_positions) if source is None else _config_of(source)
     context = context_of(config.data, model, config.stage.stride)
-    if model.model_type not in FAMILIES and config.stage.name not in ("digital", "control"):
-        raise RunError(
-            f"model.source={source}: model_type={model.model_type} has no supported attention layer, so nothing could go onto arrays; supported: {', '.join(FAMILIES)}"
-        )
     state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
     with state.main_process_first():  # one process tokenises, the others find it done
         data = prepare(config.data, source, context)
@@ -64,7 +59,8 @@ def _open(config: RunConfig, say: report.Say) -> Run:
 
 def _config_of(source: str) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(source)
+        checkpoint = llama2c.find_checkpoint(source)
+        return AutoConfig.from_pretrained(source) if checkpoint is None else llama2c.load_config(checkpoint)
     except (OSError, ValueError) as error:
         raise RunError(f"model.source={source}: no model there ({str(error).splitlines()[0]}); check the path or the network") from error
 
@@ -137,19 +133,18 @@ def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], s
 def _settings(run: Run, stage: str) -> dict[str, Any]:
     """Everything that shapes a stage's model: if it is the same, so is the model."""
     config = asdict(run.config)
-    budgets = {"digital": ["digital"], "control": ["linear", "finetune"], "linear": ["linear"], "adapt": [], "finetune": ["finetune"]}[
-        stage
-    ]
+    of_stage = {"digital": ["digital"], "control": ["linear", "finetune"], "linear": ["linear"], "finetune": ["finetune"]}
+    budgets = of_stage.get(stage, [])
     settings: dict[str, Any] = {"seed": config["seed"], "context": run.context, "data": run.data.fingerprint}
     if budgets:
         settings |= {"trainer": {name: config["trainer"][name] for name in (*budgets, "precision")}}
     if stage == "digital":
         settings["model"] = config["model"]
-    if stage in ("linear", "adapt", "finetune"):
+    if stage in ("softmax", "linear", "adapt", "finetune"):
         settings["hardware"] = config["hardware"]
     if stage == "linear":
         settings["start"] = config["stage"]["start"]
-    if stage in ("linear", "adapt"):
+    if stage in ("softmax", "linear", "adapt"):
         settings["calibration"] = {k: v for k, v in config["stage"].items() if k.startswith(("calibration", "adapt"))}
     if stage in INPUTS:
         settings["input"] = _digest(run.input(stage))

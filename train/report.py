@@ -20,7 +20,7 @@ from train.errors import RunError
 from train.files import write_json, write_text
 from train.harness import Score
 from train.models import load_analog
-from train.stages import ORDER, Run, record_of
+from train.stages import Run, pipeline_stages, record_of
 
 Say = Callable[[Any], None]
 
@@ -35,8 +35,7 @@ def evaluate_run(run: Run) -> None:
     Raises:
         RunError: there is no analog model yet.
     """
-    wanted = [stage for stage in ORDER if stage != "control" or run.config.stage.with_control]
-    records = {stage: record for stage in wanted if (record := record_of(run.folder(stage))) is not None}
+    records = {stage: record for stage in pipeline_stages(run.config.stage) if (record := record_of(run.folder(stage))) is not None}
     last = next((stage for stage in ("finetune", "adapt", "linear") if stage in records), None)
     if last is None:
         raise RunError(f"output_dir={run.config.output_dir}: no analog model to evaluate; run stage=pipeline first")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from aimc.config import Hardware, Noise
 from train.errors import RunError
 
-STAGES = ("digital", "control", "linear", "adapt", "finetune", "evaluate", "pipeline")
+STAGES = ("digital", "control", "softmax", "linear", "adapt", "finetune", "evaluate", "pipeline")
 DATA_KINDS = ("embedded", "text", "hub")
 STARTS = ("statistics", "published")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -169,6 +169,8 @@ class StageConfig:
     """A stage by name, or `pipeline` for all of them."""
     with_control: bool = True
     """False: the pipeline leaves the control out, and its table compares with the digital model as it was (a short demonstration)."""
+    with_softmax: bool = False
+    """True: the pipeline also puts the digital model on arrays with a digital softmax between them, by range calibration, untrained."""
     start: str = "statistics"
     """How the linear model's scalers begin: `statistics` of the digital model, or the `published` a = 1."""
     calibration_batches: int = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import aimc
-from aimc.presets import linearised
+from aimc.presets import linearised, with_softmax
 from train.errors import RunError
-from train.models import digital_model, load_analog, load_digital
-from train.schema import RunConfig
+from train.models import digital_model, load_analog, load_digital, onto_arrays, require_convertible
+from train.schema import RunConfig, StageConfig
 from train.tokens import TokenData
 from train.trainer import train
 
-ORDER = ("digital", "control", "linear", "adapt", "finetune")
+ORDER = ("digital", "control", "softmax", "linear", "adapt", "finetune")
 """Stages that make a model, in the order that the pipeline runs them."""
-FOLDERS = {"digital": "digital", "control": "control", "linear": "linear", "adapt": "adapted", "finetune": "finetuned"}
+FOLDERS = {
+    "digital": "digital",
+    "control": "control",
+    "softmax": "softmax",
+    "linear": "linear",
+    "adapt": "adapted",
+    "finetune": "finetuned",
+}
 """Folder of each stage's model."""
-INPUTS = {"control": "digital", "linear": "digital", "adapt": "linear", "finetune": "adapt"}
+INPUTS = {"control": "digital", "softmax": "digital", "linear": "digital", "adapt": "linear", "finetune": "adapt"}
 """The stage whose model each starts from."""
+
+
+def pipeline_stages(stage: StageConfig) -> list[str]:
+    """The stages that the pipeline runs, in order."""
+    left_out = {"control": not stage.with_control, "softmax": not stage.with_softmax}
+    return [name for name in ORDER if not left_out.get(name, False)]
 
 
 @dataclass(slots=True)
@@ -102,6 +115,8 @@ def digital(run: Run) -> StageResult:
     """The baseline: loaded, or trained from scratch, or both."""
     config = run.config
     model = digital_model(config.model, run.data.tokenizer, config.seed)
+    if config.stage.name == "pipeline":
+        require_convertible(model)
     history = train(model, run.data, config, "digital", "digital", run.work("digital"), run.context)
     validation = run.data.tensor("valid", config.trainer.eval_tokens)
     notes = {"validation perplexity": float(aimc.perplexity(model, validation, context=run.context, stride=run.context))}
@@ -119,13 +134,39 @@ def control(run: Run) -> StageResult:
     return StageResult(model, {"digital, same extra tokens": run.measure(model)}, history)
 
 
+def softmax(run: Run) -> StageResult:
+    """Onto arrays with a digital softmax between them, by range calibration alone. Kept is the model on finer converters."""
+    reference = load_digital(str(run.input("softmax")))
+    own = run.config.hardware
+    ideal = with_softmax(
+        replace(linearised(own), leakage=replace(own.leakage, tau_s=None)),
+        **dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels")),
+    )
+    levels = {"input_levels": own.input_dac.n_levels, "storage_levels": own.storage_dac.n_levels, "readout_levels": own.readout.n_levels}
+    machines = {
+        "softmax, ideal arrays": ideal,
+        "softmax, the hardware's own levels": with_softmax(own, **levels),
+        "softmax, finer levels": with_softmax(own),
+    }
+    result = StageResult(reference)
+    for name, hardware in machines.items():
+        result.model = copy.deepcopy(reference)
+        onto_arrays(result.model, hardware)
+        settings: dict[str, Any] = {"percentile": 100.0} if hardware is ideal else {"method": "search"}
+        report = aimc.calibrate_ranges(result.model, reference, run.batches(), **settings)
+        run.say(f"  {name}: {report}")
+        result.perplexity[name] = run.measure(result.model)
+        result.notes[name] = str(report)
+    return result
+
+
 def linear(run: Run) -> StageResult:
     """Onto arrays of linear cells, scalers set from the digital statistics, then hardware-aware training."""
     config = run.config
     reference = load_digital(str(run.input("linear")))
     result = StageResult(copy.deepcopy(reference))
     hardware = linearised(config.hardware)
-    run.say(str(aimc.convert(result.model, hardware)))
+    run.say(onto_arrays(result.model, hardware))
     result.perplexity["linear cell, published start"] = run.measure(result.model)
     if config.stage.start == "statistics":
         report = aimc.initialise_scalers(result.model, reference, run.batches())
@@ -143,7 +184,7 @@ def adapt(run: Run) -> StageResult:
     reference = load_analog(run.input("adapt"))
     result = StageResult(copy.deepcopy(reference))
     naive = load_digital(str(run.input("linear")))
-    aimc.convert(naive, config.hardware)
+    onto_arrays(naive, config.hardware)
     result.perplexity["nonlinear cell, straight from digital"] = run.measure(naive)
     aimc.set_hardware(result.model, config.hardware)
     curve: list[dict[str, float]] = []
@@ -183,6 +224,7 @@ def finetune(run: Run) -> StageResult:
 STAGES: dict[str, Callable[[Run], StageResult]] = {
     "digital": digital,
     "control": control,
+    "softmax": softmax,
     "linear": linear,
     "adapt": adapt,
     "finetune": finetune,

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import aimc
 from aimc import presets
 from tests.train.conftest import english, same_weights, weights_of
-from train import pipeline
+from train import pipeline, stages
 from train.errors import RunError
 from train.evaluate import evaluate
 from train.report import gap_closed
@@ -73,7 +73,7 @@ def test_every_stage_leaves_a_whole_folder_and_nothing_else(done: Path) -> None:
         assert names >= {"model.safetensors", "config.json", "tokenizer.json", "stage.json", "history.json", "README.md"}, stage
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("digital", 4), ("control", 8), ("linear", 4), ("adapt", 0), ("finetune", 4)])
+@pytest.mark.parametrize(("stage", "steps"), [("digital", 4), ("control", 8), ("softmax", 0), ("linear", 4), ("adapt", 0), ("finetune", 4)])
 def test_the_record_and_the_card_say_what_was_done(done: Path, stage: str, steps: int) -> None:
     told = record(done, stage)
     assert told["stage"] == stage
@@ -93,6 +93,9 @@ def test_perplexities_are_those_of_a_model_that_learned_something(done: Path) ->
     values = record(done, "linear")["perplexity"]
     assert list(values) == ["linear cell, published start", "linear cell, statistics start", "linear cell, trained"]
     assert values["linear cell, trained"] < values["linear cell, statistics start"]
+    values = record(done, "softmax")["perplexity"]
+    assert values["softmax, ideal arrays"] == pytest.approx(digital, rel=0.01)
+    assert values["softmax, finer levels"] == pytest.approx(digital, rel=0.05)
     adapted = record(done, "adapt")["perplexity"]["nonlinear cell, adapted"]
     assert record(done, "finetune")["perplexity"]["nonlinear cell, fine-tuned"] < adapted
 
@@ -100,6 +103,7 @@ def test_perplexities_are_those_of_a_model_that_learned_something(done: Path) ->
 def test_the_models_load_and_have_the_measured_perplexity(done: Path) -> None:
     for stage, name in (
         ("digital", "digital"),
+        ("softmax", "softmax, finer levels"),
         ("linear", "linear cell, trained"),
         ("adapt", "nonlinear cell, adapted"),
         ("finetune", "nonlinear cell, fine-tuned"),
@@ -135,12 +139,12 @@ def test_the_history_has_every_step(done: Path) -> None:
 def test_the_report_holds_every_number_twice_and_three_figures(done: Path) -> None:
     results = json.loads((done / "report" / "results.json").read_text())
     assert results["rule"] == {"context": 32, "stride": 16, "scored_tokens": 127}
-    stages = {row["name"]: row["perplexity"] for row in results["rows"] if row["group"] == "stage"}
-    assert stages == {name: value for stage in ORDER for name, value in record(done, stage)["perplexity"].items()}
+    of_stages = {row["name"]: row["perplexity"] for row in results["rows"] if row["group"] == "stage"}
+    assert of_stages == {name: value for stage in ORDER for name, value in record(done, stage)["perplexity"].items()}
     noise = {row["name"]: row for row in results["rows"] if row["group"] == "nonideality"}
     assert list(noise) == ["clean", *presets.typical().active(), "all"]
     assert noise["clean"]["chips"] == 1
-    assert noise["clean"]["perplexity"] == pytest.approx(stages["nonlinear cell, fine-tuned"], rel=1e-6)
+    assert noise["clean"]["perplexity"] == pytest.approx(of_stages["nonlinear cell, fine-tuned"], rel=1e-6)
     assert noise["all"]["chips"] == 2
     assert noise["all"]["std"] > 0
     assert sum(results["per_chip"]["all"]) / 2 == pytest.approx(noise["all"]["perplexity"])
@@ -271,15 +275,15 @@ def test_a_truncated_model_is_named(tmp_path: Path, compose: Compose, folder_of_
 
 @pytest.mark.parametrize("stage", ["pipeline", "linear"])
 def test_a_model_without_supported_attention_is_refused_first(
-    tmp_path: Path, compose: Compose, no_training: None, folder_of_model: Path, stage: str
+    tmp_path: Path, compose: Compose, folder_of_model: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=32
-        )
-    ).save_pretrained(folder_of_model)
-    with pytest.raises(RunError, match=r"model\.source=.*: model_type=llama has no supported attention layer, .*; supported: gpt2"):
-        execute(compose(tmp_path / "out", f"model.source={folder_of_model}", f"stage.name={stage}"))
+    monkeypatch.setattr(stages, "train", lambda *args, **kwargs: pytest.fail("training was started"))
+    BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(folder_of_model)
+    out = tmp_path / "out"
+    if stage == "linear":
+        shutil.copytree(folder_of_model, out / FOLDERS["digital"])
+    with pytest.raises(RunError, match=r"BloomForCausalLM.*cannot go onto gain-cell arrays.*attention interface"):
+        execute(compose(out, f"model.source={folder_of_model}", f"stage.name={stage}", "data.context=32"))
 
 
 def test_token_ids_outside_the_vocabulary_are_refused_first(
