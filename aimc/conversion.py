@@ -100,7 +100,7 @@ def convert(model: PreTrainedModel, hardware: Hardware, *, skip_layers: Collecti
         n_heads=chosen[0].n_heads,
         n_kv_heads=chosen[0].n_kv_heads,
         head_size=chosen[0].head_size,
-        n_scalers=sum(parameter.numel() for array in arrays for parameter in array.parameters()),
+        n_scalers=sum(parameter.numel() for array in arrays for parameter in array.parameters() if parameter.requires_grad),
         notes=_notes(model, hardware, chosen),
     )
 

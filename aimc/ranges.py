@@ -207,8 +207,14 @@ def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tens
 def _undo_scaling(layer: GainCellAttention, samples: _Samples, cell: Cell) -> None:
     """Score gains and output scalers that give back the digital scores and outputs, as far as the cells are linear."""
     group = len(layer.query_scaler.scale) // len(layer.key_scaler.scale)
-    key_slope, _ = _line(layer, "key", samples, cell)
-    value_slope, value_charge = _line(layer, "value", samples, cell)
+    lines = {part: _line(layer, part, samples, cell) for part in ("key", "value")}
+    for part, memory in (("key", layer.memory_key), ("value", layer.memory_value)):
+        assert memory is not None  # the softmax activation has it
+        scaler, (slope, charge) = layer.scaler(part), lines[part]
+        scale, offset = scaler.scale.detach().cpu(), scaler.offset.detach().cpu()
+        memory.scale.copy_(slope / scale)  # the same line, of the voltage about rest
+        memory.offset.copy_(charge + slope * (cell.offset_v - offset) / scale)
+    key_slope, (value_slope, value_charge) = lines["key"][0], lines["value"]
     gains = [layer.query_scaler.scale.detach().cpu(), *(x.repeat_interleave(group) for x in (key_slope, value_slope, value_charge))]
     query_scale, key_slope, value_slope, value_charge = gains
     out_scale = layer.hardware.array.saturation_av / value_slope

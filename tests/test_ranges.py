@@ -104,7 +104,7 @@ def test_ranges_are_what_the_percentile_says() -> None:
 
 def test_protected_tokens_rescue_noisy_arrays() -> None:
     reference = tiny_model("llama")
-    noisy = replace(presets.with_softmax(replace(presets.gain_cell_linear(2), array=ARRAY)), noise=Noise(write_v=0.08, mismatch_gain=0.3))
+    noisy = replace(presets.with_softmax(replace(presets.gain_cell_cmos(2), array=ARRAY)), noise=Noise(write_v=0.08, mismatch_gain=0.3))
     model = calibrated(reference, noisy)
     aimc.hf.set_generator(model, torch.Generator().manual_seed(0))
     bare = error(model, reference)
@@ -113,7 +113,7 @@ def test_protected_tokens_rescue_noisy_arrays() -> None:
         aimc.set_hardware(model, replace(hardware_of(model), protection=Protection(n_sink=2, n_recent=n_recent)))
         errors.append(error(model, reference))
     assert bare > 1.3 * errors[0] > errors[1]
-    assert errors[1] < 1e-2  # all 32 tokens are digital
+    assert errors[1] < 1e-4  # all 32 tokens are digital
 
 
 def test_it_survives_saving(tmp_path: object) -> None:

@@ -34,7 +34,8 @@ class GainCellAttention(nn.Module):
     """Scale, clip, convert, store, multiply, activate, multiply, count, scale: attention of one layer on its own arrays.
 
     With `hardware.activation = "softmax"` the layer has one more parameter, `score_gain` `[H]`: from charge of the first array in signal
-    units to the logits of the softmax.
+    units to the logits of the softmax; and two straight lines that stand for its cells where tokens are protected, `memory_key` and
+    `memory_value`, which are not trained.
 
     Args:
         n_heads: query heads H.
@@ -66,6 +67,8 @@ class GainCellAttention(nn.Module):
         self.value_scaler = AffineScaler(n_kv_heads, offset=rest_v)
         self.output_scaler = AffineScaler(n_heads)
         self.score_gain: nn.Parameter | None = None
+        self.memory_key: AffineScaler | None = None
+        self.memory_value: AffineScaler | None = None
         self.hardware = hardware
 
     @property
@@ -83,9 +86,10 @@ class GainCellAttention(nn.Module):
             )
         self._hardware = hardware
         if hardware.activation != "softmax":
-            self.score_gain = None
+            self.score_gain = self.memory_key = self.memory_value = None
         elif self.score_gain is None:
             self.score_gain = nn.Parameter(torch.ones_like(self.query_scaler.scale))
+            self.memory_key, self.memory_value = self._line(hardware), self._line(hardware)
 
     @property
     def machine(self) -> Hardware:
@@ -94,6 +98,12 @@ class GainCellAttention(nn.Module):
         if self.sliding_window is None or self.sliding_window >= array.window:
             return self.hardware
         return replace(self.hardware, array=replace(array, window=self.sliding_window))
+
+    def _line(self, hardware: Hardware) -> AffineScaler:
+        """A cell near its rest, `c_0 + c_1·u`."""
+        offset, slope = hardware.cell.coefficients[:2]
+        line = AffineScaler(len(self.key_scaler.scale), scale=slope, offset=offset).requires_grad_(False)
+        return line.to(self.key_scaler.scale.device)
 
     def scaler(self, part: str) -> AffineScaler:
         """The scaler of one of :data:`PARTS`."""
@@ -109,7 +119,8 @@ class GainCellAttention(nn.Module):
         Returns:
             `[B, H, T, D]` in the dtype of `query`.
         """
-        scaling = Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain)
+        lines = [None if line is None else line.affine for line in (self.memory_key, self.memory_value)]
+        scaling = Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain, *lines)
         details = None
         result: Tensor | tuple[Tensor, Details]
         if self.cells is not None:

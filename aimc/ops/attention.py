@@ -103,7 +103,7 @@ def _eager(call: Call) -> tuple[Tensor, list[Seen]]:
         memory = None
         if hardware.protection.is_on:
             no_padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
-            memory = remember(key, value, positions, no_padding if padding is None else padding, 0, hardware)
+            memory = remember(key, value, positions, no_padding if padding is None else padding, 0, hardware, scaling)
         tiles = [
             SubTile(
                 number=number,

@@ -135,13 +135,13 @@ class KVArrays:
                 f"{wanted[0]}, {wanted[1]} and {wanted[2]}; make a new cache for another batch"
             )
 
-    def write(self, heads: Heads, key: Tensor, value: Tensor, padding: Tensor) -> None:
+    def write(self, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
         """Store scaled keys and values `[B, H_kv, T, D]` of the next T tokens; `padding` is `[B, T]`. Of more than W, the last W remain."""
         n_new, window = key.shape[2], self.hardware.array.window
         protection = self.hardware.protection
         tokens = torch.arange(self.n_tokens, self.n_tokens + n_new, device=key.device)
         if protection.is_on:
-            newest = remember(key, value, tokens, padding, self.n_real, self.hardware)
+            newest = remember(key, value, tokens, padding, self.n_real, self.hardware, scaling)
             memory = newest if self.memory is None else self.memory.extended(newest)
             self.memory = memory.without_lost(self.n_tokens + n_new - 1, protection)
         kept = slice(max(n_new - window, 0), None)
@@ -170,8 +170,8 @@ class KVArrays:
 
 
 @torch.no_grad()
-def _store(arrays: KVArrays, heads: Heads, key: Tensor, value: Tensor, padding: Tensor) -> None:
-    arrays.write(heads, key.detach(), value.detach(), padding)
+def _store(arrays: KVArrays, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
+    arrays.write(heads, key.detach(), value.detach(), padding, scaling)
 
 
 def decode(
@@ -224,20 +224,20 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
     if arrays.n_tokens == 0:  # all of the text so far: the parallel operator
         out = attend(call)
-        _store(arrays, heads, key, value, padding)
+        _store(arrays, heads, key, value, padding, call.scaling)
         return out
     pulses = quantize(query, hardware.input_dac)
     if heads.n_tokens == 1 and not torch.is_grad_enabled():
-        _store(arrays, heads, key, value, padding)
+        _store(arrays, heads, key, value, padding, call.scaling)
         out = _read_token(heads, pulses, ideal_pulses(query, hardware), arrays, call.scaling.score)
     else:
-        out = _read_piece(heads, pulses, query, key, value, padding, arrays, call.scaling.score)
-        _store(arrays, heads, key, value, padding)
+        out = _read_piece(heads, pulses, query, key, value, padding, arrays, call.scaling)
+        _store(arrays, heads, key, value, padding, call.scaling)
     return out.masked_fill(padding[:, None, :, None], 0.0)
 
 
 def _read_piece(
-    heads: Heads, pulses: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Tensor, arrays: KVArrays, score_gain: Tensor | None
+    heads: Heads, pulses: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Tensor, arrays: KVArrays, scaling: Scaling
 ) -> Tensor:
     """Several tokens at once: while they overwrite the oldest, each still reads those that it would have found."""
     hardware, start = heads.hardware, arrays.n_tokens
@@ -248,7 +248,7 @@ def _read_piece(
     tile_of_new = new % hardware.array.window // n_rows
     memory, new_sink, old_sink = None, None, None
     if hardware.protection.is_on:
-        newest = remember(key, value, new, padding, arrays.n_real, hardware)
+        newest = remember(key, value, new, padding, arrays.n_real, hardware, scaling)
         assert arrays.memory is not None  # written with the first token
         memory, new_sink = arrays.memory.extended(newest), newest.sink
         old_sink = (arrays.memory.tokens == arrays.tokens[:, None]).to(torch.int64) @ arrays.memory.sink.T.to(torch.int64) > 0  # [W, B]
@@ -273,7 +273,7 @@ def _read_piece(
             )
         )
     exact = ideal_pulses(query, hardware)
-    return read_arrays(heads, pulses, start, new_times, tiles, score_gain=score_gain, memory=memory, digital_pulses=exact)[0]
+    return read_arrays(heads, pulses, start, new_times, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)[0]
 
 
 def _for_tile(heads: Heads, old: Tensor | float, fresh: Tensor | float, here: Tensor) -> Tensor | float:

@@ -10,6 +10,7 @@ from torch import Tensor
 from aimc.config import Hardware, Protection
 from aimc.ops.cell import transfer
 from aimc.ops.quantize import quantize
+from aimc.ops.scaling import Affine, Scaling, scaled
 
 
 class Memory(NamedTuple):
@@ -46,7 +47,9 @@ class Memory(NamedTuple):
         return Memory(self.tokens, *(x.index_select(0, rows) for x in self[1:]))
 
 
-def remember(key: Tensor, value: Tensor, tokens: Tensor, padding: Tensor, n_before: Tensor | int, hardware: Hardware) -> Memory:
+def remember(
+    key: Tensor, value: Tensor, tokens: Tensor, padding: Tensor, n_before: Tensor | int, hardware: Hardware, scaling: Scaling
+) -> Memory:
     """A memory of the tokens `[T]`.
 
     Args:
@@ -56,9 +59,11 @@ def remember(key: Tensor, value: Tensor, tokens: Tensor, padding: Tensor, n_befo
         padding: bool `[B, T]`.
         n_before: real tokens before these, `[B]` or one number.
         hardware: says how many are protected, and what the memory holds.
+        scaling: the lines that stand for cells.
     """
     sink = sink_tokens(padding, n_before, hardware.protection)
-    return Memory(tokens, ideal_charge(key, hardware), ideal_charge(value, hardware), sink, padding)
+    charges = ideal_charge(key, hardware, scaling.memory_key), ideal_charge(value, hardware, scaling.memory_value)
+    return Memory(tokens, *charges, sink, padding)
 
 
 def protected_tokens(rows: Tensor, tokens: Tensor, sink: Tensor, protection: Protection) -> Tensor:
@@ -78,18 +83,20 @@ def sink_tokens(padding: Tensor, n_before: Tensor | int, protection: Protection)
     return ~padding & (rank <= protection.n_sink)
 
 
-def ideal_charge(scaled: Tensor, hardware: Hardware) -> Tensor:
+def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
     """What a digital memory holds for a scaled key or value `[B, H_kv, T, D]`: charge per unit pulse, in signal units.
 
     With `hard_sigmoid` it is what a cell without noise, mismatch and leakage gives, levels and clip included: the model was trained on
-    that. With `softmax` it is the cell's linear part alone, without levels and clip: the model's own arithmetic.
+    that. With `softmax` a straight line stands for the cell, without levels and clip: the model's own arithmetic.
     """
     cell = hardware.cell
-    if hardware.activation == "softmax":
-        return cell.coefficients[1] * (scaled - cell.offset_v)
-    return transfer(quantize(scaled, hardware.storage_dac) - cell.offset_v, cell)
+    if hardware.activation == "hard_sigmoid":
+        return transfer(quantize(x, hardware.storage_dac) - cell.offset_v, cell)
+    if line is None:
+        return cell.coefficients[0] + cell.coefficients[1] * (x - cell.offset_v)
+    return scaled(x - cell.offset_v, line)
 
 
-def ideal_pulses(scaled: Tensor, hardware: Hardware) -> Tensor:
+def ideal_pulses(x: Tensor, hardware: Hardware) -> Tensor:
     """What multiplies :func:`ideal_charge`, from a scaled query `[B, H, T, D]`."""
-    return scaled if hardware.activation == "softmax" else quantize(scaled, hardware.input_dac)
+    return x if hardware.activation == "softmax" else quantize(x, hardware.input_dac)

@@ -81,7 +81,7 @@ def pulses_of(fills: dict, digital: dict, hw, score_gain: float) -> tuple[dict, 
 def ideal(voltage: float, hw) -> float:
     """Charge per unit pulse in the digital memory."""
     if hw.activation == "softmax":
-        return hw.cell.coefficients[1] * (voltage - hw.cell.offset_v)
+        return hw.cell.coefficients[0] + hw.cell.coefficients[1] * (voltage - hw.cell.offset_v)
     u = convert(voltage, hw.storage_dac) - hw.cell.offset_v
     return sum(c * u**i for i, c in enumerate(hw.cell.coefficients))
 
