@@ -109,8 +109,13 @@ def to_digital(model: PreTrainedModel) -> PreTrainedModel:
     """Take the arrays and scalers out again, in place: the plain softmax model with the weights as they are now.
 
     Raises:
+        TypeError: not a transformers model.
         ValueError: the model is not converted.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(
+            f"a {type(model).__name__} is no transformers PreTrainedModel; of a peft model pass merge_and_unload() or get_base_model()"
+        )
     if is_digital(model):
         raise ValueError(f"this {type(model).__name__} has no gain-cell layer; it is digital already")
     detach_cache(model)

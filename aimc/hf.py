@@ -82,7 +82,8 @@ def _digital_attention(
 
 def _mask(*args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any) -> Tensor | None:
     """The user's 2-D mask, unchanged: causality and window belong to the operator."""
-    if not allow_is_causal_skip:  # transformers has laid something over the causal mask
+    # Something is laid over the causal mask. While compiling, transformers cannot look whether texts are packed, and always says so.
+    if not allow_is_causal_skip and not torch.compiler.is_compiling():
         raise NotImplementedError(
             "the arrays attend to all of a text's past within their window, so several texts packed into one row (told by position_ids "
             "that start again) or blocks that see their future cannot be told apart; give each text a row of its own, with an attention_mask"
@@ -120,6 +121,7 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 def _take_cache(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a pass: a gain-cell cache in place of none or of an empty digital one (which `generate` makes), each layer told its part."""
+    _check_checkpointing(decoder)
     cache = kwargs.get("past_key_values")
     use_cache = kwargs.get("use_cache")
     if use_cache is None:
@@ -136,6 +138,17 @@ def _take_cache(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     for _, attention in gain_cell_layers(decoder):
         attention.cells = cache.part_of(attention)
     return args, {**kwargs, "past_key_values": cache}
+
+
+def _check_checkpointing(decoder: nn.Module) -> None:
+    """Refuse gradients that would belong to other noise than the loss: checkpointing puts back torch's global generator only."""
+    if not (decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())):
+        return
+    if any(layer.generator is not None and layer.hardware.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
+        raise ValueError(
+            "gradient checkpointing computes each layer again, and a generator of the model's own would then draw other noise, so gradients "
+            "would belong to another pass; call aimc.hf.set_generator(model, None) and seed with torch.manual_seed"
+        )
 
 
 def _put_cache_back(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:

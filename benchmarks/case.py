@@ -14,6 +14,10 @@ EAGER = "eager"
 """The eager operator: the truth, and what the fast one replaces."""
 DIGITAL = "digital"
 """The same without arrays: `scaled_dot_product_attention(is_causal=True)`, or the model that uses it."""
+COPIED = "digital, copying"
+"""Decoding with transformers' own sliding-window cache, which copies all keys and values at every token."""
+EARLY, MIDDLE = "at 2W", "at 8W"
+"""The subject itself, earlier in the text."""
 
 
 class CheckError(Exception):
@@ -36,6 +40,8 @@ class Point:
     """Name to what is timed; the subject first."""
     memory: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     """Name to what is measured for its peak memory."""
+    held: Mapping[str, Callable[[], int]] = field(default_factory=dict)
+    """Name to what tells how many bytes stay in memory between two calls, beside the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,5 +85,9 @@ class Result:
     """Contender to peak memory beyond the inputs, byte."""
     memory_ratio: dict[str, float] = field(default_factory=dict)
     """Comparison to peak memory of the subject ÷ its peak memory."""
+    held_bytes: dict[str, int] = field(default_factory=dict)
+    """Contender to memory held from one call to the next, byte."""
+    held_ratio: dict[str, float] = field(default_factory=dict)
+    """Comparison to memory held by the subject ÷ memory it holds."""
     failed: str | None = None
     """Why nothing was measured; None: it was."""

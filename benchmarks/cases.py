@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import models, operators
-from benchmarks.case import DIGITAL, EAGER, SUBJECT, Case, Point, Result
+from benchmarks import decoding, models, operators
+from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, Case, Point, Result
 from benchmarks.memory import peak_bytes
 from benchmarks.settings import PRESET, Settings
 from benchmarks.timing import time_in_turn
 
-FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP = (
+FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP, DECODING, LONG_TEXT = (
     "forward",
     "forward+backward",
     "forward, no leakage",
     "peak memory",
     "prefill",
     "training step",
+    "decoding",
+    "decoding, long text",
 )
 CASES = (
     Case(
@@ -57,6 +59,18 @@ CASES = (
         comparisons=(DIGITAL,),
         points=models.training_points,
     ),
+    Case(
+        name=DECODING,
+        measures="time and memory of one token of greedy decoding on full arrays of a GPT-2 against the same model digital, the same window",
+        comparisons=(DIGITAL, COPIED),
+        points=decoding.decoding_points,
+    ),
+    Case(
+        name=LONG_TEXT,
+        measures="time and memory of one token of greedy decoding late in a text against early, small GPT-2 on arrays",
+        comparisons=(EARLY, MIDDLE),
+        points=decoding.long_text_points,
+    ),
 )
 
 
@@ -85,6 +99,8 @@ def measure(case: Case, make: Callable[[], Point], settings: Settings) -> Result
         if point.memory:  # behind the timing: what is allocated once, such as an optimiser's state, is there by then
             result.peak_bytes = {name: peak_bytes(call, device=settings.device) for name, call in point.memory.items()}
             result.memory_ratio = _ratios(result.peak_bytes)
+        result.held_bytes = {name: held() for name, held in point.held.items()}
+        result.held_ratio = _ratios(result.held_bytes)
     except Exception as error:  # any: the other cases should still be seen
         result.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return result

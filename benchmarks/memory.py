@@ -1,4 +1,4 @@
-"""Peak memory of one call.
+"""Peak memory of one call, and memory that an object holds.
 
 On a CPU: the sum over time of what torch's allocator hands out and takes back, from the profiler's memory events. It is exact and the
 same at every run. The other way, how far the high-water mark of a fresh process (`VmHWM`) rises, also depends on page reuse and on
@@ -9,13 +9,16 @@ scratch inside the matrix library. On a GPU: `torch.cuda.max_memory_allocated`.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.timing import no_gc
@@ -40,6 +43,23 @@ def peak_bytes(call: Callable[[], Any], *, device: str) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def held_bytes(owner: object) -> int:
+    """Memory in byte of all tensors that can be reached from an object, each storage once; models and their parts do not belong to it."""
+    elsewhere = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, nn.Module)
+    storages: dict[int, int] = {}
+    seen, to_see = {id(owner)}, [owner]
+    while to_see:
+        found = to_see.pop()
+        if isinstance(found, Tensor):
+            storage = found.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        for part in gc.get_referents(found):
+            if id(part) not in seen and not isinstance(part, elsewhere):
+                seen.add(id(part))
+                to_see.append(part)
+    return sum(storages.values())
 
 
 @contextmanager

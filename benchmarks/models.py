@@ -66,6 +66,11 @@ def make_tokens(settings: Settings) -> Tensor:
     return torch.randint(settings.vocabulary, (settings.batch, settings.model_tokens), generator=generator).to(settings.device)
 
 
+def model_shapes(settings: Settings) -> dict[str, int]:
+    """Sizes of the model, for the record."""
+    return {name: getattr(settings, name) for name in ("batch", "heads", "head_size", "layers", "vocabulary")}
+
+
 def _prefill_point(settings: Settings) -> Point:
     analog, digital = (model.eval() for model in make_models(settings))
     tokens = make_tokens(settings)
@@ -132,11 +137,5 @@ def compare(analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], T
 
 
 def _point(settings: Settings, check: Callable[[], str], contenders: dict, memory: dict) -> Point:
-    shapes = {
-        "batch": settings.batch,
-        "heads": settings.heads,
-        "head_size": settings.head_size,
-        "layers": settings.layers,
-        "vocabulary": settings.vocabulary,
-    }
+    shapes = model_shapes(settings)
     return Point(tokens=settings.model_tokens, window=settings.window, shapes=shapes, check=check, contenders=contenders, memory=memory)

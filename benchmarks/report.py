@@ -53,20 +53,21 @@ def aims_table(results: Sequence[Result], aims: Sequence[Aim], provenance: Mappi
 def results_table(results: Sequence[Result]) -> Table:
     """Every point: medians, spread of the subject, ratios, memory, or why there is nothing."""
     table = Table(title="All cases: medians ± half the interquartile range; in brackets gain cell ÷ comparison")
-    for column in ("case", "T", "W", "gain cell", "digital", "eager", "n"):
-        table.add_column(column, justify="left" if column == "case" else "right", overflow="fold")
+    for column in ("case", "T", "W", "gain cell", "digital", "eager", "others", "n"):
+        table.add_column(column, justify="left" if column in ("case", "others") else "right", overflow="fold")
     for result in results:
         if result.failed:
-            table.add_row(result.case, str(result.tokens), str(result.window), "[red]FAILED[/]", "", "", "")
+            table.add_row(result.case, str(result.tokens), str(result.window), "[red]FAILED[/]", "", "", "", "")
             continue
-        place = (result.case, str(result.tokens), str(result.window))
+        where = (str(result.tokens), str(result.window))
         if result.median_s:
             subject = f"{seconds(result.median_s[SUBJECT])} ± {seconds(result.iqr_s[SUBJECT] / 2)}"
-            times = [_against(result.median_s, result.time_ratio, name, seconds) for name in (DIGITAL, EAGER)]
-            table.add_row(*place, subject, *times, str(result.repetitions))
-        if result.peak_bytes:
-            sizes = [_against(result.peak_bytes, result.memory_ratio, name, size) for name in (DIGITAL, EAGER)]
-            table.add_row(*place, size(result.peak_bytes[SUBJECT]), *sizes, "")
+            times = _comparisons(result.median_s, result.time_ratio, seconds)
+            table.add_row(result.case, *where, subject, *times, str(result.repetitions))
+        for what, of, ratios in (("peak", result.peak_bytes, result.memory_ratio), ("held", result.held_bytes, result.held_ratio)):
+            if of:
+                name = f"{result.case} [dim]({what})[/]" if result.median_s else result.case
+                table.add_row(name, *where, size(of[SUBJECT]), *_comparisons(of, ratios, size), "")
     return table
 
 
@@ -77,6 +78,7 @@ def one_line(result: Result) -> str:
         return f"[red]FAILED[/] {place}: {result.failed.replace('[', '(').replace(']', ')')}"
     figures = [f"{name} {seconds(value)}" for name, value in result.median_s.items()]
     figures += [f"{name} {size(value)}" for name, value in result.peak_bytes.items()]
+    figures += [f"{name} holds {size(value)}" for name, value in result.held_bytes.items()]
     return f"[green]✓[/] {place}: {', '.join(figures)}  [dim]({result.check})[/]"
 
 
@@ -88,6 +90,12 @@ def seconds(value: float) -> str:
 def size(value: float) -> str:
     """Byte in mebibytes."""
     return f"{value / 2**20:.1f} MiB"
+
+
+def _comparisons(values: Mapping[str, float], ratios: Mapping[str, float], written: Any) -> tuple[str, str, str]:
+    """Digital, eager, and the other comparisons with their names."""
+    others = ", ".join(f"{name}: {_against(values, ratios, name, written)}" for name in ratios if name not in (DIGITAL, EAGER))
+    return _against(values, ratios, DIGITAL, written), _against(values, ratios, EAGER, written), others
 
 
 def _against(values: Mapping[str, float], ratios: Mapping[str, float], name: str, written: Any) -> str:

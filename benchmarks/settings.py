@@ -39,6 +39,10 @@ class Settings:
     """Layers of the model; its width is H·D."""
     vocabulary: int = 50257
     """Vocabulary of the model."""
+    text_window: int = 128
+    """W of the long texts, which are 20 of it: small, so that they are decoded soon, and what grows with the text stands out."""
+    text_layers: int = 2
+    """Layers of the model that decodes them."""
     backend: str = "blocked"
     """The subject: `hardware.backend`."""
     device: str = "cpu"
@@ -61,6 +65,7 @@ class Settings:
         """The hardware of a case; `converters=False` leaves the clips but no levels, so that results are continuous."""
         hardware = getattr(presets, PRESET)()
         hardware.array.window = window
+        hardware.array.rows = min(hardware.array.rows, window)
         hardware.backend = backend
         if not leakage:
             hardware.leakage.tau_s = None
@@ -93,5 +98,6 @@ def quick_settings() -> Settings:
         model_tokens=64,
         layers=2,
         vocabulary=256,
+        text_window=8,
         seconds=0.1,
     )

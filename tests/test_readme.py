@@ -61,11 +61,14 @@ def test_evaluation_command_runs(tmp_path: Path) -> None:
 
 def test_python_runs_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
-    [snippet] = [block for kind, block in BLOCKS if kind == "python"]
-    exec(compile(snippet, "README.md", "exec"), {})
+    snippets = [block for kind, block in BLOCKS if kind == "python"]
+    assert len(snippets) == 3
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "4 attention layers on gain-cell arrays" in printed
     assert "over 8 chips" in printed
+    assert "4 layers calibrated" in printed
 
 
 def test_every_link_and_picture_exists() -> None:

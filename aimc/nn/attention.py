@@ -14,7 +14,7 @@ from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
 from aimc.ops.decode import KVArrays, decode
 from aimc.ops.noise import Chip
-from aimc.ops.scaling import Scaling
+from aimc.ops.scaling import Affine, Scaling
 
 PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
@@ -71,6 +71,15 @@ class GainCellAttention(nn.Module):
         self.memory_value: AffineScaler | None = None
         self.hardware = hardware
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GainCellAttention:
+        """Scalers stay in float32 when the model is cast to half precision; they move with it."""
+
+        def kept(x: Tensor) -> Tensor:
+            moved = fn(x)
+            return x.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+        return super()._apply(kept, recurse)
+
     @property
     def hardware(self) -> Hardware:
         """What the model runs on; this layer's own arrays may be shorter, see :attr:`machine`."""
@@ -119,7 +128,7 @@ class GainCellAttention(nn.Module):
         Returns:
             `[B, H, T, D]` in the dtype of `query`.
         """
-        lines = [None if line is None else line.affine for line in (self.memory_key, self.memory_value)]
+        lines = [None if line is None else Affine(*(x.detach() for x in line.affine)) for line in (self.memory_key, self.memory_value)]
         scaling = Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain, *lines)
         details = None
         result: Tensor | tuple[Tensor, Details]

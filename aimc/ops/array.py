@@ -65,4 +65,5 @@ def charge_av(pulses: Tensor, operands: Operands, decay: Tensor | None) -> Tenso
 def together(operands: Operands) -> Tensor:
     """Sum of the operands, numbers last: they stand for the same number in every cell."""
     of_cells = reduce(operator.add, (o for o in operands if isinstance(o, Tensor)))
-    return of_cells + sum(o for o in operands if not isinstance(o, Tensor))
+    numbers = sum(o for o in operands if not isinstance(o, Tensor))
+    return of_cells + numbers if numbers else of_cells

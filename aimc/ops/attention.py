@@ -117,7 +117,7 @@ def _eager(call: Call) -> tuple[Tensor, list[Seen]]:
             for number, tokens in enumerate(tokens_of)
         ]
         pulses = quantize(query, hardware.input_dac)  # q̂ [B, H, T, D]
-        exact = ideal_pulses(query, hardware)
+        exact = None if memory is None else ideal_pulses(query, hardware)
         out, seen = read_arrays(heads, pulses, 0, positions, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)
         if padding is not None:
             out = out.masked_fill(padding[:, None, :, None], 0.0)

@@ -149,8 +149,9 @@ class KVArrays:
         for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
             u, operands = heads.written(x[:, :, kept], array, tokens)
             (self.key_u if array == ArrayId.QK else self.value_u).index_copy_(2, slots, u)
-            mine = self._operands.setdefault(array, [self._empty(o) for o in operands])
-            for whole, part in zip(mine, operands, strict=True):
+            if array not in self._operands:
+                self._operands[array] = [self._empty(o) for o in operands]
+            for whole, part in zip(self._operands[array], operands, strict=True):
                 if isinstance(whole, Tensor) and isinstance(part, Tensor):
                     whole.index_copy_(whole.ndim - 2, slots, part)
         self.tokens[slots] = tokens
@@ -227,17 +228,18 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         _store(arrays, heads, key, value, padding, call.scaling)
         return out
     pulses = quantize(query, hardware.input_dac)
+    exact = ideal_pulses(query, hardware) if hardware.protection.is_on else None
     if heads.n_tokens == 1 and not torch.is_grad_enabled():
         _store(arrays, heads, key, value, padding, call.scaling)
-        out = _read_token(heads, pulses, ideal_pulses(query, hardware), arrays, call.scaling.score)
+        out = _read_token(heads, pulses, exact, arrays, call.scaling.score)
     else:
-        out = _read_piece(heads, pulses, query, key, value, padding, arrays, call.scaling)
+        out = _read_piece(heads, pulses, exact, key, value, padding, arrays, call.scaling)
         _store(arrays, heads, key, value, padding, call.scaling)
-    return out.masked_fill(padding[:, None, :, None], 0.0)
+    return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
 
 
 def _read_piece(
-    heads: Heads, pulses: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Tensor, arrays: KVArrays, scaling: Scaling
+    heads: Heads, pulses: Tensor, exact: Tensor | None, key: Tensor, value: Tensor, padding: Tensor, arrays: KVArrays, scaling: Scaling
 ) -> Tensor:
     """Several tokens at once: while they overwrite the oldest, each still reads those that it would have found."""
     hardware, start = heads.hardware, arrays.n_tokens
@@ -272,7 +274,6 @@ def _read_piece(
                 sink=None if old_sink is None or new_sink is None else torch.cat([old_sink[slots].T, new_sink[:, here]], dim=1),
             )
         )
-    exact = ideal_pulses(query, hardware)
     return read_arrays(heads, pulses, start, new_times, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)[0]
 
 
@@ -283,7 +284,7 @@ def _for_tile(heads: Heads, old: Tensor | float, fresh: Tensor | float, here: Te
     return heads.for_query_heads(torch.cat([old, fresh.index_select(-2, here)], dim=-2), dim=-3)
 
 
-def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor, arrays: KVArrays, score_gain: Tensor | None) -> Tensor:
+def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arrays: KVArrays, score_gain: Tensor | None) -> Tensor:
     """The newest token reads every slot in use, its own included; all sub-tiles at once."""
     hardware, array = heads.hardware, heads.hardware.array
     position = arrays.n_tokens - 1
@@ -303,6 +304,7 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor, arrays: KV
     fills = [fill.reshape(heads.n_batch, heads.n_heads, 1, -1)]
     visible = [~arrays.padding[:, None, None, slots]]
     if arrays.memory is not None:
+        assert digital_pulses is not None  # they come together
         protection = hardware.protection
         held = arrays.memory.tokens == tokens[:, None]  # [S, M]
         sink = (held[None] & arrays.memory.sink[:, None]).any(dim=2)

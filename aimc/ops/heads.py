@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from aimc.config import Array, Hardware
+from aimc.ops.array import together
 from aimc.ops.cell import cell_operands
 from aimc.ops.leakage import age, decay_factor
 from aimc.ops.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
@@ -67,7 +68,8 @@ class Heads:
     def operands(self, u: Tensor, array: ArrayId, tokens: Tensor) -> list[Tensor | float]:
         """What the cells that hold voltages `u` about rest do to a pulse."""
         gain, offset_v = self.cell_errors(array, tokens)
-        return cell_operands(u, self.hardware.cell, gain=gain, offset_v=offset_v)
+        operands = cell_operands(u, self.hardware.cell, gain=gain, offset_v=offset_v)
+        return operands if self.hardware.leakage.decay_per_token else [together(operands)]  # all powers stay as they are
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""

@@ -23,6 +23,8 @@ def quantize(x: Tensor, converter: Converter) -> Tensor:
     clipped = x.clamp(converter.v_min, converter.v_max)
     if converter.n_levels is None:
         return clipped
+    if not clipped.requires_grad:
+        return _to_level_(clipped, converter)
     # `clipped − clipped.detach()` is exactly zero, so the value stays a level to the last bit while the gradient passes.
     return _to_level_(clipped.detach().clone(), converter) + (clipped - clipped.detach())
 

@@ -10,19 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
+import aimc
+import aimc.nn.attention
 import benchmarks.__main__ as program
-from benchmarks import operators
+from aimc.hf import hardware_of
+from benchmarks import decoding, models, operators
 from benchmarks.aims import CPU_AIMS, Aim
-from benchmarks.case import DIGITAL, EAGER, SUBJECT, CheckError, Result
-from benchmarks.cases import CASES, FORWARD, MEMORY, NO_LEAKAGE, STEP, TRAINING
-from benchmarks.memory import peak_bytes
+from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, CheckError, Result
+from benchmarks.cases import CASES, DECODING, FORWARD, LONG_TEXT, MEMORY, NO_LEAKAGE, STEP, TRAINING
+from benchmarks.memory import held_bytes, peak_bytes
 from benchmarks.report import one_line, write_results
 from benchmarks.settings import default_settings, quick_settings
 from benchmarks.timing import MIN_REPETITIONS, time_in_turn
 
 FIELDS = {
     *("case", "measures", "tokens", "window", "shapes", "dtype", "hardware", "leakage", "backend", "check"),
-    *("repetitions", "median_s", "iqr_s", "time_ratio", "peak_bytes", "memory_ratio"),
+    *("repetitions", "median_s", "iqr_s", "time_ratio", "peak_bytes", "memory_ratio", "held_bytes", "held_ratio"),
     *("commit", "torch", "device", "cores", "threads", "date"),
 }
 FAST = ["--quick", "--tokens", "64", "--seconds", "0.01", "--width", "160"]
@@ -56,7 +59,7 @@ def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert {path.name for path in tmp_path.iterdir()} == {"bench.jsonl", "time.png", "memory.png"}, "a temporary file is left"
     printed = capsys.readouterr().out
-    assert "at least" in printed and "not measured" in printed and "training step" in printed
+    assert "decoding (held)" in printed and "at least" in printed and "not measured" in printed and "training step" in printed
 
 
 @pytest.mark.parametrize("case", [FORWARD, TRAINING, NO_LEAKAGE, MEMORY])
@@ -119,6 +122,73 @@ def test_a_wrong_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not (tmp_path / "bench.jsonl").exists()
 
 
+def wrong_decode(right: Any) -> Any:
+    """Single tokens come out 1 % too large; prompts and the parallel operator are right."""
+
+    def wrong(query: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+        return right(query, *arguments, **keywords) * (1.01 if query.shape[2] == 1 else 1.0)
+
+    return wrong
+
+
+def growing_decode(right: Any) -> Any:
+    """The arrays keep something of every token."""
+
+    def growing(query: Tensor, key: Tensor, value: Tensor, arrays: Any, **keywords: Any) -> Tensor:
+        arrays.history = [*getattr(arrays, "history", []), torch.ones(1)]
+        return right(query, key, value, arrays, **keywords)
+
+    return growing
+
+
+@pytest.mark.parametrize(
+    ("case", "decode", "reason"),
+    [
+        (DECODING, wrong_decode, "allowed 0.0001"),
+        (LONG_TEXT, wrong_decode, "allowed 0.0001"),
+        (LONG_TEXT, growing_decode, "the cache grows with the text"),
+    ],
+)
+def test_a_wrong_decode_is_refused(
+    case: str, decode: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(aimc.nn.attention, "decode", decode(aimc.nn.attention.decode))
+    assert run(tmp_path, "--cases", case) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed and reason in printed
+    assert not (tmp_path / "bench.jsonl").exists()
+
+
+def test_a_wrong_digital_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A comparison that forgets half of its window would be faster."""
+
+    class Short(decoding.Ring):
+        def update(self, *arguments: Any, **keywords: Any) -> tuple[Tensor, Tensor]:
+            key, value = super().update(*arguments, **keywords)
+            return (key[:, :, ::2], value[:, :, ::2]) if arguments[0].shape[2] == 1 else (key, value)
+
+    monkeypatch.setattr(decoding, "Ring", Short)
+    assert run(tmp_path, "--cases", DECODING) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+def test_decoding_leaves_no_trace_in_the_time() -> None:
+    """Equal hardware that is another object is compared field by field at every token: neither check nor fork may leave one."""
+    settings = quick_settings()
+    analog, prompt = models.make_models(settings)[0].eval(), models.make_tokens(settings)[:, :8]
+    before = hardware_of(analog)
+    decoder = decoding.Decoder(analog, aimc.GainCellCache(analog), prompt)
+    decoding.check_decoding(analog, prompt, 2, settings)
+    fork = decoder.fork()
+    assert hardware_of(analog) is before
+    for cache in (decoder.cache, fork.cache):
+        assert isinstance(cache, aimc.GainCellCache)
+        for layer in cache.gain_cell_layers:
+            assert layer.arrays is not None and layer.arrays.hardware is before
+    decoder.step()
+    assert fork.cache.get_seq_length() == 8 and decoder.cache.get_seq_length() == 9
+
+
 def test_an_interrupted_run_leaves_the_old_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(tmp_path, "--cases", FORWARD, MEMORY) == 0
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -163,6 +233,17 @@ def test_memory_counts_results_and_gradients_but_no_inputs() -> None:
     assert measured == pytest.approx(3 * x.numel() * 4, rel=0.1)
 
 
+def test_held_memory_is_counted_once_and_through_containers() -> None:
+    whole = torch.ones(10, dtype=torch.uint8)
+
+    class Owner:
+        def __init__(self) -> None:
+            self.model = torch.nn.Linear(100, 100)
+            self.parts = {"a": [whole, whole[:5]], "b": (torch.ones(3, dtype=torch.uint8), None)}
+
+    assert held_bytes(Owner()) == 13
+
+
 def test_memory_writes_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
     peak_bytes(lambda: torch.ones(10), device="cpu")
     assert capfd.readouterr() == ("", "")
@@ -195,11 +276,13 @@ def test_aims_read_the_results() -> None:
         result(MEMORY, tokens=8192, memory_ratio={DIGITAL: 2.5}),
         result(FORWARD, window=256, time_ratio={DIGITAL: 99.0}),
         result(NO_LEAKAGE, time_ratio={DIGITAL: 1.0}, failed="wrong"),
+        result(DECODING, time_ratio={DIGITAL: 1.8, COPIED: 1.2}),
+        result(LONG_TEXT, tokens=2560, window=128, time_ratio={EARLY: 1.2, MIDDLE: 1.0}, held_ratio={EARLY: 1.0, MIDDLE: 1.0}),
     ]
     values = [aim.read(results) for aim in CPU_AIMS]
-    assert values == [4.0, 2.0, 16.0, 2.1, 2.5, None, None]
+    assert values == [4.0, 2.0, 16.0, 2.1, 2.5, None, None, 1.8, 1.2, 1.0]
     verdicts = [aim.verdict(value) for aim, value in zip(CPU_AIMS, values, strict=True)]
-    assert verdicts == ["met", "aim met", "aim met", "met", "missed", "not measured", "not measured"]
+    assert verdicts == ["met", "aim met", "aim met", "met", "missed", "not measured", "not measured", "met", "missed", "aim met"]
 
 
 def test_bounds_belong_to_the_better_side() -> None:
