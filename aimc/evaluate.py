@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from aimc.config import Hardware, Noise
-from aimc.hf import gain_cell_layers, hardware_of, is_digital, set_chip, set_generator, set_hardware
+from aimc.hf import gain_cell_layers, hardware_of, is_digital, set_chip, set_generator, set_hardware, write_record
 
 
 @dataclass(slots=True, kw_only=True)
@@ -225,6 +225,7 @@ def other_noise(model: PreTrainedModel, noise: Noise) -> Iterator[None]:
     finally:
         for layer, (hardware, chip_seed, generator) in zip(layers, before, strict=True):
             layer.hardware, layer.chip_seed, layer.generator = hardware, chip_seed, generator
+        write_record(model)  # choosing chips noted the last one, with this noise
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 import aimc
+from aimc import presets
 from aimc.config import Hardware, Noise
 from aimc.evaluate import Perplexity, ablation, nonideality_sweep, perplexity
 from aimc.hf import gain_cell_layers, hardware_of
@@ -104,3 +105,12 @@ def test_text_of_a_result() -> None:
 def test_bad_input(model: GPT2LMHeadModel, tokens: list[float], arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         perplexity(model, torch.tensor(tokens), **arguments)
+
+
+def test_what_is_saved_afterwards_is_the_model_as_it_was(model: GPT2LMHeadModel, hardware: Hardware) -> None:
+    aimc.convert(model, hardware)
+    aimc.set_chip(model, 5)
+    before = model.config.to_dict()
+    tokens = torch.randint(64, (100,), generator=torch.Generator().manual_seed(0))
+    aimc.perplexity(model, tokens, chips=2, nonideality=presets.typical(), context=16)
+    assert model.config.to_dict() == before

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import aimc
 from aimc.evaluate import Perplexity
@@ -48,3 +50,32 @@ def test_nonideality_bars() -> None:
 def test_nonideality_bars_of_a_clean_run_alone() -> None:
     axes = aimc.plot.nonideality_bars({"clean": Perplexity(mean=20.0, std=0.0, per_chip=[20.0])}).axes[0]
     assert list(axes.patches) == []
+
+
+def test_ring_buffer() -> None:
+    voltages = 0.45 + torch.tensor([[[0.2, -0.1], [float("nan")] * 2], [[0.1, -0.05], [-0.3, 0.1]], [[0.05, -0.025], [-0.15, 0.05]]])
+    figure = aimc.plot.ring_buffer(voltages, torch.tensor([0.0, 1e-6, 2e-6]), rest_v=0.45, slots=[1, 0], pause_s=(1e-6, 2e-6))
+    image_axes, bar_axes, axes = figure.axes[:3]
+    (image,) = image_axes.images
+    assert image.get_array().filled(-1.0) == pytest.approx(np.array([[0.15, 0.075, 0.0375], [-1.0, 0.2, 0.1]]), rel=1e-5)
+    assert list(image.get_extent()) == pytest.approx([0, 3e-6, -0.5, 1.5])  # the last column lasts as long as the others
+    assert list(axes.lines[1].get_ydata()) == pytest.approx([0.15, 0.075, 0.0375], rel=1e-5)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["slot 1", "slot 0", "pause"]
+    assert (image_axes.get_ylabel(), axes.get_xlabel()) == ("slot", "time")
+    assert axes.xaxis.get_major_formatter()(2e-6) == "2 µs" and bar_axes.yaxis.get_major_formatter()(0.1) == "100 mV"
+
+
+def test_ring_buffer_without_lines() -> None:
+    axes = aimc.plot.ring_buffer(torch.full((2, 3, 1), 0.4), [0.0, 1e-6], rest_v=0.45).axes[2]
+    assert len(axes.lines) == 0 and axes.get_legend() is None
+
+
+def test_stored_voltages_share_a_scale_about_rest() -> None:
+    written = torch.tensor([[0.9, 0.3], [float("nan")] * 2])
+    figure = aimc.plot.stored_voltages({"written": written, "later": torch.full((2, 2), 0.45)}, rest_v=0.45, supply_v=0.9)
+    before, after, bar = figure.axes
+    assert [axes.get_title() for axes in (before, after)] == ["written", "later"]
+    assert [axes.images[0].get_clim() for axes in (before, after)] == [(0.0, 0.9)] * 2
+    assert before.images[0].get_array().mask.tolist() == [[False, False], [True, True]]
+    assert min(after.images[0].cmap(0.5)) > 0.96  # rest is white or nearly so
+    assert bar.get_ylabel() == "stored voltage (rest: 0.45 V)"

@@ -245,7 +245,7 @@ def _read_piece(
     hardware, start = heads.hardware, arrays.n_tokens
     n_rows, stop = hardware.array.rows, start + heads.n_tokens
     new = torch.arange(start, stop, device=heads.device)
-    new_times = new + (arrays.now - start)
+    new_times = new.to(torch.float64) + (arrays.now - start)  # float32 would round the ages after a long pause
     of_new = [heads.written(x, array, new)[1] for x, array in ((key, ArrayId.QK), (value, ArrayId.AV))]
     tile_of_new = new % hardware.array.window // n_rows
     memory, new_sink, old_sink = None, None, None
@@ -292,7 +292,7 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
     slots, n_kv, group = slice(0, n_tiles * array.rows), heads.n_kv_heads, heads.group
     row = torch.full((1,), position, device=heads.device)
     tokens = arrays.tokens[slots]
-    decay = heads.decay(row + arrays._waited, arrays.written_at[slots])  # [1, S]
+    decay = heads.decay(row.to(torch.float64) + arrays._waited, arrays.written_at[slots])  # [1, S]
 
     def by_group(x: Tensor) -> Tensor:  # [B, H, 1, ...] → [B, H_kv, G, ...]
         return x.reshape(heads.n_batch, n_kv, group, *x.shape[3:])

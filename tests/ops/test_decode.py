@@ -152,6 +152,16 @@ def test_a_pause_inside_a_chunked_text():
     assert not torch.allclose(runs[0], at_once(q, k, v, hardware, scaling))
 
 
+@pytest.mark.parametrize("pattern", [[20, 1], [20, 10]])
+def test_after_a_long_pause_only_new_tokens_count(pattern):
+    """One second or one day: all older voltages are at rest, and the new ones' ages are as exact as ever."""
+    q, k, v, scaling = inputs(40, dtype=torch.float32)
+    hardware = machine(leakage=Leakage(tau_s=5e-3, token_time_s=2.6e-4), storage_dac=Converter(v_max=0.9), input_dac=Converter())
+    hardware = replace(hardware, readout=Converter(v_min=-1.0, v_max=1.0))
+    texts = [step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a, s=s: a.n_tokens == 20 and a.wait(s))[0] for s in (1.0, 86400.0)]
+    torch.testing.assert_close(texts[0][:, :, 20:], texts[1][:, :, 20:], atol=1e-6, rtol=1e-5)
+
+
 def test_refresh_restores_the_levels():
     """A loss of less than half a level is undone completely; without levels nothing is."""
     q, k, v, scaling = inputs(W)
