@@ -37,6 +37,7 @@ FLOORS = [
     ("aimc.ops.dispatch", 2.7),
     ("aimc.ops.fused", 2.7),
     ("aimc.ops.attention", 3),
+    ("aimc.ops.kv_arrays", 2.5),
     ("aimc.ops.decode", 3.2),
     ("aimc.ops", 3.3),
     ("aimc.nn.scaler", 3.5),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from aimc.config import ConfigError, Hardware
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
-from aimc.ops.decode import KVArrays, decode
+from aimc.ops.decode import decode
+from aimc.ops.kv_arrays import KVArrays
 from aimc.ops.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from aimc.nn.attention import GainCellAttention
-from aimc.ops.decode import KVArrays
+from aimc.ops.kv_arrays import KVArrays
 
 _log = logging.getLogger(__name__)
 

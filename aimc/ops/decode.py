@@ -1,178 +1,24 @@
-"""Token by token on the arrays: what the cells hold between tokens, and how the next tokens read and overwrite it.
+"""Token by token on the arrays: how the next tokens of a text read what the cells hold, and overwrite it.
 
 Equal to the parallel operator: a token that is generated reads what it would have read, had the whole text been given at once.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from aimc.config import Hardware
-from aimc.ops.array import Operands, charge_av, charge_qk
+from aimc.ops.array import charge_av, charge_qk
 from aimc.ops.attention import attend
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.heads import Heads, n_tiles_reached
-from aimc.ops.noise import ArrayId, Chip, draw_seed
-from aimc.ops.protection import Memory, ideal_pulses, remember
+from aimc.ops.kv_arrays import KVArrays
+from aimc.ops.noise import ArrayId
+from aimc.ops.protection import ideal_pulses, protected_tokens, remember
 from aimc.ops.quantize import quantize
 from aimc.ops.scaling import Scaling, scaled
 from aimc.ops.tiles import SubTile, activation, read_arrays, with_errors
-
-
-class KVArrays:
-    """The two arrays of every K/V head of one layer: W slots of stored voltages in a ring, token s in slot `s mod W`.
-
-    Args:
-        key: keys `[B, H_kv, T, D]` of the first tokens; sizes, device and dtype are taken from it.
-        hardware: the machine.
-        chip: which chip and layer.
-        generator: source of the seed of write and read noise, drawn here once; None: torch's global one.
-    """
-
-    def __init__(self, key: Tensor, hardware: Hardware, chip: Chip, generator: torch.Generator | None = None) -> None:
-        self.hardware = hardware
-        self.chip = chip
-        fresh = hardware.noise.is_fresh()
-        self.seed = draw_seed(generator, key.device) if fresh else torch.zeros((), dtype=torch.int64, device=key.device)
-        self.n_batch, self.n_kv_heads, _, self.head_size = key.shape
-        self.n_tokens = 0
-        """Tokens written so far."""
-        self.n_refreshed = 0
-        """Tokens rewritten by refreshes so far."""
-        self.refresh_every: int | None = None
-        """Tokens from one refresh of all cells to the next; None: never."""
-        window, dtype = hardware.array.window, torch.promote_types(key.dtype, torch.float32)
-        cells = (self.n_batch, self.n_kv_heads, window, self.head_size)
-        self.key_u, self.value_u = (torch.zeros(cells, dtype=dtype, device=key.device) for _ in range(2))
-        """Stored voltages about rest at the time of writing, in volt, write noise included, `[B, H_kv, W, D]`."""
-        self.tokens = torch.full((window,), -1, device=key.device)
-        """Position of the token in each slot, `[W]`; -1: empty."""
-        self.written_at = torch.zeros(window, dtype=torch.float64, device=key.device)
-        """When each slot was written, in token times since the first token, `[W]`."""
-        self.padding = torch.ones(self.n_batch, window, dtype=torch.bool, device=key.device)
-        """Slots that hold padding or nothing, `[B, W]`."""
-        self.n_real = torch.zeros(self.n_batch, dtype=torch.int64, device=key.device)
-        """Tokens that are not padding, so far, `[B]`."""
-        self.memory: Memory | None = None
-        """The protected tokens."""
-        self._waited = 0.0
-        self._operands: dict[ArrayId, list[Tensor | float]] = {}
-
-    @property
-    def now(self) -> float:
-        """Time of the next token, in token times since the first."""
-        return self.n_tokens + self._waited
-
-    def decay(self) -> Tensor:
-        """By how much the voltage in each slot has fallen by now, `[W]`; 1 without leakage."""
-        return torch.exp(-self.hardware.leakage.decay_per_token * (self.now - self.written_at))
-
-    def voltages(self, array: ArrayId) -> Tensor:
-        """Voltages in the cells now, in volt, `[B, H_kv, W, D]`."""
-        u = self.key_u if array == ArrayId.QK else self.value_u
-        return u * self.decay().to(u.dtype)[:, None] + self.hardware.cell.offset_v
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass: cells leak, no token is read or written.
-
-        Raises:
-            ValueError: time does not run backwards.
-            ConfigError: the hardware does not know how long a token takes.
-        """
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise ValueError(f"wait({seconds}): cells leak forwards in time only; give a number of seconds that is not negative")
-        self._waited += seconds / self.hardware.leakage.known_token_time_s()
-
-    def refresh(self) -> None:
-        """Read all cells, round to the nearest storage level, write them again with write noise of their own."""
-        tokens = self.tokens.clamp(min=0)
-        renewal = self.seed + 1 + self.n_refreshed  # its own noise: another seed
-        heads = Heads(self.key_u, self.key_u, self.hardware, self.chip, renewal)
-        for array in ArrayId:
-            u = heads.stored_u(self.voltages(array), array, tokens)
-            (self.key_u if array == ArrayId.QK else self.value_u).copy_(u)
-            self._operands[array] = heads.operands(u, array, tokens)
-        self.written_at = torch.where(self.tokens >= 0, self.now, self.written_at)
-        self.n_refreshed += int((self.tokens >= 0).sum())
-
-    def select(self, rows: Tensor) -> None:
-        """Row `rows[b]` of the batch becomes row b."""
-        rows = rows.to(self.key_u.device)
-        self.key_u, self.value_u, self.padding, self.n_real = (
-            x.index_select(0, rows) for x in (self.key_u, self.value_u, self.padding, self.n_real)
-        )
-        self._operands = {
-            array: [o.index_select(0, rows) if isinstance(o, Tensor) and o.ndim == 4 else o for o in operands]  # 3-D: of the chip alone
-            for array, operands in self._operands.items()
-        }
-        self.memory = None if self.memory is None else self.memory.select(rows)
-        self.n_batch = len(rows)
-
-    def check_continues(self, hardware: Hardware, chip: Chip, key: Tensor) -> None:
-        """Raise if these arrays are not the ones that keys `[B, H_kv, T, D]` on this hardware and chip can continue.
-
-        Raises:
-            ValueError: other hardware, chip, batch or heads.
-        """
-        if hardware is not self.hardware and hardware != self.hardware:
-            raise ValueError(
-                "this cache was filled on other hardware than the model runs on now, so its voltages mean something else; "
-                "make a new cache, or put the model back with aimc.set_hardware"
-            )
-        if hardware.noise.is_frozen_in_chip() and chip != self.chip:
-            raise ValueError(
-                f"this cache was filled on chip {self.chip.seed} and the model runs on chip {chip.seed} now: cells are not moved between "
-                "chips; make a new cache, or choose the chip again with aimc.set_chip"
-            )
-        sizes, wanted = (self.n_batch, self.n_kv_heads, self.head_size), (key.shape[0], key.shape[1], key.shape[3])
-        if sizes != wanted:
-            raise ValueError(
-                f"this cache holds a batch of {sizes[0]} with {sizes[1]} K/V heads of {sizes[2]} features, and the new tokens have "
-                f"{wanted[0]}, {wanted[1]} and {wanted[2]}; make a new cache for another batch"
-            )
-
-    def write(self, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
-        """Store scaled keys and values `[B, H_kv, T, D]` of the next T tokens; `padding` is `[B, T]`. Of more than W, the last W remain."""
-        n_new, window = key.shape[2], self.hardware.array.window
-        protection = self.hardware.protection
-        tokens = torch.arange(self.n_tokens, self.n_tokens + n_new, device=key.device)
-        if protection.is_on:
-            newest = remember(key, value, tokens, padding, self.n_real, self.hardware, scaling)
-            memory = newest if self.memory is None else self.memory.extended(newest)
-            self.memory = memory.without_lost(self.n_tokens + n_new - 1, protection)
-        kept = slice(max(n_new - window, 0), None)
-        tokens, slots = tokens[kept], tokens[kept] % window
-        for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
-            u, operands = heads.written(x[:, :, kept], array, tokens)
-            (self.key_u if array == ArrayId.QK else self.value_u).index_copy_(2, slots, u)
-            if array not in self._operands:
-                self._operands[array] = [self._empty(o) for o in operands]
-            for whole, part in zip(self._operands[array], operands, strict=True):
-                if isinstance(whole, Tensor) and isinstance(part, Tensor):
-                    whole.index_copy_(whole.ndim - 2, slots, part)
-        self.tokens[slots] = tokens
-        self.written_at[slots] = tokens.to(torch.float64) + self._waited
-        self.padding[:, slots] = padding[:, kept]
-        self.n_real = self.n_real + (~padding).sum(dim=1)
-        self.n_tokens += n_new
-
-    def operands(self, array: ArrayId, slots: slice) -> Operands:
-        """What the cells in these slots do to a pulse, `[B, H_kv, S, D]` per power of the decay, or a number."""
-        return [o[..., slots, :] if isinstance(o, Tensor) else o for o in self._operands[array]]
-
-    def _empty(self, operand: Tensor | float) -> Tensor | float:
-        if not isinstance(operand, Tensor):
-            return operand
-        return operand.new_zeros(*operand.shape[:-2], self.hardware.array.window, self.head_size)
-
-
-@torch.no_grad()
-def _store(arrays: KVArrays, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
-    arrays.write(heads, key.detach(), value.detach(), padding, scaling)
 
 
 def decode(
@@ -225,16 +71,16 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
     if arrays.n_tokens == 0:  # all of the text so far: the parallel operator
         out = attend(call)
-        _store(arrays, heads, key, value, padding, call.scaling)
+        arrays.write(heads, key, value, padding, call.scaling)
         return out
     pulses = quantize(query, hardware.input_dac)
     exact = ideal_pulses(query, hardware) if hardware.protection.is_on else None
     if heads.n_tokens == 1 and not torch.is_grad_enabled():
-        _store(arrays, heads, key, value, padding, call.scaling)
+        arrays.write(heads, key, value, padding, call.scaling)
         out = _read_token(heads, pulses, exact, arrays, call.scaling.score)
     else:
         out = _read_piece(heads, pulses, exact, key, value, padding, arrays, call.scaling)
-        _store(arrays, heads, key, value, padding, call.scaling)
+        arrays.write(heads, key, value, padding, call.scaling)
     return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
 
 
@@ -248,12 +94,10 @@ def _read_piece(
     new_times = new.to(torch.float64) + (arrays.now - start)  # float32 would round the ages after a long pause
     of_new = [heads.written(x, array, new)[1] for x, array in ((key, ArrayId.QK), (value, ArrayId.AV))]
     tile_of_new = new % hardware.array.window // n_rows
-    memory, new_sink, old_sink = None, None, None
-    if hardware.protection.is_on:
+    newest = memory = None
+    if arrays.memory is not None:
         newest = remember(key, value, new, padding, arrays.n_real, hardware, scaling)
-        assert arrays.memory is not None  # written with the first token
-        memory, new_sink = arrays.memory.extended(newest), newest.sink
-        old_sink = (arrays.memory.tokens == arrays.tokens[:, None]).to(torch.int64) @ arrays.memory.sink.T.to(torch.int64) > 0  # [W, B]
+        memory = arrays.memory.extended(newest)
     tiles = []
     for number in range(n_tiles_reached(stop, hardware.array)):
         held = arrays.tokens[number * n_rows : (number + 1) * n_rows]
@@ -271,7 +115,7 @@ def _read_piece(
                 keys=operands[0],
                 values=operands[1],
                 padding=torch.cat([arrays.padding[:, slots], padding[:, here]], dim=1),
-                sink=None if old_sink is None or new_sink is None else torch.cat([old_sink[slots].T, new_sink[:, here]], dim=1),
+                sink=None if newest is None else torch.cat([arrays.sink[:, slots], newest.sink[:, here]], dim=1),
             )
         )
     return read_arrays(heads, pulses, start, new_times, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)[0]
@@ -287,12 +131,11 @@ def _for_tile(heads: Heads, old: Tensor | float, fresh: Tensor | float, here: Te
 def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arrays: KVArrays, score_gain: Tensor | None) -> Tensor:
     """The newest token reads every slot in use, its own included; all sub-tiles at once."""
     hardware, array = heads.hardware, heads.hardware.array
-    position = arrays.n_tokens - 1
     n_tiles = n_tiles_reached(arrays.n_tokens, array)
     slots, n_kv, group = slice(0, n_tiles * array.rows), heads.n_kv_heads, heads.group
-    row = torch.full((1,), position, device=heads.device)
+    row = torch.full((1,), arrays.n_tokens - 1, device=heads.device)
     tokens = arrays.tokens[slots]
-    decay = heads.decay(row.to(torch.float64) + arrays._waited, arrays.written_at[slots])  # [1, S]
+    decay = heads.decay(row.to(torch.float64) + arrays.waited, arrays.written_at[slots])  # [1, S]
 
     def by_group(x: Tensor) -> Tensor:  # [B, H, 1, ...] → [B, H_kv, G, ...]
         return x.reshape(heads.n_batch, n_kv, group, *x.shape[3:])
@@ -306,9 +149,7 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
     if arrays.memory is not None:
         assert digital_pulses is not None  # they come together
         protection = hardware.protection
-        held = arrays.memory.tokens == tokens[:, None]  # [S, M]
-        sink = (held[None] & arrays.memory.sink[:, None]).any(dim=2)
-        visible[0] = visible[0] & ~sink[:, None, None] & ~(position - tokens < protection.n_recent)
+        visible[0] = visible[0] & ~protected_tokens(row, tokens, arrays.sink[:, slots], protection)
         fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(arrays.memory.keys, dim=1).mT)
         visible.append(arrays.memory.visible(row, protection))
     (phi, *of_memory), after = activation(heads, fills, visible, score_gain, n_analog=1)

@@ -8,7 +8,8 @@ import torch
 from aimc import presets
 from aimc.config import Array, ConfigError, Converter, Leakage, Noise, Protection
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.decode import KVArrays, decode
+from aimc.ops.decode import decode
+from aimc.ops.kv_arrays import KVArrays
 from aimc.ops.noise import ArrayId, Chip
 from aimc.ops.scaling import Affine, Scaling
 from tests.ops.test_softmax import left_padding
@@ -158,7 +159,9 @@ def test_after_a_long_pause_only_new_tokens_count(pattern):
     q, k, v, scaling = inputs(40, dtype=torch.float32)
     hardware = machine(leakage=Leakage(tau_s=5e-3, token_time_s=2.6e-4), storage_dac=Converter(v_max=0.9), input_dac=Converter())
     hardware = replace(hardware, readout=Converter(v_min=-1.0, v_max=1.0))
-    texts = [step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a, s=s: a.n_tokens == 20 and a.wait(s))[0] for s in (1.0, 86400.0)]
+    texts = [
+        step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a, s=s: a.n_tokens == 20 and a.wait(s))[0] for s in (1.0, 86400.0)
+    ]
     torch.testing.assert_close(texts[0][:, :, 20:], texts[1][:, :, 20:], atol=1e-6, rtol=1e-5)
 
 
