@@ -42,6 +42,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     if not Path(path).is_dir() and not where.get("local_files_only") and not _hub_answers(path):
         kwargs["local_files_only"] = where["local_files_only"] = True  # downloaded before, or FileNotFoundError without minutes of retries
+        kwargs.setdefault("adapter_kwargs", {"local_files_only": True})  # where peft is installed, transformers asks for an adapter, too
     record = _record(path, where)
     chip_seed, skip_layers = record.pop("chip_seed", None), record.pop("skip_layers", [])  # version 1 had neither
     try:

@@ -72,9 +72,11 @@ def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) ->
     Raises:
         RunError: more than that, or a stride that would leave tokens out.
     """
-    positions = model.max_position_embeddings
+    positions = getattr(model, "max_position_embeddings", None)
     context = data.context or positions
-    if context > positions:
+    if context is None:
+        raise RunError(f"data.context=null: a {model.model_type} model names no longest text; set data.context, 256 for example")
+    if positions is not None and context > positions:
         raise RunError(
             f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set data.context={positions} or less"
         )
