@@ -343,7 +343,7 @@ class Hardware:
         data = dict(data)
         version = data.pop("version", None)
         _require(
-            isinstance(version, int) and 1 <= version <= HARDWARE_VERSION,
+            type(version) is int and 1 <= version <= HARDWARE_VERSION,
             "version",
             version,
             f"this hardware config is of a version that is not among 1 to {HARDWARE_VERSION}, so its fields may mean something else",

@@ -144,6 +144,10 @@ def ablation(model: PreTrainedModel, tokens: Tensor, **kwargs: int | None) -> di
 def _without_each(hardware: Hardware) -> dict[str, Hardware]:
     """The hardware, and copies in which one effect is off."""
     wide = max(hardware.array.n_tiles, 1) * hardware.array.rows * 1e3
+    between = {  # the converters that only a digital softmax has
+        "score levels": replace(hardware, score_adc=replace(hardware.score_adc, n_levels=None)),
+        "probability levels": replace(hardware, probability_dac=replace(hardware.probability_dac, n_levels=None)),
+    }
     return {
         "all effects": hardware,
         "input levels": replace(hardware, input_dac=replace(hardware.input_dac, n_levels=None)),
@@ -152,6 +156,7 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
         "readout levels and clip": replace(hardware, readout=replace(hardware.readout, n_levels=None, v_min=-wide, v_max=wide)),
         "per-tile readout": replace(hardware, array=replace(hardware.array, rows=hardware.array.window)),
         "leakage": replace(hardware, leakage=replace(hardware.leakage, tau_s=None)),
+        **(between if hardware.activation == "softmax" else {}),
     }
 
 

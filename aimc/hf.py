@@ -6,6 +6,7 @@ implementation is `gain_cell`; that calls the child module `gain_cell` of the la
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -121,23 +122,30 @@ def _decoder(model: PreTrainedModel) -> nn.Module:
 
 def _take_cache(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a pass: a gain-cell cache in place of none or of an empty digital one (which `generate` makes), each layer told its part."""
+    _let_go(decoder)  # of what a pass left that was interrupted from the keyboard
     _check_checkpointing(decoder)
+    if args:  # by name, so that the cache is found wherever it stands
+        kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     cache = kwargs.get("past_key_values")
     use_cache = kwargs.get("use_cache")
     if use_cache is None:
         use_cache = decoder.config.use_cache  # type: ignore[union-attr]
     if cache is None and not use_cache:
         return None
-    if cache is None or (type(cache) is DynamicCache and cache.get_seq_length() == 0):
+    if cache is None:
         cache = GainCellCache(decoder)
+    elif type(cache) is DynamicCache and cache.get_seq_length() == 0:
+        GainCellCache.take_over(cache, decoder)
     if not isinstance(cache, GainCellCache):
         raise TypeError(
             f"past_key_values is a {_describe(cache)}: a digital key/value cache would bypass the arrays' cells; "
             "use aimc.GainCellCache(model), or leave it out"
         )
-    for _, attention in gain_cell_layers(decoder):
-        attention.cells = cache.part_of(attention)
-    return args, {**kwargs, "past_key_values": cache}
+    arrays = [attention for _, attention in gain_cell_layers(decoder)]
+    cache.check_fits(arrays)
+    for attention, cells in zip(arrays, cache.gain_cell_layers, strict=True):
+        attention.cells = cells
+    return (), {**kwargs, "past_key_values": cache}
 
 
 def _check_checkpointing(decoder: nn.Module) -> None:
@@ -153,8 +161,14 @@ def _check_checkpointing(decoder: nn.Module) -> None:
 
 def _put_cache_back(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """After a pass, also a failed one: no layer remembers a cache."""
+    _let_go(decoder)
+
+
+def _let_go(decoder: nn.Module) -> None:
     for _, attention in gain_cell_layers(decoder):
-        attention.cells = None
+        if attention.cells is not None:
+            attention.cells.close()
+            attention.cells = None
 
 
 def _describe(cache: object) -> str:
@@ -187,6 +201,9 @@ def hardware_of(model: PreTrainedModel) -> Hardware:
 
 def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
     """Put a converted model on other hardware, keeping its weights and scalers.
+
+    The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it goes, and start anew
+    when it comes back.
 
     Raises:
         ValueError: the model is not converted.

@@ -6,6 +6,7 @@ the full scales of the ADC and of the counters are set to the charges that occur
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,18 +14,21 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from aimc.config import Cell, Converter, Hardware
+from aimc.config import Cell, Converter, Hardware, Noise
 from aimc.hf import gain_cell_layers, hardware_of, is_digital, set_hardware
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
 from aimc.ops.cell import transfer
-from aimc.record import Batches, observing, observing_digital, run
+from aimc.record import Batches, RealTokens, observing, observing_digital, run
 
+Batch = Tensor | dict[str, Tensor]
 METHODS = ("percentile", "statistics", "search")
 SEARCHED_PERCENTILES = (99.0, 99.9, 100.0)
 SEARCHED_FILLS = (0.5, 0.7, 1.0)
 SAMPLES = 20_000
 """Most values per head and batch that a percentile is taken from."""
+MOST_CHARGES = 10**6
+"""Most charges per layer and batch, likewise."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +87,9 @@ def calibrate_ranges(
 ) -> RangeReport:
     """Set scalers, score gains and the full scales of ADC and counters of a model with softmax activation, without a gradient.
 
+    The hardware's noise is off meanwhile, and padding (by a batch's `attention_mask`) is not looked at. In a data-parallel run, give every
+    process the same batches.
+
     Args:
         model: converted, with `hardware.activation = "softmax"`; its scalers and hardware change in place.
         reference: the digital model it was converted from.
@@ -100,16 +107,23 @@ def calibrate_ranges(
     """
     hardware = _check(model, reference, method, percentile, n_std, fill)
     batches = list(batches)
-    if method == "search":
-        return _search(model, reference, batches)
     samples = _digital_samples(reference, batches)
-    layers = [layer for _, layer in gain_cell_layers(model)]
-    if [layer.layer for layer in layers] and len(samples) <= max(layer.layer for layer in layers):
-        raise ValueError(
-            f"the reference has {len(samples)} attention layers and the model more; use the digital model it was converted from"
-        )
+    _check_same_layers(model, samples)
+    set_hardware(model, replace(hardware, noise=Noise()))
+    try:
+        if method == "search":
+            percentile, fill = _search(model, samples, batches)
+            method = "percentile"
+        return _calibrate(model, samples, batches, method, percentile, n_std, fill)
+    finally:
+        set_hardware(model, replace(hardware_of(model), noise=hardware.noise))
+
+
+def _calibrate(
+    model: PreTrainedModel, samples: list[_Samples], batches: list[Batch], method: str, percentile: float, n_std: float, fill: float
+) -> RangeReport:
     report = RangeReport(percentile=percentile, fill=fill)
-    for layer in layers:
+    for _, layer in gain_cell_layers(model):
         of_layer = samples[layer.layer]
         ranges = {}
         for part in ("query", "key", "value"):
@@ -119,23 +133,37 @@ def calibrate_ranges(
             reach = distance.quantile(percentile / 100, dim=1) if method == "percentile" else n_std * x.std(dim=1)
             ranges[part] = reach.clamp(min=torch.finfo(torch.float32).eps)
             _set_scaler(layer, part, ranges[part], centre, fill)
-        _undo_scaling(layer, of_layer, hardware.cell)
+        _undo_scaling(layer, of_layer, layer.hardware.cell)
         report.layers.append(LayerRanges(**{part: reach.tolist() for part, reach in ranges.items()}))
     return _calibrate_converters(model, batches, percentile, report)
 
 
-def _search(model: PreTrainedModel, reference: PreTrainedModel, batches: list[Tensor | dict[str, Tensor]]) -> RangeReport:
+def _search(model: PreTrainedModel, samples: list[_Samples], batches: list[Batch]) -> tuple[float, float]:
+    """Percentile and fill of the lowest loss on the batches."""
     losses = {}
     for percentile in SEARCHED_PERCENTILES:
         for fill in SEARCHED_FILLS:
-            calibrate_ranges(model, reference, batches, percentile=percentile, fill=fill)
+            _calibrate(model, samples, batches, "percentile", percentile, 0.0, fill)
             losses[percentile, fill] = _loss(model, batches)
-    percentile, fill = min(losses, key=lambda settings: losses[settings])
-    return calibrate_ranges(model, reference, batches, percentile=percentile, fill=fill)
+    return min(losses, key=lambda settings: losses[settings])
 
 
-def _loss(model: PreTrainedModel, batches: list[Tensor | dict[str, Tensor]]) -> float:
-    """Mean negative log-likelihood of the batches' next tokens, in nat, without noise."""
+def _check_same_layers(model: PreTrainedModel, samples: list[_Samples]) -> None:
+    for _, layer in gain_cell_layers(model):
+        wanted = (len(layer.query_scaler.scale), len(layer.key_scaler.scale))
+        found = None
+        if layer.layer < len(samples):
+            parts = samples[layer.layer].parts
+            found = (len(parts["query"][0]), len(parts["key"][0]))
+        if found != wanted:
+            raise ValueError(
+                f"layer {layer.layer} has {wanted[0]} query and {wanted[1]} K/V heads, and the reference has {found or 'no such layer'}; "
+                "use the digital model it was converted from"
+            )
+
+
+def _loss(model: PreTrainedModel, batches: list[Batch]) -> float:
+    """Mean negative log-likelihood of the batches' next tokens, in nat."""
     losses: list[float] = []
     hook = model.register_forward_hook(lambda _, args, kwargs, out: losses.append(_next_token_loss(kwargs, out.logits)), with_kwargs=True)
     try:
@@ -176,16 +204,19 @@ def _check(model: PreTrainedModel, reference: PreTrainedModel, method: str, perc
 def _digital_samples(reference: PreTrainedModel, batches: Batches) -> list[_Samples]:
     """Of every layer, in the order they run."""
     seen: dict[nn.Module, _Samples] = {}
+    real = RealTokens()
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
         of_layer = seen.setdefault(module, _Samples(scaling=scaling))
         for part, x in (("query", query), ("key", key), ("value", value)):
-            of_heads = x.detach().transpose(0, 1).flatten(1).float().cpu()  # [H, B·T·D]
+            of_heads = real.of(x.detach(), 2).transpose(0, 1).flatten(1).float().cpu()  # [H, B·T·D]
             step = -(-of_heads.shape[1] // SAMPLES)
+            while math.gcd(step, x.shape[-1]) > 1:  # it has to come by every feature
+                step += 1
             of_layer.parts.setdefault(part, []).append(of_heads[:, ::step])
 
     with observing_digital(reference, observe):
-        run(reference, batches)
+        run(reference, batches, real)
     if not seen:
         raise ValueError("no batch was given, so there is nothing to calibrate on; pass at least one batch of token ids [B, T]")
     return list(seen.values())
@@ -239,31 +270,35 @@ def _line(layer: GainCellAttention, part: str, samples: _Samples, cell: Cell) ->
 
 def _calibrate_converters(model: PreTrainedModel, batches: Batches, percentile: float, report: RangeReport) -> RangeReport:
     """Full scales of the ADC and of the counters, one for all layers: the largest that any layer needs."""
-    hardware = hardware_of(model)
+    hardware, real = hardware_of(model), RealTokens()
     wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
-    set_hardware(model, replace(hardware, score_adc=wide, readout=wide))
-    needed = {"score": 0.0, "readout": 0.0}
+    needed: dict[str, float] = {}
 
     def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
         assert inside is not None  # observing(details=True) below
-        array = hardware.array
-        for name, x in (("score", inside.S[inside.S != 0] / array.saturation_qk), ("readout", inside.A[inside.A != 0])):
-            step = -(-x.numel() // 10**6) or 1
-            needed[name] = max(needed[name], float(x.abs().flatten()[::step].quantile(percentile / 100)))
+        for name, x in (("score", inside.S / hardware.array.saturation_qk), ("readout", inside.A)):
+            size = real.of(x, 2).abs().flatten()
+            size = size[size > 0]  # the others were not read
+            if len(size):
+                step = -(-len(size) // MOST_CHARGES)
+                needed[name] = max(needed.get(name, 0.0), float(size[::step].quantile(percentile / 100)))
 
+    set_hardware(model, replace(hardware, score_adc=wide, readout=wide))
     try:
         with observing(model, observe, details=True):
-            run(model, batches)
-    except BaseException:
+            run(model, batches, real)
+    finally:
         set_hardware(model, hardware)
-        raise
-    report.score_full_scale, report.readout_full_scale = needed["score"], needed["readout"]
+    score, readout = (
+        needed.get(name, converter.v_max) for name, converter in (("score", hardware.score_adc), ("readout", hardware.readout))
+    )
+    report.score_full_scale, report.readout_full_scale = score, readout
     set_hardware(
         model,
         replace(
             hardware,
-            score_adc=replace(hardware.score_adc, v_min=-needed["score"], v_max=needed["score"]),
-            readout=replace(hardware.readout, v_min=-needed["readout"], v_max=needed["readout"]),
+            score_adc=replace(hardware.score_adc, v_min=-score, v_max=score),
+            readout=replace(hardware.readout, v_min=-readout, v_max=readout),
         ),
     )
     return report

@@ -61,8 +61,20 @@ LayerMoments = dict[str, Moments]
 """Part (query, key, value, output) to its moments."""
 
 
-def run(model: PreTrainedModel, batches: Batches) -> None:
-    """Forward passes without gradients, in evaluation mode, with the global random state put back afterwards."""
+class RealTokens:
+    """Which tokens of the batch at hand are not padding; given to :func:`run`, which tells it each batch's attention mask."""
+
+    mask: Tensor | None = None
+
+    def of(self, x: Tensor, dim: int) -> Tensor:
+        """`x` with batch at 0 and tokens at `dim` → the same with the real tokens of all rows at `dim`, and a batch of one."""
+        if self.mask is None:
+            return x
+        return x.movedim(dim, 1)[self.mask.to(x.device).bool()][None].movedim(1, dim)
+
+
+def run(model: PreTrainedModel, batches: Batches, real: RealTokens | None = None) -> None:
+    """Forward passes without gradients or cache, in evaluation mode, with the global random state put back afterwards."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -70,7 +82,9 @@ def run(model: PreTrainedModel, batches: Batches) -> None:
         torch.manual_seed(0)
         for batch in batches:
             inputs = batch if isinstance(batch, dict) else {"input_ids": batch}
-            model(**{name: x.to(device) for name, x in inputs.items()})
+            if real is not None:
+                real.mask = inputs.get("attention_mask")
+            model(**{name: x.to(device) for name, x in inputs.items()}, use_cache=False)
     model.train(was_training)
 
 
@@ -97,26 +111,29 @@ def analog_moments(model: PreTrainedModel, batches: Batches) -> list[LayerMoment
     """Moments of scaled q, k, v (before their converters) and of the scaled output, per layer and head of a converted model."""
     moments: list[LayerMoments] = [{part: Moments() for part in PARTS} for _ in gain_cell_layers(model)]
 
+    real = RealTokens()
+
     def observe(number: int, parts: dict[str, Tensor], _: Details | None) -> None:
         for part, x in parts.items():
-            moments[number][part].add(x)
+            moments[number][part].add(real.of(x, 2))
 
     with observing(model, observe):
-        run(model, batches)
+        run(model, batches, real)
     return _reduced(moments)
 
 
 def digital_moments(model: PreTrainedModel, batches: Batches) -> list[LayerMoments]:
     """The same for a digital model: its q, k and v as the attention receives them, and the attention's output per head."""
     seen: dict[nn.Module, LayerMoments] = {}
+    real = RealTokens()
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
         of_layer = seen.setdefault(module, {part: Moments() for part in PARTS})
         for part, x in zip(PARTS, (query, key, value, output.transpose(1, 2)), strict=True):
-            of_layer[part].add(x)
+            of_layer[part].add(real.of(x, 2))
 
     with observing_digital(model, observe):
-        run(model, batches)
+        run(model, batches, real)
     return _reduced(list(seen.values()))  # layers report in the order they run
 
 
@@ -162,7 +179,7 @@ def _reduced(moments: list[LayerMoments]) -> list[LayerMoments]:
 
 def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]:
     """Fraction of values that meet a bound of the hardware, over all layers: q, k and v at their converters, S at the
-    charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest), A at the counters. Causal entries only."""
+    charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest) or, as `S`, at the ADC, A at the counters. Causal entries only."""
     hits: dict[str, float] = {}
     counts: dict[str, float] = {}
 
@@ -177,10 +194,14 @@ def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]
             add(part, _outside(parts[part], hardware.storage_dac))
         assert inside is not None  # observing(details=True) below
         n_tokens = inside.S.shape[-1]
-        past = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=inside.S.device).tril().triu(1 - hardware.array.window)
+        window = layers[number].machine.array.window
+        past = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=inside.S.device).tril().triu(1 - window)
         visible = inside.S[..., past]
-        add("S_off", visible <= 0)
-        add("S_full", visible >= hardware.array.saturation_qk)
+        if hardware.activation == "softmax":
+            add("S", _outside(visible / hardware.array.saturation_qk, hardware.score_adc))
+        else:
+            add("S_off", visible <= 0)
+            add("S_full", visible >= hardware.array.saturation_qk)
         add("A", (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A))
 
     layers = [layer for _, layer in gain_cell_layers(model)]

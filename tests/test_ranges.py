@@ -145,6 +145,38 @@ def test_stories260k_tells_the_same_story_on_ideal_arrays() -> None:
     assert tokenizer.decode(model.generate(**prompt, **rules)[0], skip_special_tokens=True) == golden["text"]
 
 
+@pytest.mark.parametrize("method", ["percentile", "statistics"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_looked_at(method: str, side: str) -> None:
+    reference = tiny_model("llama")
+    short = BATCHES[0][:, :20]
+    padding = torch.full((8, 12), 1)
+    columns = [padding, short] if side == "left" else [short, padding]
+    mask = torch.cat([torch.zeros_like(c) if c is padding else torch.ones_like(c) for c in columns], dim=1)
+    padded = {"input_ids": torch.cat(columns, dim=1), "attention_mask": mask, "position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+    reports = []
+    for batches in ([{"input_ids": short}], [padded]):
+        model = copy.deepcopy(reference)
+        aimc.convert(model, replace(ideal(), array=Array(window=64, rows=64)))
+        reports.append(calibrate_ranges(model, reference, batches, method=method, percentile=100.0))
+    for bare, other in zip(reports[0].layers, reports[1].layers, strict=True):
+        assert other.query == pytest.approx(bare.query, rel=1e-3)
+        assert other.key == pytest.approx(bare.key, rel=1e-3)
+    assert reports[1].score_full_scale == pytest.approx(reports[0].score_full_scale, rel=1e-3)
+    assert reports[1].readout_full_scale == pytest.approx(reports[0].readout_full_scale, rel=1e-3)
+
+
+def test_with_everything_protected_and_with_noise() -> None:
+    reference = tiny_model("llama")
+    hardware = replace(presets.with_softmax(replace(presets.gain_cell_cmos(2), array=ARRAY)), noise=presets.typical())
+    cells = Noise(write_v=0.05, mismatch_gain=0.3)  # empty sub-tiles are read all the same, so read noise would come in
+    model = calibrated(reference, replace(hardware, noise=cells, protection=Protection(n_recent=64)))
+    assert error(model, reference) < 1e-4
+    assert hardware_of(model).noise == cells
+    twice = [calibrated(reference, hardware, method="search") for _ in range(2)]
+    assert hardware_of(twice[0]) == hardware_of(twice[1])
+
+
 # --- Bad input ---------------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +208,7 @@ def test_models_that_cannot_be_calibrated() -> None:
         calibrate_ranges(model, model, BATCHES)
     with pytest.raises(ValueError, match="no batch"):
         calibrate_ranges(model, reference, [])
-    with pytest.raises(ValueError, match="reference has 1 attention layers"):
+    with pytest.raises(ValueError, match="layer 1 has 4 query and 2 K/V heads, and the reference has no such layer"):
         calibrate_ranges(model, tiny_model("llama", num_hidden_layers=1), BATCHES)
 
 

@@ -27,6 +27,9 @@ class Cells(Protocol):
     def open(self, attention: GainCellAttention, key: Tensor) -> KVArrays:
         """The arrays that earlier tokens were written to."""
 
+    def close(self) -> None:
+        """The pass is over, or has failed."""
+
 
 Observer = Callable[["GainCellAttention", dict[str, Tensor], Details | None], None]
 

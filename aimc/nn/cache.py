@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from typing import Any
 
@@ -35,16 +34,20 @@ class GainCellLayer(CacheLayerMixin):
         Raises:
             ValueError: they belong to other hardware, another chip, or another batch.
         """
-        self._handed_on = False
         if self.arrays is None:
             self.lazy_initialization(key, key)
             self.arrays = attention.new_arrays(key)
             self.arrays.refresh_every = self.refresh_every
-            window = attention.hardware.array.window
-            if key.shape[2] > window:
-                _say_that_tokens_are_gone(key.shape[2], window)
+        n_tokens, window = self.get_seq_length() + key.shape[2], attention.hardware.array.window
+        if n_tokens > window and key.shape[2] > 1:  # a prompt; that text which is being written wraps is no surprise
+            _say_that_tokens_are_gone(n_tokens, window)
+        self._handed_on = False
         self.arrays.check_continues(attention.machine, attention.chip, key)
         return self.arrays
+
+    def close(self) -> None:
+        """The pass is over, or has failed: what was handed on and not written is forgotten."""
+        self._handed_on = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Part of transformers' interface; cells are allocated in :meth:`open`."""
@@ -152,19 +155,25 @@ class GainCellCache(Cache):
         """The layers on arrays, in order."""
         return [layer for layer in self.layers if isinstance(layer, GainCellLayer)]
 
-    def part_of(self, attention: GainCellAttention) -> GainCellLayer:
-        """The layer of this cache that `attention` fills.
+    @classmethod
+    def take_over(cls, cache: Cache, model: nn.Module) -> None:
+        """Make an empty digital cache a gain-cell cache, the same object, so that whoever made it can go on with it."""
+        cache.__dict__.update(cls(model).__dict__)
+        cache.__class__ = cls
+
+    def check_fits(self, arrays: list[GainCellAttention]) -> None:
+        """Raise if this cache is not of a model with these layers on arrays.
 
         Raises:
-            ValueError: the cache was made for a model with other layers on arrays.
+            ValueError: it has others.
         """
-        layer = self.layers[attention.layer] if attention.layer < len(self.layers) else None
-        if not isinstance(layer, GainCellLayer):
+        mine = [number for number, layer in enumerate(self.layers) if isinstance(layer, GainCellLayer)]
+        wanted = [attention.layer for attention in arrays]
+        if mine != wanted:
             raise ValueError(
-                f"this cache has no arrays for layer {attention.layer}: it was made for a model with {len(self.gain_cell_layers)} layers on "
-                "arrays; make a new one with aimc.GainCellCache(model)"
+                f"this cache has arrays for the layers {mine}, and the model for {wanted}: it was made for another model; "
+                "make a new one with aimc.GainCellCache(model)"
             )
-        return layer
 
     def wait(self, seconds: float) -> None:
         """Let time pass without a token: all cells leak.
@@ -183,13 +192,25 @@ class GainCellCache(Cache):
         return max((layer.arrays.n_tokens for layer in self.gain_cell_layers if layer.arrays is not None), default=0)
 
     @property
+    def n_digital(self) -> int:
+        """Tokens that the digital memory holds per K/V head, because they are protected."""
+        memories = [layer.arrays.memory for layer in self.gain_cell_layers if layer.arrays is not None]
+        return max((len(memory.tokens) for memory in memories if memory is not None), default=0)
+
+    @property
     def n_refreshed(self) -> int:
         """Tokens rewritten by refreshes so far, per array."""
         return max((layer.arrays.n_refreshed for layer in self.gain_cell_layers if layer.arrays is not None), default=0)
 
 
-@functools.cache
+_SAID: set[int] = set()
+
+
 def _say_that_tokens_are_gone(n_tokens: int, window: int) -> None:
+    """Once per window."""
+    if window in _SAID or torch.compiler.is_compiling():
+        return
+    _SAID.add(window)
     _log.warning(
         "a prompt of %d tokens on arrays of %d slots: the ring buffer has overwritten the first %d, which later tokens do not see",
         n_tokens,

@@ -1,4 +1,4 @@
-"""One call of a fused operator."""
+"""One call of the operator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aimc.ops.scaling import Scaling
 
 
 class Call(NamedTuple):
-    """What both passes of an engine are given."""
+    """What every implementation is given."""
 
     query: Tensor
     """`[B, H, T, D]`, before its scaler if there is one."""

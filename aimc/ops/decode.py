@@ -146,12 +146,13 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
     fill = with_errors(fill, gain, offset, None if noise is None else by_group(noise))
     fills = [fill.reshape(heads.n_batch, heads.n_heads, 1, -1)]
     visible = [~arrays.padding[:, None, None, slots]]
-    if arrays.memory is not None:
+    memory = arrays.memory if arrays.memory is not None and len(arrays.memory.tokens) else None  # padding alone is not remembered
+    if memory is not None:
         assert digital_pulses is not None  # they come together
         protection = hardware.protection
         visible[0] = visible[0] & ~protected_tokens(row, tokens, arrays.sink[:, slots], protection)
-        fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(arrays.memory.keys, dim=1).mT)
-        visible.append(arrays.memory.visible(row, protection))
+        fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT)
+        visible.append(memory.visible(row, protection))
     (phi, *of_memory), after = activation(heads, fills, visible, score_gain, n_analog=1)
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
     cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in arrays.operands(ArrayId.AV, slots)]
@@ -161,8 +162,8 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
     noises = [heads.read_noise_av(row, tile) for tile in range(n_tiles)]
     noise = torch.stack([by_group(x) for x in noises if x is not None], dim=2) if hardware.noise.read_av else None
     out = quantize(with_errors(counts, gain, offset, noise), hardware.readout).sum(dim=2).reshape(pulses.shape)
-    if arrays.memory is not None:
-        out = out + of_memory[0] @ heads.for_query_heads(arrays.memory.values, dim=1) / array.saturation_av
+    if memory is not None:
+        out = out + of_memory[0] @ heads.for_query_heads(memory.values, dim=1) / array.saturation_av
     return out if after is None else out * after
 
 

@@ -130,16 +130,21 @@ def test_pretrained_tiny_stories() -> None:
     model = shared_model("TinyStories-656K")
     aimc.convert(model, machine())
     ids = torch.randint(3, 2048, (2, LENGTH), generator=torch.Generator().manual_seed(7))
+    mask = torch.ones_like(ids)
+    mask[1, :9] = 0
     for sizes in ([1], [7]):
         assert_same_logits(in_pieces(model, ids, sizes), whole(model, ids))
+        assert_same_logits(in_pieces(model, ids, sizes, mask), whole(model, ids, mask), mask)
 
 
 def test_the_shipped_model() -> None:
     model = aimc.from_pretrained("checkpoints/shipped/finetuned").eval()
     aimc.set_hardware(model, replace(aimc.hf.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE))
-    ids = torch.randint(3, 2048, (1, 192), generator=torch.Generator().manual_seed(7))
+    ids = torch.randint(3, 2048, (2, 192), generator=torch.Generator().manual_seed(7))
+    mask = torch.ones_like(ids)
+    mask[1, :70] = 0
     for sizes in ([1], [50]):
-        assert_same_logits(in_pieces(model, ids, sizes), whole(model, ids))
+        assert_same_logits(in_pieces(model, ids, sizes, mask), whole(model, ids, mask), mask)
 
 
 # --- generate ----------------------------------------------------------------------------------------------------------------
@@ -210,6 +215,56 @@ def test_a_cache_by_hand_as_in_transformers() -> None:
         rest = model(ids[:, 20:], past_key_values=out.past_key_values).logits
         assert model(ids).past_key_values is None
     assert_same_logits(torch.cat([out.logits, rest], dim=1), whole(model, ids))
+
+
+@torch.no_grad()
+def test_an_empty_digital_cache_of_the_user_becomes_one_of_arrays() -> None:
+    """The loop of transformers' own documentation, with the cache made by the user."""
+    model, ids = quiet(), tokens(length=20)
+    cache = DynamicCache(config=model.config)
+    logits = [model(ids[:, t : t + 1], past_key_values=cache, use_cache=True).logits for t in range(20)]
+    assert_same_logits(torch.cat(logits, dim=1), whole(model, ids))
+    assert isinstance(cache, GainCellCache) and cache.get_seq_length() == 20
+
+
+@torch.no_grad()
+def test_a_cache_given_by_position() -> None:
+    model, ids = quiet(), tokens(length=20)
+    cache = GainCellCache(model)
+    model.model(ids[:, :12], None, None, cache)
+    rest = model.lm_head(model.model(ids[:, 12:], None, None, cache).last_hidden_state)
+    assert_same_logits(rest, whole(model, ids)[:, 12:])
+
+
+@torch.no_grad()
+def test_caches_are_reset_copied_and_repeated() -> None:
+    model, ids = quiet(), tokens(length=20)
+    cache = model(ids[:, :12], use_cache=True).past_key_values
+    copied, repeated = copy.deepcopy(cache), copy.deepcopy(cache)
+    expected = model(ids[:, 12:], past_key_values=cache).logits
+    assert_same_logits(model(ids[:, 12:], past_key_values=copied).logits, expected)
+    repeated.batch_repeat_interleave(2)
+    assert_same_logits(model(ids[:, 12:].repeat_interleave(2, 0), past_key_values=repeated).logits, expected.repeat_interleave(2, 0))
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    assert_same_logits(model(ids, past_key_values=cache).logits, whole(model, ids))
+
+
+@torch.no_grad()
+def test_texts_that_begin_with_padding_alone() -> None:
+    """As `pad_to_multiple_of` gives them; no token is there yet that could be protected."""
+    hardware = replace(softmax_machine(), noise=Noise(), protection=Protection(n_sink=2))
+    model, ids = converted(hardware=hardware), tokens(length=24)
+    mask = torch.ones_like(ids)
+    mask[:, :6] = 0
+    assert_same_logits(in_pieces(model, ids, [1], mask), whole(model, ids, mask), mask)
+
+
+@torch.no_grad()
+def test_protected_tokens_are_counted() -> None:
+    model = converted(hardware=replace(machine(), protection=Protection(n_sink=2, n_recent=3)))
+    cache = model(tokens(length=20), use_cache=True).past_key_values
+    assert (cache.n_written, cache.n_digital, cache.n_refreshed) == (20, 5, 0)
 
 
 def test_streaming_and_stopping() -> None:
@@ -328,6 +383,40 @@ def test_a_failed_pass_leaves_no_cache_behind() -> None:
     torch.testing.assert_close(whole(model, ids), expected)
 
 
+@torch.no_grad()
+def test_a_pass_stopped_from_the_keyboard_leaves_no_cache_behind() -> None:
+    """Hooks that undo things do not run then."""
+
+    def stop(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    model, ids = quiet(), tokens(length=10)
+    expected = whole(model, ids)
+    cache = model(ids[:, :5], use_cache=True).past_key_values
+    handle = model.model.layers[1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids[:, 5:], past_key_values=cache)
+    handle.remove()
+    torch.testing.assert_close(whole(model, ids), expected)
+
+
+def test_assisted_decoding_is_refused() -> None:
+    with pytest.raises((NotImplementedError, ValueError), match="overwritten|crop|roll"):
+        greedy(quiet(), tokens(batch=1, length=10), 8, prompt_lookup_num_tokens=3)
+
+
+def test_a_cache_of_another_model() -> None:
+    cache = GainCellCache(tiny_converted_of_three_layers())
+    with torch.no_grad(), pytest.raises(ValueError, match=r"layers \[0, 1, 2\], and the model for \[0, 1\]"):
+        quiet()(tokens(length=5), past_key_values=cache)
+
+
+def tiny_converted_of_three_layers() -> PreTrainedModel:
+    model = tiny_model("llama", num_hidden_layers=3)
+    aimc.convert(model, machine())
+    return model
+
+
 def test_padding_on_the_wrong_side() -> None:
     model, ids = quiet(), tokens(length=10)
     mask = torch.ones_like(ids)
@@ -336,9 +425,11 @@ def test_padding_on_the_wrong_side() -> None:
         model(ids, attention_mask=mask, use_cache=True)
 
 
-def test_a_prompt_longer_than_the_window_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_prompt_longer_than_the_window_says_so_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aimc.nn.cache._SAID", set())
     model, prompt = quiet(), tokens(length=W + 9)
     for _ in range(2):
+        greedy(model, prompt[:, :-1], 2, prefill_chunk_size=9)
         torch.testing.assert_close(greedy(model, prompt, 5), recomputed(model, prompt, 5))
     assert sum("do not see" in record.getMessage() for record in caplog.records) == 1
 
