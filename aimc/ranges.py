@@ -96,7 +96,7 @@ def calibrate_ranges(
         batches: token batches, re-iterable.
         method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std` standard
             deviations. `search` tries percentiles and fills and keeps the pair with the lowest loss on the batches.
-        percentile: in (0, 100]; 100 clips nothing of what these batches hold.
+        percentile: in (0, 100]; 100 clips nothing of what these batches hold. ADC and counters clip ten times less.
         n_std: standard deviations, above 0.
         fill: share of the storage range, in (0, 1], that keys and values fill; less of it meets less of the cell's curvature, and fewer
             levels.
@@ -269,8 +269,12 @@ def _line(layer: GainCellAttention, part: str, samples: _Samples, cell: Cell) ->
 
 
 def _calibrate_converters(model: PreTrainedModel, batches: Batches, percentile: float, report: RangeReport) -> RangeReport:
-    """Full scales of the ADC and of the counters, one for all layers: the largest that any layer needs."""
+    """Full scales of the ADC and of the counters, one for all layers: the largest that any layer needs.
+
+    They clip a tenth of what the percentile lets the other converters clip: the largest scores are what the softmax listens to.
+    """
     hardware, real = hardware_of(model), RealTokens()
+    percentile = 100 - (100 - percentile) / 10
     wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
     needed: dict[str, float] = {}
 
