@@ -59,8 +59,8 @@ class RangeReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.layers)} layers calibrated (percentile {self.percentile:g}, {self.fill:.0%} of the storage range); score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, "
-            f"counters to ±{self.readout_full_scale:.3g} of array.saturation_av"
+            f"{len(self.layers)} layers calibrated (percentile {self.percentile:g}, {self.fill:.0%} of the storage range); "
+            f"score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, counters to ±{self.readout_full_scale:.3g} of array.saturation_av"
         )
 
 

@@ -6,6 +6,7 @@ The eager operator gives it a whole text, the decoder what earlier tokens have l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,17 +38,29 @@ class SubTile:
     """Which tokens are digital for ever, `[B, S]`; None: no protection."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Seen:
-    """What happened in one sub-tile, for the queries that read it (the last of all), `[B, H, T', ...]`."""
+class Charges(NamedTuple):
+    """The first array's part of a read, for the queries that read the sub-tile (the last T' of all)."""
+
+    visible: Tensor
+    """Which keys a query reads here, broadcastable to `fill`."""
+    decay: Tensor | None
+    """Of what is stored, `[T', S]`; None: no leakage."""
+    fill: Tensor
+    """S / S_sat with column errors and read noise, `[B, H, T', S]`."""
+
+
+class Seen(NamedTuple):
+    """What happened in one sub-tile, for the queries that read it (the last T' of all)."""
 
     tile: SubTile
     visible: Tensor
-    decay: Tensor | None
+    """Which keys a query reads here, broadcastable to `fill`."""
     fill: Tensor
-    """S / S_sat with errors."""
+    """S / S_sat with column errors and read noise, `[B, H, T', S]`."""
     phi: Tensor
+    """Pulses into the second array, `[B, H, T', S]`."""
     counts: Tensor
+    """Counter values A, `[B, H, T', D]`."""
 
 
 def read_arrays(
@@ -81,17 +94,19 @@ def read_arrays(
     # A sub-tile is not read before anything was written to it.
     firsts = [min(max(tile.number * array.rows - start, 0), len(rows)) for tile in tiles]
     scaled_pulses = pulses / array.saturation_qk
-    seen = [_first_array(heads, scaled_pulses[..., i:, :], rows[i:], times[i:], tile) for i, tile in zip(firsts, tiles, strict=True)]
-    fills, visible = [s.fill for s in seen], [s.visible for s in seen]
+    charges = [_first_array(heads, scaled_pulses[..., i:, :], rows[i:], times[i:], tile) for i, tile in zip(firsts, tiles, strict=True)]
+    fills, visible = [c.fill for c in charges], [c.visible for c in charges]
     if memory is not None:
         assert digital_pulses is not None  # they come together
         fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT)
         visible.append(memory.visible(rows, hardware.protection))
     of_arrays, gain = activation(heads, fills, visible, score_gain, n_analog=len(tiles))
     out = torch.zeros_like(pulses)
-    for first, s, phi in zip(firsts, seen, of_arrays, strict=False):
-        s.phi, s.counts = phi, _second_array(heads, phi, rows[first:], s)
-        out[..., first:, :] += s.counts
+    seen = []
+    for first, tile, c, phi in zip(firsts, tiles, charges, of_arrays, strict=False):  # the memory's pulses come last
+        counts = _second_array(heads, phi, rows[first:], tile, c.decay)
+        out[..., first:, :] += counts
+        seen.append(Seen(tile, c.visible, c.fill, phi, counts))
     if memory is not None:
         out = out + of_arrays[-1] @ heads.for_query_heads(memory.values, dim=1) / array.saturation_av
     return (out if gain is None else out * gain), seen
@@ -105,20 +120,20 @@ def activation(heads: Heads, fills: list[Tensor], visible: list[Tensor], score_g
     return digital_softmax(fills, visible, gain, heads.hardware, n_analog)
 
 
-def _first_array(heads: Heads, pulses: Tensor, rows: Tensor, times: Tensor, tile: SubTile) -> Seen:
+def _first_array(heads: Heads, pulses: Tensor, rows: Tensor, times: Tensor, tile: SubTile) -> Charges:
     visible = heads.visible(rows, tile.tokens, tile.padding)
     if tile.sink is not None:
         visible = visible & ~protected_tokens(rows, tile.tokens, tile.sink, heads.hardware.protection)
     decay = heads.decay(times, tile.times)
     fill = charge_qk(pulses, tile.keys, decay)  # S / S_sat [B, H, T', S]
     fill = with_errors(fill, *heads.column_errors_qk(tile.tokens), heads.read_noise_qk(rows, tile.tokens))
-    return Seen(tile=tile, visible=visible, decay=decay, fill=fill, phi=fill, counts=fill)
+    return Charges(visible, decay, fill)
 
 
-def _second_array(heads: Heads, phi: Tensor, rows: Tensor, seen: Seen) -> Tensor:
+def _second_array(heads: Heads, phi: Tensor, rows: Tensor, tile: SubTile, decay: Tensor | None) -> Tensor:
     """Counter values of one sub-tile, A `[B, H, T', D]`."""
-    number = seen.tile.number
-    counts = charge_av(phi, seen.tile.values, seen.decay) / heads.hardware.array.saturation_av
+    number = tile.number
+    counts = charge_av(phi, tile.values, decay) / heads.hardware.array.saturation_av
     columns = heads.column_errors_av(torch.tensor([number], device=phi.device))
     return quantize(with_errors(counts, *columns, heads.read_noise_av(rows, number)), heads.hardware.readout)
 
