@@ -156,6 +156,7 @@ class GainCellCache(Cache):
         return [layer for layer in self.layers if isinstance(layer, GainCellLayer)]
 
     @classmethod
+    @torch.compiler.disable  # a class cannot change inside a graph
     def take_over(cls, cache: Cache, model: nn.Module) -> None:
         """Make an empty digital cache a gain-cell cache, the same object, so that whoever made it can go on with it."""
         cache.__dict__.update(cls(model).__dict__)

@@ -71,17 +71,22 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
     if arrays.n_tokens == 0:  # all of the text so far: the parallel operator
         out = attend(call)
-        arrays.write(heads, key, value, padding, call.scaling)
+        _store(arrays, heads, key, value, padding, call.scaling)
         return out
     pulses = quantize(query, hardware.input_dac)
     exact = ideal_pulses(query, hardware) if hardware.protection.is_on else None
     if heads.n_tokens == 1 and not torch.is_grad_enabled():
-        arrays.write(heads, key, value, padding, call.scaling)
+        _store(arrays, heads, key, value, padding, call.scaling)
         out = _read_token(heads, pulses, exact, arrays, call.scaling.score)
     else:
         out = _read_piece(heads, pulses, exact, key, value, padding, arrays, call.scaling)
-        arrays.write(heads, key, value, padding, call.scaling)
+        _store(arrays, heads, key, value, padding, call.scaling)
     return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
+
+
+def _store(arrays: KVArrays, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
+    with torch.no_grad():  # also of the lines that stand for cells
+        arrays.write(heads, key, value, padding, scaling)
 
 
 def _read_piece(

@@ -129,7 +129,6 @@ class KVArrays:
                 f"{wanted[0]}, {wanted[1]} and {wanted[2]}; make a new cache for another batch"
             )
 
-    @torch.no_grad()
     def write(self, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
         """Store scaled keys and values `[B, H_kv, T, D]` of the next T tokens; `padding` is `[B, T]`. Of more than W, the last W remain."""
         n_new, window = key.shape[2], self.hardware.array.window

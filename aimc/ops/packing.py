@@ -18,7 +18,7 @@ def pack(hardware: Hardware) -> list[float]:
     cell, leakage, array = hardware.cell, hardware.leakage, hardware.array
     numbers = [float(array.window), float(array.rows), array.saturation_qk, array.saturation_av]
     numbers += [_NONE if leakage.tau_s is None else leakage.tau_s]
-    numbers += [_NONE if leakage.token_time_s is None else leakage.token_time_s]
+    numbers += [_NONE if leakage.token_time_s is None else leakage.token_time_s, leakage.step_latency_s]
     for name in _CONVERTERS:
         converter = getattr(hardware, name)
         levels = _NONE if converter.n_levels is None else float(converter.n_levels)
@@ -30,13 +30,13 @@ def pack(hardware: Hardware) -> list[float]:
 def unpack(numbers: Sequence[float]) -> Hardware:
     """The inverse of :func:`pack`."""
     values = iter(numbers)
-    window, rows, saturation_qk, saturation_av, tau_s, token_time_s = (next(values) for _ in range(6))
+    window, rows, saturation_qk, saturation_av, tau_s, token_time_s, step_latency_s = (next(values) for _ in range(7))
     converters = {name: _converter(*(next(values) for _ in range(4))) for name in _CONVERTERS}
     noise = Noise(**{name: next(values) for name in _NOISE})
     supply_v, offset_v, gradient, slope = (next(values) for _ in range(4))
     cell = Cell(supply_v=supply_v, offset_v=offset_v, coefficients=list(values), gradient=GRADIENTS[int(gradient)], surrogate_slope=slope)
     array = Array(window=int(window), rows=int(rows), saturation_qk=saturation_qk, saturation_av=saturation_av)
-    leakage = Leakage(tau_s=_known(tau_s), token_time_s=_known(token_time_s))
+    leakage = Leakage(tau_s=_known(tau_s), token_time_s=_known(token_time_s), step_latency_s=step_latency_s)
     return Hardware(cell=cell, leakage=leakage, array=array, noise=noise, **converters)  # type: ignore[arg-type]
 
 

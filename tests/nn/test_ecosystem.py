@@ -123,7 +123,7 @@ def test_compiled_model(family: str, activation: str, backend: str) -> None:
 def test_generate_on_a_compiled_model(family: str, activation: str, backend: str) -> None:
     """`model.compile()`, whose `generate` runs compiled passes (that of `torch.compile(model)` is the model's own, uncompiled).
 
-    No graph breaks, but a graph for the prompt, one for the first token and one for each number of sub-tiles that the text fills.
+    The graph breaks once, where the empty cache of `generate` becomes one of arrays; and there is a graph for the prompt, one for the first token and one for each number of sub-tiles that the text fills.
     """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -135,7 +135,7 @@ def test_generate_on_a_compiled_model(family: str, activation: str, backend: str
     assert torch.equal(out.sequences, expected)
     assert isinstance(out.past_key_values, GainCellCache) and out.past_key_values.n_written == 11
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 2  # it was compiled
-    assert not torch._dynamo.utils.counters["graph_break"]
+    assert all("take_over" in reason for reason in torch._dynamo.utils.counters["graph_break"])
 
 
 # --- accelerate --------------------------------------------------------------------------------------------------------------

@@ -265,11 +265,6 @@ def test_says_that_it_needs_a_gpu(monkeypatch):
     assert reason is not None and "CUDA" in reason
 
 
-def test_softmax_is_refused():
-    reason = check_triton((1, 1, 4, 32), torch.float32, DEVICE, machine(activation="softmax"))
-    assert reason is not None and "softmax" in reason
-
-
 def test_forced_on_what_it_cannot_do():
     with pytest.raises(ValueError, match="array.rows"):
         by_triton(machine(R=8, W=32), *inputs(4))
