@@ -96,7 +96,8 @@ def calibrate_ranges(
         batches: token batches, re-iterable.
         method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std` standard
             deviations. `search` tries percentiles and fills and keeps the pair with the lowest loss on the batches.
-        percentile: in (0, 100]; 100 clips nothing of what these batches hold. ADC and counters clip ten times less.
+        percentile: in (0, 100]; 100 clips next to nothing of what these batches hold (large ones are
+            sampled). ADC and counters clip ten times less.
         n_std: standard deviations, above 0.
         fill: share of the storage range, in (0, 1], that keys and values fill; less of it meets less of the cell's curvature, and fewer
             levels.
