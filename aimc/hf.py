@@ -52,7 +52,7 @@ def _attention(
     offending = [f"{name} ({what})" for name, what in UNSUPPORTED.items() if kwargs.get(name) is not None]
     if offending:
         raise NotImplementedError(
-            f"the gain-cell arrays cannot do {', '.join(offending)}; leave this layer digital (skip_layers) or choose another model"
+            f"the gain-cell arrays cannot do {', '.join(offending)}; choose another model, or switch it off in the model's config"
         )
     if key.shape[2] != query.shape[2]:
         raise TypeError(
