@@ -142,9 +142,9 @@ def _take_cache(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
             "use aimc.GainCellCache(model), or leave it out"
         )
     arrays = [attention for _, attention in gain_cell_layers(decoder)]
-    cache.check_fits(arrays)
-    for attention, cells in zip(arrays, cache.gain_cell_layers, strict=True):
-        attention.cells = cells
+    cells = cache.cells_for(arrays)
+    for attention in arrays:
+        attention.cells = cells[attention.layer]
     return (), {**kwargs, "past_key_values": cache}
 
 

@@ -162,19 +162,20 @@ class GainCellCache(Cache):
         cache.__dict__.update(cls(model).__dict__)
         cache.__class__ = cls
 
-    def check_fits(self, arrays: list[GainCellAttention]) -> None:
-        """Raise if this cache is not of a model with these layers on arrays.
+    def cells_for(self, arrays: list[GainCellAttention]) -> dict[int, GainCellLayer]:
+        """The part of each layer on arrays, by its number; a layer may stand there twice (peft keeps the original beside its copy).
 
         Raises:
-            ValueError: it has others.
+            ValueError: this cache is of a model with other layers on arrays.
         """
-        mine = [number for number, layer in enumerate(self.layers) if isinstance(layer, GainCellLayer)]
-        wanted = [attention.layer for attention in arrays]
-        if mine != wanted:
+        mine = {number: layer for number, layer in enumerate(self.layers) if isinstance(layer, GainCellLayer)}
+        wanted = {attention.layer for attention in arrays}
+        if mine.keys() != wanted:
             raise ValueError(
-                f"this cache has arrays for the layers {mine}, and the model for {wanted}: it was made for another model; "
+                f"this cache has arrays for the layers {sorted(mine)}, and the model for {sorted(wanted)}: it was made for another model; "
                 "make a new one with aimc.GainCellCache(model)"
             )
+        return mine
 
     def wait(self, seconds: float) -> None:
         """Let time pass without a token: all cells leak.
