@@ -18,7 +18,7 @@ from aimc.ops.noise import ArrayId
 from aimc.ops.protection import ideal_pulses, protected_tokens, remember
 from aimc.ops.quantize import quantize
 from aimc.ops.scaling import Scaling, scaled
-from aimc.ops.tiles import SubTile, activation, read_arrays, with_errors
+from aimc.ops.tiles import SubTile, activation, memory_fill, memory_sum, read_arrays, with_errors
 
 
 def decode(
@@ -156,7 +156,7 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
         assert digital_pulses is not None  # they come together
         protection = hardware.protection
         visible[0] = visible[0] & ~protected_tokens(row, tokens, arrays.sink[:, slots], protection)
-        fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT)
+        fills.append(memory_fill(heads, digital_pulses, memory))
         visible.append(memory.visible(row, protection))
     (phi, *of_memory), after = activation(heads, fills, visible, score_gain, n_analog=1)
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
@@ -168,7 +168,7 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
     noise = torch.stack([by_group(x) for x in noises if x is not None], dim=2) if hardware.noise.read_av else None
     out = quantize(with_errors(counts, gain, offset, noise), hardware.readout).sum(dim=2).reshape(pulses.shape)
     if memory is not None:
-        out = out + of_memory[0] @ heads.for_query_heads(memory.values, dim=1) / array.saturation_av
+        out = out + memory_sum(heads, of_memory[0], memory)
     return out if after is None else out * after
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from aimc.config import Hardware
 from aimc.ops.array import Operands
 from aimc.ops.heads import Heads
+from aimc.ops.leakage import decay_factor
 from aimc.ops.noise import ArrayId, Chip, draw_seed
 from aimc.ops.protection import Memory, remember
 from aimc.ops.scaling import Scaling
@@ -64,7 +65,7 @@ class KVArrays:
 
     def decay(self) -> Tensor:
         """By how much the voltage in each slot has fallen by now, `[W]`; 1 without leakage."""
-        return torch.exp(-self.hardware.leakage.decay_per_token * (self.now - self.written_at))
+        return decay_factor(self.now - self.written_at, self.hardware.leakage.decay_per_token, dtype=torch.float64)
 
     def voltages(self, array: ArrayId) -> Tensor:
         """Voltages in the cells now, in volt, `[B, H_kv, W, D]`."""

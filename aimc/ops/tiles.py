@@ -98,7 +98,7 @@ def read_arrays(
     fills, visible = [c.fill for c in charges], [c.visible for c in charges]
     if memory is not None:
         assert digital_pulses is not None  # they come together
-        fills.append(digital_pulses / array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT)
+        fills.append(memory_fill(heads, digital_pulses, memory))
         visible.append(memory.visible(rows, hardware.protection))
     of_arrays, gain = activation(heads, fills, visible, score_gain, n_analog=len(tiles))
     out = torch.zeros_like(pulses)
@@ -108,7 +108,7 @@ def read_arrays(
         out[..., first:, :] += counts
         seen.append(Seen(tile, c.visible, c.fill, phi, counts))
     if memory is not None:
-        out = out + of_arrays[-1] @ heads.for_query_heads(memory.values, dim=1) / array.saturation_av
+        out = out + memory_sum(heads, of_arrays[-1], memory)
     return (out if gain is None else out * gain), seen
 
 
@@ -118,6 +118,16 @@ def activation(heads: Heads, fills: list[Tensor], visible: list[Tensor], score_g
         return charge_to_pulse(fills, visible)
     gain = 1.0 if score_gain is None else score_gain.to(heads.dtype)[:, None, None]
     return digital_softmax(fills, visible, gain, heads.hardware, n_analog)
+
+
+def memory_fill(heads: Heads, digital_pulses: Tensor, memory: Memory) -> Tensor:
+    """What stands for `S / S_sat` of the protected tokens, `[B, H, T, M]`."""
+    return digital_pulses / heads.hardware.array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT
+
+
+def memory_sum(heads: Heads, widths: Tensor, memory: Memory) -> Tensor:
+    """What the protected tokens add to the digital sum, `[B, H, T, D]` in units of `array.saturation_av`, from `[B, H, T, M]`."""
+    return widths @ heads.for_query_heads(memory.values, dim=1) / heads.hardware.array.saturation_av
 
 
 def _first_array(heads: Heads, pulses: Tensor, rows: Tensor, times: Tensor, tile: SubTile) -> Charges:
