@@ -11,32 +11,35 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
-HARDWARE_VERSION = 2
-"""Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and step latency."""
+from aimc.config_checks import ConfigError, require, require_choice, require_positive
+from aimc.converter import CODINGS, Converter
+from aimc.nonideality import Noise
+
+__all__ = [
+    "ACTIVATIONS",
+    "BACKENDS",
+    "CODINGS",
+    "GRADIENTS",
+    "HARDWARE_VERSION",
+    "Array",
+    "Cell",
+    "ConfigError",
+    "Converter",
+    "Hardware",
+    "Leakage",
+    "Noise",
+    "Protection",
+]
+
+HARDWARE_VERSION = 3
+"""Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and step latency;
+version 3 the leak target, the spread of retention times and the converters' nonlinearity."""
 
 GRADIENTS = ("exact", "linear")
-CODINGS = ("unsigned", "sign_magnitude", "rounded")
 ACTIVATIONS = ("hard_sigmoid", "softmax")
 BACKENDS = ("auto", "eager", "blocked", "triton")
 
 T = TypeVar("T")
-
-
-class ConfigError(ValueError):
-    """A hardware field has a value that no device can have; the message names the field and the remedy."""
-
-
-def _require(condition: bool, field_name: str, got: object, why: str, remedy: str) -> None:
-    if not condition:
-        raise ConfigError(f"{field_name}={got!r}: {why}; {remedy}")
-
-
-def _require_choice(field_name: str, got: str, choices: tuple[str, ...]) -> None:
-    _require(got in choices, field_name, got, "unknown choice", f"use one of {', '.join(choices)}")
-
-
-def _require_positive(field_name: str, got: float, unit: str) -> None:
-    _require(math.isfinite(got) and got > 0, field_name, got, f"must be a positive number of {unit}", "give a value above zero")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,7 +49,7 @@ class Cell:
     supply_v: float = 0.9
     """Supply V_DD in volt: the largest voltage that can be stored."""
     offset_v: float = 0.45
-    """Rest voltage V_o in volt: where the cell gives (nearly) no charge, and to which it leaks."""
+    """Rest voltage V_o in volt: where the cell gives (nearly) no charge, and to which it leaks unless `leakage.target_v` says otherwise."""
     coefficients: list[float] = field(default_factory=lambda: [0.0, 1.0])
     """c_0, c_1, … in signal units per volt^i, lowest power first; any degree. Two numbers with c_0 = 0 are a linear cell."""
     gradient: str = "exact"
@@ -56,35 +59,35 @@ class Cell:
 
     def __post_init__(self) -> None:
         self.coefficients = [float(c) for c in self.coefficients]
-        _require_positive("cell.supply_v", self.supply_v, "volt")
-        _require(
+        require_positive("cell.supply_v", self.supply_v, "volt")
+        require(
             0 <= self.offset_v <= self.supply_v,
             "cell.offset_v",
             self.offset_v,
             f"must lie between 0 and cell.supply_v={self.supply_v}",
             "half the supply is usual",
         )
-        _require(
+        require(
             len(self.coefficients) >= 2 and all(map(math.isfinite, self.coefficients)),
             "cell.coefficients",
             self.coefficients,
             "a cell needs at least c_0 and c_1, all finite",
             "give them lowest power first, or fit a curve with aimc.circuit.fit_transfer",
         )
-        _require(
+        require(
             any(c != 0 for c in self.coefficients[1:]),
             "cell.coefficients",
             self.coefficients,
             "the charge does not depend on the stored voltage",
             "give at least one non-zero coefficient above c_0",
         )
-        _require_choice("cell.gradient", self.gradient, GRADIENTS)
-        _require_positive("cell.surrogate_slope", self.surrogate_slope, "signal units per volt")
+        require_choice("cell.gradient", self.gradient, GRADIENTS)
+        require_positive("cell.surrogate_slope", self.surrogate_slope, "signal units per volt")
 
 
 @dataclass(slots=True, kw_only=True)
 class Leakage:
-    """Stored voltages relax to the cell's rest voltage, `u(Δ) = u(0)·exp(−Δ/τ)`, `Δ` = age in tokens × token time."""
+    """Stored voltages relax exponentially, `V(Δ) = V_t + (V(0) − V_t)·exp(−Δ/τ)`, `Δ` = age in tokens × token time."""
 
     tau_s: float | None = None
     """Retention time constant τ in second; None: no leakage."""
@@ -92,10 +95,13 @@ class Leakage:
     """Time from one token to the next in second; None: layers of the model × `step_latency_s`, filled in by :func:`aimc.convert`."""
     step_latency_s: float = 1e-7
     """Latency of one attention step of one layer in second; used only where `token_time_s` is None."""
+    target_v: float | None = None
+    """Voltage V_t in volt to which the cells leak, e.g. 0 where the write transistor leaks to ground; None: the cell's rest voltage,
+    `cell.offset_v`. Without leakage (`tau_s` None) it has no effect."""
 
     def __post_init__(self) -> None:
         if self.tau_s is not None:
-            _require(
+            require(
                 math.isfinite(self.tau_s) and self.tau_s > 0,
                 "leakage.tau_s",
                 self.tau_s,
@@ -103,8 +109,16 @@ class Leakage:
                 "use null (None) for a cell that does not leak",
             )
         if self.token_time_s is not None:
-            _require_positive("leakage.token_time_s", self.token_time_s, "second")
-        _require_positive("leakage.step_latency_s", self.step_latency_s, "second")
+            require_positive("leakage.token_time_s", self.token_time_s, "second")
+        require_positive("leakage.step_latency_s", self.step_latency_s, "second")
+        if self.target_v is not None:
+            require(
+                math.isfinite(self.target_v) and self.target_v >= 0,
+                "leakage.target_v",
+                self.target_v,
+                "a cell leaks to a voltage between ground and supply",
+                "use 0 for ground, or null (None) for the cell's rest voltage",
+            )
 
     def known_token_time_s(self) -> float:
         """`token_time_s`, where it is known.
@@ -112,7 +126,7 @@ class Leakage:
         Raises:
             ConfigError: it is None, and no model has filled it in.
         """
-        _require(
+        require(
             self.token_time_s is not None,
             "leakage.token_time_s",
             None,
@@ -141,111 +155,21 @@ class Array:
     """A_sat, charge in signal units at which a sub-tile's counter is full."""
 
     def __post_init__(self) -> None:
-        _require(self.rows >= 1, "array.rows", self.rows, "a sub-tile holds at least one token", "64 is the published size")
-        _require(
+        require(self.rows >= 1, "array.rows", self.rows, "a sub-tile holds at least one token", "64 is the published size")
+        require(
             self.window >= 1 and self.window % self.rows == 0,
             "array.window",
             self.window,
             f"the window must be a positive multiple of the sub-tile, array.rows={self.rows}, because every sub-tile is full size",
             f"use {max(1, round(self.window / self.rows)) * self.rows}",
         )
-        _require_positive("array.saturation_qk", self.saturation_qk, "signal units")
-        _require_positive("array.saturation_av", self.saturation_av, "signal units")
+        require_positive("array.saturation_qk", self.saturation_qk, "signal units")
+        require_positive("array.saturation_av", self.saturation_av, "signal units")
 
     @property
     def n_tiles(self) -> int:
         """J = W / R, sub-tiles of the second array."""
         return self.window // self.rows
-
-
-@dataclass(slots=True, kw_only=True)
-class Converter:
-    """A DAC or a counter: clip to `[v_min, v_max]`, then round to `n_levels` values, all inside that range."""
-
-    n_levels: int | None = None
-    """Number of distinct output values; None: clip only."""
-    v_min: float = 0.0
-    """Lower clip (volt for storage, pulse fraction for the input, full scales for the readout)."""
-    v_max: float = 1.0
-    """Upper clip, same unit as `v_min`."""
-    coding: str = "unsigned"
-    """`unsigned`: n levels from v_min to v_max. `sign_magnitude`: step v_max/(n/2−1) about zero, n−1 distinct values for even n.
-    `rounded`: multiples of (v_max−v_min)/(n−1), which can leave the range (what the published code does)."""
-
-    def __post_init__(self) -> None:
-        if self.n_levels is not None:
-            _require(self.n_levels >= 2, "n_levels", self.n_levels, "a converter has at least 2 levels", "use null (None) for an ideal one")
-        _require(
-            math.isfinite(self.v_min) and math.isfinite(self.v_max) and self.v_min < self.v_max,
-            "v_min, v_max",
-            (self.v_min, self.v_max),
-            "the clip range is empty or upside down",
-            "give v_min < v_max",
-        )
-        _require_choice("coding", self.coding, CODINGS)
-        if self.coding == "sign_magnitude":
-            _require(
-                self.v_min == -self.v_max,
-                "v_min, v_max",
-                (self.v_min, self.v_max),
-                "sign and magnitude needs a symmetric range",
-                "give v_min = −v_max",
-            )
-            _require(
-                self.n_levels is None or (self.n_levels >= 4 and self.n_levels % 2 == 0),
-                "n_levels",
-                self.n_levels,
-                "sign and magnitude needs an even number of levels, at least 4 (one bit is the sign)",
-                "use 4, 8, 16, 32, …",
-            )
-
-
-@dataclass(slots=True, kw_only=True)
-class Noise:
-    """Random non-idealities, each a standard deviation, each 0 (off) by default, each independent of the others."""
-
-    write_v: float = 0.0
-    """Write noise in volt, drawn once per written value; its physical floor is √(kT/C)."""
-    read_qk: float = 0.0
-    """Read noise of the first array, as a fraction of `array.saturation_qk`, drawn at every read."""
-    read_av: float = 0.0
-    """Read noise of the second array, as a fraction of `array.saturation_av`, drawn at every read of every sub-tile."""
-    mismatch_gain: float = 0.0
-    """Relative spread of a cell's charge; frozen per (layer, K/V head, array, slot, feature) of one chip."""
-    mismatch_offset_v: float = 0.0
-    """Spread of a cell's rest voltage in volt; frozen like `mismatch_gain`."""
-    column_gain: float = 0.0
-    """Relative gain error of a column's readout circuit; frozen per (layer, K/V head, array, column). A column of the first
-    array is a slot (one charge-to-pulse circuit), of the second a (sub-tile, feature) pair (one counter)."""
-    column_offset: float = 0.0
-    """Offset of a column's readout circuit, as a fraction of the array's saturation; frozen like `column_gain`."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            _require(
-                math.isfinite(value) and value >= 0,
-                f"noise.{f.name}",
-                value,
-                "a standard deviation is finite and not negative",
-                "0 switches it off",
-            )
-
-    def only(self, name: str) -> Noise:
-        """This noise with every field but `name` switched off."""
-        return Noise(**{name: getattr(self, name)})
-
-    def active(self) -> list[str]:
-        """Names of the fields that are not off."""
-        return [f.name for f in fields(self) if getattr(self, f.name) > 0]
-
-    def is_fresh(self) -> bool:
-        """Whether any of it is drawn anew in every call, so that a seed is needed."""
-        return bool(self.write_v or self.read_qk or self.read_av)
-
-    def is_frozen_in_chip(self) -> bool:
-        """Whether any of it belongs to one chip, so that a chip must be chosen."""
-        return any(n.startswith(("mismatch", "column")) for n in self.active())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -263,7 +187,7 @@ class Protection:
     def __post_init__(self) -> None:
         for name in ("n_sink", "n_recent"):
             value = getattr(self, name)
-            _require(value >= 0, f"protection.{name}", value, "a number of tokens is not negative", "0 switches it off")
+            require(value >= 0, f"protection.{name}", value, "a number of tokens is not negative", "0 switches it off")
 
     @property
     def is_on(self) -> bool:
@@ -303,17 +227,25 @@ class Hardware:
     `triton` (NVIDIA GPUs). All compute the same."""
 
     def __post_init__(self) -> None:
-        _require_choice("activation", self.activation, ACTIVATIONS)
-        _require_choice("backend", self.backend, BACKENDS)
-        _require(
+        require_choice("activation", self.activation, ACTIVATIONS)
+        require_choice("backend", self.backend, BACKENDS)
+        require(
             self.storage_dac.v_min >= 0 and self.storage_dac.v_max <= self.cell.supply_v,
             "storage_dac.v_min, storage_dac.v_max",
             (self.storage_dac.v_min, self.storage_dac.v_max),
             f"a cell stores voltages between 0 and cell.supply_v={self.cell.supply_v}",
             "set the range inside the supply",
         )
+        target_v = self.leakage.target_v
+        require(
+            target_v is None or target_v <= self.cell.supply_v,
+            "leakage.target_v",
+            target_v,
+            f"a cell leaks to a voltage between ground and cell.supply_v={self.cell.supply_v}",
+            "use 0 for ground, the supply, or null (None) for the cell's rest voltage",
+        )
         signed = self.activation == "softmax"
-        _require(
+        require(
             self.input_dac.v_min >= (-1 if signed else 0) and self.input_dac.v_max <= 1,
             "input_dac.v_min, input_dac.v_max",
             (self.input_dac.v_min, self.input_dac.v_max),
@@ -321,7 +253,7 @@ class Hardware:
             + (", negative where it is read with opposite polarity" if signed else "; negative pulses need activation='softmax'"),
             f"set the range inside [{-1 if signed else 0}, 1]",
         )
-        _require(
+        require(
             self.probability_dac.v_min == 0 and self.probability_dac.v_max <= 1,
             "probability_dac.v_min, probability_dac.v_max",
             (self.probability_dac.v_min, self.probability_dac.v_max),
@@ -342,7 +274,7 @@ class Hardware:
         """
         data = dict(data)
         version = data.pop("version", None)
-        _require(
+        require(
             type(version) is int and 1 <= version <= HARDWARE_VERSION,
             "version",
             version,
@@ -354,12 +286,12 @@ class Hardware:
         return _build(cls, data, "hardware")
 
 
-def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 only added fields, whose defaults are what version 1 did."""
+def _only_new_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The next version only added fields, whose defaults are what this one did."""
     return data
 
 
-_MIGRATIONS = (_from_1_to_2,)
+_MIGRATIONS = (_only_new_fields, _only_new_fields)
 """One step per version, from version 1 on: each takes the fields of its version to those of the next."""
 
 
@@ -368,7 +300,7 @@ def _build(cls: type[T], data: Mapping[str, Any], path: str) -> T:
     defaults = cls()
     names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     for key in data:
-        _require(key in names, f"{path}.{key}", data[key], "unknown key", f"the fields of {path} are {', '.join(names)}")
+        require(key in names, f"{path}.{key}", data[key], "unknown key", f"the fields of {path} are {', '.join(names)}")
     values = {}
     for name, value in data.items():
         current = getattr(defaults, name)

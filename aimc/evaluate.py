@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from aimc.config import Hardware, Noise
 from aimc.hf import gain_cell_layers, hardware_of, is_digital, set_chip, set_generator, set_hardware, write_record
+from aimc.ops.cell import leaking_cell
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,18 +145,31 @@ def ablation(model: PreTrainedModel, tokens: Tensor, **kwargs: int | None) -> di
 def _without_each(hardware: Hardware) -> dict[str, Hardware]:
     """The hardware, and copies in which one effect is off."""
     wide = max(hardware.array.n_tiles, 1) * hardware.array.rows * 1e3
+    of_softmax = ("score_adc", "probability_dac") if hardware.activation == "softmax" else ()
+    converters = {name: getattr(hardware, name) for name in ("input_dac", "storage_dac", "readout", *of_softmax)}
+    straight = {name: replace(converter, inl=0.0) for name, converter in converters.items()}
     between = {  # the converters that only a digital softmax has
         "score levels": replace(hardware, score_adc=replace(hardware.score_adc, n_levels=None)),
         "probability levels": replace(hardware, probability_dac=replace(hardware.probability_dac, n_levels=None)),
     }
+    sometimes = {  # effects that most hardware does not have
+        "leak target": replace(hardware, leakage=replace(hardware.leakage, target_v=None)),
+        "converter INL": replace(hardware, **straight),
+    }
+    if leaking_cell(hardware) == hardware.cell:
+        del sometimes["leak target"]
+    if straight == converters:
+        del sometimes["converter INL"]
     return {
         "all effects": hardware,
         "input levels": replace(hardware, input_dac=replace(hardware.input_dac, n_levels=None)),
         "storage levels": replace(hardware, storage_dac=replace(hardware.storage_dac, n_levels=None)),
         "readout levels": replace(hardware, readout=replace(hardware.readout, n_levels=None)),
-        "readout levels and clip": replace(hardware, readout=replace(hardware.readout, n_levels=None, v_min=-wide, v_max=wide)),
+        # A bow spans the range, so without the range it goes too.
+        "readout levels and clip": replace(hardware, readout=replace(straight["readout"], n_levels=None, v_min=-wide, v_max=wide)),
         "per-tile readout": replace(hardware, array=replace(hardware.array, rows=hardware.array.window)),
         "leakage": replace(hardware, leakage=replace(hardware.leakage, tau_s=None)),
+        **sometimes,
         **(between if hardware.activation == "softmax" else {}),
     }
 

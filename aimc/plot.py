@@ -87,6 +87,7 @@ def label(name: str) -> str:
         "mismatch_offset_v": "offset mismatch",
         "column_gain": "column gain error",
         "column_offset": "column offset",
+        "tau_spread": "spread of retention",
         "all": "all together",
     }
     return names.get(name, name)

@@ -11,6 +11,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
+    ("aimc.config_checks", -2),
+    ("aimc.converter", -1),
+    ("aimc.nonideality", -1),
     ("aimc.config", 0),
     ("aimc.presets", 0.5),  # presets are made of configs
     ("aimc.ops.quantize", 1),

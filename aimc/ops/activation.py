@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from aimc.config import Hardware
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import adc, dac
 
 
 class Pulses(NamedTuple):
@@ -47,7 +47,7 @@ def digital_softmax(fills: list[Tensor], visible: list[Tensor], score_gain: Tens
         n_analog: how many of the parts, from the first, are read from the array; the rest is digital and meets no converter.
     """
     gain = score_gain * hardware.array.saturation_qk
-    measured = [quantize(fill, hardware.score_adc) if i < n_analog else fill for i, fill in enumerate(fills)]
+    measured = [adc(fill, hardware.score_adc) if i < n_analog else fill for i, fill in enumerate(fills)]
     logits = [(gain * x).masked_fill(~seen, -torch.inf) for x, seen in zip(measured, visible, strict=True)]
     n_rows = max(x.shape[-2] for x in logits)
 
@@ -59,5 +59,5 @@ def digital_softmax(fills: list[Tensor], visible: list[Tensor], score_gain: Tens
     shares = [torch.exp(x - largest[..., n_rows - x.shape[-2] :, None]) for x in logits]
     total = torch.stack([at_all_rows(share.sum(dim=-1), 0.0) for share in shares]).sum(dim=0)
     total = total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
-    widths = [quantize(share, hardware.probability_dac) if i < n_analog else share for i, share in enumerate(shares)]
+    widths = [dac(share, hardware.probability_dac) if i < n_analog else share for i, share in enumerate(shares)]
     return Pulses(widths, 1.0 / total)

@@ -21,7 +21,7 @@ from aimc.ops.fused import fused_attention
 from aimc.ops.heads import Heads, n_tiles_reached
 from aimc.ops.noise import ArrayId, Chip, draw_seed
 from aimc.ops.protection import ideal_pulses, remember
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import dac
 from aimc.ops.scaling import Scaling, scaled
 from aimc.ops.tiles import Seen, SubTile, read_arrays
 
@@ -65,7 +65,7 @@ def gain_cell_attention(
         scaling: the scalers of query, key and value, if they are still to be applied (fused with the converters); then the three
             are given as the model has them.
         key_padding: bool `[B, T]`, True where a token is padding; None: none is.
-        chip: which chip and layer, needed for mismatch and column errors; its layer also keys the noise.
+        chip: which chip and layer, needed for mismatch, column errors and spread of retention; its layer also keys the noise.
         generator: source of the one seed of this call's write and read noise; None: torch's global one. Untouched without noise.
         details: also return :class:`Details`; computed by the eager operator, whatever `hardware.backend` says.
 
@@ -116,7 +116,7 @@ def _eager(call: Call) -> tuple[Tensor, list[Seen]]:
             )
             for number, tokens in enumerate(tokens_of)
         ]
-        pulses = quantize(query, hardware.input_dac)  # q̂ [B, H, T, D]
+        pulses = dac(query, hardware.input_dac)  # q̂ [B, H, T, D]
         exact = None if memory is None else ideal_pulses(query, hardware)
         out, seen = read_arrays(heads, pulses, 0, positions, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)
         if padding is not None:

@@ -3,6 +3,11 @@
 The walk is that of the eager operator, cut into short runs of queries: keys come one sub-tile at a time, charges, pulses and counts of
 one such read live in a few work buffers that stay in the cache, and the backward pass computes them again instead of keeping them.
 The scores above the diagonal and outside the window are never computed.
+
+Where retention is spread from cell to cell (`noise.tau_spread`) nothing factors any more, so it is evaluated once per R queries and
+sub-tile: each cell fades at its own rate λ_sd up to the middle one of the queries, and from there at the common rate λ. A query is at most
+(R−1)/2 tokens from the middle, so a cell's voltage u about its leak target is in error by at most `|u|·(exp(|λ_sd − λ|·(R−1)/2) − 1)`;
+:mod:`aimc.ops.dispatch` keeps away what this is no use for. Everything else agrees with the eager operator to rounding.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ from aimc.ops.array import together
 from aimc.ops.call import Call
 from aimc.ops.cell import cell_operands, powers_with_gradient, stored_gradient
 from aimc.ops.heads import Heads
+from aimc.ops.leakage import age, decay_factor, own_decay
 from aimc.ops.noise import ArrayId
-from aimc.ops.quantize import quantize, quantize_
+from aimc.ops.quantize import adc_, dac
 from aimc.ops.reads import Read, groups, reads
 from aimc.ops.scaling import conversion_gradient, scaled
 
@@ -31,18 +37,19 @@ SPAN = 512
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
     heads, array = call.heads, call.heads.hardware.array
+    longest = array.rows if heads.leaks_apart else None
     out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
     work = _Work(call)
     for start, stop in _runs(call):
         pulses = _pulses(call, start, stop)  # [B·H, T', D]
         total = torch.zeros_like(pulses)
-        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN):
+        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN, longest):
             keys, values = _Stored(call, ArrayId.QK, tokens), _Stored(call, ArrayId.AV, tokens)
             for read, at in neighbours:
                 queries = slice(read.start - start, read.stop - start)
                 _, phi = work.first_array(read, pulses[:, queries], keys.cells(read, at))
                 counts = work.second_array(read, phi, values.cells(read, at))
-                total[:, queries] += quantize_(counts, heads.hardware.readout)
+                total[:, queries] += adc_(counts, heads.hardware.readout)
         total = total.view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
         if call.key_padding is not None:
             total.masked_fill_(call.key_padding[:, None, start:stop, None], 0.0)
@@ -53,6 +60,7 @@ def forward(call: Call) -> Tensor:
 def backward(call: Call, grad: Tensor) -> list[Tensor]:
     """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, from that of the sums `[B, H, T, D]`."""
     heads, array = call.heads, call.heads.hardware.array
+    longest = array.rows if heads.leaks_apart else None
     work = _Work(call)
     d_query = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size).transpose(1, 2)
     d_query_affine = grad.new_zeros(2, heads.n_heads, dtype=heads.dtype)
@@ -64,7 +72,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
             upstream = upstream.masked_fill(call.key_padding[:, None, start:stop, None], 0.0)
         upstream = upstream.reshape(pulses.shape)
         d_pulses = torch.zeros_like(pulses)
-        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN):
+        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN, longest):
             keys, values = _Stored(call, ArrayId.QK, tokens), _Stored(call, ArrayId.AV, tokens)
             for read, at in neighbours:
                 queries = slice(read.start - start, read.stop - start)
@@ -89,7 +97,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
 
 def _pulses(call: Call, start: int, stop: int) -> Tensor:
     """Pulses of a run of queries per charge that saturates the first array, `q̂ / S_sat`, `[B·H, T', D]`."""
-    query = quantize(scaled(call.query[:, :, start:stop], call.scaling.query), call.heads.hardware.input_dac)
+    query = dac(scaled(call.query[:, :, start:stop], call.scaling.query), call.heads.hardware.input_dac)
     return query.reshape(-1, stop - start, call.heads.head_size).div(call.heads.hardware.array.saturation_qk)
 
 
@@ -116,6 +124,30 @@ class _Cells:
     """`[H, 1, S]` in the first array, `[H, 1, D]` in the second; None: none."""
     gradients: dict[int, list[Tensor]]
     """Where the gradients `[B·H, S, D]` of the operands that have one are gathered, per power."""
+    faded: list[Tensor] | None = None
+    """Per power of the decay, the factor `[H, S, D]` by which the operand has fallen on its own; None: nothing has, see `middle`."""
+    middle: float | None = None
+    """Position of the query to which the cells have faded on their own, from where all fade alike; None: from the writing on."""
+    continued: bool = False
+    """Whether the last gradients in `gradients` are those of these cells, by queries before."""
+
+    def gather(self, j: int, grad: Tensor) -> None:
+        """Take in the gradient `[B·H, S, D]` of the operand of power j, as the queries meet it."""
+        grad = grad if self.faded is None else _times_per_head(grad, self.faded[j])
+        if self.continued:
+            self.gradients[j][-1] += grad
+        else:
+            self.gradients[j].append(grad)
+
+    def fade(self, rates: Tensor, read: Read) -> None:
+        """Let each cell leak at its own rate, `[H, S, D]`, until the middle one of the queries."""
+        self.middle = (read.start + read.stop - 1) / 2
+        own = own_decay(rates, (self.middle - self.tokens).clamp(min=0))
+        self.faded = [torch.ones_like(own), own]
+        while len(self.faded) < len(self.operands):
+            self.faded.append(self.faded[-1] * own)
+        by_power = zip(self.operands, self.faded, strict=False)
+        self.operands = [o if o is None or j == 0 else _times_per_head(o, f) for j, (o, f) in enumerate(by_power)]
 
 
 class _Stored:
@@ -135,15 +167,17 @@ class _Stored:
         self.raw = raw[0] if len(raw) == 1 else torch.cat(raw, dim=2)  # [B, H_kv, S, D]
         self.u = heads.stored_u(scaled(self.raw, self.affine), array, self.tokens)
         self.gain, self.offset_v = heads.cell_errors(array, self.tokens)
+        rates = heads.leak_rates(array, self.tokens)
+        self.rates = None if rates is None else heads.for_query_heads(rates, dim=0)  # [H, S, D]
         self.column_gain, self.column_offset = self._column_errors(heads, array)
         self.scale: Tensor | float = 1.0  # of a cell's charge, beyond the cell itself
         if array == ArrayId.AV:  # a column of the second array is a feature of every cell in it, so its gain is folded into the cells
             self.scale = (1.0 if self.column_gain is None else 1.0 + self.column_gain) / hardware.array.saturation_av
             self.column_gain = None
-        operands = cell_operands(self.u, hardware.cell, gain=self.gain, offset_v=self.offset_v)
+        operands = cell_operands(self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
         leaks = hardware.leakage.decay_per_token > 0
         self.operands = [self._per_head(heads, operand) for operand in (operands if leaks else [together(operands)])]
-        self.gradients: dict[int, list[Tensor]] = {j: [] for j in (powers_with_gradient(hardware.cell) if leaks else [0])}
+        self.gradients: dict[int, list[Tensor]] = {j: [] for j in (powers_with_gradient(heads.cell) if leaks else [0])}
 
     def _column_errors(self, heads: Heads, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
         """Per token: `[H, 1, S]` for the first array, `[H, S, D]` for the second; None: none."""
@@ -167,7 +201,7 @@ class _Stored:
         return operand.expand(heads.n_batch, heads.n_heads, *operand.shape[-2:]).flatten(0, 1)
 
     def cells(self, read: Read, at: int) -> _Cells:
-        """Those that one read meets, whose tokens begin at the index `at`."""
+        """Those that one read, or a part of it, meets; their tokens begin at the index `at`."""
         part = slice(at, at + read.n_tokens)
         operands = [o if o is None or o.shape[1] == 1 else o[:, part] for o in self.operands]
         offset = self.column_offset
@@ -175,7 +209,12 @@ class _Stored:
             offset = offset[..., part] if self.array == ArrayId.QK else offset[:, at : at + 1]
         gain = None if self.column_gain is None else self.column_gain[..., part]
         tokens = self.tokens[part]
-        return _Cells(operands=operands, tokens=tokens, column_gain=gain, column_offset=offset, gradients=self.gradients)
+        cells = _Cells(
+            operands=operands, tokens=tokens, column_gain=gain, column_offset=offset, gradients=self.gradients, continued=read.continued
+        )
+        if self.rates is not None:
+            cells.fade(self.rates[:, part], read)
+        return cells
 
 
 class _Work:
@@ -192,8 +231,7 @@ class _Work:
         """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
         heads = self.heads
         rows = self._rows = torch.arange(read.start, read.stop, device=heads.device)
-        decay = heads.decay(rows, keys.tokens)
-        self._decay = 1.0 if decay is None else decay  # [T', S]
+        self._decay = self._common_decay(rows, keys)
         fill = self._charge("fill", pulses, keys.operands, n_cells=len(keys.tokens))
         by_head = fill.view(heads.n_batch, heads.n_heads, *fill.shape[1:])
         if keys.column_gain is not None:
@@ -209,6 +247,15 @@ class _Work:
         if self.key_padding is not None:
             by_head.masked_fill_(self.key_padding[:, None, None, keys.tokens], -1.0)
         return fill, self.phi(fill)
+
+    def _common_decay(self, rows: Tensor, cells: _Cells) -> Tensor | float:
+        """What all cells of a token lose alike until the queries at `rows`, `[T', S]`."""
+        heads = self.heads
+        if cells.middle is None:
+            decay = heads.decay(rows, cells.tokens)
+            return 1.0 if decay is None else decay
+        since = age(rows, cells.tokens) - (cells.middle - cells.tokens).clamp(min=0)  # the middle; negative: before it
+        return decay_factor(since, heads.hardware.leakage.decay_per_token, dtype=heads.dtype)
 
     def phi(self, fill: Tensor) -> Tensor:
         """The charge-to-pulse circuit, `clip(S / S_sat, 0, 1)`, into its buffer."""
@@ -258,7 +305,7 @@ class _Work:
         for j, operand in enumerate(cells.operands):
             share = rows.mul_(self._decay) if j > 0 else rows  # times r^j
             if j in cells.gradients:
-                cells.gradients[j].append(torch.bmm(share.mT, columns))
+                cells.gather(j, torch.bmm(share.mT, columns))
             if d_pulses is None or operand is None:
                 continue
             if _is_row(operand, share.shape[-1]):
@@ -292,6 +339,11 @@ class _Work:
         return buffer[:size].view(n_heads, n_rows, n_columns)
 
 
+def _times_per_head(x: Tensor, factor: Tensor) -> Tensor:
+    """`[B·H, S, D]` times `[H, S, D]`."""
+    return (x.view(-1, *factor.shape) * factor).flatten(0, 1)
+
+
 def _is_row(operand: Tensor, n_cells: int) -> bool:
     """Whether one row stands for all cells; then a sum does for a matrix product."""
     return operand.shape[1] == 1 != n_cells
@@ -315,7 +367,7 @@ class _Gradient:
 
     def add(self, stored: _Stored) -> None:
         """Take what was gathered at the operands back through cell, converter and scaler."""
-        heads, cell = self.heads, self.heads.hardware.cell
+        heads, cell = self.heads, self.heads.cell
         of_cells = {j: self._of_cells(torch.cat(grads, dim=1), stored.scale) for j, grads in stored.gradients.items()}
         if 0 in of_cells:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(cell), of_cells[0])

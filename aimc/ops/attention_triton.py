@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from aimc.config import Converter, Hardware
+from aimc.ops.cell import leaking_cell
+from aimc.ops.quantize import bow_curvature
 
 if TYPE_CHECKING:
     from aimc.ops.triton_cell import Machine, Spec
@@ -78,6 +80,8 @@ def check_triton(query_shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, 
     if rows not in ROWS:
         sizes = ", ".join(map(str, ROWS))
         return f"the triton backend walks the keys in sub-tiles of array.rows in {sizes}, not {rows}; change array.rows, or {instead}"
+    if hardware.noise.tau_spread and hardware.leakage.decay_per_token:
+        return f"the triton backend lets all cells leak alike, and noise.tau_spread gives each a rate of its own; {instead}, or set it to 0"
     if query_shape[-2] > MAX_TOKENS:
         return (
             f"the triton backend counts positions in 32 bits, and {query_shape[-2]} tokens are too many; split the sequence, or {instead}"
@@ -101,7 +105,7 @@ def triton_forward(
 
     Args:
         pulses: quantised pulse widths, float32 `[B, H, T, D]`, fractions of the longest pulse in [0, 1].
-        key_u: voltage written about rest, in volt, write noise included, float32 `[B, H_kv, T, D]`; H is a multiple of H_kv.
+        key_u: voltage written, about the leak target, in volt, write noise included, float32 `[B, H_kv, T, D]`; H is a multiple of H_kv.
         value_u: as `key_u`.
         hardware: cell, leakage, array, readout and the standard deviations of the read noise.
         errors: the chip's frozen errors.
@@ -212,7 +216,7 @@ def _spec(hardware: Hardware, head_size: int, shifted: bool, operand_dtype: torc
 
     from aimc.ops.triton_cell import Spec
 
-    c, converter = hardware.cell.coefficients, hardware.readout
+    c, converter = leaking_cell(hardware).coefficients, hardware.readout
     powers = range(len(c))
     steps, zero, clip_levels = _codes(converter)
     dtype = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[operand_dtype]
@@ -230,6 +234,7 @@ def _spec(hardware: Hardware, head_size: int, shifted: bool, operand_dtype: torc
         zero=zero,
         v_min=converter.v_min,
         v_max=converter.v_max,
+        bow=bow_curvature(converter),
         clip_levels=clip_levels,
         read_noise_qk=hardware.noise.read_qk > 0,
         read_noise_av=hardware.noise.read_av > 0,

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import comb
 
 import torch
 from torch import Tensor
 
-from aimc.config import Cell
+from aimc.config import Cell, Hardware
+
+
+def leaking_cell(hardware: Hardware) -> Cell:
+    """The cell as it leaks: the same charge at the same voltage, written as a polynomial about the voltage that it leaks to.
+
+    A voltage about its leak target V_t falls by a plain factor, `V(Δ) − V_t = r·(V(0) − V_t)`, so a cell that leaks to another voltage
+    than its rest V_o is one whose rest is V_t and whose coefficients are `c'_j = Σ_{i>=j} c_i·C(i,j)·(V_t − V_o)^(i−j)` (Taylor's shift).
+    The surrogate gradient is a slope and does not depend on where zero is.
+
+    Returns:
+        `hardware.cell` itself where it leaks to its rest or not at all.
+    """
+    cell, target_v = hardware.cell, hardware.leakage.target_v
+    if target_v is None or target_v == cell.offset_v or not hardware.leakage.decay_per_token:
+        return cell
+    shift, powers = target_v - cell.offset_v, range(len(cell.coefficients))
+    coefficients = [sum(cell.coefficients[i] * comb(i, j) * shift ** (i - j) for i in powers[j:]) for j in powers]
+    return replace(cell, offset_v=target_v, coefficients=coefficients)
 
 
 def transfer(u: Tensor, cell: Cell) -> Tensor:

@@ -16,7 +16,7 @@ from aimc.ops.heads import Heads, n_tiles_reached
 from aimc.ops.kv_arrays import KVArrays
 from aimc.ops.noise import ArrayId
 from aimc.ops.protection import ideal_pulses, protected_tokens, remember
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import adc, dac
 from aimc.ops.scaling import Scaling, scaled
 from aimc.ops.tiles import SubTile, activation, memory_fill, memory_sum, read_arrays, with_errors
 
@@ -73,7 +73,7 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         out = attend(call)
         _store(arrays, heads, key, value, padding, call.scaling)
         return out
-    pulses = quantize(query, hardware.input_dac)
+    pulses = dac(query, hardware.input_dac)
     exact = ideal_pulses(query, hardware) if hardware.protection.is_on else None
     if heads.n_tokens == 1 and not torch.is_grad_enabled():
         _store(arrays, heads, key, value, padding, call.scaling)
@@ -140,12 +140,16 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
     slots, n_kv, group = slice(0, n_tiles * array.rows), heads.n_kv_heads, heads.group
     row = torch.full((1,), arrays.n_tokens - 1, device=heads.device)
     tokens = arrays.tokens[slots]
-    decay = heads.decay(row.to(torch.float64) + arrays.waited, arrays.written_at[slots])  # [1, S]
+    if heads.leaks_apart:
+        decay, (keys, values) = None, (arrays.faded_operands(of_array, slots) for of_array in ArrayId)
+    else:
+        decay = heads.decay(row.to(torch.float64) + arrays.waited, arrays.written_at[slots])  # [1, S]
+        keys, values = (arrays.operands(of_array, slots) for of_array in ArrayId)
 
     def by_group(x: Tensor) -> Tensor:  # [B, H, 1, ...] → [B, H_kv, G, ...]
         return x.reshape(heads.n_batch, n_kv, group, *x.shape[3:])
 
-    fill = charge_qk(by_group(pulses / array.saturation_qk), arrays.operands(ArrayId.QK, slots), decay)  # S / S_sat [B, H_kv, G, S]
+    fill = charge_qk(by_group(pulses / array.saturation_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
     gain, offset = (None if x is None else x[:, None] for x in heads.column_tables_qk(torch.arange(slots.stop, device=heads.device)))
     noise = heads.read_noise_qk(row, tokens.clamp(min=0))
     fill = with_errors(fill, gain, offset, None if noise is None else by_group(noise))
@@ -160,13 +164,13 @@ def _read_token(heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arr
         visible.append(memory.visible(row, protection))
     (phi, *of_memory), after = activation(heads, fills, visible, score_gain, n_analog=1)
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
-    cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in arrays.operands(ArrayId.AV, slots)]
+    cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in values]
     decay = None if decay is None else decay.view(n_tiles, 1, array.rows)
     counts = charge_av(phi, cells, decay) / array.saturation_av  # A [B, H_kv, J, G, D]
     gain, offset = (None if x is None else x[:, :, None] for x in heads.column_tables_av(torch.arange(n_tiles, device=heads.device)))
     noises = [heads.read_noise_av(row, tile) for tile in range(n_tiles)]
     noise = torch.stack([by_group(x) for x in noises if x is not None], dim=2) if hardware.noise.read_av else None
-    out = quantize(with_errors(counts, gain, offset, noise), hardware.readout).sum(dim=2).reshape(pulses.shape)
+    out = adc(with_errors(counts, gain, offset, noise), hardware.readout).sum(dim=2).reshape(pulses.shape)
     if memory is not None:
         out = out + memory_sum(heads, of_memory[0], memory)
     return out if after is None else out * after

@@ -12,12 +12,16 @@ from aimc.config import Hardware
 
 _log = logging.getLogger(__name__)
 
+MAX_OWN_FADING = 0.02
+"""Most that a voltage may be in error, one standard deviation, where the blocked operator evaluates spread leak rates once per sub-tile."""
+
 
 def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
-    `auto` takes the Triton kernels on a GPU where they can do the sizes at hand, and the blocked operator everywhere else; it logs each
-    choice with its reason once. The softmax activation and protected tokens are eager in all cases.
+    `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator everywhere else; it
+    logs each choice with its reason once. The softmax activation, protected tokens, and retention that is spread and so short that the
+    blocked operator's evaluation of it is no use, are eager in all cases.
 
     Raises:
         ValueError: a backend was asked for by name and cannot compute this.
@@ -48,7 +52,16 @@ def _only_eager(hardware: Hardware) -> str | None:
     """What of the hardware the fused backends do not have."""
     if hardware.activation != "hard_sigmoid":
         return f"activation={hardware.activation!r}"
-    return "protected tokens (hardware.protection)" if hardware.protection.is_on else None
+    if hardware.protection.is_on:
+        return "protected tokens (hardware.protection)"
+    if hardware.noise.tau_spread:
+        faded = hardware.leakage.decay_per_token * (hardware.array.rows - 1) / 2  # λ·(R−1)/2; see attention_blocked
+        if faded > 1 or hardware.noise.tau_spread * faded > MAX_OWN_FADING:
+            return (
+                f"cells that each fade by their own rate (noise.tau_spread={hardware.noise.tau_spread:g}) within the tokens of a sub-tile, "
+                f"exp(-{faded:.2g}) in half of it"
+            )
+    return None
 
 
 def _triton_obstacle(query: Tensor, hardware: Hardware) -> str | None:

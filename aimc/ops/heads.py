@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aimc.config import Array, Hardware
-from aimc.ops.array import together
-from aimc.ops.cell import cell_operands
+from aimc.config import Array, Cell, Hardware
+from aimc.ops.array import CellDecay, Decay, together
+from aimc.ops.cell import cell_operands, leaking_cell
 from aimc.ops.leakage import age, decay_factor
 from aimc.ops.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import dac
 
 
 class Heads:
@@ -35,6 +35,16 @@ class Heads:
         self.n_kv_heads = key.shape[1]
 
     @property
+    def cell(self) -> Cell:
+        """What the arrays are made of, about the voltage that it leaks to."""
+        return leaking_cell(self.hardware)
+
+    @property
+    def leaks_apart(self) -> bool:
+        """Whether cells leak, and each at a rate of its own."""
+        return bool(self.hardware.noise.tau_spread and self.hardware.leakage.decay_per_token)
+
+    @property
     def group(self) -> int:
         """Query heads that share one K/V head."""
         return self.n_heads // self.n_kv_heads
@@ -44,13 +54,13 @@ class Heads:
         return x if self.group == 1 else x.repeat_interleave(self.group, dim=dim)
 
     def stored_u(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
-        """Write scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`: stored voltages about rest, with write noise."""
+        """Write scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`: voltages about the leak target, with write noise."""
         hardware, noise = self.hardware, self.hardware.noise
-        stored_v = quantize(scaled, hardware.storage_dac)
+        stored_v = dac(scaled, hardware.storage_dac)
         if noise.write_v:
             unit = write_noise(self.seed, self.layer, array, self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype)
             stored_v = stored_v + noise.write_v * unit
-        return stored_v - hardware.cell.offset_v
+        return stored_v - self.cell.offset_v
 
     def cell_errors(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt; None: none."""
@@ -60,15 +70,23 @@ class Heads:
         offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells) if noise.mismatch_offset_v else None
         return gain, offset_v
 
+    def leak_rates(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
+        """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or not at all."""
+        if not self.leaks_apart:
+            return None
+        slots = tokens % self.hardware.array.window
+        unit = self.chip.cell_retention(array, self.n_kv_heads, slots, self.head_size, self.dtype)
+        return self.hardware.leakage.decay_per_token * torch.exp(-self.hardware.noise.tau_spread * unit)
+
     def written(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> tuple[Tensor, list[Tensor | float]]:
         """:meth:`stored_u`, and what these cells do to a pulse: the operands of :func:`aimc.ops.cell.cell_operands`, `[B, H_kv, S, D]`."""
         u = self.stored_u(scaled, array, tokens)
         return u, self.operands(u, array, tokens)
 
     def operands(self, u: Tensor, array: ArrayId, tokens: Tensor) -> list[Tensor | float]:
-        """What the cells that hold voltages `u` about rest do to a pulse."""
+        """What the cells that hold voltages `u` about their leak target do to a pulse."""
         gain, offset_v = self.cell_errors(array, tokens)
-        operands = cell_operands(u, self.hardware.cell, gain=gain, offset_v=offset_v)
+        operands = cell_operands(u, self.cell, gain=gain, offset_v=offset_v)
         return operands if self.hardware.leakage.decay_per_token else [together(operands)]  # all powers stay as they are
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -117,6 +135,16 @@ class Heads:
         """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`; None: no leakage."""
         per_token = self.hardware.leakage.decay_per_token
         return decay_factor(age(times, written), per_token, dtype=self.dtype) if per_token else None
+
+    def decays(self, times: Tensor, written: Tensor, tokens: Tensor) -> tuple[Decay, Decay]:
+        """:meth:`decay` of the tokens `[S]` in the first and in the second array, cell by cell where their rates are spread."""
+        rates = [self.leak_rates(array, tokens) for array in ArrayId]
+        if rates[0] is None or rates[1] is None:
+            of_both = self.decay(times, written)
+            return of_both, of_both
+        ages = age(times, written)
+        first, second = (CellDecay(ages, self.for_query_heads(of_array, dim=0)) for of_array in rates if of_array is not None)
+        return first, second
 
     def visible(self, rows: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
         """Which tokens `[S]` the queries `[T']` see: `[T', S]`, or `[B, 1, T', S]` with their padding `[B, S]`."""

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from aimc.config import Hardware
-from aimc.ops.array import Operands
+from aimc.ops.array import Operands, decayed
+from aimc.ops.cell import leaking_cell
 from aimc.ops.heads import Heads
-from aimc.ops.leakage import decay_factor
+from aimc.ops.leakage import decay_factor, own_decay
 from aimc.ops.noise import ArrayId, Chip, draw_seed
 from aimc.ops.protection import Memory, remember
+from aimc.ops.quantize import before_bow
 from aimc.ops.scaling import Scaling
 
 
@@ -41,7 +43,7 @@ class KVArrays:
         window, dtype = hardware.array.window, torch.promote_types(key.dtype, torch.float32)
         cells = (self.n_batch, self.n_kv_heads, window, self.head_size)
         self.key_u, self.value_u = (torch.zeros(cells, dtype=dtype, device=key.device) for _ in range(2))
-        """Stored voltages about rest at the time of writing, in volt, write noise included, `[B, H_kv, W, D]`."""
+        """Stored voltages about the leak target at the time of writing, in volt, write noise included, `[B, H_kv, W, D]`."""
         self.tokens = torch.full((window,), -1, device=key.device)
         """Position of the token in each slot, `[W]`; -1: empty."""
         self.written_at = torch.zeros(window, dtype=torch.float64, device=key.device)
@@ -57,20 +59,26 @@ class KVArrays:
         self.waited = 0.0
         """Time in which no token came, in token times."""
         self._operands: dict[ArrayId, list[Tensor | float]] = {}
+        slots, heads = torch.arange(window, device=key.device), self._heads(self.seed)
+        self._leak_rates = {array: heads.leak_rates(array, slots) for array in ArrayId}
 
     @property
     def now(self) -> float:
         """Time of the next token, in token times since the first."""
         return self.n_tokens + self.waited
 
-    def decay(self) -> Tensor:
-        """By how much the voltage in each slot has fallen by now, `[W]`; 1 without leakage."""
-        return decay_factor(self.now - self.written_at, self.hardware.leakage.decay_per_token, dtype=torch.float64)
+    def cell_decay(self, array: ArrayId, slots: slice, time: float) -> Tensor:
+        """By how much the voltages in these slots have fallen at a time in token times: `[S, 1]`, or cell by cell `[H_kv, S, D]`."""
+        ages = (time - self.written_at[slots]).clamp(min=0.0)
+        rates = self._leak_rates[array]
+        if rates is None:
+            return decay_factor(ages, self.hardware.leakage.decay_per_token, dtype=torch.float64)[:, None]
+        return own_decay(rates[:, slots], ages)
 
     def voltages(self, array: ArrayId) -> Tensor:
         """Voltages in the cells now, in volt, `[B, H_kv, W, D]`."""
         u = self.key_u if array == ArrayId.QK else self.value_u
-        return u * self.decay().to(u.dtype)[:, None] + self.hardware.cell.offset_v
+        return u * self.cell_decay(array, slice(None), self.now).to(u.dtype) + leaking_cell(self.hardware).offset_v
 
     def wait(self, seconds: float) -> None:
         """Let time pass: cells leak, no token is read or written.
@@ -84,12 +92,13 @@ class KVArrays:
         self.waited += seconds / self.hardware.leakage.known_token_time_s()
 
     def refresh(self) -> None:
-        """Read all cells, round to the nearest storage level, write them again with write noise of their own."""
+        """Read all cells, round to the nearest storage level (of the DAC as it is, bent or not), write them again with fresh write noise."""
         tokens = self.tokens.clamp(min=0)
         renewal = self.seed + 1 + self.n_refreshed  # its own noise: another seed
-        heads = Heads(self.key_u, self.key_u, self.hardware, self.chip, renewal)
+        heads, storage_dac = self._heads(renewal), self.hardware.storage_dac
         for array in ArrayId:
-            u = heads.stored_u(self.voltages(array), array, tokens)
+            voltages = self.voltages(array)
+            u = heads.stored_u(before_bow(voltages, storage_dac) if storage_dac.inl else voltages, array, tokens)
             (self.key_u if array == ArrayId.QK else self.value_u).copy_(u)
             self._operands[array] = heads.operands(u, array, tokens)
         self.written_at = torch.where(self.tokens >= 0, self.now, self.written_at)
@@ -160,6 +169,13 @@ class KVArrays:
     def operands(self, array: ArrayId, slots: slice) -> Operands:
         """What the cells in these slots do to a pulse, `[B, H_kv, S, D]` per power of the decay, or a number."""
         return [o[..., slots, :] if isinstance(o, Tensor) else o for o in self._operands[array]]
+
+    def faded_operands(self, array: ArrayId, slots: slice) -> Operands:
+        """:meth:`operands` as the newest token finds them: at one moment even a decay of its own is a factor of what a cell holds."""
+        return [decayed(self.operands(array, slots), self.cell_decay(array, slots, self.now - 1))]
+
+    def _heads(self, seed: Tensor) -> Heads:
+        return Heads(self.key_u, self.key_u, self.hardware, self.chip, seed)
 
     def _empty(self, operand: Tensor | float) -> Tensor | float:
         if not isinstance(operand, Tensor):

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     COLUMN_OFFSET = 4
     WRITE = 5
     READ = 6
+    CELL_RETENTION = 7
 
 
 class ArrayId(IntEnum):
@@ -161,6 +162,10 @@ class Chip:
     def cell_offset(self, array: ArrayId, n_heads: int, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Offset of each cell, shaped like :meth:`cell_gain`."""
         return self._cells(Stream.CELL_OFFSET, array, n_heads, slots, head_size, dtype)
+
+    def cell_retention(self, array: ArrayId, n_heads: int, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Logarithm of each cell's retention time over the nominal one, shaped like :meth:`cell_gain`."""
+        return self._cells(Stream.CELL_RETENTION, array, n_heads, slots, head_size, dtype)
 
     def column_gain_qk(self, n_heads: int, slots: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Gain of each charge-to-pulse circuit, one per slot of the first array: `[H_kv, S]`."""

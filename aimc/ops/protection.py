@@ -86,8 +86,8 @@ def sink_tokens(padding: Tensor, n_before: Tensor | int, protection: Protection)
 def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
     """What a digital memory holds for a scaled key or value `[B, H_kv, T, D]`: charge per unit pulse, in signal units.
 
-    With `hard_sigmoid` it is what a cell without noise, mismatch and leakage gives, levels and clip included: the model was trained on
-    that. With `softmax` a straight line stands for the cell, without levels and clip: the model's own arithmetic.
+    With `hard_sigmoid` it is what a cell without noise, mismatch and leakage gives, behind a straight converter, levels and clip
+    included: the model was trained on that. With `softmax` a straight line stands for the cell, without levels and clip: the model's own arithmetic.
     """
     cell = hardware.cell
     if hardware.activation == "hard_sigmoid":

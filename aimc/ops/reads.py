@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aimc.config import Array
 
@@ -23,6 +23,8 @@ class Read:
     """How many of the first queries do not see all of it."""
     tile: int
     """Number of the sub-tile."""
+    continued: bool = False
+    """Whether earlier queries of the same run have read the sub-tile just before, as a part of their own."""
 
     @property
     def n_tokens(self) -> int:
@@ -46,11 +48,20 @@ def reads(start: int, stop: int, n_tokens: int, array: Array) -> Iterator[Read]:
         yield Read(start=first, stop=behind, blocks=blocks, n_masked=behind - first, tile=first % window // rows)
 
 
-def groups(reads: Iterable[Read], span: int) -> Iterator[tuple[list[tuple[int, int]], list[tuple[Read, int]]]]:
+def parts(read: Read, length: int) -> Iterator[Read]:
+    """The same read by at most `length` queries at a time."""
+    for start in range(read.start, read.stop, length):
+        stop = min(start + length, read.stop)
+        n_masked = min(max(read.n_masked - (start - read.start), 0), stop - start)
+        yield replace(read, start=start, stop=stop, n_masked=n_masked, continued=start > read.start)
+
+
+def groups(reads: Iterable[Read], span: int, longest: int | None = None) -> Iterator[tuple[list[tuple[int, int]], list[tuple[Read, int]]]]:
     """Reads whose tokens are prepared together: the runs of tokens they need, and each read with where its tokens begin among them.
 
     Preparing tokens sub-tile by sub-tile costs more calls than arithmetic; preparing all of them at once costs memory. So neighbours
     within `span` tokens go together; of overwritten sub-tiles fewer, because their tokens come from two places and have to be copied.
+    With `longest`, a read is by at most that many queries, and by several in turn where it was by more.
     """
 
     def together(read: Read) -> tuple[int, int]:
@@ -64,4 +75,5 @@ def groups(reads: Iterable[Read], span: int) -> Iterator[tuple[list[tuple[int, i
         else:
             ranges = [block for read in members for block in read.blocks]
         begins = itertools.accumulate((read.n_tokens for read in members[:-1]), initial=0)
-        yield ranges, list(zip(members, begins, strict=True))
+        placed = zip(members, begins, strict=True)
+        yield ranges, list(placed) if longest is None else [(part, at) for read, at in placed for part in parts(read, longest)]

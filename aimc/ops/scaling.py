@@ -51,13 +51,13 @@ def scaled(x: Tensor, affine: Affine | None) -> Tensor:
 
 
 def conversion_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:
-    """From the gradient of `quantize(scaled(x, affine), converter)` to those of `x` and of the scaler, by hand.
+    """From the gradient of `dac(scaled(x, affine), converter)` to those of `x` and of the scaler, by hand.
 
     Args:
         grad: `[B, H, T, D]`; overwritten.
         x: what was scaled, `[B, H, T, D]`, any floating dtype.
         affine: its scaler; None: none.
-        converter: the converter behind it, straight-through inside its range.
+        converter: the converter behind it, straight-through inside its range, bent or not.
 
     Returns:
         The gradient of `x` in the dtype of `grad`, and `[2, H]`: gradients of scale and offset (zeros without a scaler).

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from aimc.ops.activation import Pulses, charge_to_pulse, digital_softmax
-from aimc.ops.array import Operands, charge_av, charge_qk
+from aimc.ops.array import Decay, Operands, charge_av, charge_qk
 from aimc.ops.heads import Heads
 from aimc.ops.protection import Memory, protected_tokens
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import adc
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,8 +43,8 @@ class Charges(NamedTuple):
 
     visible: Tensor
     """Which keys a query reads here, broadcastable to `fill`."""
-    decay: Tensor | None
-    """Of what is stored, `[T', S]`; None: no leakage."""
+    decay: Decay
+    """Of what the second array stores."""
     fill: Tensor
     """S / S_sat with column errors and read noise, `[B, H, T', S]`."""
 
@@ -134,18 +134,18 @@ def _first_array(heads: Heads, pulses: Tensor, rows: Tensor, times: Tensor, tile
     visible = heads.visible(rows, tile.tokens, tile.padding)
     if tile.sink is not None:
         visible = visible & ~protected_tokens(rows, tile.tokens, tile.sink, heads.hardware.protection)
-    decay = heads.decay(times, tile.times)
+    decay, decay_of_values = heads.decays(times, tile.times, tile.tokens)
     fill = charge_qk(pulses, tile.keys, decay)  # S / S_sat [B, H, T', S]
     fill = with_errors(fill, *heads.column_errors_qk(tile.tokens), heads.read_noise_qk(rows, tile.tokens))
-    return Charges(visible, decay, fill)
+    return Charges(visible, decay_of_values, fill)
 
 
-def _second_array(heads: Heads, phi: Tensor, rows: Tensor, tile: SubTile, decay: Tensor | None) -> Tensor:
+def _second_array(heads: Heads, phi: Tensor, rows: Tensor, tile: SubTile, decay: Decay) -> Tensor:
     """Counter values of one sub-tile, A `[B, H, T', D]`."""
     number = tile.number
     counts = charge_av(phi, tile.values, decay) / heads.hardware.array.saturation_av
     columns = heads.column_errors_av(torch.tensor([number], device=phi.device))
-    return quantize(with_errors(counts, *columns, heads.read_noise_av(rows, number)), heads.hardware.readout)
+    return adc(with_errors(counts, *columns, heads.read_noise_av(rows, number)), heads.hardware.readout)
 
 
 def with_errors(x: Tensor, gain: Tensor | None, offset: Tensor | None, noise: Tensor | None) -> Tensor:

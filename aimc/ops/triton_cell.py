@@ -53,6 +53,8 @@ class Spec:
     """Readout: value of code 0."""
     v_min: float
     v_max: float
+    bow: float
+    """Readout: curvature of the integral nonlinearity (aimc.ops.quantize.bow_curvature)."""
     clip_levels: bool
     """Whether levels are held inside the range after rounding."""
     read_noise_qk: bool
@@ -85,7 +87,7 @@ class Levels(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """The cells of one array: stored voltage about rest `[B, H_kv, T, D]`, errors by slot `[H_kv, W, D]` or None."""
+    """The cells of one array: stored voltage about the leak target `[B, H_kv, T, D]`, errors by slot `[H_kv, W, D]` or None."""
 
     u: Any
     gain: Any
@@ -261,8 +263,10 @@ def _round_half_even(x):
 
 @triton.jit
 def quantize_counts(x, SPEC: tl.constexpr):
-    """aimc.ops.quantize.quantize with the readout's converter."""
+    """aimc.ops.quantize.adc with the readout's converter."""
     x = tl.minimum(tl.maximum(x, SPEC.v_min), SPEC.v_max)
+    if SPEC.bow != 0:
+        x += SPEC.bow * (x - SPEC.v_min) * (SPEC.v_max - x)
     if SPEC.steps > 0:
         code = _round_half_even((x - SPEC.zero) * SPEC.steps)
         x = tl.div_rn(code, tl.full(code.shape, SPEC.steps, tl.float32)) + SPEC.zero

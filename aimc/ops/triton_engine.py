@@ -11,7 +11,7 @@ from aimc.ops.attention_triton import CellErrors, triton_backward, triton_forwar
 from aimc.ops.call import Call
 from aimc.ops.heads import Heads
 from aimc.ops.noise import ArrayId
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import dac
 from aimc.ops.scaling import conversion_gradient, scaled
 
 
@@ -32,10 +32,10 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
 
 
 def _prepared(call: Call) -> tuple[Tensor, Tensor, Tensor, Any, CellErrors]:
-    """Pulses `[B, H, T, D]`, stored voltages about rest `[B, H_kv, T, D]` of both arrays, hardware and chip."""
+    """Pulses `[B, H, T, D]`, voltages `[B, H_kv, T, D]` about the leak target of both arrays, hardware and chip."""
     heads = call.heads
     tokens = torch.arange(heads.n_tokens, device=heads.device)
-    pulses = quantize(scaled(call.query, call.scaling.query), heads.hardware.input_dac)
+    pulses = dac(scaled(call.query, call.scaling.query), heads.hardware.input_dac)
     key_u = heads.stored_u(scaled(call.key, call.scaling.key), ArrayId.QK, tokens)
     value_u = heads.stored_u(scaled(call.value, call.scaling.value), ArrayId.AV, tokens)
     return pulses.contiguous(), key_u.contiguous(), value_u.contiguous(), heads.hardware, _errors(heads)
