@@ -26,7 +26,8 @@ _EMPTY = "#BBBBBB"
 """Where a slot holds nothing yet."""
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes in the project's style."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
@@ -45,7 +46,7 @@ def adaptation_curve(perplexities: Sequence[float], *, reference: float | None =
         reference: perplexity of the model whose statistics are matched.
         digital: perplexity of the digital model.
     """
-    figure, axes = _axes("Adaptation: statistics matching, no gradient", "iteration", "held-out perplexity")
+    figure, axes = new_axes("Adaptation: statistics matching, no gradient", "iteration", "held-out perplexity")
     axes.plot(range(len(perplexities)), perplexities, "o-", color=RED, label="nonlinear cell")
     for value, name, colour, style in ((reference, "linear cell (reference)", BLUE, "--"), (digital, "digital", BLACK, ":")):
         if value is not None:
@@ -62,7 +63,7 @@ def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, d
         histories: stage name to its training log, lines with `tokens` and `eval_perplexity` (others are passed over).
         digital: perplexity of the digital model before, on the same validation text, drawn as a line.
     """
-    figure, axes = _axes("Hardware-aware training", "training tokens (millions)", "validation perplexity")
+    figure, axes = new_axes("Hardware-aware training", "training tokens (millions)", "validation perplexity")
     linear_tokens = max((line["tokens"] for line in histories.get("linear", ())), default=0)
     for stage, history in histories.items():
         colour, style, name = _STAGE_STYLE[stage]
@@ -101,7 +102,7 @@ def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
     """
     (_, clean), *rows = sweep.items()
     title = f"What each non-ideality costs (clean perplexity {clean.mean:.1f})"
-    figure, axes = _axes(title, "increase of held-out perplexity over clean (%)", "")
+    figure, axes = new_axes(title, "increase of held-out perplexity over clean (%)", "")
 
     def increase(perplexity: float) -> float:
         return 100 * (perplexity / clean.mean - 1)

@@ -13,6 +13,13 @@ from aimc.config import Array, Cell, Converter, Hardware, Leakage, Noise
 
 LINEAR_SLOPE = 19.3
 """Signal units per volt of the linear cell, and of the surrogate gradient of the nonlinear one [L25, code]."""
+CMOS_SURFACE = {
+    **{(0, 0): 0.17393044, (0, 1): 0.15653739, (0, 2): 0.14088365, (0, 3): 0.12679529},
+    **{(1, 0): 5.51975209, (1, 1): 4.96777688, (1, 2): 4.4709992},
+    **{(2, 0): -1.44776001, (2, 1): -1.30298401, (3, 0): 46.05483778},
+}
+"""C_ij of the silicon CMOS cell, in signal units: charge over stored voltage about rest (power i) and read voltage (power j) [L25, code]. The
+rows fall as 0.9^j, the mark of a fit at one read voltage: it is good at 0.9 V alone."""
 CMOS_COEFFICIENTS = (0.52136361391, 13.612260634, -2.620445619, 46.05483778)
 """c_0…c_3 of the silicon CMOS cell [L25]: its ten-coefficient surface C_ij at a read voltage of 0.9 V, c_i = Σ_j 0.9^j·C_ij."""
 STEP_LATENCY_S = 65e-9

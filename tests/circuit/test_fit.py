@@ -26,6 +26,7 @@ def test_formulas_of_any_shape_run(curve, degree):
     Hardware(cell=fit.to_cell(0.9))
 
 
+@pytest.mark.filterwarnings("ignore::aimc.circuit.CircuitWarning")
 def test_error_in_steps_of_the_storage_levels():
     u = STORED - 0.45
     fit = fit_transfer(STORED, u**2 + u, offset_v=0.45, degree=1, n_levels=5)

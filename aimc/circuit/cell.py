@@ -1,0 +1,196 @@
+"""A gain cell: write transistor, storage capacitor, and a read stage that turns the stored voltage into a signed current.
+
+Sources: [S14] W. Sansen, analog design basics (kT/C, integrated noise); [P89] and [EV06] as in :mod:`aimc.circuit.transistor`. The
+push-pull read stage, the pulsed read lines and the virtual ground of the bit line follow N. Leroux et al., Nature Computational
+Science (2025); transistor sizes were not published.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from aimc.circuit.transistor import BOLTZMANN, REFERENCE_K, Array, Transistor
+from aimc.config_checks import require, require_positive
+
+
+@dataclass(slots=True, kw_only=True)
+class GainCell:
+    """One gain cell, its bias and its timing.
+
+    The bit line is a virtual ground. With `read_p` the stage is push-pull: the n transistor stands between the bit line and a line
+    `read_v/2` below it, the p transistor between the bit line and a line `read_v/2` above it, both gates at the stored voltage; their
+    currents cancel near half the supply. Without `read_p` the n transistor stands between ground and `read_v`, and a reference cell at
+    the rest voltage is subtracted. Between pulses `read_v` is zero and nothing flows.
+    """
+
+    supply_v: float
+    """V_DD in volt: voltages from 0 to V_DD are stored."""
+    capacitance_f: float
+    """C, all capacitance of the storage node in farad, the gates of the read stage included."""
+    write: Transistor
+    """Between the write bit line and the storage node."""
+    read_n: Transistor
+    """Of the read stage; its gate is the storage node."""
+    read_p: Transistor | None = None
+    """The complementary one; None: n type only, with a reference."""
+    read_v: float
+    """Height of the read pulse in volt."""
+    pulse_max_s: float
+    """T_max, longest read pulse in second."""
+    write_pulse_s: float
+    """How long a write lasts in second."""
+    write_gate_on_v: float
+    """Gate of the write transistor while it writes, in volt: above V_DD + V_T for an n type to pass V_DD."""
+    write_gate_off_v: float = 0.0
+    """Gate of the write transistor while the cell holds, in volt; below 0 to shut it at a stored 0 V."""
+    hold_v: float | None = None
+    """Write bit line while the cell holds, in volt; None: the rest voltage."""
+    leak_conductance_s: float = 0.0
+    """Junction and gate-tunnelling leakage of the storage node as one conductance in siemens; 0: the write transistor alone leaks."""
+    leak_target_v: float | None = None
+    """Voltage that this conductance pulls to; None: the rest voltage."""
+    read_line_time_s: float = 0.0
+    """RC of the read line in second: a pulse loses about that much at its rising edge, and a short one more; 0: ideal edges."""
+    line_f: float = 0.0
+    """A cell's share of its write bit line in farad; costs energy; 0: none."""
+    temperature_k: float = REFERENCE_K
+    """Temperature in kelvin."""
+
+    def __post_init__(self) -> None:
+        units = {"supply_v": "volts", "read_v": "volts", "pulse_max_s": "seconds", "write_pulse_s": "seconds"}
+        for name, unit in (units | {"capacitance_f": "farads", "temperature_k": "kelvins"}).items():
+            require_positive(name, getattr(self, name), unit)
+        for name in ("leak_conductance_s", "read_line_time_s", "line_f"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "it is not negative", "0 switches it off")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, float):
+                require(math.isfinite(value), f.name, value, "it is not a finite number", "give a number")
+        require(self.read_n.polarity == "n", "read_n.polarity", self.read_n.polarity, "it pulls the bit line down", "use an n type")
+        if self.read_p is not None:
+            require(
+                self.read_p.polarity == "p", "read_p.polarity", self.read_p.polarity, "it pulls the bit line up", "use a p type, or None"
+            )
+        gates_f = self.read_n.gate_f + (0.0 if self.read_p is None else self.read_p.gate_f)
+        require(
+            self.capacitance_f >= gates_f,
+            "capacitance_f",
+            self.capacitance_f,
+            f"the gates of the read stage alone have {gates_f:.3g} F",
+            "make the capacitor larger or the read transistors smaller",
+        )
+
+    @property
+    def rest_v(self) -> float:
+        """V_o, half the supply, in volt."""
+        return self.supply_v / 2
+
+    def branch_currents(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> tuple[Array, Array]:
+        """What the two branches of the read stage carry, in ampere, not negative for a positive pulse.
+
+        Args:
+            stored_v: stored voltages in volt; broadcast with `read_v`.
+            read_v: heights of the pulse in volt; None: the cell's own.
+
+        Returns:
+            Current of the n transistor, and of the p transistor or the reference.
+        """
+        stored = np.asarray(stored_v, dtype=np.float64)
+        height = np.asarray(self.read_v if read_v is None else read_v, dtype=np.float64)
+        if self.read_p is None:
+            sink = self.read_n.current(stored, 0.0, height, temperature_k=self.temperature_k)
+            return sink, self.read_n.current(self.rest_v, 0.0, height, temperature_k=self.temperature_k)
+        low, high = self.rest_v - height / 2, self.rest_v + height / 2
+        sink = self.read_n.current(stored, low, self.rest_v, temperature_k=self.temperature_k)
+        source = -self.read_p.current(stored, high, self.rest_v, body_v=self.supply_v, temperature_k=self.temperature_k)
+        return sink, source
+
+    def read_current(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> Array:
+        """Signed current of the cell in ampere, positive above rest; arguments as for :meth:`branch_currents`."""
+        sink, source = self.branch_currents(stored_v, read_v)
+        return sink - source
+
+    def effective_width(self, width_s: ArrayLike) -> Array:
+        """How long a pulse of `width_s` second acts: `t − τ_line·(1 − exp(−t/τ_line))`, its rising edge being a line of one time constant.
+
+        The tail after the pulse is not integrated: the charge is taken when the pulse ends.
+        """
+        width = np.asarray(width_s, dtype=np.float64)
+        if self.read_line_time_s == 0:
+            return width
+        return width + self.read_line_time_s * np.expm1(-width / self.read_line_time_s)
+
+    def read_charge(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> Array:
+        """Signed charge in coulomb that a pulse of `width_s` second takes from the bit line; None: the longest pulse."""
+        return self.read_current(stored_v) * self.effective_width(self.pulse_max_s if width_s is None else width_s)
+
+    def transconductance(self, stored_v: ArrayLike) -> Array:
+        """∂(read current)/∂(stored voltage) in siemens."""
+        of_n, of_p = self.branch_conductances(stored_v)
+        return of_n + of_p
+
+    def branch_conductances(self, stored_v: ArrayLike) -> tuple[Array, Array]:
+        """The transconductances of the two branches in siemens; 0 of a reference."""
+        if self.read_p is None:
+            of_n, _ = self.read_n.conductances(stored_v, 0.0, self.read_v, temperature_k=self.temperature_k)
+            return of_n, np.zeros_like(of_n)
+        low, high = self.rest_v - self.read_v / 2, self.rest_v + self.read_v / 2
+        of_n, _ = self.read_n.conductances(stored_v, low, self.rest_v, temperature_k=self.temperature_k)
+        of_p, _ = self.read_p.conductances(stored_v, high, self.rest_v, body_v=self.supply_v, temperature_k=self.temperature_k)
+        return of_n, of_p
+
+    def read_energy(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> Array:
+        """Energy of one read of one cell in joule: the supply delivers the larger branch current (push-pull), or the cell's own at `read_v`."""
+        sink, source = self.branch_currents(stored_v)
+        power = self.read_v * sink if self.read_p is None else self.supply_v * np.maximum(sink, source)
+        return power * np.asarray(self.pulse_max_s if width_s is None else width_s, dtype=np.float64)
+
+    def mean_read_energy(self, mean_pulse: float = 0.5) -> float:
+        """Energy of a read in joule, over evenly spread stored voltages and pulses whose mean is `mean_pulse` of the longest."""
+        return mean_pulse * float(np.mean(self.read_energy(self.stored_grid())))
+
+    def write_energy(self) -> float:
+        """Mean energy of one write in joule: `(C + C_line)·V_DD²/6` for independent, evenly spread old and new voltages, of which half rise by
+        V_DD/3 on average, and `C_gate·ΔV²` for the gate of the write transistor."""
+        swing = self.write_gate_on_v - self.write_gate_off_v
+        return (self.capacitance_f + self.line_f) * self.supply_v**2 / 6 + self.write.gate_f * swing**2
+
+    def read_noise_charge(self, stored_v: ArrayLike, width_s: float | None = None) -> Array:
+        """Standard deviation in coulomb of the charge of one read, from the channel noise of both branches: `√(S·t/2)` of a white density S [S14]."""
+        stored, width = np.asarray(stored_v, dtype=np.float64), self.pulse_max_s if width_s is None else width_s
+        if self.read_p is None:
+            density = self.read_n.noise_density(stored, 0.0, self.read_v, temperature_k=self.temperature_k)
+            density = density + self.read_n.noise_density(self.rest_v, 0.0, self.read_v, temperature_k=self.temperature_k)
+        else:
+            low, high = self.rest_v - self.read_v / 2, self.rest_v + self.read_v / 2
+            density = self.read_n.noise_density(stored, low, self.rest_v, temperature_k=self.temperature_k)
+            density = density + self.read_p.noise_density(stored, high, self.rest_v, body_v=self.supply_v, temperature_k=self.temperature_k)
+        return np.sqrt(density * width / 2)
+
+    def write_noise(self) -> float:
+        """√(kT/C) in volt: what is left on the capacitor when the write transistor opens [S14]."""
+        return math.sqrt(BOLTZMANN * self.temperature_k / self.capacitance_f)
+
+    def offset_spread(self) -> float:
+        """Standard deviation of a cell's rest voltage in volt: both branches' thresholds and current factors at rest, referred to the gate [P89]."""
+        sink, source = (float(i) for i in self.branch_currents(self.rest_v))
+        of_n, of_p = (float(g) for g in self.branch_conductances(self.rest_v))
+        transistor_p = self.read_p
+        spread = math.hypot(of_n * self.read_n.threshold_spread_v, sink * self.read_n.gain_spread)
+        if transistor_p is not None:
+            spread = math.hypot(spread, of_p * transistor_p.threshold_spread_v, source * transistor_p.gain_spread)
+        return spread / (of_n + of_p)
+
+    def gain_spread(self) -> float:
+        """Relative standard deviation of a cell's charge about rest: the current factors, weighted by the branches' transconductances [P89]."""
+        of_n, of_p = (float(g) for g in self.branch_conductances(self.rest_v))
+        of_p_spread = 0.0 if self.read_p is None else of_p * self.read_p.gain_spread
+        return math.hypot(of_n * self.read_n.gain_spread, of_p_spread) / (of_n + of_p)
+
+    def stored_grid(self, n_points: int = 91) -> Array:
+        """Evenly spaced stored voltages from 0 to V_DD in volt, `[n_points]`."""
+        return np.linspace(0.0, self.supply_v, n_points)

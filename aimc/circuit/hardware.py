@@ -1,0 +1,207 @@
+"""From a circuit, or from a fitted curve, to the hardware that the emulator runs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from aimc import presets
+from aimc.circuit.budget import check_cell
+from aimc.circuit.cell import GainCell
+from aimc.circuit.errors import CircuitError, CircuitWarning
+from aimc.circuit.fit import TransferFit, fit_transfer
+from aimc.circuit.retention import RetentionFit
+from aimc.circuit.storage import retention, tau_spread
+from aimc.circuit.transistor import BOLTZMANN
+from aimc.config import Cell, Hardware, Leakage, Noise
+
+MEAN_PULSE = 0.5
+"""Mean pulse as a fraction of the longest, where a model's own is not known: noise and energy of a read grow with it."""
+HEAD_SIZE = 64
+"""Cells on a bit line of the first array, where a model's own head size is not given: that of GPT-2."""
+
+AT_REST = 1e-3
+"""Part of the supply within which a cell counts as leaking to its rest: a fit's own uncertainty."""
+
+
+class FullScales(NamedTuple):
+    """Charges at which the circuits behind the two arrays are full, in coulomb."""
+
+    qk_c: float
+    """Of the charge-to-pulse circuit."""
+    av_c: float
+    """Of a sub-tile's counter."""
+
+
+def to_hardware(
+    source: GainCell | TransferFit,
+    hardware: Hardware | None = None,
+    *,
+    degree: int = 3,
+    full_scales: FullScales | None = None,
+    head_size: int = HEAD_SIZE,
+    mean_pulse: float = MEAN_PULSE,
+    supply_v: float | None = None,
+    held: RetentionFit | None = None,
+) -> Hardware:
+    """Hardware whose cell is a circuit or a fitted curve; everything else is that of `hardware`.
+
+    From a circuit come: transfer coefficients, storage range, τ and what the cells leak to, write noise, read noise of both arrays, gain
+    and offset mismatch, spread of τ, and the nonlinearity of short pulses. Charges become signal units so that the straight line through
+    the cell reaches what that of `hardware.cell` reaches at the end of its range, as if the circuits behind the arrays were sized anew; with
+    `full_scales` they are what they are, and a stronger cell fills them sooner.
+
+    Args:
+        source: a circuit; or a fitted curve, from which comes the cell alone.
+        hardware: sizes, levels, token time and column errors; None: :func:`aimc.presets.gain_cell_cmos`.
+        degree: of the polynomial that stands for the circuit.
+        full_scales: of the circuits behind the arrays, in the units of the charge; None: sized like those of `hardware`.
+        head_size: cells on one bit line of the first array, which add up their noise.
+        mean_pulse: mean pulse as a fraction of the longest, for the noise of a read.
+        supply_v: of a fitted curve, in volt; None: its largest stored voltage.
+        held: of a fitted curve, how it forgets; None: `hardware.leakage` as it is.
+
+    Raises:
+        CircuitError: a cell that cannot be read; a fitted curve that does not reach the range that is stored.
+        ConfigError: values that the emulator refuses.
+
+    Warns:
+        CircuitWarning: what will hurt the model: retention shorter than the window, a write or a pulse too short to settle, a poor fit.
+    """
+    base = presets.gain_cell_cmos() if hardware is None else Hardware.from_dict(hardware.to_dict())
+    if isinstance(source, TransferFit):
+        return _of_curve(source, base, full_scales, supply_v, held)
+    if supply_v is not None or held is not None:
+        raise CircuitError("supply_v and held belong to a fitted curve; a circuit has its own: use dataclasses.replace on it")
+    return _of_circuit(source, base, degree, full_scales, head_size, mean_pulse)
+
+
+def _of_curve(
+    fit: TransferFit, base: Hardware, full_scales: FullScales | None, supply_v: float | None, held: RetentionFit | None
+) -> Hardware:
+    supply = fit.stored_range_v[1] if supply_v is None else supply_v
+    lowest = _same_place(base.storage_dac.v_min, base, supply, max(fit.stored_range_v[0], 0.0))
+    cell = fit.to_cell(supply, base.cell.gradient, lowest_v=lowest)
+    base = _with_cell(base, cell, _signal_unit(fit, base, full_scales), full_scales)
+    base.storage_dac = replace(base.storage_dac, v_min=lowest, v_max=supply)
+    if held is not None:
+        if held.stretch != 1.0:
+            raise CircuitError(
+                f"stretch={held.stretch:.3f}: the emulator computes with plain exponentials; fit the retention with stretched=False"
+            )
+        base.leakage = replace(base.leakage, tau_s=held.tau_s, target_v=float(np.clip(held.target_v, 0.0, supply)))
+    return base
+
+
+def _of_circuit(cell: GainCell, base: Hardware, degree: int, full_scales: FullScales | None, head_size: int, mean_pulse: float) -> Hardware:
+    fit = fit_cell(cell, degree=degree, n_levels=base.storage_dac.n_levels)
+    unit_c = _signal_unit(fit, base, full_scales)
+    lowest = _same_place(base.storage_dac.v_min, base, cell.supply_v, 0.0)
+    new = _with_cell(base, fit.to_cell(cell.supply_v, base.cell.gradient), unit_c, full_scales)
+    new.storage_dac = replace(new.storage_dac, v_min=lowest, v_max=cell.supply_v)
+    new.leakage = _leakage(cell, base)
+    new.noise = _noise(cell, new, unit_c, head_size, mean_pulse)
+    new.input_dac = replace(new.input_dac, inl=pulse_nonlinearity(cell))
+    for finding in check_cell(cell, new, mean_read_noise(cell)):
+        warnings.warn(finding, CircuitWarning, stacklevel=3)
+    return new
+
+
+def fit_cell(cell: GainCell, *, degree: int = 3, n_levels: int | None = None) -> TransferFit:
+    """The polynomial of a circuit's charge, in coulomb for the longest pulse, over its whole range of stored voltages.
+
+    Raises:
+        CircuitError: the charge does not rise with the stored voltage, so it cannot be read back.
+    """
+    stored = cell.stored_grid()
+    charge = cell.read_charge(stored)
+    if (np.diff(charge) <= 0).any():
+        at = stored[int(np.argmin(np.diff(charge)))]
+        raise CircuitError(
+            f"the charge does not rise with the stored voltage at {at:.2f} V: what is stored there cannot be read; check sizes and biases"
+        )
+    return fit_transfer(stored, charge, offset_v=cell.rest_v, degree=degree, n_levels=n_levels)
+
+
+def signal_unit(cell: GainCell, hardware: Hardware, *, degree: int = 3) -> float:
+    """Coulombs per signal unit that :func:`to_hardware` chooses for a circuit whose readout is sized anew."""
+    return _signal_unit(fit_cell(cell, degree=degree), hardware, None)
+
+
+def _signal_unit(fit: TransferFit, base: Hardware, full_scales: FullScales | None) -> float:
+    """Units of the fit's charge per signal unit."""
+    if full_scales is not None:
+        return full_scales.qk_c / base.array.saturation_qk
+    old = base.cell
+    u = np.linspace(0.0, old.supply_v, 101) - old.offset_v
+    old_slope = float(u @ np.polynomial.polynomial.polyval(u, old.coefficients) / (u @ u))
+    low, high = fit.stored_range_v
+    return fit.linear_slope * (high - low) / (old_slope * old.supply_v)
+
+
+def _with_cell(base: Hardware, cell: Cell, unit: float, full_scales: FullScales | None) -> Hardware:
+    """The base with a cell whose coefficients are in charge units of the fit."""
+    cell.coefficients = [c / unit for c in cell.coefficients]
+    cell.surrogate_slope = cell.surrogate_slope / unit
+    if full_scales is not None:
+        base.array = replace(base.array, saturation_av=full_scales.av_c / unit)
+    # range and supply of the storage DAC are checked against each other, so both change at once
+    return replace(base, cell=cell, storage_dac=replace(base.storage_dac, v_min=0.0, v_max=cell.supply_v))
+
+
+def _same_place(v: float, base: Hardware, supply_v: float, lowest_v: float) -> float:
+    """Where a voltage of the old range lies in a new one."""
+    return lowest_v + v / base.cell.supply_v * (supply_v - lowest_v)
+
+
+def _leakage(cell: GainCell, base: Hardware) -> Leakage:
+    duration = base.array.window * base.leakage.known_token_time_s()
+    try:
+        fit = retention(cell, duration).fit
+    except CircuitError:  # it holds for ever, measured in windows
+        return replace(base.leakage, tau_s=None)
+    target_v = float(np.clip(fit.target_v, 0.0, cell.supply_v))
+    return replace(base.leakage, tau_s=fit.tau_s, target_v=None if abs(target_v - cell.rest_v) < AT_REST * cell.supply_v else target_v)
+
+
+def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, mean_pulse: float) -> Noise:
+    return replace(
+        hardware.noise,
+        write_v=cell.write_noise(),
+        read_qk=read_noise(cell, hardware.array.saturation_qk * unit_c, head_size, mean_pulse),
+        read_av=read_noise(cell, hardware.array.saturation_av * unit_c, hardware.array.rows, mean_pulse),
+        mismatch_gain=cell.gain_spread(),
+        mismatch_offset_v=cell.offset_spread(),
+        tau_spread=tau_spread(cell) if hardware.leakage.tau_s is not None else 0.0,
+    )
+
+
+def read_noise(cell: GainCell, full_scale_c: float, n_cells: int, mean_pulse: float = MEAN_PULSE) -> float:
+    """Noise of one read of one column as a fraction of its full scale.
+
+    The channels of `n_cells` cells at evenly spread stored voltages, with variances that add and grow with the pulse; and √(kT·C) of the
+    integrator that is full at `full_scale_c` coulomb after half the supply.
+    """
+    of_cells = n_cells * mean_pulse * mean_read_noise(cell) ** 2
+    of_integrator = BOLTZMANN * cell.temperature_k * full_scale_c / (cell.supply_v / 2)
+    return math.sqrt(of_cells + of_integrator) / full_scale_c
+
+
+def mean_read_noise(cell: GainCell) -> float:
+    """Root mean square noise charge in coulomb of one cell, the longest pulse, and evenly spread stored voltages."""
+    return float(np.sqrt(np.mean(cell.read_noise_charge(cell.stored_grid()) ** 2)))
+
+
+def pulse_nonlinearity(cell: GainCell) -> float:
+    """Largest deviation of a pulse's effect from the straight line through its ends, as a fraction of the longest pulse, with its sign.
+
+    The emulator draws it as a parabola; the edge of a read line has its deviation at the short pulses. Its size is exact, its place is not.
+    """
+    widths = np.linspace(0.0, cell.pulse_max_s, 257)
+    effect = cell.effective_width(widths) / cell.pulse_max_s
+    deviation = effect - effect[-1] * widths / cell.pulse_max_s
+    return float(deviation[int(np.argmax(np.abs(deviation)))])
