@@ -24,7 +24,7 @@ _PUBLIC = {
     "clip_fractions": "aimc.record",
     "perplexity": "aimc.evaluate",
 }
-_MODULES = ("circuit", "config", "evaluate", "hf", "llama2c", "ops", "plot", "presets", "record")
+_MODULES = ("circuit", "config", "evaluate", "hf", "llama2c", "ops", "plot", "plot_attention", "presets", "record")
 
 __all__ = [*_PUBLIC, *_MODULES]
 

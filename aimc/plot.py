@@ -22,20 +22,24 @@ _STAGE_STYLE = {
 }
 _SIZE_IN = (7.0, 4.2)
 _LINES = (ORANGE, BLUE, GREEN, RED, SKY)
-_EMPTY = "#BBBBBB"
+EMPTY = "#BBBBBB"
 """Where a slot holds nothing yet."""
 
 
 def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure with one pair of axes in the project's style."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
-    axes = figure.add_subplot()
+    return figure, dress(figure.add_subplot(), title, x_label, y_label)
+
+
+def dress(axes: Axes, title: str, x_label: str, y_label: str) -> Axes:
+    """What all figures have in common: names on the axes, no box, a faint grid."""
     axes.set_title(title)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, alpha=0.25)
-    return figure, axes
+    return axes
 
 
 def adaptation_curve(perplexities: Sequence[float], *, reference: float | None = None, digital: float | None = None) -> Figure:
@@ -137,7 +141,7 @@ def ring_buffer(
     (image_axes, bar_axes), (axes, nothing) = figure.subplots(2, 2, sharex="col", height_ratios=(5, 3), width_ratios=(30, 1))
     nothing.set_axis_off()
     extent = (times[0], 2 * times[-1] - times[-2], -0.5, distance.shape[1] - 0.5)  # a column lasts until the next
-    image_axes.set_facecolor(_EMPTY)
+    image_axes.set_facecolor(EMPTY)
     image = image_axes.imshow(distance.T, aspect="auto", origin="lower", interpolation="none", vmin=0, extent=extent)
     image_axes.set_title("The ring buffer: slots fade until they are overwritten (grey: still empty)")
     image_axes.set_ylabel("slot")
@@ -160,19 +164,26 @@ def ring_buffer(
     return figure
 
 
-def stored_voltages(snapshots: Mapping[str, ArrayLike], *, rest_v: float, supply_v: float) -> Figure:
-    """What every cell of one array holds at several moments, side by side on one scale about the rest voltage.
+def stored_voltages(
+    snapshots: Mapping[str, ArrayLike],
+    *,
+    rest_v: float,
+    supply_v: float,
+    title: str = "Voltages in the cells of one array: leaking turns cells white, a new token colours its slot",
+) -> Figure:
+    """What every cell of one array holds at several moments, or every cell of several arrays, side by side on one scale about the rest voltage.
 
     Args:
         snapshots: what the moment is to the voltages `[W, D]`, slots by features, in volt; NaN where a slot is empty. At least one.
         rest_v: white on the scale.
         supply_v: end of the scale.
+        title: over all panels.
     """
     figure = Figure(figsize=(1.2 + 2.1 * len(snapshots), 4.6), layout="constrained")
     panels = figure.subplots(1, len(snapshots), sharex=True, sharey=True, squeeze=False)[0]
     reach = max(supply_v - rest_v, rest_v)
     for axes, (moment, voltages) in zip(panels, snapshots.items(), strict=True):
-        axes.set_facecolor(_EMPTY)
+        axes.set_facecolor(EMPTY)
         image = axes.imshow(
             np.ma.masked_invalid(voltages),
             aspect="auto",
@@ -185,7 +196,7 @@ def stored_voltages(snapshots: Mapping[str, ArrayLike], *, rest_v: float, supply
         axes.set_title(moment, fontsize="medium")
         axes.set_xlabel("feature")
     panels[0].set_ylabel("slot")
-    figure.suptitle("Voltages in the cells of one array: leaking turns cells white, a new token colours its slot")
+    figure.suptitle(title)
     figure.colorbar(image, ax=list(panels), format=EngFormatter(unit="V"), label=f"stored voltage (rest: {rest_v:g} V)")
     return figure
 

@@ -68,6 +68,7 @@ FLOORS = [
     ("aimc.ranges", 5.3),
     ("aimc.evaluate", 5.3),
     ("aimc.plot", 5.4),
+    ("aimc.plot_attention", 5.5),
     ("aimc", 6),
     ("train", 7),
 ]
