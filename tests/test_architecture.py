@@ -25,6 +25,7 @@ FLOORS = [
     ("aimc.circuit.regression", 0.8),
     ("aimc.circuit.curves", 0.8),
     ("aimc.circuit.cell", 0.8),
+    ("aimc.circuit.extract", 0.8),
     ("aimc.circuit.retention", 0.8),
     ("aimc.circuit.fit", 0.9),
     ("aimc.circuit.surface", 1),

@@ -4,6 +4,7 @@ from aimc.circuit.budget import BudgetLine, noise_budget
 from aimc.circuit.cell import GainCell
 from aimc.circuit.curves import Sweep, read_sweep
 from aimc.circuit.errors import CircuitError, CircuitWarning
+from aimc.circuit.extract import Extraction, fit_transistor
 from aimc.circuit.fit import TransferFit, choose_degree, fit_transfer, held_out_error
 from aimc.circuit.hardware import FullScales, fit_cell, to_hardware
 from aimc.circuit.retention import RetentionFit, fit_retention
@@ -16,6 +17,7 @@ __all__ = [
     "BudgetLine",
     "CircuitError",
     "CircuitWarning",
+    "Extraction",
     "FullScales",
     "GainCell",
     "Retention",
@@ -30,6 +32,7 @@ __all__ = [
     "fit_retention",
     "fit_surface",
     "fit_transfer",
+    "fit_transistor",
     "held_out_error",
     "leakage_current",
     "noise_budget",

@@ -14,8 +14,6 @@ VACUUM_F_M = 8.8541878128e-12
 """ε_0 in F/m."""
 SUPPLY_V = 0.9
 """V_DD of [L25]."""
-PULSE_MAX_S = 15e-9
-"""Longest pulse of [L25]."""
 
 
 def _silicon(polarity: str, width_m: float, length_m: float, mobility_m2_v_s: float) -> Transistor:
@@ -66,7 +64,7 @@ def silicon_cell() -> GainCell:
         read_n=_silicon("n", 0.08e-6, 0.7e-6, 0.024),
         read_p=_silicon("p", 0.24e-6, 0.7e-6, 0.008),
         read_v=SUPPLY_V,
-        pulse_max_s=PULSE_MAX_S,
+        pulse_max_s=presets.LONGEST_PULSE_S,
         write_pulse_s=5e-9,
         write_gate_on_v=2 * SUPPLY_V,
         write_gate_off_v=-0.3,
@@ -105,7 +103,7 @@ def oxide_cell() -> GainCell:
         write=film(0.1e-6, 0.1e-6, 0.7),
         read_n=film(0.1e-6, 0.3e-6, 0.2),
         read_v=1.0,
-        pulse_max_s=PULSE_MAX_S,
+        pulse_max_s=presets.LONGEST_PULSE_S,
         write_pulse_s=20e-9,
         write_gate_on_v=2.5,
         write_gate_off_v=-0.8,
