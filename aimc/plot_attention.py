@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from aimc.config import Array, Cell, Converter, Leakage
 from aimc.ops.cell import transfer
 from aimc.ops.leakage import decay_factor
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import adc, dac
 from aimc.plot import BLACK, BLUE, EMPTY, GREEN, ORANGE, RED, SKY, dress
 
 _SIGNAL = "(signal units)"
@@ -27,7 +27,7 @@ _WIDTH_IN = 9.0
 
 
 def converters(parts: Mapping[str, tuple[ArrayLike, Converter, str]]) -> Figure:
-    """What converters make of the values that reach them: staircases, the values as dots on them, the clipped ends shaded.
+    """What DACs make of the values that reach them: staircases, the values as dots on them, the clipped ends shaded.
 
     Args:
         parts: what is converted, to the values (any shape), their converter, and the unit of both (`V`; empty: dimensionless).
@@ -42,8 +42,8 @@ def converters(parts: Mapping[str, tuple[ArrayLike, Converter, str]]) -> Figure:
             axes, f"{name}: {levels} levels\nclipped: {below:.0%} below, {above:.0%} above", "value before the DAC", "value after the DAC"
         )
         ramp = np.linspace(low, high, 2001)
-        axes.plot(ramp, _converted(ramp, converter), color=BLACK, linewidth=1)
-        axes.plot(x, _converted(x, converter), "o", color=BLUE, alpha=0.35, markersize=4, markeredgewidth=0)
+        axes.plot(ramp, dac(torch.as_tensor(ramp), converter), color=BLACK, linewidth=1)
+        axes.plot(x, dac(torch.as_tensor(x), converter), "o", color=BLUE, alpha=0.35, markersize=4, markeredgewidth=0)
         for start, end in ((low, converter.v_min), (converter.v_max, high)):
             axes.axvspan(start, end, color=ORANGE, alpha=0.2, linewidth=0)
         if unit:
@@ -69,12 +69,12 @@ def pulses(widths_s: ArrayLike, labels: Sequence[str], *, longest_s: float, titl
 
 
 def leakage(leak: Leakage, levels_v: ArrayLike, *, rest_v: float, marks: Mapping[str, float]) -> Figure:
-    """Stored voltages on their way to rest, on a logarithmic axis of time.
+    """Stored voltages on their way to where they leak, on a logarithmic axis of time.
 
     Args:
         leak: the retention; its `tau_s` is known.
         levels_v: voltages that were written, `[N]`, in volt.
-        rest_v: where they go.
+        rest_v: where they go, unless `leak.target_v` says otherwise.
         marks: what a time is to the time, in second; drawn as lines.
 
     Raises:
@@ -82,15 +82,19 @@ def leakage(leak: Leakage, levels_v: ArrayLike, *, rest_v: float, marks: Mapping
     """
     if leak.tau_s is None:
         raise ValueError("leakage.tau_s is None: cells that do not leak make no picture of leakage; give a retention time in second")
+    end_v = rest_v if leak.target_v is None else leak.target_v
     figure = Figure(figsize=(7.0, 4.2), layout="constrained")
     axes = dress(
-        figure.add_subplot(), f"Leakage: towards rest with τ = {EngFormatter('s')(leak.tau_s)}", "time since writing", "stored voltage"
+        figure.add_subplot(),
+        f"Leakage: towards {end_v:g} V with τ = {EngFormatter('s')(leak.tau_s)}",
+        "time since writing",
+        "stored voltage",
     )
     times_s = np.geomspace(min([*marks.values(), leak.tau_s]) / 2, 10 * leak.tau_s, 400)
     decay = decay_factor(torch.as_tensor(times_s / leak.tau_s), 1.0, dtype=torch.float64).numpy()
     for level in np.asarray(levels_v, dtype=float):
-        axes.semilogx(times_s, rest_v + (level - rest_v) * decay, color=BLUE if level >= rest_v else RED)
-    axes.axhline(rest_v, color=BLACK, linestyle=":", linewidth=1)
+        axes.semilogx(times_s, end_v + (level - end_v) * decay, color=BLUE if level >= end_v else RED)
+    axes.axhline(end_v, color=BLACK, linestyle=":", linewidth=1)
     for name, at_s in marks.items():
         axes.axvline(at_s, color=BLACK, linestyle="--", linewidth=1)
         axes.annotate(name, (at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", ha="center")
@@ -218,7 +222,7 @@ def counters(charges: ArrayLike, counts: ArrayLike, readout: Converter) -> Figur
     rows = [(f"sub-tile {j}", fills[j], A[j]) for j in range(n_tiles)]
     if n_tiles > 1:
         rows.append(("digital sum", fills.sum(axis=0), A.sum(axis=0)))
-    levels = _converted(np.linspace(readout.v_min, readout.v_max, 20001), readout)
+    levels = adc(torch.linspace(readout.v_min, readout.v_max, 20001, dtype=torch.float64), readout).numpy()
     reach = 1.1 * max(np.abs(numbers).max() for _, *pair in rows for numbers in pair)
     for axes, (name, fill, count) in zip(panels, rows, strict=True):
         dress(axes, "", "", f"{name}\n(of A_sat)")
@@ -296,10 +300,6 @@ def ring(array: Array, tokens: Sequence[str]) -> Figure:
     axes.set_yticks(range(window))
     figure.colorbar(image, label="age of what the slot holds (tokens)")
     return figure
-
-
-def _converted(x: np.ndarray, converter: Converter) -> np.ndarray:
-    return quantize(torch.as_tensor(x), converter).numpy()
 
 
 def _charge(cell: Cell, voltages: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ CMOS_COEFFICIENTS = (0.52136361391, 13.612260634, -2.620445619, 46.05483778)
 STEP_LATENCY_S = 65e-9
 """Latency of one attention step of one layer [L25]."""
 LONGEST_PULSE_S = 15e-9
-"""T_max, width of the longest pulse into either array [L25]."""
+"""T_max, width of the longest input pulse [L25]."""
 CMOS_TAU_S = 5e-3
 """Retention of the silicon CMOS cell [L25]."""
 IGZO_TAU_S = 5.0

@@ -46,6 +46,11 @@ def test_leakage() -> None:
     assert axes.lines[0].get_xdata()[0] <= 1e-6 and axes.lines[0].get_xdata()[-1] == pytest.approx(50e-3)
 
 
+def test_leakage_to_ground() -> None:
+    (axes,) = plot_attention.leakage(Leakage(tau_s=5e-3, target_v=0.0), [0.9], rest_v=0.45, marks={"τ": 5e-3}).axes
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(0.9 * math.exp(-10))
+
+
 def test_leakage_of_cells_that_do_not_leak() -> None:
     with pytest.raises(ValueError, match="leakage.tau_s is None"):
         plot_attention.leakage(Leakage(), [0.9], rest_v=0.45, marks={"a token": 1e-6})
@@ -97,7 +102,7 @@ def test_token_maps_without_a_frame() -> None:
 def test_counters_of_several_sub_tiles_end_in_their_sum() -> None:
     readout = presets.gain_cell_cmos().readout
     fills = torch.tensor([[0.51, 1.5], [-0.2, 0.1]])
-    counts = aimc.ops.quantize.quantize(fills, readout)
+    counts = aimc.ops.quantize.adc(fills, readout)
     figure = plot_attention.counters(fills, counts, readout)
     assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["sub-tile 0", "sub-tile 1", "digital sum"]
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([0.51, 1.5])
