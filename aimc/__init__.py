@@ -24,7 +24,8 @@ _PUBLIC = {
     "clip_fractions": "aimc.record",
     "perplexity": "aimc.evaluate",
 }
-_MODULES = ("circuit", "config", "evaluate", "hf", "llama2c", "ops", "plot", "plot_attention", "presets", "record")
+_PLOTS = ("plot", "plot_attention", "plot_circuit", "plot_cost")
+_MODULES = ("circuit", "config", "design", "evaluate", "explore", "hf", "llama2c", "ops", "presets", "record", *_PLOTS)
 
 __all__ = [*_PUBLIC, *_MODULES]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -69,7 +70,8 @@ def fit_transistor(
 
     def transistor(x: Array) -> Transistor:
         values = np.where(log, np.exp(np.where(log, x, 0.0)), x)
-        return replace(begin, **{name: float(v) for name, v in zip(free, np.clip(values, low, high), strict=True)})
+        found: dict[str, Any] = {name: float(v) for name, v in zip(free, np.clip(values, low, high), strict=True)}
+        return replace(begin, **found)
 
     def misses(x: Array) -> Array:
         model = transistor(x).current(gate, 0.0, drain, temperature_k=temperature_k)

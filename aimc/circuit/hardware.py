@@ -176,8 +176,18 @@ def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, me
         read_av=read_noise(cell, hardware.array.saturation_av * unit_c, hardware.array.rows, mean_pulse),
         mismatch_gain=cell.gain_spread(),
         mismatch_offset_v=cell.offset_spread(),
-        tau_spread=tau_spread(cell) if hardware.leakage.tau_s is not None else 0.0,
+        tau_spread=_tau_spread_that_matters(cell, hardware),
     )
+
+
+def _tau_spread_that_matters(cell: GainCell, hardware: Hardware) -> float:
+    """The spread of τ; 0 where it moves no voltage by a tenth of kT/C before its token leaves, because cells that differ are slow to emulate."""
+    if hardware.leakage.tau_s is None:
+        return 0.0
+    spread = tau_spread(cell)
+    aged = hardware.leakage.decay_per_token * hardware.array.window
+    moved_v = spread * min(aged, 1.0) * cell.supply_v  # u·(Δ/τ)·exp(−Δ/τ)·σ is largest at Δ = τ
+    return spread if moved_v > 0.1 * cell.write_noise() else 0.0
 
 
 def read_noise(cell: GainCell, full_scale_c: float, n_cells: int, mean_pulse: float = MEAN_PULSE) -> float:
