@@ -45,6 +45,7 @@ FLOORS = [
     ("aimc.ops.scaling", 1.5),
     ("aimc.ops.packing", 1.5),
     ("aimc.ops.reads", 1.5),
+    ("aimc.ops.moments", 1.5),
     ("aimc.ops.array", 1.8),
     ("aimc.ops.checks", 2),
     ("aimc.ops.heads", 2),

@@ -6,6 +6,9 @@ import pytest
 
 from aimc import presets
 from aimc.config import HARDWARE_VERSION, Array, Cell, ConfigError, Converter, Hardware, Leakage, Noise
+from aimc.nonideality import FROZEN_IN_CHIP
+
+CONVERTERS = ("input_dac", "storage_dac", "readout", "score_adc", "probability_dac")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,10 @@ from aimc.config import HARDWARE_VERSION, Array, Cell, ConfigError, Converter, H
         (Leakage, {"tau_s": 0.0}, "leakage.tau_s"),
         (Leakage, {"tau_s": math.inf}, "leakage.tau_s"),
         (Leakage, {"token_time_s": -1.0}, "leakage.token_time_s"),
+        (Leakage, {"target_v": -0.1}, "leakage.target_v.*0 for ground"),
+        (Leakage, {"target_v": math.nan}, "leakage.target_v"),
+        (Hardware, {"leakage": Leakage(target_v=1.0)}, "leakage.target_v=1.0.*cell.supply_v=0.9"),
+        *((Converter, {"inl": value}, "inl=.*turns back.*LSB") for value in (0.25, -0.25, 1.0, math.nan, math.inf)),
         (Array, {"rows": 0}, "array.rows"),
         (Array, {"window": 100, "rows": 64}, "array.window.*use 128"),
         (Array, {"window": 0}, "array.window"),
@@ -58,6 +65,32 @@ def test_round_trip_through_json(build):
     assert Hardware.from_dict(data) == hardware
 
 
+def test_new_effects_travel_too():
+    hardware = Hardware(
+        leakage=Leakage(tau_s=1.0, target_v=0.0), storage_dac=Converter(v_max=0.9, inl=-0.1), noise=Noise(tau_spread=0.3, read_qk=0.1)
+    )
+    assert Hardware.from_dict(json.loads(json.dumps(hardware.to_dict()))) == hardware
+
+
+NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.published])
+def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
+    hardware = build()
+    data = json.loads(json.dumps(hardware.to_dict())) | {"version": version}
+    for part, name in NEW_IN_3:
+        del data[part][name]
+    if version == 1:
+        for name in ("activation", "score_adc", "probability_dac", "protection"):
+            del data[name]
+        del data["leakage"]["step_latency_s"]
+        hardware.leakage.step_latency_s = Leakage().step_latency_s
+    loaded = Hardware.from_dict(data)
+    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 3
+
+
 def test_fields_left_out_keep_their_defaults():
     hardware = Hardware.from_dict({"version": HARDWARE_VERSION, "array": {"window": 128}})
     assert hardware == Hardware(array=Array(window=128))
@@ -90,4 +123,6 @@ def test_derived_values():
     assert Array(window=256, rows=64).n_tiles == 4
     noise = Noise(write_v=0.1, column_gain=0.2)
     assert noise.active() == ["write_v", "column_gain"] and noise.is_frozen_in_chip()
+    assert Noise(tau_spread=0.1, write_v=0.1, mismatch_gain=0.1).frozen() == ["mismatch_gain", "tau_spread"]
+    assert {*FROZEN_IN_CHIP, "write_v", "read_qk", "read_av"} == {f.name for f in fields(Noise)}  # each is one or the other
     assert noise.only("write_v") == Noise(write_v=0.1) and not noise.only("write_v").is_frozen_in_chip()

@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 import aimc
 from aimc import presets
 from aimc.config import Hardware, Noise
-from aimc.evaluate import Perplexity, ablation, nonideality_sweep, perplexity
+from aimc.evaluate import Perplexity, _without_each, ablation, nonideality_sweep, perplexity
 from aimc.hf import gain_cell_layers, hardware_of
 
 
@@ -81,6 +81,27 @@ def test_ablation_switches_one_effect_off_and_back_on(model: GPT2LMHeadModel, to
     assert hardware_of(model) is hardware
     assert float(rows["all effects"]) == float(perplexity(model, tokens))
     assert float(rows["storage levels"]) != float(rows["all effects"])
+
+
+def test_ablation_has_rows_for_what_is_on(model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware) -> None:
+    assert not {"leak target", "converter INL"} & set(_without_each(hardware))
+    hardware.leakage.tau_s, hardware.leakage.target_v = 20 * hardware.leakage.known_token_time_s(), 0.0
+    hardware.readout.inl = hardware.storage_dac.inl = 0.1
+    without = _without_each(hardware)
+    assert without["leak target"].leakage.target_v is None and without["leak target"].readout.inl == 0.1
+    assert not any(without["converter INL"].to_dict()[name]["inl"] for name in ("input_dac", "storage_dac", "readout"))
+    assert without["readout levels and clip"].readout.inl == 0.0 and without["readout levels"].readout.inl == 0.1
+    aimc.convert(model, hardware)
+    rows = ablation(model, tokens)
+    assert len({float(rows[name]) for name in ("all effects", "leak target", "converter INL", "leakage")}) == 4
+
+
+def test_spread_of_retention_is_a_non_ideality_of_a_chip(model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware) -> None:
+    hardware.leakage.tau_s = 50 * hardware.leakage.known_token_time_s()
+    aimc.convert(model, hardware)
+    result = perplexity(model, tokens, chips=2, nonideality=Noise(tau_spread=0.5))
+    assert result.std > 0 and result.mean != float(perplexity(model, tokens))
+    assert list(nonideality_sweep(model, tokens[:60], Noise(tau_spread=0.5), chips=1)) == ["clean", "tau_spread", "all"]
 
 
 def test_text_of_a_result() -> None:

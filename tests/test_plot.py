@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import aimc
+from aimc.config import Noise
 from aimc.evaluate import Perplexity
 
 
@@ -50,6 +52,11 @@ def test_nonideality_bars() -> None:
 def test_nonideality_bars_of_a_clean_run_alone() -> None:
     axes = aimc.plot.nonideality_bars({"clean": Perplexity(mean=20.0, std=0.0, per_chip=[20.0])}).axes[0]
     assert list(axes.patches) == []
+
+
+def test_every_non_ideality_has_a_name_in_words() -> None:
+    names = [field.name for field in fields(Noise)]
+    assert all(aimc.plot.label(name) != name and "_" not in aimc.plot.label(name) for name in names)
 
 
 def test_ring_buffer() -> None:

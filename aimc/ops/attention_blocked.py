@@ -4,10 +4,8 @@ The walk is that of the eager operator, cut into short runs of queries: keys com
 one such read live in a few work buffers that stay in the cache, and the backward pass computes them again instead of keeping them.
 The scores above the diagonal and outside the window are never computed.
 
-Where retention is spread from cell to cell (`noise.tau_spread`) nothing factors any more, so it is evaluated once per R queries and
-sub-tile: each cell fades at its own rate λ_sd up to the middle one of the queries, and from there at the common rate λ. A query is at most
-(R−1)/2 tokens from the middle, so a cell's voltage u about its leak target is in error by at most `|u|·(exp(|λ_sd − λ|·(R−1)/2) − 1)`;
-:mod:`aimc.ops.dispatch` keeps away what this is no use for. Everything else agrees with the eager operator to rounding.
+Where retention is spread from cell to cell (`noise.tau_spread`) a decay does not factor into query and key. Then cells are read at a few
+moments of every R queries, with a bound of the error that is below float32's rounding; see :mod:`aimc.ops.moments`.
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aimc.ops.array import together
+from aimc.ops.array import decayed, together
 from aimc.ops.call import Call
 from aimc.ops.cell import cell_operands, powers_with_gradient, stored_gradient
 from aimc.ops.heads import Heads
-from aimc.ops.leakage import age, decay_factor, own_decay
+from aimc.ops.leakage import own_decay
+from aimc.ops.moments import Moments, moments, moments_needed
 from aimc.ops.noise import ArrayId
 from aimc.ops.quantize import adc_, dac
 from aimc.ops.reads import Read, groups, reads
@@ -124,30 +123,46 @@ class _Cells:
     """`[H, 1, S]` in the first array, `[H, 1, D]` in the second; None: none."""
     gradients: dict[int, list[Tensor]]
     """Where the gradients `[B·H, S, D]` of the operands that have one are gathered, per power."""
-    faded: list[Tensor] | None = None
-    """Per power of the decay, the factor `[H, S, D]` by which the operand has fallen on its own; None: nothing has, see `middle`."""
-    middle: float | None = None
-    """Position of the query to which the cells have faded on their own, from where all fade alike; None: from the writing on."""
+    moments: Moments | None = None
+    """When the cells are read, if each leaks at a rate of its own; then the operand is that of all moments, `[B·H, S, K·D]`."""
+    decays: Tensor | None = None
+    """Of each cell at the moments, `[K, H, S, D]`."""
     continued: bool = False
     """Whether the last gradients in `gradients` are those of these cells, by queries before."""
 
-    def gather(self, j: int, grad: Tensor) -> None:
-        """Take in the gradient `[B·H, S, D]` of the operand of power j, as the queries meet it."""
-        grad = grad if self.faded is None else _times_per_head(grad, self.faded[j])
-        if self.continued:
-            self.gradients[j][-1] += grad
-        else:
-            self.gradients[j].append(grad)
+    def expand(self, x: Tensor) -> Tensor:
+        """What the queries put on, `[B·H, T', D]`, as it meets the operands."""
+        return x if self.moments is None else self.moments.expand(x)
 
-    def fade(self, rates: Tensor, read: Read) -> None:
-        """Let each cell leak at its own rate, `[H, S, D]`, until the middle one of the queries."""
-        self.middle = (read.start + read.stop - 1) / 2
-        own = own_decay(rates, (self.middle - self.tokens).clamp(min=0))
-        self.faded = [torch.ones_like(own), own]
-        while len(self.faded) < len(self.operands):
-            self.faded.append(self.faded[-1] * own)
-        by_power = zip(self.operands, self.faded, strict=False)
-        self.operands = [o if o is None or j == 0 else _times_per_head(o, f) for j, (o, f) in enumerate(by_power)]
+    def collapse(self, x: Tensor) -> Tensor:
+        """The transpose of :meth:`expand`."""
+        return x if self.moments is None else self.moments.collapse(x)
+
+    def leak(self, rates: Tensor, at: Moments) -> None:
+        """Evaluate the powers of the decay at the moments, each cell at its own rate `[H, S, D]`."""
+        self.moments = at
+        self.decays = own_decay(rates, at.times[:, None] - self.tokens).transpose(0, 1)
+        operands = [0.0 if o is None else o.unflatten(0, (-1, len(rates)))[:, None] for o in self.operands]  # [B, 1, H, S or 1, D]
+        by_moment = decayed(operands, self.decays)  # [B, K, H, S, D]
+        self.operands = [by_moment.permute(0, 2, 3, 1, 4).flatten(-2).flatten(0, 1)]
+
+    def has_gradient(self, j: int) -> bool:
+        """Whether what comes back to the operand number j goes on to the stored voltages."""
+        return j in self.gradients or self.moments is not None
+
+    def gather(self, j: int, grad: Tensor) -> None:
+        """Take in the gradient of the operand number j, shaped like it."""
+        if self.decays is None:
+            self.gradients[j].append(grad)
+            return
+        n, n_heads, n_cells, size = self.decays.shape
+        by_moment = grad.view(-1, n_heads, n_cells, n, size).permute(0, 3, 1, 2, 4)  # [B, K, H, S, D]
+        for power, gathered in self.gradients.items():
+            of_power = (by_moment * self.decays**power).sum(dim=1).flatten(0, 1)
+            if self.continued:
+                gathered[-1] += of_power
+            else:
+                gathered.append(of_power)
 
 
 class _Stored:
@@ -162,6 +177,7 @@ class _Stored:
         source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
         self.array = array
         self.ranges = ranges
+        self.n_moments = moments_needed(hardware) or 0  # with None the call does not come here, see aimc.ops.dispatch
         self.tokens = torch.cat([torch.arange(first, behind, device=heads.device) for first, behind in ranges])
         raw = [source[:, :, first:behind] for first, behind in ranges]
         self.raw = raw[0] if len(raw) == 1 else torch.cat(raw, dim=2)  # [B, H_kv, S, D]
@@ -213,7 +229,7 @@ class _Stored:
             operands=operands, tokens=tokens, column_gain=gain, column_offset=offset, gradients=self.gradients, continued=read.continued
         )
         if self.rates is not None:
-            cells.fade(self.rates[:, part], read)
+            cells.leak(self.rates[:, part], moments(read.start, read.stop, self.n_moments, self.u.device, self.u.dtype))
         return cells
 
 
@@ -231,8 +247,9 @@ class _Work:
         """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
         heads = self.heads
         rows = self._rows = torch.arange(read.start, read.stop, device=heads.device)
-        self._decay = self._common_decay(rows, keys)
-        fill = self._charge("fill", pulses, keys.operands, n_cells=len(keys.tokens))
+        decay = heads.decay(rows, keys.tokens) if keys.moments is None else None
+        self._decay = 1.0 if decay is None else decay  # [T', S]
+        fill = self._charge("fill", keys.expand(pulses), keys.operands, n_cells=len(keys.tokens))
         by_head = fill.view(heads.n_batch, heads.n_heads, *fill.shape[1:])
         if keys.column_gain is not None:
             by_head.mul_(1.0 + keys.column_gain)
@@ -248,15 +265,6 @@ class _Work:
             by_head.masked_fill_(self.key_padding[:, None, None, keys.tokens], -1.0)
         return fill, self.phi(fill)
 
-    def _common_decay(self, rows: Tensor, cells: _Cells) -> Tensor | float:
-        """What all cells of a token lose alike until the queries at `rows`, `[T', S]`."""
-        heads = self.heads
-        if cells.middle is None:
-            decay = heads.decay(rows, cells.tokens)
-            return 1.0 if decay is None else decay
-        since = age(rows, cells.tokens) - (cells.middle - cells.tokens).clamp(min=0)  # the middle; negative: before it
-        return decay_factor(since, heads.hardware.leakage.decay_per_token, dtype=heads.dtype)
-
     def phi(self, fill: Tensor) -> Tensor:
         """The charge-to-pulse circuit, `clip(S / S_sat, 0, 1)`, into its buffer."""
         return torch.clamp(fill, 0.0, 1.0, out=self._buffer("phi", *fill.shape[1:]))
@@ -264,7 +272,7 @@ class _Work:
     def second_array(self, read: Read, phi: Tensor, values: _Cells) -> Tensor:
         """Charge of the sub-tile in full scales before its counter, `[B·H, T', D]`; `phi` is used up."""
         heads = self.heads
-        counts = self._buffer("counts", phi.shape[1], heads.head_size)
+        counts = self._buffer("counts", phi.shape[1], next(o.shape[-1] for o in values.operands if o is not None))
         started, common = False, None
         for j, operand in enumerate(values.operands):
             width = phi.mul_(self._decay) if j > 0 else phi  # φ·r^j
@@ -277,6 +285,7 @@ class _Work:
                 started = True
         if common is not None:
             counts.add_(common)
+        counts = values.collapse(counts)
         by_head = counts.view(heads.n_batch, heads.n_heads, *counts.shape[1:])
         if values.column_offset is not None:
             by_head.add_(values.column_offset)
@@ -291,7 +300,7 @@ class _Work:
 
     def back_through_second(self, d_counts: Tensor, values: _Cells) -> Tensor:
         """From the gradient of the sub-tile's charge to that of φ, `[B·H, T', S]`."""
-        return self._charge("d_fill", d_counts, values.operands, n_cells=len(values.tokens))
+        return self._charge("d_fill", values.expand(d_counts), values.operands, n_cells=len(values.tokens))
 
     def back_to_cells(self, cells: _Cells, rows: Tensor, columns: Tensor, d_pulses: Tensor | None = None) -> None:
         """Gather, per power j, the gradient `(rows·r^j)ᵀ·columns` of the operand.
@@ -302,14 +311,17 @@ class _Work:
             columns: gradients or pulses on the features, `[B·H, T', D]`.
             d_pulses: `[B·H, T', D]`; what comes back to the pulses is added to it.
         """
+        columns = cells.expand(columns)
         for j, operand in enumerate(cells.operands):
             share = rows.mul_(self._decay) if j > 0 else rows  # times r^j
-            if j in cells.gradients:
+            if cells.has_gradient(j):
                 cells.gather(j, torch.bmm(share.mT, columns))
             if d_pulses is None or operand is None:
                 continue
             if _is_row(operand, share.shape[-1]):
                 d_pulses.add_(share.sum(dim=-1, keepdim=True) * operand)
+            elif cells.moments is not None:
+                d_pulses.add_(cells.collapse(torch.bmm(share, operand)))
             else:
                 d_pulses.baddbmm_(share, operand)
 
@@ -337,11 +349,6 @@ class _Work:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=self.heads.dtype, device=self.heads.device)
         return buffer[:size].view(n_heads, n_rows, n_columns)
-
-
-def _times_per_head(x: Tensor, factor: Tensor) -> Tensor:
-    """`[B·H, S, D]` times `[H, S, D]`."""
-    return (x.view(-1, *factor.shape) * factor).flatten(0, 1)
 
 
 def _is_row(operand: Tensor, n_cells: int) -> bool:

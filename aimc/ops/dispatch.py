@@ -9,19 +9,17 @@ import torch
 from torch import Tensor
 
 from aimc.config import Hardware
+from aimc.ops.moments import moments_needed
 
 _log = logging.getLogger(__name__)
-
-MAX_OWN_FADING = 0.02
-"""Most that a voltage may be in error, one standard deviation, where the blocked operator evaluates spread leak rates once per sub-tile."""
 
 
 def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
     `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator everywhere else; it
-    logs each choice with its reason once. The softmax activation, protected tokens, and retention that is spread and so short that the
-    blocked operator's evaluation of it is no use, are eager in all cases.
+    logs each choice with its reason once. The softmax activation, protected tokens, and retention that is spread and too short for
+    :mod:`aimc.ops.moments` are eager in all cases.
 
     Raises:
         ValueError: a backend was asked for by name and cannot compute this.
@@ -54,13 +52,11 @@ def _only_eager(hardware: Hardware) -> str | None:
         return f"activation={hardware.activation!r}"
     if hardware.protection.is_on:
         return "protected tokens (hardware.protection)"
-    if hardware.noise.tau_spread:
-        faded = hardware.leakage.decay_per_token * (hardware.array.rows - 1) / 2  # λ·(R−1)/2; see attention_blocked
-        if faded > 1 or hardware.noise.tau_spread * faded > MAX_OWN_FADING:
-            return (
-                f"cells that each fade by their own rate (noise.tau_spread={hardware.noise.tau_spread:g}) within the tokens of a sub-tile, "
-                f"exp(-{faded:.2g}) in half of it"
-            )
+    if hardware.noise.tau_spread and hardware.leakage.decay_per_token and moments_needed(hardware) is None:
+        return (
+            f"cells that each fade at a rate of their own (noise.tau_spread={hardware.noise.tau_spread:g}) as far within the tokens of a "
+            f"sub-tile (leakage.tau_s, array.rows={hardware.array.rows})"
+        )
     return None
 
 

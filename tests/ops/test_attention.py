@@ -7,8 +7,9 @@ import torch
 from aimc import presets
 from aimc.config import Array, Cell, Converter, Hardware, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.noise import ArrayId, Chip, draw_seed, read_noise_av, read_noise_qk, write_noise
-from tests.ops.reference import Draws, ring_buffer
+from aimc.ops.noise import Chip
+from tests.ops.draws import draws_of
+from tests.ops.reference import ring_buffer
 
 W, R, D = 16, 4, 3
 QUINTIC = [0.4, 9.0, -2.0, 30.0, 3.0, -20.0]
@@ -49,6 +50,10 @@ def assert_equals_ring_buffer(hardware, qkv, draws=None, padding=None, **kwargs)
 # --- The operator is the ring buffer ---------------------------------------------------------------------------------------
 
 
+def leaking_to(target_v):
+    return Leakage(tau_s=1.0, token_time_s=0.2 / W, target_v=target_v)
+
+
 @pytest.mark.parametrize("T", [1, 5, 15, 16, 17, 40, 50])
 def test_every_length_equals_the_ring_buffer(T):
     assert_equals_ring_buffer(machine(), inputs(T, B=4))
@@ -69,7 +74,14 @@ def test_published_subtile_of_64(T):
         {"cell": Cell(coefficients=[0.0, 19.3])},
         {"cell": Cell(coefficients=QUINTIC)},
         {"cell": Cell(coefficients=[0.0, 0.0, 0.0, 60.0], offset_v=0.3, gradient="linear")},
+        {"leakage": leaking_to(0.0)},
+        {"leakage": leaking_to(0.9), "cell": Cell(coefficients=QUINTIC)},
+        {"leakage": leaking_to(0.2), "cell": Cell(coefficients=[0.0, 0.0, 0.0, 60.0], offset_v=0.3, gradient="linear")},
         {"input_dac": Converter(), "storage_dac": Converter(v_max=0.9)},
+        {"input_dac": Converter(n_levels=16, inl=0.08), "storage_dac": Converter(n_levels=8, v_max=0.9, inl=-0.1)},
+        {"readout": Converter(n_levels=32, v_min=-1, v_max=1, coding="sign_magnitude", inl=0.05)},
+        {"readout": Converter(n_levels=32, v_min=-1, v_max=1, coding="rounded", inl=-0.05)},
+        {"input_dac": Converter(inl=0.1), "storage_dac": Converter(v_max=0.9, inl=0.2), "readout": Converter(v_min=-1, v_max=1, inl=0.1)},
         {"storage_dac": Converter(n_levels=5, v_min=0.2, v_max=0.7)},
         {"readout": Converter(n_levels=32, v_min=-1, v_max=1, coding="rounded")},
         {"readout": Converter(n_levels=9, v_min=-0.4, v_max=0.6)},
@@ -102,22 +114,10 @@ def test_padding_left_and_right(T):
 def test_noise_and_mismatch_enter_where_the_table_says(T, name):
     noise = ALL_NOISE if name is None else ALL_NOISE.only(name)
     B, H, H_kv = 2, 2, 1
-    chip, seed = Chip(seed=3, layer=2), draw_seed(torch.Generator().manual_seed(5), torch.device("cpu"))
-    slots, tiles, t, f64 = torch.arange(W), torch.arange(W // R), torch.arange(T), torch.float64
-    ids = {"qk": ArrayId.QK, "av": ArrayId.AV}
-    draws = Draws(
-        gain={n: noise.mismatch_gain * chip.cell_gain(i, H_kv, slots, D, f64) for n, i in ids.items()},
-        offset_v={n: noise.mismatch_offset_v * chip.cell_offset(i, H_kv, slots, D, f64) for n, i in ids.items()},
-        write_v={n: noise.write_v * write_noise(seed, 2, i, B, H_kv, t, D, f64) for n, i in ids.items()},
-        column_gain_qk=noise.column_gain * chip.column_gain_qk(H_kv, slots, f64),
-        column_offset_qk=noise.column_offset * chip.column_offset_qk(H_kv, slots, f64),
-        column_gain_av=noise.column_gain * chip.column_gain_av(H_kv, tiles, D, f64),
-        column_offset_av=noise.column_offset * chip.column_offset_av(H_kv, tiles, D, f64),
-        read_qk=noise.read_qk * read_noise_qk(seed, 2, B, H, t, t, f64),
-        read_av=noise.read_av * torch.stack([read_noise_av(seed, 2, B, H, t, j, D, f64) for j in range(W // R)], dim=-2),
-    )
+    hardware, chip = machine(noise=noise), Chip(seed=3, layer=2)
+    draws = draws_of(hardware, chip, 5, B=B, H=H, H_kv=H_kv, T=T, D=D)
     generator = torch.Generator().manual_seed(5)
-    assert_equals_ring_buffer(machine(noise=noise), inputs(T, B=B, H=H, H_kv=H_kv), draws, chip=chip, generator=generator)
+    assert_equals_ring_buffer(hardware, inputs(T, B=B, H=H, H_kv=H_kv), draws, chip=chip, generator=generator)
 
 
 def test_the_future_never_influences_the_past():

@@ -85,6 +85,12 @@ def test_every_length(T, window):
     [
         {"leakage": Leakage()},
         {"leakage": Leakage(tau_s=1.0, token_time_s=2.0)},
+        {"leakage": Leakage(tau_s=1.0, token_time_s=0.003, target_v=0.0), "noise": ALL_NOISE},
+        {
+            "leakage": Leakage(tau_s=1.0, token_time_s=0.003, target_v=0.9),
+            "cell": Cell(coefficients=CUBIC, gradient="linear", surrogate_slope=9.0),
+        },
+        {"input_dac": Converter(inl=0.1), "storage_dac": Converter(v_max=0.9, inl=-0.1), "readout": Converter(v_min=-1.0, inl=0.05)},
         {"cell": Cell(coefficients=QUINTIC)},
         {"cell": Cell(coefficients=CUBIC, gradient="linear", surrogate_slope=19.3)},
         {"cell": Cell(coefficients=QUINTIC, gradient="linear", surrogate_slope=19.3), "noise": ALL_NOISE},
@@ -183,7 +189,8 @@ def test_memory_grows_with_the_tokens_not_their_square():
 def test_hardware_survives_packing():
     hardware = machine(levels=True, noise=ALL_NOISE, cell=Cell(coefficients=QUINTIC, gradient="linear", surrogate_slope=2.5, offset_v=0.3))
     hardware.readout.coding = "rounded"
-    for original in (hardware, Hardware(), presets.published()):
+    later = machine(noise=Noise(tau_spread=0.2), leakage=Leakage(tau_s=1.0, target_v=0.0), storage_dac=Converter(v_max=0.9, inl=-0.1))
+    for original in (hardware, Hardware(), presets.published(), later):
         assert unpack(pack(original)) == replace(original, backend="auto")
 
 

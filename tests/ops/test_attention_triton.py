@@ -13,8 +13,9 @@ from dataclasses import replace
 from aimc import gain_cell_attention, presets
 from aimc.config import Array, Cell, Converter, Hardware, Leakage, Noise
 from aimc.ops.attention_triton import CellErrors, check_triton, triton_backward, triton_forward
+from aimc.ops.cell import leaking_cell
 from aimc.ops.noise import ArrayId, Chip, draw_seed, write_noise
-from aimc.ops.quantize import quantize
+from aimc.ops.quantize import dac
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 
@@ -81,11 +82,11 @@ def by_triton(hardware, q, k, v, d_out, mask=None, operand_dtype=torch.float32):
     """The kernels between the converters that the operator puts around them."""
     seed = draw_seed(torch.Generator().manual_seed(SEED), DEVICE)
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    stored = [quantize(leaves[0], hardware.input_dac)]
+    stored = [dac(leaves[0], hardware.input_dac)]
     (B, n_heads, _, D), positions = k.shape, torch.arange(k.shape[2], device=DEVICE)
     for array, x in zip(ArrayId, leaves[1:], strict=True):
         noise = hardware.noise.write_v * write_noise(seed, CHIP.layer, array, B, n_heads, positions, D, torch.float32)
-        stored.append(quantize(x, hardware.storage_dac) + noise - hardware.cell.offset_v)
+        stored.append(dac(x, hardware.storage_dac) + noise - leaking_cell(hardware).offset_v)
     call = {"key_padding": mask, "seed": seed, "layer": CHIP.layer, "operand_dtype": operand_dtype}
     args = [*(x.detach() for x in stored), hardware, errors(hardware, n_heads, D)]
     return triton_forward(*args, **call), *torch.autograd.grad(stored, leaves, triton_backward(d_out, *args, **call))
@@ -143,6 +144,30 @@ def test_every_cell(coefficients, gradient, leaky):
 @pytest.mark.parametrize("noise", [*(ALL_NOISE.only(name) for name in ALL_NOISE.active()), ALL_NOISE], ids=[*ALL_NOISE.active(), "all"])
 def test_every_noise(noise):
     assert_equals_eager(machine(noise=noise), 50)
+
+
+@pytest.mark.parametrize("target_v", [0.0, 0.9])
+@pytest.mark.parametrize("gradient", ["exact", "linear"])
+def test_leaking_to_ground_or_supply(target_v, gradient):
+    cell = Cell(coefficients=CUBIC, gradient=gradient, surrogate_slope=19.3)
+    leakage = Leakage(tau_s=1.0, token_time_s=0.01, target_v=target_v)
+    assert_equals_eager(machine(cell=cell, leakage=leakage, noise=ALL_NOISE), 50)
+
+
+@pytest.mark.parametrize("n_levels", [None, 16])
+def test_bent_converters(n_levels):
+    readout = Converter(n_levels=n_levels, v_min=-0.8, v_max=0.8, coding="sign_magnitude", inl=0.06)
+    dacs = {"input_dac": Converter(inl=-0.1), "storage_dac": Converter(v_max=0.9, inl=0.1)}
+    assert_equals_eager(machine(readout=readout, **dacs), 50)
+
+
+def test_spread_of_retention_is_refused_and_means_nothing_without_leakage():
+    hardware = machine(noise=Noise(tau_spread=0.1))
+    reason = check_triton((1, 1, 50, 32), torch.float32, DEVICE, hardware)
+    assert "noise.tau_spread" in reason and "blocked" in reason
+    assert check_triton((1, 1, 50, 32), torch.float32, DEVICE, replace(hardware, leakage=Leakage())) is None
+    with pytest.raises(ValueError, match=r"hardware\.backend='triton'.*noise\.tau_spread"):
+        gain_cell_attention(*inputs(20)[:3], replace(hardware, backend="triton"), chip=CHIP)
 
 
 def test_all_noise_without_leakage():

@@ -33,6 +33,18 @@ MACHINES = {
     "no leakage": machine(leakage=Leakage()),
     "all noise": machine(noise=ALL_NOISE),
     "protected": machine(noise=ALL_NOISE, protection=PROTECTION),
+    "leaking to ground": machine(noise=ALL_NOISE, leakage=Leakage(tau_s=1.0, token_time_s=0.2 / W, target_v=0.0)),
+    "retention spread": machine(noise=replace(ALL_NOISE, tau_spread=0.5), backend="eager"),
+    "all of it": softmax_machine(
+        noise=replace(ALL_NOISE, tau_spread=0.5),
+        leakage=Leakage(tau_s=1.0, token_time_s=0.2 / W, target_v=0.9),
+        storage_dac=Converter(n_levels=8, v_max=0.9, inl=0.08),
+        input_dac=Converter(n_levels=16, v_min=-1.0, inl=-0.05),
+        probability_dac=Converter(n_levels=16, inl=0.05),
+        readout=Converter(n_levels=64, v_min=-1.0, inl=0.02),
+        score_adc=Converter(n_levels=64, v_min=-1.0, inl=0.02),
+        protection=PROTECTION,
+    ),
     "softmax": softmax_machine(noise=ALL_NOISE),
     "softmax, protected": softmax_machine(noise=ALL_NOISE, protection=PROTECTION),
 }
