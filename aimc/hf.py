@@ -216,7 +216,7 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
 
 
 def set_chip(model: PreTrainedModel, seed: int | None) -> None:
-    """Choose the chip whose mismatch and column errors the model meets; None: chip 0."""
+    """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0."""
     for _, layer in gain_cell_layers(model):
         layer.chip_seed = seed
     if not is_digital(model):

@@ -57,7 +57,7 @@ class GainCellAttention(nn.Module):
         self.layer = layer
         self.sliding_window = sliding_window
         self.chip_seed: int | None = None
-        """Which chip this runs on; None: chip 0. It matters only to mismatch and column errors."""
+        """Which chip this runs on; None: chip 0. It matters only to what differs from cell to cell and from column to column."""
         self.generator: torch.Generator | None = None
         """Source of write and read noise; None: torch's global one."""
         self.observer: Observer | None = None

@@ -31,6 +31,12 @@ def run_config(*overrides: str) -> RunConfig:
     return checked(compose_config("run", *overrides), RunConfig)
 
 
+def test_every_effect_can_be_set_on_the_command_line() -> None:
+    config = run_config("hardware.leakage.target_v=0", "hardware.storage_dac.inl=-0.01", "nonideality.tau_spread=0.3")
+    assert (config.hardware.leakage.target_v, config.hardware.storage_dac.inl, config.nonideality.tau_spread) == (0.0, -0.01, 0.3)
+    assert run_config("hardware.leakage.target_v=null").hardware.leakage.target_v is None
+
+
 def test_the_entry_points_are_the_only_files_outside_the_groups() -> None:
     assert [choice for choice in CHOICES if "/" not in choice] == ["evaluation", "run"]
     assert len(GROUPS) >= 30
@@ -103,6 +109,9 @@ BAD = {
     "hardware.leakage.tau_s=0": r"hardware\.leakage: leakage\.tau_s=0\.0: .*use null",
     "hardware.leakage.tau_s=-0.005": r"leakage\.tau_s=-0\.005: ",
     "hardware.leakage.token_time_s=0": r"leakage\.token_time_s=0\.0: must be a positive number of second",
+    "hardware.leakage.target_v=-0.1": r"hardware\.leakage: leakage\.target_v=-0\.1: .*0 for ground",
+    "hardware.leakage.target_v=1.0": r"hardware: leakage\.target_v=1\.0: .*cell\.supply_v=0\.9",
+    "hardware.readout.inl=0.3": r"hardware\.readout: inl=0\.3: .*half an LSB",
     "hardware.cell.supply_v=0": r"hardware\.cell: cell\.supply_v=0\.0: must be a positive number of volt",
     "hardware.cell.supply_v=-0.9": r"cell\.supply_v=-0\.9: ",
     "hardware.cell.offset_v=-0.1": r"cell\.offset_v=-0\.1: must lie between 0",
