@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from aimc.circuit.cost import Cost, Parts
 from aimc.circuit.cost_report import si, times
@@ -100,6 +100,7 @@ def sensitivity_tornado(table: Sensitivity, *, most: int = 10) -> Figure:
         low, high = min((*changes, 0.0)), max((*changes, 0.0))
         room = 0.27 * ((high - low) or 1.0)
         axes.set_xlim(low - (1.3 * room if low < 0 else 0), high + room)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         for y, change in enumerate(changes):
             text = f" {100 * change:+.1f} % " if abs(change) >= 1e-3 else f" {100 * change:+.1g} % "

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,10 +17,12 @@ from aimc.plot import save
 from benchmarks.aims import CPU_AIMS, GPU_AIMS
 from benchmarks.case import Case, Result
 from benchmarks.cases import CASES, FORWARD, MEMORY, TRAINING, measure
+from benchmarks.comparison import comparison_figure, comparison_table, csv_text, rows_of
 from benchmarks.figures import memory_figure, time_figure
 from benchmarks.machine import provenance
 from benchmarks.report import aims_table, one_line, results_table, write_results
 from benchmarks.settings import Settings, default_settings, quick_settings
+from train.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=options.width)
     where = provenance(settings.device)
     console.print(
-        f"{where['device']}, {where['threads']} of {where['cores']} cores, torch {where['torch']}, {settings.dtype}, backend {settings.backend}"
+        f"{where['device']}, {where['threads']} of {where['cores']} cores, load {where['load']}, torch {where['torch']}, {settings.dtype}, backend {settings.backend}"
     )
     try:
         results = run(cases, settings, console)
@@ -43,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     console.print(results_table(results))
     console.print(aims_table(results, GPU_AIMS if settings.device == "cuda" else CPU_AIMS, where))
+    if rows := rows_of(results, settings, where):
+        console.print(comparison_table(rows))
     failed = [result for result in results if result.failed]
     for result in failed:
         console.print(one_line(result))
@@ -65,8 +70,8 @@ def run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Res
     return results
 
 
-def write(folder: Path, results: Sequence[Result], settings: Settings, where: dict[str, str | int]) -> None:
-    """Results file and figures."""
+def write(folder: Path, results: Sequence[Result], settings: Settings, where: dict[str, Any]) -> None:
+    """Results file, CSV and figures."""
     write_results(folder / "bench.jsonl", results, where)
     setup = f"{where['device']}, {where['threads']} of {where['cores']} cores, {settings.dtype}; B={settings.batch}, H={settings.heads}, D={settings.head_size}, W={settings.window}"
     names = {result.case for result in results}
@@ -74,6 +79,9 @@ def write(folder: Path, results: Sequence[Result], settings: Settings, where: di
         save(time_figure(results, f"Time of attention\n{setup}", settings.window), folder / "time.png")
     if MEMORY in names:
         save(memory_figure(results, f"Memory of forward+backward\n{setup}", settings.window), folder / "memory.png")
+    if rows := rows_of(results, settings, where):
+        write_text(folder / "baseline.csv", csv_text(rows))
+        save(comparison_figure(rows), folder / "baseline.png")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -38,6 +38,10 @@ class Point:
     """Compares the subject with the reference at these shapes; returns what was found, or raises :class:`CheckError`."""
     contenders: Mapping[str, Callable[[], Any]]
     """Name to what is timed; the subject first."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Name to how many steps one call is, by which its time and energy are divided; 1 where there is none."""
+    metered: bool = False
+    """Whether energy is measured too, where the machine has a counter."""
     memory: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     """Name to what is measured for its peak memory."""
     held: Mapping[str, Callable[[], int]] = field(default_factory=dict)
@@ -57,6 +61,8 @@ class Case:
     """The points of a run, each made only when its turn comes: inputs and models are large."""
     leakage: bool = True
     """Whether the cells leak."""
+    subject: str = SUBJECT
+    """Name of the contender that the others are compared with."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -74,6 +80,8 @@ class Result:
     backend: str
     check: str
     """What the correctness check of this run found."""
+    subject: str = SUBJECT
+    """The contender that the ratios belong to."""
     repetitions: int | None = None
     median_s: dict[str, float] = field(default_factory=dict)
     """Contender to median time, second."""
@@ -89,5 +97,11 @@ class Result:
     """Contender to memory held from one call to the next, byte."""
     held_ratio: dict[str, float] = field(default_factory=dict)
     """Comparison to memory held by the subject ÷ memory it holds."""
+    energy_j: dict[str, float] = field(default_factory=dict)
+    """Contender to energy, joule, idle power included; none where it was not measured."""
+    idle_w: float | None = None
+    """Power of the machine while nothing was run, watt; None: not measured."""
+    energy_source: str | None = None
+    """Which counter gave the energy, or why none did; None: energy does not belong to this case."""
     failed: str | None = None
     """Why nothing was measured; None: it was."""

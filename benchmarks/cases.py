@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import decoding, models, operators
+from benchmarks import baselines, decoding, models, operators
 from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, Case, Point, Result
+from benchmarks.energy import energy_per_call, find_meter, idle_power
 from benchmarks.memory import peak_bytes
 from benchmarks.settings import PRESET, Settings
 from benchmarks.timing import time_in_turn
 
-FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP, DECODING, LONG_TEXT = (
+FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP, DECODING, LONG_TEXT, BASELINE = (
     "forward",
     "forward+backward",
     "forward, no leakage",
@@ -20,6 +21,7 @@ FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP, DECODING, LONG_TEXT = (
     "training step",
     "decoding",
     "decoding, long text",
+    "digital baseline",
 )
 CASES = (
     Case(
@@ -71,6 +73,14 @@ CASES = (
         comparisons=(EARLY, MIDDLE),
         points=decoding.long_text_points,
     ),
+    Case(
+        name=BASELINE,
+        measures="time and energy of digital softmax attention of one decoding step in one layer, caches cold; no gain cells",
+        comparisons=tuple(name for name in baselines.CONTENDERS if name != baselines.STEP_SUBJECT),
+        points=baselines.step_points,
+        leakage=False,
+        subject=baselines.STEP_SUBJECT,
+    ),
 )
 
 
@@ -87,24 +97,44 @@ def measure(case: Case, make: Callable[[], Point], settings: Settings) -> Result
         leakage=case.leakage,
         backend=settings.backend,
         check="not run",
+        subject=case.subject,
     )
+    if case.subject != SUBJECT:
+        result.hardware = result.backend = "digital"
     try:
         point = make()
         result.tokens, result.window, result.shapes = point.tokens, point.window, point.shapes
         result.check = point.check()
         if point.contenders:
             times = time_in_turn(point.contenders, seconds=settings.seconds, device=settings.device)
-            result.repetitions, result.median_s, result.iqr_s = times.repetitions, times.median_s, times.iqr_s
-            result.time_ratio = _ratios(times.median_s)
+            result.repetitions = times.repetitions
+            result.median_s, result.iqr_s = _per_step(times.median_s, point), _per_step(times.iqr_s, point)
+            result.time_ratio = _ratios(result.median_s, case.subject)
+        if point.metered:
+            _measure_energy(result, point, settings)
         if point.memory:  # behind the timing: what is allocated once, such as an optimiser's state, is there by then
             result.peak_bytes = {name: peak_bytes(call, device=settings.device) for name, call in point.memory.items()}
-            result.memory_ratio = _ratios(result.peak_bytes)
+            result.memory_ratio = _ratios(result.peak_bytes, case.subject)
         result.held_bytes = {name: held() for name, held in point.held.items()}
-        result.held_ratio = _ratios(result.held_bytes)
+        result.held_ratio = _ratios(result.held_bytes, case.subject)
     except Exception as error:  # any: the other cases should still be seen
         result.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return result
 
 
-def _ratios(of: dict[str, float] | dict[str, int]) -> dict[str, float]:
-    return {name: of[SUBJECT] / value for name, value in of.items() if name != SUBJECT}
+def _measure_energy(result: Result, point: Point, settings: Settings) -> None:
+    meter, result.energy_source = find_meter(settings.device)
+    if meter is None:
+        return
+    seconds = settings.seconds / len(point.contenders)
+    result.idle_w = idle_power(meter, seconds=seconds)
+    per_call = {name: energy_per_call(call, meter, seconds=seconds, device=settings.device) for name, call in point.contenders.items()}
+    result.energy_j = _per_step(per_call, point)
+
+
+def _per_step(per_call: dict[str, float], point: Point) -> dict[str, float]:
+    return {name: value / point.steps.get(name, 1) for name, value in per_call.items()}
+
+
+def _ratios(of: dict[str, float] | dict[str, int], subject: str) -> dict[str, float]:
+    return {name: of[subject] / value for name, value in of.items() if name != subject}

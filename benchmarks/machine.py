@@ -8,20 +8,25 @@ import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
 
 
-def provenance(device: str) -> dict[str, str | int]:
-    """Commit, torch version, device, cores, threads and date: the fields that every result carries."""
+def provenance(device: str) -> dict[str, Any]:
+    """Commit, torch version, device, cores, threads, load and date: the fields that every result carries.
+
+    The load is how many processes wanted a core in the minute before the run, on average: above zero, the machine was not quiet.
+    """
     return {
         "commit": commit(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

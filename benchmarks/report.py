@@ -52,7 +52,9 @@ def aims_table(results: Sequence[Result], aims: Sequence[Aim], provenance: Mappi
 
 def results_table(results: Sequence[Result]) -> Table:
     """Every point: medians, spread of the subject, ratios, memory, or why there is nothing."""
-    table = Table(title="All cases: medians ± half the interquartile range; in brackets gain cell ÷ comparison")
+    table = Table(
+        title="All cases: medians ± half the interquartile range; in brackets gain cell (or digital, where there is none) ÷ comparison"
+    )
     for column in ("case", "T", "W", "gain cell", "digital", "eager", "others", "n"):
         table.add_column(column, justify="left" if column in ("case", "others") else "right", overflow="fold")
     for result in results:
@@ -61,9 +63,11 @@ def results_table(results: Sequence[Result]) -> Table:
             continue
         where = (str(result.tokens), str(result.window))
         if result.median_s:
-            subject = f"{seconds(result.median_s[SUBJECT])} ± {seconds(result.iqr_s[SUBJECT] / 2)}"
+            subject = f"{seconds(result.median_s[result.subject])} ± {seconds(result.iqr_s[result.subject] / 2)}"
             times = _comparisons(result.median_s, result.time_ratio, seconds)
-            table.add_row(result.case, *where, subject, *times, str(result.repetitions))
+            if result.subject != SUBJECT:  # no gain cells in it: the subject is the digital one
+                subject, times = "–", (subject, *times[1:])
+            table.add_row(_with_batch(result), *where, subject, *times, str(result.repetitions))
         for what, of, ratios in (("peak", result.peak_bytes, result.memory_ratio), ("held", result.held_bytes, result.held_ratio)):
             if of:
                 name = f"{result.case} [dim]({what})[/]" if result.median_s else result.case
@@ -71,14 +75,20 @@ def results_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def _with_batch(result: Result) -> str:
+    """The case, and the batch where the points of a case differ in it."""
+    return f"{result.case}, B={result.shapes['batch']}" if result.subject != SUBJECT else result.case
+
+
 def one_line(result: Result) -> str:
     """What is said as soon as a point is done, in rich's markup."""
-    place = f"{result.case}, T={result.tokens}, W={result.window}"
+    place = f"{result.case}, T={result.tokens}, W={result.window}" + (f", B={batch}" if (batch := result.shapes.get("batch")) else "")
     if result.failed:
         return f"[red]FAILED[/] {place}: {result.failed.replace('[', '(').replace(']', ')')}"
     figures = [f"{name} {seconds(value)}" for name, value in result.median_s.items()]
     figures += [f"{name} {size(value)}" for name, value in result.peak_bytes.items()]
     figures += [f"{name} holds {size(value)}" for name, value in result.held_bytes.items()]
+    figures += [f"{name} {value:.3g} J" for name, value in result.energy_j.items()]
     return f"[green]✓[/] {place}: {', '.join(figures)}  [dim]({result.check})[/]"
 
 
@@ -99,4 +109,4 @@ def _comparisons(values: Mapping[str, float], ratios: Mapping[str, float], writt
 
 
 def _against(values: Mapping[str, float], ratios: Mapping[str, float], name: str, written: Any) -> str:
-    return f"{written(values[name])} ({ratios[name]:.2f})" if name in values else "–"
+    return f"{written(values[name])} ({ratios[name]:.2f})" if name in ratios else "–"

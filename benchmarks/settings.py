@@ -43,6 +43,10 @@ class Settings:
     """W of the long texts, which are 20 of it: small, so that they are decoded soon, and what grows with the text stands out."""
     text_layers: int = 2
     """Layers of the model that decodes them."""
+    step_batches: tuple[int, ...] = (1, 16, 64)
+    """B of the digital decoding step; 64 is what the published GPU figures were taken at."""
+    swept_bytes: int = 256 * 2**20
+    """Keys and values that pass between two steps on the same cache: several times what a processor's own cache holds."""
     backend: str = "blocked"
     """The subject: `hardware.backend`."""
     device: str = "cpu"
@@ -99,5 +103,7 @@ def quick_settings() -> Settings:
         layers=2,
         vocabulary=256,
         text_window=8,
+        step_batches=(1, 3),
+        swept_bytes=2**18,
         seconds=0.1,
     )

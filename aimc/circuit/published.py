@@ -64,5 +64,6 @@ GPU_FIGURES = (
         source=_GPU_SOURCE,
     ),
 )
-"""As published. They were not taken like the measurements of this project: the step of a batch of 64 is divided by 64, products are in
-float32, and the branch with `scaled_dot_product_attention` sets `is_causal` for a single query, which then sees key 0 alone."""
+"""As published. They were not taken like the measurements of this project: the step of a batch of 64 is divided by 64, everything is float32,
+and of the script's two branches one multiplies twice without a softmax, while the other, `scaled_dot_product_attention`, sets `is_causal` for a
+single query, which then sees key 0 alone. Which of them gave the numbers is not recorded with them."""

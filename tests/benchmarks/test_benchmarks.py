@@ -17,16 +17,17 @@ from aimc.hf import hardware_of
 from benchmarks import decoding, models, operators
 from benchmarks.aims import CPU_AIMS, Aim
 from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, CheckError, Result
-from benchmarks.cases import CASES, DECODING, FORWARD, LONG_TEXT, MEMORY, NO_LEAKAGE, STEP, TRAINING
+from benchmarks.cases import BASELINE, CASES, DECODING, FORWARD, LONG_TEXT, MEMORY, NO_LEAKAGE, STEP, TRAINING
 from benchmarks.memory import held_bytes, peak_bytes
 from benchmarks.report import one_line, write_results
 from benchmarks.settings import default_settings, quick_settings
 from benchmarks.timing import MIN_REPETITIONS, time_in_turn
 
 FIELDS = {
-    *("case", "measures", "tokens", "window", "shapes", "dtype", "hardware", "leakage", "backend", "check"),
+    *("case", "measures", "tokens", "window", "shapes", "dtype", "hardware", "leakage", "backend", "check", "subject"),
     *("repetitions", "median_s", "iqr_s", "time_ratio", "peak_bytes", "memory_ratio", "held_bytes", "held_ratio"),
-    *("commit", "torch", "device", "cores", "threads", "date"),
+    *("energy_j", "idle_w", "energy_source"),
+    *("commit", "torch", "device", "cores", "threads", "load", "date"),
 }
 FAST = ["--quick", "--tokens", "64", "--seconds", "0.01", "--width", "160"]
 
@@ -47,17 +48,23 @@ def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtu
     for result in results:
         assert set(result) == FIELDS
         times, memory = result["median_s"], result["peak_bytes"]
-        assert (times or memory) and {SUBJECT, *comparisons[result["case"]]} == set(times or memory)
+        assert (times or memory) and {result["subject"], *comparisons[result["case"]]} == set(times or memory)
+        assert (result["subject"] == SUBJECT) == (result["case"] != BASELINE)
         assert all(value > 0 for value in (*times.values(), *memory.values()))
         assert not times or result["repetitions"] >= MIN_REPETITIONS
         for name, ratio in result["time_ratio"].items():
-            assert ratio == pytest.approx(times[SUBJECT] / times[name])
+            assert ratio == pytest.approx(times[result["subject"]] / times[name])
+        if result["case"] == BASELINE:
+            assert result["backend"] == "digital" and "bfloat16 within" in result["check"]
+            continue
         assert result["backend"] == quick_settings().backend
         assert "quantisers off" in result["check"] or "elements moved" in result["check"]
     assert {(r["tokens"], r["window"]) for r in results if r["case"] == TRAINING} == {(64, 128), (192, 128), (192, 64)}
-    for name in ("time.png", "memory.png"):
+    for name in ("time.png", "memory.png", "baseline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tmp_path.iterdir()} == {"bench.jsonl", "time.png", "memory.png"}, "a temporary file is left"
+    assert {path.name for path in tmp_path.iterdir()} == {*("bench.jsonl", "time.png", "memory.png", "baseline.csv", "baseline.png")}, (
+        "a temporary file is left"
+    )
     printed = capsys.readouterr().out
     assert "decoding (held)" in printed and "at least" in printed and "not measured" in printed and "training step" in printed
 
