@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from aimc.circuit.model_cost import gains_table
 from aimc.config import BACKENDS
 from aimc.plot import save
+from aimc.plot_cost import amdahl
 from benchmarks.aims import CPU_AIMS, GPU_AIMS
 from benchmarks.case import Case, Result
 from benchmarks.cases import CASES, FORWARD, MEMORY, TRAINING, measure
@@ -22,6 +24,7 @@ from benchmarks.figures import memory_figure, time_figure
 from benchmarks.machine import provenance
 from benchmarks.report import aims_table, one_line, results_table, write_results
 from benchmarks.settings import Settings, default_settings, quick_settings
+from benchmarks.whole_model import measured_model
 from train.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(aims_table(results, GPU_AIMS if settings.device == "cuda" else CPU_AIMS, where))
     if rows := rows_of(results, settings, where):
         console.print(comparison_table(rows))
+    if whole := measured_model(results, settings, where):
+        console.print(gains_table(whole.gains), highlight=False, soft_wrap=True)
     failed = [result for result in results if result.failed]
     for result in failed:
         console.print(one_line(result))
@@ -82,6 +87,8 @@ def write(folder: Path, results: Sequence[Result], settings: Settings, where: di
     if rows := rows_of(results, settings, where):
         write_text(folder / "baseline.csv", csv_text(rows))
         save(comparison_figure(rows), folder / "baseline.png")
+    if whole := measured_model(results, settings, where):
+        save(amdahl(whole.gains), folder / "amdahl.png")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -70,7 +70,7 @@ class Cost:
     energy_j: Parts
     """Joule per token."""
     latency_s: Parts
-    """Second from a token's query to its output, attention alone."""
+    """Second from a token's query to its output, attention alone. A layer's total is what `Leakage.step_latency_s` should be."""
     area_m2: Parts
     """Square metre of the circuits of one sequence."""
     interval_s: float
@@ -135,7 +135,7 @@ def attention_cost(shape: ModelShape, hardware: Hardware, parameters: CostParame
         The whole model's cost; `.layer` and `.head` are shares of it.
 
     Raises:
-        ConfigError: a converter has no level count, so that its cost is not defined.
+        ConfigError: a converter has no level count, so that its cost is not defined; or cells are refreshed and the time of a token is unknown.
         ValueError: `window_fill` does not fit the window, or refreshing takes longer than the cells may wait.
     """
     counts = _Counts(shape, hardware, parameters or CostParameters(), window_fill)

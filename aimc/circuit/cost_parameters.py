@@ -18,6 +18,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from aimc.circuit import published
+from aimc.circuit.cost_report import si, table
 
 BASES = ("published", "derived", "assumed")
 
@@ -127,7 +128,7 @@ class CostParameters:
     """Energy of reading one byte of weights, or of a digital machine's keys and values, joule per byte: HBM2 [O17]."""
     value_bytes: float = _number(2.0, "byte", "assumed")
     """Bytes of one weight, key or value in that memory; 2: bfloat16."""
-    mac_rate_per_s: float = _number(494.5e12, "1/s", "published")
+    mac_rate_per_s: float = _number(494.5e12, "MAC/s", "published")
     """Multiply-accumulates per second of the digital machine [N]."""
     memory_rate_bytes_per_s: float = _number(3.35e12, "byte/s", "published")
     """Bytes per second of its memory [N]."""
@@ -150,6 +151,15 @@ class CostParameters:
                 raise ValueError(f"{name}={value!r}: a count; give a whole number, at least {least}")
         if self.batch < 1:
             raise ValueError(f"batch={self.batch!r}: at least one sequence reads the weights; give 1 or more")
+
+    def __str__(self) -> str:
+        rows = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            rows.append(
+                (f.name, "off" if value is None else si(value, f.metadata["unit"]), f.metadata["basis"] if value == f.default else "given")
+            )
+        return table(("parameter", "value", "basis"), rows)
 
     @property
     def clock_s(self) -> float:

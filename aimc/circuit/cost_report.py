@@ -18,7 +18,8 @@ def si(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
     if unit == "m²":
-        return f"{value * 1e6:.3g} mm²" if abs(value) >= 1e-8 else f"{value * 1e12:.3g} µm²"
+        scale, prefix = (1e6, "m") if abs(value) >= 1e-8 else (1e12, "µ")
+        return f"{float(f'{value * scale:.3g}'):.10g} {prefix}m²"
     if value == 0 or not math.isfinite(value):
         return f"{value:g} {unit}".rstrip()
     rounded = float(f"{value:.3g}")  # 999.9 n is 1 µ

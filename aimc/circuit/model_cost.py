@@ -32,7 +32,8 @@ class DigitalBaseline:
     source: str
     """Where the numbers come from: published, measured, or estimated from which parameters."""
     rest_energy_j: float | None = None
-    """Joule per token of everything else; None: as :func:`digital_rest` estimates it. The rest costs the same on both sides of a comparison."""
+    """Joule per token of everything else; None: as :func:`digital_rest` estimates it. The rest costs the same on both sides of a comparison.
+    The estimate is an ideal: a machine whose attention was measured takes more for the rest as well, so a gain over it comes out too large."""
     rest_latency_s: float | None = None
     """Second per token of everything else; None: as estimated."""
 
@@ -60,7 +61,7 @@ class DigitalBaseline:
 
     @classmethod
     def estimated(cls, shape: ModelShape, tokens: int, parameters: CostParameters | None = None) -> DigitalBaseline:
-        """The digital machine of `parameters` doing attention as well: every key and value from memory, for every sequence anew.
+        """The digital machine of `parameters` doing everything: every key and value from memory, for every sequence anew.
 
         Args:
             shape: of the model.
@@ -73,11 +74,14 @@ class DigitalBaseline:
         if tokens < 1:
             raise ValueError(f"tokens={tokens}: a query sees at least itself; give 1 or more")
         p = parameters or CostParameters()
+        rest_energy, rest_latency = digital_rest(shape, p)
         macs, stored_bytes = shape.attention_macs(tokens), shape.kv_values(tokens) * p.value_bytes
         return cls(
             name="digital machine",
             attention_energy_j=macs * p.mac_energy_j + stored_bytes * p.memory_energy_j_per_byte,
             attention_latency_s=p.batch * max(macs / p.mac_rate_per_s, stored_bytes / p.memory_rate_bytes_per_s),
+            rest_energy_j=rest_energy.total,
+            rest_latency_s=rest_latency.total,
             source="estimated from mac_energy_j, memory_energy_j_per_byte and the two rates",
         )
 
@@ -143,8 +147,11 @@ class Gain:
     limit_energy: float | None
     """(Attention + rest) ÷ rest: attention at no cost."""
     attention_latency: float | None
+    """As `attention_energy`, of latencies."""
     model_latency: float | None
+    """As `model_energy`, of latencies."""
     limit_latency: float | None
+    """As `limit_energy`, of latencies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,13 +191,22 @@ class ModelCost:
 
 
 def gains_table(gains: Sequence[Gain]) -> str:
-    """Attention alone beside the whole model, and the bound, for energy and latency."""
+    """Attention alone beside the whole model, and the bound, for energy and latency; `*` where the rest is an estimate."""
     rows = []
     for gain in gains:
         energy = (gain.attention_energy, gain.model_energy, gain.limit_energy)
         latency = (gain.attention_latency, gain.model_latency, gain.limit_latency)
-        rows.append((gain.baseline.name, *map(times, (*energy, *latency))))
-    return table(("gain over", "energy: attention", "whole model", "at most", "latency: attention", "whole model", "at most"), rows)
+        marks = ["" if rest is not None else "*" for rest in (gain.baseline.rest_energy_j, gain.baseline.rest_latency_s)]
+        written = [
+            [times(value) + (mark if value else "") for value in values] for values, mark in ((energy, marks[0]), (latency, marks[1]))
+        ]
+        for values in written:
+            values[0] = values[0].removesuffix("*")  # attention alone has no rest
+        rows.append((gain.baseline.name, *written[0], *written[1]))
+    text = table(("gain over", "energy: attention", "whole model", "at most", "latency: attention", "whole model", "at most"), rows)
+    return text + (
+        "\n* with an estimated, ideal digital rest; that machine's own takes more and leaves less to gain" if "*" in text else ""
+    )
 
 
 def model_cost(

@@ -21,12 +21,13 @@ from torch import Tensor
 import benchmarks.__main__ as program
 from benchmarks import baselines, cases, energy
 from benchmarks.baselines import CONTENDERS, FUSED, MATMUL, STEP_SUBJECT, Caches
-from benchmarks.case import Result
-from benchmarks.cases import BASELINE, CASES, measure
+from benchmarks.case import DIGITAL, SUBJECT, Result
+from benchmarks.cases import BASELINE, CASES, DECODING, measure
 from benchmarks.comparison import MEASURED, MODEL, PUBLISHED, Row, comparison_figure, comparison_table, csv_text, fastest, rows_of
 from benchmarks.energy import Meter, energy_per_call, find_meter, idle_power
 from benchmarks.settings import Settings, default_settings, quick_settings
 from benchmarks.timing import Times
+from benchmarks.whole_model import measured_model
 
 WHERE = {"device": "a CPU", "threads": 1, "load": 0.0}
 
@@ -230,6 +231,24 @@ def test_the_fastest_implementation_is_the_baseline() -> None:
     times = dict(zip(CONTENDERS, (3e-3, 2e-3, 4e-3, 5e-3), strict=True))
     kept = [row for row in fastest(rows_of([result(median_s=times)], Settings(), WHERE)) if row.kind == MEASURED]
     assert [(row.dtype, row.implementation, row.step_s) for row in kept] == [("float32", MATMUL, 2e-3), ("bfloat16", FUSED, 4e-3)]
+
+
+def test_the_whole_model_is_of_one_machine() -> None:
+    """Twelve layers of 2 ms in a token of 60 ms: 36 ms are left, and attention at no cost gains 60/36."""
+    sizes = {"batch": 1, "heads": 12, "head_size": 64, "layers": 12, "vocabulary": 50257}
+    decoding = result(case=DECODING, subject=SUBJECT, shapes=sizes, median_s={SUBJECT: 0.1, DIGITAL: 60e-3})
+    one = result(batch=1)
+    whole = measured_model([decoding, one], Settings(), WHERE)
+    assert whole is not None
+    (gain,) = whole.gains
+    assert gain.baseline.attention_latency_s == pytest.approx(24e-3) and gain.baseline.rest_latency_s == pytest.approx(36e-3)
+    assert gain.limit_latency == pytest.approx(60 / 36) and gain.model_latency == pytest.approx(60e-3 / (36e-3 + 780e-9))
+    assert gain.model_energy is None
+    assert measured_model([one], Settings(), WHERE) is None and measured_model([decoding], Settings(), WHERE) is None
+    assert measured_model([decoding, result(batch=2)], Settings(), WHERE) is None, "another batch"
+    assert measured_model([replace(decoding, dtype="float64"), one], Settings(), WHERE) is None, "another precision"
+    disturbed = replace(decoding, median_s={SUBJECT: 0.1, DIGITAL: 20e-3})
+    assert measured_model([disturbed, one], Settings(), WHERE) is None
 
 
 def test_figure_and_table_say_what_was_not_measured() -> None:

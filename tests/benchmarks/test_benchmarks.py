@@ -62,9 +62,8 @@ def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {(r["tokens"], r["window"]) for r in results if r["case"] == TRAINING} == {(64, 128), (192, 128), (192, 64)}
     for name in ("time.png", "memory.png", "baseline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    assert {path.name for path in tmp_path.iterdir()} == {*("bench.jsonl", "time.png", "memory.png", "baseline.csv", "baseline.png")}, (
-        "a temporary file is left"
-    )
+    written = {path.name for path in tmp_path.iterdir()} - {"amdahl.png"}  # it needs a clock that is exact at these sizes
+    assert written == {"bench.jsonl", "time.png", "memory.png", "baseline.csv", "baseline.png"}, "a temporary file is left"
     printed = capsys.readouterr().out
     assert "decoding (held)" in printed and "at least" in printed and "not measured" in printed and "training step" in printed
 

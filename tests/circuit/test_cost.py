@@ -248,6 +248,21 @@ def test_every_parameter_says_where_it_comes_from() -> None:
     assert basis_of("read_energy_qk_j") == "derived" and basis_of("pulse_max_s") == "published" and basis_of("cell_area_m2") == "assumed"
 
 
+def test_parameters_are_listed_with_their_basis() -> None:
+    lines = str(CostParameters(write_energy_j=1e-15)).splitlines()
+    assert len(lines) == 2 + len(fields(CostParameters))
+    listed = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert listed["write_energy_j"] == ["1", "fJ", "given"] and listed["refresh_interval_s"] == ["off", "published"]
+
+
+def test_published_levels_are_those_of_the_preset() -> None:
+    preset = presets.gain_cell_cmos()
+    levels = (preset.input_dac.n_levels, preset.storage_dac.n_levels, preset.readout.n_levels)
+    assert levels == (published.INPUT_LEVELS, published.STORAGE_LEVELS, published.READOUT_LEVELS)
+    assert (preset.array.window, preset.array.rows) == (published.WINDOW, published.ROWS)
+    assert preset.leakage.token_time_s == pytest.approx(published.LAYERS * published.LATENCY_S)
+
+
 def test_table_reads_well() -> None:
     text = str(attention_cost(SHAPE, hardware()).head)
     assert text.splitlines()[0].startswith("per token and head")

@@ -131,6 +131,14 @@ def test_what_a_baseline_does_not_know_is_not_claimed() -> None:
     assert gain.limit_latency == pytest.approx(17 / 5), "its own rest, on both sides"
 
 
+def test_estimated_rests_are_marked() -> None:
+    cpu = DigitalBaseline.of_layer("CPU", layers=12, energy_j=1e-3, latency_s=1e-3, source="measured")
+    estimated = str(model_cost(SHAPE, HARDWARE, baselines=[cpu]))
+    assert estimated.count(" ×*") == 4 and "* with an estimated, ideal digital rest" in estimated
+    own = str(model_cost(SHAPE, HARDWARE, baselines=[replace(cpu, rest_energy_j=1.0, rest_latency_s=1.0)]))
+    assert "*" not in own
+
+
 def test_bad_baselines() -> None:
     with pytest.raises(ValueError, match=r"are for \(12, 12, 64, 1024\)"):
         published_baselines(SHAPE, 512)
@@ -177,7 +185,7 @@ def test_sensitivity_of_the_whole_model_and_table() -> None:
 
 def test_numbers_are_written_with_prefixes() -> None:
     assert [si(x, "J") for x in (6.15e-9, 330e-12, 0.9999e-9, 17e-15, 0.0, None)] == ["6.15 nJ", "330 pJ", "1 nJ", "17 fJ", "0 J", "–"]
-    assert [si(x, "m²") for x in (0.5e-6, 50e-12, 1e-12)] == ["0.5 mm²", "50 µm²", "1 µm²"]
+    assert [si(x, "m²") for x in (0.5e-6, 50e-12, 2e-9, 2e-3)] == ["0.5 mm²", "50 µm²", "2000 µm²", "2000 mm²"]
     assert si(16, "") == "16" and si(-2.5e-3, "s") == "-2.5 ms" and si(1e3, "s") == "1 ks"
     assert [times(x) for x in (97_271.8, 1.1849, None)] == ["97,300 ×", "1.18 ×", "–"]
     assert table(("a", "b"), [("x", "1"), ("yy", "22")]).splitlines() == ["a    b", "──  ──", "x    1", "yy  22"]
