@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from aimc.circuit.cost import Cost, Parts
 from aimc.circuit.cost_report import si, times
@@ -32,6 +33,7 @@ _PART_STYLE = {
     "queue for shared arrays": ("#BBBBBB", ""),
 }
 _BASIS_COLOUR = {"published": BLUE, "derived": SKY, "assumed": ORANGE, "given": GREEN}
+_FIELD = {"energy": "energy_j", "latency": "latency_s"}
 _LABELLED = 0.04
 """Share of the tallest bar from which a part is named inside it."""
 
@@ -99,7 +101,7 @@ def sensitivity_tornado(table: Sensitivity, *, most: int = 10) -> Figure:
         axes.set_title(quantity)
         low, high = min((*changes, 0.0)), max((*changes, 0.0))
         room = 0.27 * ((high - low) or 1.0)
-        axes.set_xlim(low - (1.3 * room if low < 0 else 0), high + room)
+        axes.set_xlim(low - (1.7 * room if low < 0 else 0), high + room)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         for y, change in enumerate(changes):
@@ -128,20 +130,27 @@ def amdahl(gains: Sequence[Gain], *, title: str = "What attention on arrays gain
             values = [getattr(gain, f"{key}_{quantity}") for gain in gains]
             at = np.arange(len(gains)) + 0.27 * (i - 1)
             axes.barh(at, [value or 1.0 for value in values], 0.25, color=colour, label=label)
-            for y, value in zip(at, values, strict=True):
-                axes.text(value or 1.0, y, f" {times(value)}" if value else " not known", va="center", fontsize="small")
+            for y, value, gain in zip(at, values, gains, strict=True):
+                estimated = key != "attention" and getattr(gain.baseline, f"rest_{_FIELD[quantity]}") is None
+                text = f" {times(value)}{' *' if estimated else ''}" if value else " not known"
+                axes.text(value or 1.0, y, text, va="center", fontsize="small")
             largest = max(largest, *(value or 1.0 for value in values))
         axes.set_xscale("log")
         axes.set_xlim(1.0 if _all_gain(gains, quantity) else None, largest**1.25 * 1.5)
         axes.set_title(quantity)
         axes.set_xlabel("times less than the digital machine")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.xaxis.set_major_formatter(EngFormatter())
+        if largest == 1.0:
+            axes.xaxis.set_major_locator(NullLocator())
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(gains)), [gain.baseline.name for gain in gains])
         axes.set_ylim(len(gains) - 0.5, -0.5)
         _bare(axes, "x")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    if any(text.get_text().endswith("*") for axes in figure.axes for text in axes.texts):
+        handles, labels = [*handles, Line2D([], [], linestyle="")], [*labels, "* with an estimated, ideal digital rest"]
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
     return figure
 
 

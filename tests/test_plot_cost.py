@@ -49,6 +49,8 @@ def test_amdahl_draws_what_is_known() -> None:
     energy, latency = figure.axes
     assert [text.get_text() for text in energy.texts].count(" not known") == 3
     assert " not known" not in [text.get_text() for text in latency.texts]
+    starred = [text.get_text() for text in latency.texts if text.get_text().endswith("*")]
+    assert len(starred) == 2, "the CPU's rest is estimated; the digital machine brings its own, and attention alone has none"
     widths = [bar.get_width() for bar in latency.containers[0]]
     assert widths == pytest.approx([1e-3 / 780e-9, gains[1].attention_latency])
     assert [text.get_text() for text in energy.get_yticklabels()] == ["CPU", "digital machine"]
