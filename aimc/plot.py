@@ -201,8 +201,9 @@ def stored_voltages(
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: str | Path) -> None:
     """Write a PNG in one step, 150 dots an inch."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     figure.savefig(temporary, dpi=150, format="png")

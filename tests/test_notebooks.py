@@ -14,10 +14,12 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 SAYS = {
     "01_first_steps": r"every head met it|heads did not meet it",
     "02_generation": r"ideal arrays +perplexity .*, 3[12]\.\d of 32 tokens as digital",
+    "03_cell_and_circuit": r"refused: stored voltages from 1.5 to 1.5 V",
+    "05_cost_and_tradeoffs": r"total +6\.15 nJ +100\.0 % +65 ns +100\.0 % +0\.5 mm²",
     "04_attention_by_hand": r"ring: digital sum, token by token: by hand = operator, 576 numbers",
 }
 TABLES = {"02_generation": 3}
-PICTURES = {"01_first_steps": 2, "02_generation": 2, "04_attention_by_hand": 15}
+PICTURES = {"01_first_steps": 2, "02_generation": 2, "03_cell_and_circuit": 7, "05_cost_and_tradeoffs": 5, "04_attention_by_hand": 15}
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from aimc.circuit.cell import GainCell
 from aimc.circuit.errors import CircuitError
+from aimc.circuit.retention import RetentionFit
 from aimc.circuit.storage import settling_error
 from aimc.config import Hardware
 
@@ -69,13 +70,14 @@ def _farthest(hardware: Hardware, cell: GainCell) -> float:
     return max(target, cell.supply_v - target)
 
 
-def check_cell(cell: GainCell, hardware: Hardware, noise_c: float) -> Iterator[str]:
+def check_cell(cell: GainCell, hardware: Hardware, noise_c: float, held: RetentionFit | None = None) -> Iterator[str]:
     """What will hurt a model on this cell, in words.
 
     Args:
         cell: the circuit.
         hardware: made of it.
         noise_c: noise charge of one read of one cell, in coulomb.
+        held: how the cell forgets; None: it does not.
 
     Raises:
         CircuitError: the cell cannot be read at all.
@@ -94,12 +96,18 @@ def check_cell(cell: GainCell, hardware: Hardware, noise_c: float) -> Iterator[s
         )
     gone = fade(hardware)
     if gone > HARMLESS_FADE:
-        tau, held = hardware.leakage.tau_s or math.inf, hardware.array.window * hardware.leakage.known_token_time_s()
+        tau, window_s = hardware.leakage.tau_s or math.inf, hardware.array.window * hardware.leakage.known_token_time_s()
         yield (
-            f"retention {tau:.2g} s is short against the window of {held:.2g} s: a token has lost {gone:.0%} of its voltage when it leaves, so the model "
+            f"retention {tau:.2g} s is short against the window of {window_s:.2g} s: a token has lost {gone:.0%} of its voltage when it leaves, so the model "
             "forgets early; use a larger capacitor, less leakage, a shorter window or a shorter token time"
         )
     step = cell.supply_v / ((hardware.storage_dac.n_levels or 2) - 1)
+    if held is not None and held.max_error_v > SETTLED_LSB * step:
+        yield (
+            f"the cell does not forget as an exponential: the emulated one misses its voltage by up to {held.max_error_v:.2g} V, "
+            f"{held.max_error_v / step:.1f} LSB of storage, because a channel that is not quite shut leaks a constant current; shut the write transistor "
+            "harder (write_gate_off_v), or trust the perplexity only for shorter windows"
+        )
     missing = settling_error(cell)
     if missing > SETTLED_LSB * step:
         yield (

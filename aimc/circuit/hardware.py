@@ -103,10 +103,11 @@ def _of_circuit(cell: GainCell, base: Hardware, degree: int, full_scales: FullSc
     lowest = _same_place(base.storage_dac.v_min, base, cell.supply_v, 0.0)
     new = _with_cell(base, fit.to_cell(cell.supply_v, base.cell.gradient), unit_c, full_scales)
     new.storage_dac = replace(new.storage_dac, v_min=lowest, v_max=cell.supply_v)
-    new.leakage = _leakage(cell, base)
+    held = _held(cell, base)
+    new.leakage = _leakage(cell, base, held)
     new.noise = _noise(cell, new, unit_c, head_size, mean_pulse)
     new.input_dac = replace(new.input_dac, inl=pulse_nonlinearity(cell))
-    for finding in check_cell(cell, new, mean_read_noise(cell)):
+    for finding in check_cell(cell, new, mean_read_noise(cell), held):
         warnings.warn(finding, CircuitWarning, stacklevel=3)
     return new
 
@@ -158,14 +159,19 @@ def _same_place(v: float, base: Hardware, supply_v: float, lowest_v: float) -> f
     return lowest_v + v / base.cell.supply_v * (supply_v - lowest_v)
 
 
-def _leakage(cell: GainCell, base: Hardware) -> Leakage:
-    duration = base.array.window * base.leakage.known_token_time_s()
+def _held(cell: GainCell, base: Hardware) -> RetentionFit | None:
+    """How the cell forgets while a token is in the window; None: it holds for ever, measured in windows."""
     try:
-        fit = retention(cell, duration).fit
-    except CircuitError:  # it holds for ever, measured in windows
+        return retention(cell, base.array.window * base.leakage.known_token_time_s()).fit
+    except CircuitError:
+        return None
+
+
+def _leakage(cell: GainCell, base: Hardware, held: RetentionFit | None) -> Leakage:
+    if held is None:
         return replace(base.leakage, tau_s=None)
-    target_v = float(np.clip(fit.target_v, 0.0, cell.supply_v))
-    return replace(base.leakage, tau_s=fit.tau_s, target_v=None if abs(target_v - cell.rest_v) < AT_REST * cell.supply_v else target_v)
+    target_v = float(np.clip(held.target_v, 0.0, cell.supply_v))
+    return replace(base.leakage, tau_s=held.tau_s, target_v=None if abs(target_v - cell.rest_v) < AT_REST * cell.supply_v else target_v)
 
 
 def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, mean_pulse: float) -> Noise:

@@ -110,6 +110,7 @@ def test_read_noise_in_the_emulator_is_the_circuits(array):
     assert drawn_c == pytest.approx(math.sqrt(by_cells + by_integrator), rel=4 / math.sqrt(2 * a.numel()) + 0.01)
 
 
+@pytest.mark.filterwarnings("ignore:retention:aimc.circuit.CircuitWarning")
 def test_leakage_of_the_emulator_is_the_circuits():
     leaky = replace(CELL, leak_conductance_s=5 * CELL.leak_conductance_s, leak_target_v=0.1)
     hardware = to_hardware(leaky)
@@ -190,6 +191,7 @@ def test_budget_is_sorted_and_in_levels():
         ({"write_pulse_s": 1e-12}, "too short to settle: a write misses"),
         ({"read_line_time_s": 1e-9}, "shortest pulse, 1e-09 s"),
         ({"supply_v": 0.3, "read_v": 0.3}, "below the threshold"),
+        ({"write_gate_off_v": 0.1, "hold_v": 0.0, "leak_conductance_s": 0.0}, "does not forget as an exponential"),
     ],
 )
 def test_what_hurts_the_model_is_said(change, message):
