@@ -62,13 +62,14 @@ def test_evaluation_command_runs(tmp_path: Path) -> None:
 def test_python_runs_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
     snippets = [block for kind, block in BLOCKS if kind == "python"]
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "4 attention layers on gain-cell arrays" in printed
     assert "over 8 chips" in printed
     assert "4 layers calibrated" in printed
+    assert "300 mV" in printed and "1.48 mm²" in printed
 
 
 def test_every_link_and_picture_exists() -> None:
