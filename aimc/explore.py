@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,8 @@ def sweep(
     Args:
         model: converted.
         tokens: int64 `[N]`, the text of the perplexity.
-        parameter: path into the design, e.g. `cell.capacitance_f`, `cell.supply_v`, `hardware.array.window`, `hardware.readout.n_levels`; or a
-            function of (design, value) that gives a design, for what changes together.
+        parameter: path into the design, e.g. `cell.capacitance_f`, `cell.read_v`, `hardware.array.window`, `hardware.readout.n_levels`; or a
+            function of (design, value) that gives a design, for what changes together (a supply, its read pulse and its write gate).
         values: of the parameter.
         design: where to start; None: the model's own hardware and the published costs.
         batches: token batches for the matching; none: it is left out.
@@ -132,7 +133,7 @@ def sweep(
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always", CircuitWarning)
                 hardware, cost = changed.realised(shape, min(fill, changed.hardware.array.window))
-        except ConfigError as error:
+        except ValueError as error:  # a ConfigError is one too
             result.refused[label] = str(error)
             continue
         said = [str(w.message) for w in caught if issubclass(w.category, CircuitWarning)]
@@ -172,7 +173,7 @@ def _move(trial: PreTrainedModel, model: PreTrainedModel, own: Hardware, hardwar
 
 def _mark_front(points: list[Point]) -> None:
     for point in points:
-        point.on_front = not any(
+        point.on_front = math.isfinite(point.perplexity.mean) and not any(
             other.energy_j <= point.energy_j
             and other.perplexity.mean <= point.perplexity.mean
             and (other.energy_j, other.perplexity.mean) != (point.energy_j, point.perplexity.mean)

@@ -74,7 +74,7 @@ def _finish(device: str) -> None:
 
 
 def _rapl() -> Meter | str:
-    packages = [folder for folder in sorted(POWERCAP.glob("*-rapl:*")) if folder.name.count(":") == 1]  # two: parts of a package
+    packages = [folder for folder in sorted(POWERCAP.glob("*-rapl:*")) if _is_package(folder)]
     if not packages:
         return f"no RAPL counter under {POWERCAP}"
     try:
@@ -84,6 +84,14 @@ def _rapl() -> Meter | str:
     except OSError as error:
         return f"RAPL cannot be read ({error.strerror}: {error.filename}); it is open to root"
     return Meter(name="RAPL, whole package", read=lambda: {f.name: _joules(f / "energy_uj") for f in packages}, wraps_at=wraps_at)
+
+
+def _is_package(folder: Path) -> bool:
+    """Not a part of one (its cores, its memory), nor the platform, which counts the packages again."""
+    try:
+        return (folder / "name").read_text().startswith("package")
+    except OSError:
+        return False
 
 
 def _joules(path: Path) -> float:

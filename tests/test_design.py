@@ -55,8 +55,24 @@ def test_what_cannot_be_changed(path, value, message):
 
 
 def test_a_path_into_a_circuit_that_is_not_there():
-    with pytest.raises(ConfigError, match="NoneType has no field 'supply_v'"):
+    with pytest.raises(ConfigError, match=r"no circuit; give one, Design\(cell=aimc.circuit.silicon_cell"):
         Design().changed("cell.supply_v", 0.8)
+
+
+@pytest.mark.parametrize(
+    "path", ["hardware.leakage.tau_s", "hardware.cell.coefficients", "hardware.noise.write_v", "costs.read_energy_qk_j"]
+)
+def test_what_the_circuit_decides_is_not_swept_beside_it(path):
+    with pytest.raises(ConfigError, match="would be lost; change"):
+        Design(cell=silicon_cell()).changed(path, 1.0)
+
+
+def test_what_can_be_swept_without_a_circuit():
+    assert Design().changed("hardware.leakage.tau_s", 1.0).hardware.leakage.tau_s == 1.0
+    with pytest.raises(ConfigError, match="what latency comes of"):
+        Design().changed("hardware.leakage.token_time_s", 1.0)
+    with pytest.raises(ConfigError, match="never refreshed"):
+        Design(costs=CostParameters(refresh_interval_s=1e-4)).realised(SHAPE)
 
 
 def test_the_circuit_pays_its_reads():

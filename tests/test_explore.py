@@ -13,7 +13,8 @@ from aimc import presets
 from aimc.circuit import silicon_cell
 from aimc.config import ConfigError, Noise
 from aimc.design import Design
-from aimc.explore import Point, sweep
+from aimc.evaluate import Perplexity
+from aimc.explore import Point, _mark_front, sweep
 from aimc.hf import hardware_of
 from tests.conftest import small_arrays, tiny_gpt2
 
@@ -86,6 +87,20 @@ def test_chips_give_error_bars_and_circuits_warn(converted, tokens):
     assert len(result.points[0].perplexity.per_chip) == 2
     assert any("short against the window" in w for w in result.points[0].warnings)
     assert result.points[0].hardware.noise != Noise()
+
+
+def test_a_refused_cost_does_not_lose_the_points_measured(converted, tokens):
+    result = sweep(converted, tokens, "costs.batch", [1.0, 0.5])
+    assert [p.label for p in result.points] == ["1"] and "batch=0.5" in result.refused["0.5"]
+
+
+def test_what_is_no_number_is_on_no_front(converted, tokens):
+    cost = sweep(converted, tokens, "costs.batch", [1.0]).points[0].cost
+    points = [
+        Point(label="", perplexity=Perplexity(mean=m, std=0.0), cost=cost, hardware=hardware_of(converted)) for m in (10.0, float("nan"))
+    ]
+    _mark_front(points)
+    assert [p.on_front for p in points] == [True, False]
 
 
 def test_what_cannot_be_swept(converted, tokens):

@@ -46,13 +46,14 @@ def noise_budget(cell: GainCell, hardware: Hardware) -> list[BudgetLine]:
     levels = hardware.storage_dac.n_levels or 2
     step = cell.supply_v / (levels - 1)
     reach = cell.supply_v / 2
+    gain, offset_v = cell.mismatch()
     slope = float(np.mean(cell.transconductance(cell.stored_grid())))
     of_read = math.sqrt(float(np.mean(cell.read_noise_charge(cell.stored_grid()) ** 2))) / (slope * cell.pulse_max_s)
     lines = {
         "kT/C write noise": (cell.write_noise(), True),
         "write settling error": (settling_error(cell), False),
-        "offset mismatch": (cell.offset_spread(), True),
-        "gain mismatch at full range": (cell.gain_spread() * reach, True),
+        "offset mismatch": (offset_v, True),
+        "gain mismatch at full range": (gain * reach, True),
         "read noise of one cell": (of_read, True),
         "leakage over the window": (fade(hardware) * _farthest(hardware, cell), False),
     }
@@ -93,6 +94,11 @@ def check_cell(cell: GainCell, hardware: Hardware, noise_c: float, held: Retenti
         yield (
             f"supply_v={cell.supply_v:g} lies below the threshold {threshold:g} V of the read transistors: they stay in weak inversion, where the charge is "
             "an exponential of the stored voltage; the model sees a strongly curved cell, and little signal. Raise the supply or lower the threshold"
+        )
+    if cell.read_p is not None and cell.read_v > cell.supply_v:
+        yield (
+            f"read_v={cell.read_v:g} is more than supply_v={cell.supply_v:g}: the read lines stand at {cell.rest_v - cell.read_v / 2:.2g} and "
+            f"{cell.rest_v + cell.read_v / 2:.2g} V, outside the supply, where junctions conduct that this model does not have; change both together"
         )
     gone = fade(hardware)
     if gone > HARMLESS_FADE:

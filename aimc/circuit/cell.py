@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import nnls
 
 from aimc.circuit.transistor import BOLTZMANN, REFERENCE_K, Array, Transistor
 from aimc.config_checks import require, require_positive
@@ -23,8 +24,9 @@ class GainCell:
 
     The bit line is a virtual ground. With `read_p` the stage is push-pull: the n transistor stands between the bit line and a line
     `read_v/2` below it, the p transistor between the bit line and a line `read_v/2` above it, both gates at the stored voltage; their
-    currents cancel near half the supply. Without `read_p` the n transistor stands between ground and `read_v`, and a reference cell at
-    the rest voltage is subtracted. Between pulses `read_v` is zero and nothing flows.
+    currents cancel near half the supply. Without `read_p` the n transistor stands between ground and `read_v`, and the current that it has at the
+    rest voltage is subtracted; that reference is shared by many columns, so its own noise, mismatch and energy are not counted. Between pulses
+    `read_v` is zero and nothing flows.
     """
 
     supply_v: float
@@ -56,7 +58,7 @@ class GainCell:
     read_line_time_s: float = 0.0
     """RC of the read line in second: a pulse loses about that much at its rising edge, and a short one more; 0: ideal edges."""
     line_f: float = 0.0
-    """A cell's share of its write bit line in farad; costs energy; 0: none."""
+    """Capacitance of the whole write bit line of a feature in farad, which every write swings; costs energy; 0: none."""
     temperature_k: float = REFERENCE_K
     """Temperature in kelvin."""
 
@@ -160,11 +162,10 @@ class GainCell:
         return (self.capacitance_f + self.line_f) * self.supply_v**2 / 6 + self.write.gate_f * swing**2
 
     def read_noise_charge(self, stored_v: ArrayLike, width_s: float | None = None) -> Array:
-        """Standard deviation in coulomb of the charge of one read, from the channel noise of both branches: `√(S·t/2)` of a white density S [S14]."""
+        """Standard deviation in coulomb of the charge of one read, from the noise of its channels: `√(S·t/2)` of a white density S [S14]."""
         stored, width = np.asarray(stored_v, dtype=np.float64), self.pulse_max_s if width_s is None else width_s
         if self.read_p is None:
             density = self.read_n.noise_density(stored, 0.0, self.read_v, temperature_k=self.temperature_k)
-            density = density + self.read_n.noise_density(self.rest_v, 0.0, self.read_v, temperature_k=self.temperature_k)
         else:
             low, high = self.rest_v - self.read_v / 2, self.rest_v + self.read_v / 2
             density = self.read_n.noise_density(stored, low, self.rest_v, temperature_k=self.temperature_k)
@@ -175,21 +176,29 @@ class GainCell:
         """√(kT/C) in volt: what is left on the capacitor when the write transistor opens [S14]."""
         return math.sqrt(BOLTZMANN * self.temperature_k / self.capacitance_f)
 
-    def offset_spread(self) -> float:
-        """Standard deviation of a cell's rest voltage in volt: both branches' thresholds and current factors at rest, referred to the gate [P89]."""
-        sink, source = (float(i) for i in self.branch_currents(self.rest_v))
-        of_n, of_p = (float(g) for g in self.branch_conductances(self.rest_v))
-        transistor_p = self.read_p
-        spread = math.hypot(of_n * self.read_n.threshold_spread_v, sink * self.read_n.gain_spread)
-        if transistor_p is not None:
-            spread = math.hypot(spread, of_p * transistor_p.threshold_spread_v, source * transistor_p.gain_spread)
-        return spread / (of_n + of_p)
+    def current_spread(self, stored_v: ArrayLike) -> Array:
+        """Standard deviation of the read current from cell to cell in ampere: thresholds and current factors of the branches [P89]."""
+        sink, source = self.branch_currents(stored_v)
+        of_n, of_p = self.branch_conductances(stored_v)
+        variance = (of_n * self.read_n.threshold_spread_v) ** 2 + (sink * self.read_n.gain_spread) ** 2
+        if self.read_p is not None:
+            variance = variance + (of_p * self.read_p.threshold_spread_v) ** 2 + (source * self.read_p.gain_spread) ** 2
+        return np.sqrt(variance)
 
-    def gain_spread(self) -> float:
-        """Relative standard deviation of a cell's charge about rest: the current factors, weighted by the branches' transconductances [P89]."""
-        of_n, of_p = (float(g) for g in self.branch_conductances(self.rest_v))
-        of_p_spread = 0.0 if self.read_p is None else of_p * self.read_p.gain_spread
-        return math.hypot(of_n * self.read_n.gain_spread, of_p_spread) / (of_n + of_p)
+    def mismatch(self) -> tuple[float, float]:
+        """Relative spread of the charge, and spread of the rest voltage in volt, that come nearest to :meth:`current_spread` over the whole range.
+
+        The emulator's cell has one gain error g and one offset δ, so its current varies by `g²·I² + δ²·(∂I/∂V)²`; g² and δ² are the non-negative
+        least-squares fit of that to the circuit's variance. Two numbers cannot tell branches that match differently apart: in the silicon cell of
+        :mod:`aimc.circuit.technology` they are off by a quarter of the largest spread at worst.
+        """
+        stored = self.stored_grid()
+        parts = np.stack([self.read_current(stored) ** 2, self.transconductance(stored) ** 2], axis=1)
+        scale = parts.max(axis=0)
+        variance = self.current_spread(stored) ** 2
+        unit = float(variance.max()) or 1.0
+        (gain, offset), _ = nnls(parts / scale, variance / unit)
+        return math.sqrt(gain * unit / scale[0]), math.sqrt(offset * unit / scale[1])
 
     def stored_grid(self, n_points: int = 91) -> Array:
         """Evenly spaced stored voltages from 0 to V_DD in volt, `[n_points]`."""

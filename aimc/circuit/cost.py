@@ -168,13 +168,10 @@ class _Counts:
         self.input_steps = converter_steps(hardware.input_dac, "input_dac")
         self.storage_steps = converter_steps(hardware.storage_dac, "storage_dac")
         self.readout_steps = converter_steps(hardware.readout, "readout")
-        self.input_pulse_s = self.input_steps * parameters.clock_s
         if self.softmax:
             self.score_levels = _levels(hardware.score_adc, "score_adc")
             self.probability_steps = converter_steps(hardware.probability_dac, "probability_dac")
-            self.second_pulse_s = self.probability_steps * parameters.clock_s
-        else:
-            self.second_pulse_s = parameters.pulse_max_s
+        self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
 
     def energy(self) -> Parts:
         """Joule per token of one layer."""
@@ -257,6 +254,18 @@ class _Counts:
                 "would do nothing else; give a longer interval, a smaller window or a shorter write_latency_s"
             )
         return self.hardware.leakage.known_token_time_s() / interval_s
+
+
+def longest_pulses(hardware: Hardware, parameters: CostParameters) -> tuple[float, float]:
+    """Longest pulses into the first and into the second array, in second.
+
+    Raises:
+        ConfigError: a converter has no level count.
+    """
+    first_s = converter_steps(hardware.input_dac, "input_dac") * parameters.clock_s
+    if hardware.activation == "softmax":
+        return first_s, converter_steps(hardware.probability_dac, "probability_dac") * parameters.clock_s
+    return first_s, parameters.pulse_max_s
 
 
 def converter_steps(converter: Converter, name: str) -> int:

@@ -61,7 +61,7 @@ def fit_transistor(
     """
     gate, drain, current = (np.asarray(x, dtype=np.float64) for x in (gate_v, drain_v, current_a))
     _check(gate, drain, current, free)
-    begin = replace(start, specific_current_a=start.specific_current(temperature_k) / (start.width_m / start.length_m))
+    begin = replace(start, specific_current_a=start.specific_current() / (start.width_m / start.length_m))
     log = np.array([name == "specific_current_a" for name in free])
     low, high = (np.array([BOUNDS[name][i] for name in free]) for i in (0, 1))
 

@@ -13,7 +13,7 @@ from aimc import presets
 from aimc.circuit.budget import check_cell
 from aimc.circuit.cell import GainCell
 from aimc.circuit.errors import CircuitError, CircuitWarning
-from aimc.circuit.fit import TransferFit, fit_transfer
+from aimc.circuit.fit import POOR_LSB, TransferFit, fit_transfer, poor_fit
 from aimc.circuit.retention import RetentionFit
 from aimc.circuit.storage import retention, tau_spread
 from aimc.circuit.transistor import BOLTZMANN
@@ -45,6 +45,7 @@ def to_hardware(
     full_scales: FullScales | None = None,
     head_size: int = HEAD_SIZE,
     mean_pulse: float = MEAN_PULSE,
+    phi_pulse_s: float | None = None,
     supply_v: float | None = None,
     held: RetentionFit | None = None,
 ) -> Hardware:
@@ -62,6 +63,7 @@ def to_hardware(
         full_scales: of the circuits behind the arrays, in the units of the charge; None: sized like those of `hardware`.
         head_size: cells on one bit line of the first array, which add up their noise.
         mean_pulse: mean pulse as a fraction of the longest, for the noise of a read.
+        phi_pulse_s: longest pulse into the second array, in second; None: that of the first.
         supply_v: of a fitted curve, in volt; None: its largest stored voltage.
         held: of a fitted curve, how it forgets; None: `hardware.leakage` as it is.
 
@@ -77,36 +79,50 @@ def to_hardware(
         return _of_curve(source, base, full_scales, supply_v, held)
     if supply_v is not None or held is not None:
         raise CircuitError("supply_v and held belong to a fitted curve; a circuit has its own: use dataclasses.replace on it")
-    return _of_circuit(source, base, degree, full_scales, head_size, mean_pulse)
+    return _of_circuit(source, base, degree, full_scales, head_size, mean_pulse, phi_pulse_s)
 
 
 def _of_curve(
     fit: TransferFit, base: Hardware, full_scales: FullScales | None, supply_v: float | None, held: RetentionFit | None
 ) -> Hardware:
     supply = fit.stored_range_v[1] if supply_v is None else supply_v
-    lowest = _same_place(base.storage_dac.v_min, base, supply, max(fit.stored_range_v[0], 0.0))
-    cell = fit.to_cell(supply, base.cell.gradient, lowest_v=lowest)
-    base = _with_cell(base, cell, _signal_unit(fit, base, full_scales), full_scales)
-    base.storage_dac = replace(base.storage_dac, v_min=lowest, v_max=supply)
+    floor = max(fit.stored_range_v[0], 0.0)
+    low, high = (_same_place(v, base, floor, supply) for v in (base.storage_dac.v_min, base.storage_dac.v_max))
+    cell = fit.to_cell(supply, lowest_v=low)
+    new = _with_cell(base, cell, _signal_unit(fit, base, full_scales, floor, supply), full_scales, low, high)
     if held is not None:
         if held.stretch != 1.0:
             raise CircuitError(
                 f"stretch={held.stretch:.3f}: the emulator computes with plain exponentials; fit the retention with stretched=False"
             )
-        base.leakage = replace(base.leakage, tau_s=held.tau_s, target_v=float(np.clip(held.target_v, 0.0, supply)))
-    return base
+        new.leakage = replace(new.leakage, tau_s=held.tau_s, target_v=float(np.clip(held.target_v, 0.0, supply)))
+    step = float(np.ptp(fit(np.array([low, high])))) / ((base.storage_dac.n_levels or 2) - 1)
+    if fit.max_error > POOR_LSB * step:
+        warnings.warn(poor_fit(fit.max_error / step, f"a polynomial of degree {len(fit.coefficients) - 1}"), CircuitWarning, stacklevel=3)
+    return new
 
 
-def _of_circuit(cell: GainCell, base: Hardware, degree: int, full_scales: FullScales | None, head_size: int, mean_pulse: float) -> Hardware:
+def _of_circuit(
+    cell: GainCell,
+    base: Hardware,
+    degree: int,
+    full_scales: FullScales | None,
+    head_size: int,
+    mean_pulse: float,
+    phi_pulse_s: float | None,
+) -> Hardware:
     fit = fit_cell(cell, degree=degree, n_levels=base.storage_dac.n_levels)
-    unit_c = _signal_unit(fit, base, full_scales)
-    lowest = _same_place(base.storage_dac.v_min, base, cell.supply_v, 0.0)
-    new = _with_cell(base, fit.to_cell(cell.supply_v, base.cell.gradient), unit_c, full_scales)
-    new.storage_dac = replace(new.storage_dac, v_min=lowest, v_max=cell.supply_v)
+    phi_pulse_s = phi_pulse_s or cell.pulse_max_s
+    if full_scales is not None:  # the emulator counts φ in pulses of the first array's length
+        full_scales = full_scales._replace(av_c=full_scales.av_c * cell.pulse_max_s / phi_pulse_s)
+    unit_c = _signal_unit(fit, base, full_scales, 0.0, cell.supply_v)
+    low, high = (_same_place(v, base, 0.0, cell.supply_v) for v in (base.storage_dac.v_min, base.storage_dac.v_max))
+    new = _with_cell(base, fit.to_cell(cell.supply_v), unit_c, full_scales, low, high)
     held = _held(cell, base)
     new.leakage = _leakage(cell, base, held)
-    new.noise = _noise(cell, new, unit_c, head_size, mean_pulse)
-    new.input_dac = replace(new.input_dac, inl=pulse_nonlinearity(cell))
+    new.noise = _noise(cell, new, unit_c, head_size, mean_pulse, phi_pulse_s)
+    if base.input_dac.v_min >= 0:  # of a signed pulse each polarity is bent for itself, and the converter's bow is not
+        new.input_dac = replace(new.input_dac, inl=pulse_nonlinearity(cell))
     for finding in check_cell(cell, new, mean_read_noise(cell), held):
         warnings.warn(finding, CircuitWarning, stacklevel=3)
     return new
@@ -130,33 +146,47 @@ def fit_cell(cell: GainCell, *, degree: int = 3, n_levels: int | None = None) ->
 
 def signal_unit(cell: GainCell, hardware: Hardware, *, degree: int = 3) -> float:
     """Coulombs per signal unit that :func:`to_hardware` chooses for a circuit whose readout is sized anew."""
-    return _signal_unit(fit_cell(cell, degree=degree), hardware, None)
+    return _signal_unit(fit_cell(cell, degree=degree), hardware, None, 0.0, cell.supply_v)
 
 
-def _signal_unit(fit: TransferFit, base: Hardware, full_scales: FullScales | None) -> float:
-    """Units of the fit's charge per signal unit."""
+def _signal_unit(fit: TransferFit, base: Hardware, full_scales: FullScales | None, low_v: float, high_v: float) -> float:
+    """Units of the fit's charge per signal unit, where voltages from `low_v` to `high_v` can be stored."""
+    slope, old_slope = (
+        _slope(c.coefficients, c.offset_v, low, high) for c, low, high in ((fit, low_v, high_v), (base.cell, 0.0, base.cell.supply_v))
+    )
+    if slope <= 0:
+        raise CircuitError(
+            "the charge falls as the stored voltage rises: the arrays would compute with the sign of every key and value turned; if the simulator counts "
+            "currents into a source as negative, read the sweep with sign=-1"
+        )
     if full_scales is not None:
         return full_scales.qk_c / base.array.saturation_qk
-    old = base.cell
-    u = np.linspace(0.0, old.supply_v, 101) - old.offset_v
-    old_slope = float(u @ np.polynomial.polynomial.polyval(u, old.coefficients) / (u @ u))
-    low, high = fit.stored_range_v
-    return fit.linear_slope * (high - low) / (old_slope * old.supply_v)
+    return slope * (high_v - low_v) / (old_slope * base.cell.supply_v)
 
 
-def _with_cell(base: Hardware, cell: Cell, unit: float, full_scales: FullScales | None) -> Hardware:
-    """The base with a cell whose coefficients are in charge units of the fit."""
-    cell.coefficients = [c / unit for c in cell.coefficients]
-    cell.surrogate_slope = cell.surrogate_slope / unit
-    if full_scales is not None:
-        base.array = replace(base.array, saturation_av=full_scales.av_c / unit)
+def _slope(coefficients: list[float], offset_v: float, low_v: float, high_v: float) -> float:
+    """Of the straight line through rest that is nearest to the polynomial."""
+    u = np.linspace(low_v, high_v, 101) - offset_v
+    return float(u @ np.polynomial.polynomial.polyval(u, coefficients) / (u @ u))
+
+
+def _with_cell(base: Hardware, cell: Cell, unit: float, full_scales: FullScales | None, low_v: float, high_v: float) -> Hardware:
+    """The base with a cell whose coefficients are in charge units of the fit, and another storage range."""
+    coefficients = [c / unit for c in cell.coefficients]
+    slope = _slope(coefficients, cell.offset_v, low_v, high_v)
+    array = base.array if full_scales is None else replace(base.array, saturation_av=full_scales.av_c / unit)
     # range and supply of the storage DAC are checked against each other, so both change at once
-    return replace(base, cell=cell, storage_dac=replace(base.storage_dac, v_min=0.0, v_max=cell.supply_v))
+    return replace(
+        base,
+        cell=replace(cell, coefficients=coefficients, gradient=base.cell.gradient, surrogate_slope=slope),
+        storage_dac=replace(base.storage_dac, v_min=low_v, v_max=high_v),
+        array=array,
+    )
 
 
-def _same_place(v: float, base: Hardware, supply_v: float, lowest_v: float) -> float:
+def _same_place(v: float, base: Hardware, low_v: float, high_v: float) -> float:
     """Where a voltage of the old range lies in a new one."""
-    return lowest_v + v / base.cell.supply_v * (supply_v - lowest_v)
+    return low_v + v / base.cell.supply_v * (high_v - low_v)
 
 
 def _held(cell: GainCell, base: Hardware) -> RetentionFit | None:
@@ -170,18 +200,21 @@ def _held(cell: GainCell, base: Hardware) -> RetentionFit | None:
 def _leakage(cell: GainCell, base: Hardware, held: RetentionFit | None) -> Leakage:
     if held is None:
         return replace(base.leakage, tau_s=None)
-    target_v = float(np.clip(held.target_v, 0.0, cell.supply_v))
-    return replace(base.leakage, tau_s=held.tau_s, target_v=None if abs(target_v - cell.rest_v) < AT_REST * cell.supply_v else target_v)
+    at_rest = abs(held.target_v - cell.rest_v) < AT_REST * cell.supply_v
+    return replace(base.leakage, tau_s=held.tau_s, target_v=None if at_rest else held.target_v)
 
 
-def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, mean_pulse: float) -> Noise:
+def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, mean_pulse: float, phi_pulse_s: float) -> Noise:
+    array, (gain, offset_v) = hardware.array, cell.mismatch()
+    # φ is as long as its own longest pulse says: noise charge grows with the root of the pulse
+    phi = mean_pulse * phi_pulse_s / cell.pulse_max_s
     return replace(
         hardware.noise,
         write_v=cell.write_noise(),
-        read_qk=read_noise(cell, hardware.array.saturation_qk * unit_c, head_size, mean_pulse),
-        read_av=read_noise(cell, hardware.array.saturation_av * unit_c, hardware.array.rows, mean_pulse),
-        mismatch_gain=cell.gain_spread(),
-        mismatch_offset_v=cell.offset_spread(),
+        read_qk=read_noise(cell, array.saturation_qk * unit_c, head_size, mean_pulse),
+        read_av=read_noise(cell, array.saturation_av * unit_c * phi_pulse_s / cell.pulse_max_s, array.rows, phi),
+        mismatch_gain=gain,
+        mismatch_offset_v=offset_v,
         tau_spread=_tau_spread_that_matters(cell, hardware),
     )
 

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-_TWO_MATRICES = ("gpt2", "gpt_neox", "gpt_neo", "gptj", "opt", "phi", "bloom", "falcon")
-"""Model types whose MLP is up and down; the others, Llama's relatives, have a gate as well."""
+_MATRICES = {
+    **dict.fromkeys(("gpt2", "gpt_neox", "gptj", "opt", "phi", "starcoder2", "nemotron"), 2),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "granite", "smollm3"), 3),
+}
+"""Matrices of the MLP by model type: up and down, or a gate as well."""
 _NAMES = {
     "layers": ("num_hidden_layers", "n_layer"),
     "query_heads": ("num_attention_heads", "n_head"),
@@ -109,8 +112,18 @@ class ModelShape:
             shape["mlp_width"] = 4 * shape["hidden"]  # n_inner=None means that
         else:
             shape["mlp_width"] = _need(config, "mlp_width", overrides)
-        shape["mlp_matrices"] = 2 if gpt2 or _get(config, "model_type") in _TWO_MATRICES else 3
+        shape["mlp_matrices"] = overrides.get("mlp_matrices") or (2 if gpt2 else _matrices(config))
         return cls(**(shape | overrides))
+
+
+def _matrices(config: Any) -> int:
+    kind = _get(config, "model_type")
+    if kind not in _MATRICES:
+        raise ValueError(
+            f"config.model_type={kind!r}: whether its MLP has a gate is not known here, and that is a third of its cost; give it by hand, "
+            "ModelShape.from_config(config, mlp_matrices=2) (up, down) or 3 (gate, up, down)"
+        )
+    return _MATRICES[kind]
 
 
 def _get(config: Any, name: str) -> Any:

@@ -101,7 +101,10 @@ def retention(cell: GainCell, duration_s: float, *, n_starts: int = 9) -> Retent
 
     times = np.linspace(0.0, duration_s, RETENTION_POINTS)
     traces = solve_ivp(slope, (0.0, duration_s), starts, method="LSODA", t_eval=times, rtol=1e-9, atol=1e-12).y
-    return Retention(times_s=times, traces_v=traces, fit=fit_retention(times, traces, n_levels=None, span_v=cell.supply_v))
+    fit = fit_retention(times, traces)
+    if not 0 <= fit.target_v <= cell.supply_v:  # a straight line wants a far target; the emulator's lies within the supply
+        fit = fit_retention(times, traces, target_v=min(max(fit.target_v, 0.0), cell.supply_v))
+    return Retention(times_s=times, traces_v=traces, fit=fit)
 
 
 def tau_spread(cell: GainCell) -> float:

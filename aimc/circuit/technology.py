@@ -70,7 +70,7 @@ def silicon_cell() -> GainCell:
         write_gate_off_v=-0.3,
         leak_conductance_s=capacitance_f / presets.CMOS_TAU_S,
         read_line_time_s=0.05e-9,
-        line_f=0.2e-15,
+        line_f=20e-15,
     )
 
 
@@ -109,5 +109,5 @@ def oxide_cell() -> GainCell:
         write_gate_off_v=-0.8,
         leak_conductance_s=capacitance_f / presets.IGZO_TAU_S,
         read_line_time_s=0.05e-9,
-        line_f=0.2e-15,
+        line_f=20e-15,
     )

@@ -161,15 +161,15 @@ class Transistor:
     ) -> Array:
         """White noise of the channel current in A²/Hz (one-sided); arguments as for :meth:`current`.
 
-        `S = 4kT·(I_s/U_T)·q`, with the inversion charge `q = (4q_s² + 3q_s + 4q_s·q_d + 3q_d + 4q_d²)/(6(q_s + q_d + 1))` of charge
-        densities `q_s, q_d = (√(1 + 4F) − 1)/2` [EV06]. In weak inversion and saturation it is the shot noise 2eI, in strong inversion
-        the thermal noise 4kT·(2/3)·g_ms; between them there is one noise, not a sum of two. Flicker noise is not part of it.
+        `S = 4kT·(b·I_s/(n·U_T))·q`, with the inversion charge `q = (4q_s² + 3q_s + 4q_s·q_d + 3q_d + 4q_d²)/(6(q_s + q_d + 1))` of charge
+        densities `q_s, q_d = F'` at the two ends, so that without a drain voltage it is the 4kT·g of the channel as a resistor [EV06]. With a body it is
+        the shot noise 2eI in weak inversion and saturation (2eI/n in a film, whose n comes from traps), in strong inversion the thermal noise
+        4kT·(2/3)·g_ms; between them there is one noise, not a sum of two. Flicker noise is not part of it.
         """
         _, gate, source, drain = self._mirrored(gate_v, source_v, drain_v, body_v)
-        forward, reverse = (_interpolation(self._drive(gate, v, temperature_k), self.power) for v in (source, drain))
-        q_s, q_d = ((np.sqrt(1 + 4 * f) - 1) / 2 for f in (forward, reverse))
+        q_s, q_d = (_interpolation_slope(self._drive(gate, v, temperature_k), self.power) for v in (source, drain))
         charge = (4 * q_s**2 + 3 * q_s + 4 * q_s * q_d + 3 * q_d + 4 * q_d**2) / (6 * (q_s + q_d + 1))
-        conductance = self.specific_current(temperature_k) / thermal_voltage(temperature_k)
+        conductance = self._weight / self.slope_factor * self.specific_current(temperature_k) / thermal_voltage(temperature_k)
         return 4 * BOLTZMANN * temperature_k * conductance * charge
 
     @property

@@ -142,9 +142,11 @@ def test_energy_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rapl(folder: Path, joules: float, wraps_at: float = 100.0) -> None:
-    """What Linux shows of one package and a part of it."""
-    for name, value in (("intel-rapl:0", joules), ("intel-rapl:0:0", 1e6)):
+    """What Linux shows of one package, a part of it, and the platform that it is part of."""
+    kinds = {"intel-rapl:0": ("package-0", joules), "intel-rapl:0:0": ("core", 1e6), "intel-rapl:1": ("psys", 2e6)}
+    for name, (kind, value) in kinds.items():
         (folder / name).mkdir(exist_ok=True)
+        (folder / name / "name").write_text(f"{kind}\n")
         (folder / name / "energy_uj").write_text(f"{round(value * 1e6)}\n")
         (folder / name / "max_energy_range_uj").write_text(f"{round(wraps_at * 1e6)}\n")
 

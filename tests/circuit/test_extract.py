@@ -18,6 +18,12 @@ def test_a_transistor_is_recovered():
     assert found.rms_decades < 1e-5
 
 
+def test_parameters_are_those_of_the_reference_temperature():
+    current = TRUE.current(GATE, 0.0, DRAIN, temperature_k=400.0)
+    found = fit_transistor(GATE, DRAIN, current, start=replace(TRUE, threshold_v=0.5), free=("threshold_v",), temperature_k=400.0)
+    assert found.transistor.threshold_v == pytest.approx(0.31, abs=1e-6)
+
+
 def test_noise_is_averaged():
     rng = np.random.default_rng(0)
     current = TRUE.current(GATE, 0.0, DRAIN) * np.exp(0.1 * rng.standard_normal(GATE.shape))

@@ -63,6 +63,9 @@ def test_shapes_that_are_refused() -> None:
     with pytest.raises(ValueError, match=r"vocabulary: the config has none of vocab_size.*vocabulary=…"):
         ModelShape.from_config(SimpleNamespace(n_layer=2, n_head=2, n_embd=8))
     assert ModelShape.from_config(SimpleNamespace(n_layer=2, n_head=2, n_embd=8), vocabulary=100).lm_head_macs == 800
+    with pytest.raises(ValueError, match="model_type='novel'.*mlp_matrices=2"):
+        ModelShape.from_config(LlamaConfig().to_dict() | {"model_type": "novel"})
+    assert ModelShape.from_config(LlamaConfig().to_dict() | {"model_type": "novel"}, mlp_matrices=2).mlp_matrices == 2
     with pytest.raises(ValueError, match="mlp_width: the config has none of intermediate_size"):
         ModelShape.from_config({"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 8, "vocab_size": 9})
     with pytest.raises(ValueError, match="query_heads=3: heads are not equally wide"):

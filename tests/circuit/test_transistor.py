@@ -96,16 +96,24 @@ def test_conductances_are_the_derivatives(polarity, power):
         assert of_drain == pytest.approx((transistor.current(g, s, d + h) - transistor.current(g, s, d - h)) / (2 * h), rel=1e-5)
 
 
-def test_noise_is_shot_noise_in_weak_and_thermal_noise_in_strong_inversion():
-    weak = SQUARE.current(0.1, 0.0, 0.5)
-    assert SQUARE.noise_density(0.1, 0.0, 0.5) == pytest.approx(2 * ELEMENTARY_CHARGE * weak, rel=0.02)
+@pytest.mark.parametrize("transistor", [SQUARE, FILM], ids=["body", "film"])
+def test_noise_is_shot_noise_in_weak_and_thermal_noise_in_strong_inversion(transistor):
+    share = 1.0 if transistor.has_body else 1 / 1.35  # of a film, whose slope factor comes of traps
+    weak = transistor.current(0.1, 0.0, 0.5)
+    assert transistor.noise_density(0.1, 0.0, 0.5) == pytest.approx(2 * ELEMENTARY_CHARGE * weak * share, rel=0.02)
     gate = 0.45 + 2.5
-    source_conductance = BETA * (gate - 0.45)  # g_ms = n·g_m
+    source_conductance = BETA * (gate - 0.45)
     strong = 4 * BOLTZMANN * 300 * (2 / 3) * source_conductance
-    assert SQUARE.noise_density(gate, 0.0, 5.0) == pytest.approx(strong, rel=0.03)
-    # without a drain voltage the channel is a resistor: 4kT·g
-    _, conductance = SQUARE.conductances(gate, 0.0, 0.0)
-    assert SQUARE.noise_density(gate, 0.0, 0.0) == pytest.approx(4 * BOLTZMANN * 300 * conductance, rel=0.03)
+    assert transistor.noise_density(gate, 0.0, 5.0) == pytest.approx(strong, rel=0.03)
+
+
+@pytest.mark.parametrize("power", [2.0, 2.4])
+@pytest.mark.parametrize("has_body", [True, False])
+def test_noise_without_a_drain_voltage_is_that_of_a_resistor(power, has_body):
+    transistor = replace(SQUARE, power=power, has_body=has_body)
+    for gate in (0.1, 0.45, 0.9, 3.0):
+        _, conductance = transistor.conductances(gate, 0.0, 0.0)
+        assert transistor.noise_density(gate, 0.0, 0.0) == pytest.approx(4 * BOLTZMANN * 300 * conductance, rel=1e-9)
 
 
 def test_temperature_lowers_threshold_and_mobility():
