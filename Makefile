@@ -1,3 +1,4 @@
+# aihwkit comes without what it declares: torchvision, which its tiles never use, breaks transformers beside a CPU-only torch.
 # Two commands are the set-up: `make demo` and `make test`. Both make their own environment in .venv.
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,8 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aimc needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,notebooks,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,notebooks,static,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --only-binary aihwkit --no-deps aihwkit
 	@touch $@
 
 demo: setup

@@ -25,7 +25,7 @@ _PUBLIC = {
     "perplexity": "aimc.evaluate",
 }
 _PLOTS = ("plot", "plot_attention", "plot_circuit", "plot_cost")
-_MODULES = ("circuit", "config", "design", "evaluate", "explore", "hf", "llama2c", "ops", "presets", "record", *_PLOTS)
+_MODULES = ("circuit", "config", "design", "evaluate", "explore", "hf", "llama2c", "ops", "presets", "record", "static", *_PLOTS)
 
 __all__ = [*_PUBLIC, *_MODULES]
 

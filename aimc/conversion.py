@@ -1,9 +1,13 @@
-"""`convert(model, hardware)`: the attention of a pretrained model moves onto gain-cell arrays, in place, all or nothing."""
+"""`convert(model, hardware)`: the attention of a pretrained model moves onto gain-cell arrays, in place, all or nothing.
+
+With `static=…`, its linear layers move onto aihwkit's static tiles as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -21,6 +25,9 @@ from aimc.hf import (
     write_record,
 )
 from aimc.nn.attention import GainCellAttention
+from aimc.static.config import as_static
+from aimc.static.layers import StaticPlan, plan, put_in_place, take_out
+from aimc.static.tiles import has_static, static_layers
 
 _BEFORE = "_attention_before_arrays"
 """Where a converted model remembers its digital attention implementation (sdpa, eager, …)."""
@@ -42,30 +49,50 @@ class ConversionReport:
     """D, features a token writes to each array."""
     n_scalers: int = 0
     """Trainable numbers added: gain and offset a head, of four scalers a layer, and with a softmax one gain of its scores."""
+    static: dict[str, str] = field(default_factory=dict)
+    """Full names of the layers that now are on static tiles, and what they are on."""
+    digital: list[str] = field(default_factory=list)
+    """With static tiles: full names of all other modules with weights of their own, which stay digital."""
     notes: list[str] = field(default_factory=list)
     """What the hardware does differently from the digital model."""
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(self.layers)} attention layers on gain-cell arrays: {self.n_heads} heads on the arrays of {self.n_kv_heads} K/V heads × "
-            f"{self.head_size} features each, {self.n_scalers} scaler parameters"
-        ]
+        lines = []
+        if self.layers:
+            lines.append(
+                f"{len(self.layers)} attention layers on gain-cell arrays: {self.n_heads} heads on the arrays of {self.n_kv_heads} K/V heads × "
+                f"{self.head_size} features each, {self.n_scalers} scaler parameters"
+            )
         lines += [f"  {name}" for name in self.layers] + [f"  {name}: stays digital" for name in self.skipped]
+        if self.static:
+            lines.append(f"{len(self.static)} layers on static tiles")
+            lines += [f"  {name}: {what}" for name, what in self.static.items()]
+        if self.digital:
+            lines.append(f"{len(self.digital)} modules with weights stay digital")
+            lines += [f"  {name}" for name in self.digital]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def convert(model: PreTrainedModel, hardware: Hardware, *, skip_layers: Collection[int] = ()) -> ConversionReport:
-    """Replace the attention of a decoder by gain-cell arrays, keeping all weights.
+def convert(
+    model: PreTrainedModel, hardware: Hardware | None, *, skip_layers: Collection[int] = (), static: Any = None
+) -> ConversionReport:
+    """Replace the attention of a decoder by gain-cell arrays, and its linear layers by static tiles, keeping all weights.
 
     Scalers start as published (a = 1; b = rest voltage for k and v, 0 for q and out); see :func:`aimc.initialise_scalers`. A layer with
     a sliding window shorter than the hardware's uses that many slots. A plain forward pass keeps no cache unless it is asked for one;
     `model.generate` writes each token once, to a :class:`aimc.GainCellCache`.
 
+    Static tiles are aihwkit's: each chosen `Linear` or `Conv1D` becomes one of its analog layers with the configuration given, on as many
+    tiles as `rpu_config.mapping` splits it into. Their weights are written as they are until :func:`aimc.static.program` writes them with
+    the noise of real devices.
+
     Args:
         model: a decoder whose attention goes through transformers' attention interface, with or without its language-model head; the
             families in :data:`aimc.families.FAMILIES` are tested.
-        hardware: what the arrays are; one description for all layers.
-        skip_layers: indices of layers that stay digital.
+        hardware: what the arrays are; one description for all layers. None: attention is left as it is.
+        skip_layers: indices of layers whose attention stays digital.
+        static: an aihwkit inference configuration, the name of a preset (`pcm`, `reram`, `noiseless`), or an :class:`aimc.static.Static`
+            that says which layers, and whether head and embedding as well. None: no static tiles.
 
     Returns:
         What was replaced.
@@ -74,7 +101,24 @@ def convert(model: PreTrainedModel, hardware: Hardware, *, skip_layers: Collecti
         TypeError: not a transformers model.
         ValueError: attention that arrays cannot do, layers that do not exist, nothing left to replace, or replaced already. The model
             is then unchanged. :class:`aimc.config.ConfigError`: the arrays do not fit a layer's sliding window.
+        aimc.static.MissingAihwkit: static tiles without aihwkit; the message is the line that installs it.
     """
+    if hardware is None:
+        if static is None:
+            raise ValueError("neither hardware nor static tiles are given, so nothing would be replaced; give hardware, or static='pcm'")
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(
+                f"a {type(model).__name__} is no transformers PreTrainedModel, whose layers could be found; pass the model itself"
+            )
+    tiles = None if static is None else plan(model, as_static(static))
+    report = ConversionReport() if hardware is None else _convert_attention(model, hardware, skip_layers)
+    if tiles is not None:
+        put_in_place(model, tiles)
+        _report_static(model, tiles, report)
+    return report
+
+
+def _convert_attention(model: PreTrainedModel, hardware: Hardware, skip_layers: Collection[int]) -> ConversionReport:
     if not is_digital(model):
         raise ValueError("this model is converted already; change its arrays with aimc.set_hardware, or go back with aimc.to_digital")
     layers = attention_layers(model)
@@ -106,7 +150,7 @@ def convert(model: PreTrainedModel, hardware: Hardware, *, skip_layers: Collecti
 
 
 def to_digital(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the arrays and scalers out again, in place: the plain softmax model with the weights as they are now.
+    """Take the arrays and scalers out again, and linear layers off their tiles, in place: the plain softmax model with its weights as they are now.
 
     Raises:
         TypeError: not a transformers model.
@@ -116,11 +160,14 @@ def to_digital(model: PreTrainedModel) -> PreTrainedModel:
         raise TypeError(
             f"a {type(model).__name__} is no transformers PreTrainedModel; of a peft model pass merge_and_unload() or get_base_model()"
         )
-    if is_digital(model):
-        raise ValueError(f"this {type(model).__name__} has no gain-cell layer; it is digital already")
-    detach_cache(model)
-    _remove_arrays(model)
-    _use_cache(model, True)
+    if is_digital(model) and not has_static(model):
+        raise ValueError(f"this {type(model).__name__} has no gain-cell layer and no static tile; it is digital already")
+    if has_static(model):
+        take_out(model)
+    if not is_digital(model):
+        detach_cache(model)
+        _remove_arrays(model)
+        _use_cache(model, True)
     return model
 
 
@@ -179,6 +226,21 @@ def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLay
     if hardware.activation == "softmax":
         notes.append("the scalers and the scores' gain are not set yet: call aimc.calibrate_ranges(model, reference, batches)")
     return notes
+
+
+def _report_static(model: PreTrainedModel, tiles: StaticPlan, report: ConversionReport) -> None:
+    """Every module with weights of its own: gain cell, static tile or digital."""
+    for name, layer in static_layers(model):
+        kind = type(layer.tiles[0].rpu_config).__name__
+        n_tiles = len(layer.tiles)
+        report.static[name] = f"{layer.in_features} × {layer.out_features} on {n_tiles} {'tile' if n_tiles == 1 else 'tiles'} ({kind})"
+    analog = [*report.static, *(name for name, _ in gain_cell_layers(model))]
+    report.digital = [
+        name
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False)) and not any(f"{name}.".startswith(f"{part}.") for part in analog)
+    ]
+    report.notes += tiles.notes
 
 
 def _remove_arrays(model: PreTrainedModel) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from aimc.config import Hardware, Noise
 from aimc.hf import gain_cell_layers, hardware_of, is_digital, set_chip, set_generator, set_hardware, write_record
 from aimc.ops.cell import leaking_cell
+from aimc.static.tiles import has_static, seeded
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,7 +88,8 @@ def perplexity(
         for chip in range(seed, seed + (chips if noise.active() else 1)):
             set_chip(model, chip)
             set_generator(model, torch.Generator().manual_seed(chip))
-            values.append(math.exp(_mean_nll(model, tokens, context, stride, batch_size)))
+            with seeded(chip) if has_static(model) else _nothing():  # static tiles draw the noise of a read from torch's own generator
+                values.append(math.exp(_mean_nll(model, tokens, context, stride, batch_size)))
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return Perplexity(mean=statistics.fmean(values), std=std, per_chip=values, n_tokens=len(tokens) - 1, context=context, stride=stride)
 

@@ -15,6 +15,7 @@ _WHAT = {
     "linear": "Attention on gain-cell arrays with a linear cell, trained hardware-aware.",
     "adapt": "The linear model's weights on the nonlinear cell, scalers adapted by statistics matching; no gradient step.",
     "finetune": "Attention on gain-cell arrays with the nonlinear cell, adapted and fine-tuned hardware-aware.",
+    "joint": "Attention on gain-cell arrays, projections and MLPs on static tiles (aihwkit), trained together; weights are targets, not programmed.",
 }
 
 

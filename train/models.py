@@ -13,8 +13,11 @@ from aimc import llama2c
 from aimc.config import Hardware
 from aimc.families import attention_layers
 from aimc.hf import CONFIG_KEY
+from aimc.static.config import Static
+from aimc.static.install import MissingAihwkit
+from aimc.static.tiles import STATIC_KEY
 from train.errors import RunError
-from train.schema import DataConfig, ModelConfig
+from train.schema import DataConfig, ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -63,6 +66,19 @@ def onto_arrays(model: PreTrainedModel, hardware: Hardware) -> str:
     try:
         return str(aimc.convert(model, hardware))
     except ValueError as error:
+        raise RunError(str(error)) from error
+
+
+def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
+    """Linear layers onto static tiles, in place; returns the report of :func:`aimc.convert`.
+
+    Raises:
+        RunError: the tiles cannot be made, or aihwkit is not installed.
+    """
+    try:
+        tiles = Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
+        return str(aimc.convert(model, None, static=tiles))
+    except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
 
 
@@ -122,7 +138,7 @@ def load_analog(folder: Path) -> PreTrainedModel:
     """
     try:
         return aimc.from_pretrained(folder, dtype=torch.float32)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
 
 
@@ -136,7 +152,7 @@ def load_any(folder: str) -> PreTrainedModel:
     if not config_file.exists():
         raise RunError(f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned")
     try:
-        converted = CONFIG_KEY in json.loads(config_file.read_text(encoding="utf-8"))
+        converted = bool({CONFIG_KEY, STATIC_KEY} & json.loads(config_file.read_text(encoding="utf-8")).keys())
     except ValueError as error:
         raise RunError(f"checkpoint={folder}: config.json is damaged ({error}); use another copy") from error
     return load_analog(Path(folder)) if converted else load_digital(folder)

@@ -133,18 +133,26 @@ def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], s
 def _settings(run: Run, stage: str) -> dict[str, Any]:
     """Everything that shapes a stage's model: if it is the same, so is the model."""
     config = asdict(run.config)
-    of_stage = {"digital": ["digital"], "control": ["linear", "finetune"], "linear": ["linear"], "finetune": ["finetune"]}
+    of_stage = {
+        "digital": ["digital"],
+        "control": ["linear", "finetune"],
+        "linear": ["linear"],
+        "finetune": ["finetune"],
+        "joint": ["joint"],
+    }
     budgets = of_stage.get(stage, [])
     settings: dict[str, Any] = {"seed": config["seed"], "context": run.context, "data": run.data.fingerprint}
     if budgets:
         settings |= {"trainer": {name: config["trainer"][name] for name in (*budgets, "precision")}}
     if stage == "digital":
         settings["model"] = config["model"]
-    if stage in ("softmax", "linear", "adapt", "finetune"):
+    if stage == "joint":
+        settings["static"] = config["static"]
+    if stage in ("softmax", "linear", "adapt", "finetune", "joint"):
         settings["hardware"] = config["hardware"]
     if stage == "linear":
         settings["start"] = config["stage"]["start"]
-    if stage in ("softmax", "linear", "adapt"):
+    if stage in ("softmax", "linear", "adapt", "joint"):
         settings["calibration"] = {k: v for k, v in config["stage"].items() if k.startswith(("calibration", "adapt"))}
     if stage in INPUTS:
         settings["input"] = _digest(run.input(stage))

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, field
 
 from aimc.config import Hardware, Noise
+from aimc.static.presets import PRESETS
 from train.errors import RunError
 
-STAGES = ("digital", "control", "softmax", "linear", "adapt", "finetune", "evaluate", "pipeline")
+STAGES = ("digital", "control", "softmax", "linear", "adapt", "finetune", "joint", "evaluate", "pipeline")
 DATA_KINDS = ("embedded", "text", "hub")
 STARTS = ("statistics", "published")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -148,6 +149,8 @@ class TrainerConfig:
     """Hardware-aware training with the linear cell."""
     finetune: Budget = field(default_factory=Budget)
     """Hardware-aware training with the nonlinear cell."""
+    joint: Budget = field(default_factory=Budget)
+    """Hardware-aware training with the nonlinear cell and static tiles together."""
     precision: str = "fp32"
     """`fp32`, `bf16` or `fp16` autocast; the emulated hardware computes in float32 in all of them."""
     eval_tokens: int = 32768
@@ -171,6 +174,8 @@ class StageConfig:
     """False: the pipeline leaves the control out, and its table compares with the digital model as it was (a short demonstration)."""
     with_softmax: bool = False
     """True: the pipeline also puts the digital model on arrays with a digital softmax between them, by range calibration, untrained."""
+    with_static: bool = False
+    """True: the pipeline also puts projections and MLPs on static tiles and trains both together (`pip install` line in the README)."""
     start: str = "statistics"
     """How the linear model's scalers begin: `statistics` of the digital model, or the `published` a = 1."""
     calibration_batches: int = 8
@@ -203,6 +208,24 @@ class StageConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class StaticConfig:
+    """Static tiles of the joint stage: projections and MLPs on aihwkit's tiles."""
+
+    preset: str = "pcm"
+    """aihwkit configuration by name: `pcm`, `reram` or `noiseless`."""
+    head: bool = False
+    """True: the language-model head too, parted from the embedding."""
+    embeddings: bool = False
+    """True: the token embedding too, parted from the head."""
+    programmings: int = 3
+    """Programmings, each a chip of its own, over which drifted perplexities are averaged."""
+
+    def __post_init__(self) -> None:
+        _choice("static.preset", self.preset, tuple(PRESETS))
+        _positive("static.programmings", self.programmings)
+
+
+@dataclass(slots=True, kw_only=True)
 class LoggerConfig:
     """Where curves go besides the run's own files."""
 
@@ -225,6 +248,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     stage: StageConfig = field(default_factory=StageConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    static: StaticConfig = field(default_factory=StaticConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     output_dir: str = "checkpoints/run"
     """Folder that gets one sub-folder a stage."""

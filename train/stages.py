@@ -14,13 +14,14 @@ from transformers import PreTrainedModel
 
 import aimc
 from aimc.presets import linearised, with_softmax
+from aimc.static.aging import DAY_S
 from train.errors import RunError
-from train.models import digital_model, load_analog, load_digital, onto_arrays, require_convertible
+from train.models import digital_model, load_analog, load_digital, onto_arrays, onto_tiles, require_convertible
 from train.schema import RunConfig, StageConfig
 from train.tokens import TokenData
 from train.trainer import train
 
-ORDER = ("digital", "control", "softmax", "linear", "adapt", "finetune")
+ORDER = ("digital", "control", "softmax", "linear", "adapt", "finetune", "joint")
 """Stages that make a model, in the order that the pipeline runs them."""
 FOLDERS = {
     "digital": "digital",
@@ -29,15 +30,16 @@ FOLDERS = {
     "linear": "linear",
     "adapt": "adapted",
     "finetune": "finetuned",
+    "joint": "joint",
 }
 """Folder of each stage's model."""
-INPUTS = {"control": "digital", "softmax": "digital", "linear": "digital", "adapt": "linear", "finetune": "adapt"}
+INPUTS = {"control": "digital", "softmax": "digital", "linear": "digital", "adapt": "linear", "finetune": "adapt", "joint": "finetune"}
 """The stage whose model each starts from."""
 
 
 def pipeline_stages(stage: StageConfig) -> list[str]:
     """The stages that the pipeline runs, in order."""
-    left_out = {"control": not stage.with_control, "softmax": not stage.with_softmax}
+    left_out = {"control": not stage.with_control, "softmax": not stage.with_softmax, "joint": not stage.with_static}
     return [name for name in ORDER if not left_out.get(name, False)]
 
 
@@ -221,6 +223,38 @@ def finetune(run: Run) -> StageResult:
     return result
 
 
+def joint(run: Run) -> StageResult:
+    """Projections and MLPs onto static tiles, and hardware-aware training of tiles and arrays together; measured a day after programming."""
+    config = run.config
+    result = StageResult(load_analog(run.input("joint")))
+    aimc.set_hardware(result.model, config.hardware)
+    run.say(onto_tiles(result.model, config.static))
+    aimc.static.calibrate_input_ranges(result.model, run.batches())
+    teacher = load_digital(str(run.input("linear"))) if config.trainer.joint.distillation else None
+    _after_a_day(run, result, "static tiles, untrained")
+    result.history = train(result.model, run.data, config, "joint", "joint", run.work("joint"), run.context, teacher=teacher)
+    _after_a_day(run, result, "trained together")
+    result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
+    return result
+
+
+def _after_a_day(run: Run, result: StageResult, name: str) -> None:
+    """Held-out perplexity with the weights as they are wanted, and as devices hold them a day after programming, drift compensated."""
+    result.perplexity[f"{name}, as programmed at best"] = run.measure(result.model)
+    (day,) = aimc.static.retention(
+        result.model,
+        run.test_tokens,
+        times_s=[DAY_S],
+        compensation=[True],
+        programmings=run.config.static.programmings,
+        nonideality=aimc.Noise(),
+        context=run.context,
+        stride=run.config.stage.stride,
+    )
+    result.notes[f"{name}, a day after programming"] = day.perplexity.per_chip
+    result.perplexity[f"{name}, a day after programming"] = float(day.perplexity)
+
+
 STAGES: dict[str, Callable[[Run], StageResult]] = {
     "digital": digital,
     "control": control,
@@ -228,6 +262,7 @@ STAGES: dict[str, Callable[[Run], StageResult]] = {
     "linear": linear,
     "adapt": adapt,
     "finetune": finetune,
+    "joint": joint,
 }
 
 

@@ -15,11 +15,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from aimc.static.tiles import follow_optimizer, has_static
 from train.callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal, WandbLog
 from train.errors import RunError
 from train.schema import Budget, RunConfig
 from train.telemetry import hardware_metrics
 from train.tokens import Blocks, TokenData
+
+DATA_SEEDS = {"finetune": 1, "joint": 2}
+"""Added to the seed of the data's order where a stage goes on from another: not with the same sequences again."""
 
 
 class Diverged(RunError):
@@ -47,7 +51,7 @@ def train(
         data: the text, in an order that depends on the seed and the budget, not on the model.
         config: the run.
         stage: for messages.
-        budget_name: `digital`, `linear` or `finetune`: which budget of `config.trainer`.
+        budget_name: `digital`, `linear`, `finetune` or `joint`: which budget of `config.trainer`.
         folder: what to resume from.
         context: tokens a sequence.
         teacher: digital model whose predictions the loss draws the model to, by the budget's `distillation`.
@@ -137,7 +141,7 @@ def _arguments(config: RunConfig, budget_name: str, folder: Path) -> TrainingArg
         save_steps=budget.save_every,
         save_total_limit=2,
         seed=config.seed,
-        data_seed=config.seed + (budget_name == "finetune"),  # it goes on from linear: not with the same sequences again
+        data_seed=config.seed + DATA_SEEDS.get(budget_name, 0),
         bf16=config.trainer.precision == "bf16",
         fp16=config.trainer.precision == "fp16",
         use_cpu=on_cpu,
@@ -164,6 +168,14 @@ class HardwareAwareTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if not self.args.disable_tqdm:
             self.add_callback(Progress(stage))
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As the parent; static tiles clip and remap their weights after each step."""
+        fresh = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if fresh and has_static(cast(PreTrainedModel, self.model)):
+            follow_optimizer(cast(PreTrainedModel, self.model), optimizer)
+        return optimizer
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Matrices only: neither norms and biases nor the scalers of the arrays are pulled towards zero."""

@@ -1,0 +1,35 @@
+"""Static weights on aihwkit's tiles: which layers, what the tiles are, programming and drift. Imports aihwkit only where tiles are made."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Static": "aimc.static.config",
+    "MissingAihwkit": "aimc.static.install",
+    "require_aihwkit": "aimc.static.install",
+    "EncodingError": "aimc.static.encoding",
+    "pcm": "aimc.static.presets",
+    "reram": "aimc.static.presets",
+    "noiseless": "aimc.static.presets",
+    "static_layers": "aimc.static.tiles",
+    "has_static": "aimc.static.tiles",
+    "set_rpu_config": "aimc.static.tiles",
+    "write_static_record": "aimc.static.tiles",
+    "calibrate_input_ranges": "aimc.static.tiles",
+    "program": "aimc.static.aging",
+    "drift": "aimc.static.aging",
+    "unprogram": "aimc.static.aging",
+    "retention": "aimc.static.aging",
+    "follow_optimizer": "aimc.static.tiles",
+    "post_update": "aimc.static.tiles",
+}
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'aimc.static' has no attribute {name!r}")
