@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from aimc import presets
 from aimc.config import ConfigError, Noise
 from train.errors import RunError
-from train.schema import EvaluationConfig, RunConfig
+from train.schema import EvaluationConfig, RunConfig, WholeChipConfig
 
 T = TypeVar("T")
 HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "igzo", "published")
@@ -24,6 +24,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluation_schema", node=EvaluationConfig)
+    store.store(name="whole_chip_schema", node=WholeChipConfig)
     for name in HARDWARE_PRESETS:
         store.store(group="preset/hardware", name=name, node=getattr(presets, name)())
     for name, make in NONIDEALITY_PRESETS.items():

@@ -304,3 +304,41 @@ class EvaluationConfig:
         _at_least("num_fewshot", self.num_fewshot, 0)
         if self.eval_data is not None and not self.tasks:
             raise RunError(f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave eval_data out")
+
+
+@dataclass(slots=True, kw_only=True)
+class WholeChipConfig:
+    """`python -m train.whole_chip`: the budget of error of a chip of gain cells and static tiles, and what time does to it."""
+
+    checkpoint: str = "???"
+    """Folder of a model with attention on gain cells; with static tiles (the joint stage's) or without, then it is put on `static` as it is."""
+    digital: str | None = None
+    """Folder of the digital model; null: `digital/` beside the checkpoint."""
+    untrained: str | None = None
+    """Folder of the model before the joint stage, put on the same tiles to show what training buys; null: `finetuned/` beside a checkpoint
+    that has static tiles, if there is one."""
+    data: DataConfig = field(default_factory=DataConfig)
+    nonideality: Noise = field(default_factory=Noise)
+    static: StaticConfig = field(default_factory=StaticConfig)
+    since_programming_s: float = 86400.0
+    """Static clock of the budget, in second; a day unless set. The curve goes from a second to a year."""
+    with_curve: bool = True
+    """False: only the budget."""
+    tokens: int | None = 16384
+    """Tokens of the held-out text, from its start; null: all."""
+    stride: int | None = None
+    """Tokens scored a window; null: half the context."""
+    batch_size: int = 16
+    """Windows computed together."""
+    calibration_batches: int = 4
+    """Batches of training text over which input ranges are measured."""
+    output_dir: str | None = None
+    """Folder of results and figures; null: `whole_chip/` beside the checkpoint's files."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "calibration_batches"):
+            _positive(name, getattr(self, name))
+        if not (math.isfinite(self.since_programming_s) and self.since_programming_s >= 0):
+            raise RunError(f"since_programming_s={self.since_programming_s}: seconds since programming, 0 or more; a day is 86400")
+        _at_least("tokens", self.tokens, 2)
+        _at_least("stride", self.stride, 1)

@@ -22,6 +22,9 @@ _PUBLIC = {
     "drift": "aimc.static.aging",
     "unprogram": "aimc.static.aging",
     "retention": "aimc.static.aging",
+    "error_budget": "aimc.static.budget",
+    "on_tiles": "aimc.static.budget",
+    "computing_digitally": "aimc.static.tiles",
     "follow_optimizer": "aimc.static.tiles",
     "post_update": "aimc.static.tiles",
 }

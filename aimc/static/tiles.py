@@ -121,6 +121,24 @@ def follow_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
     return optimizer.register_step_post_hook(lambda *_: post_update(model))
 
 
+@contextmanager
+def computing_digitally(model: PreTrainedModel) -> Iterator[None]:
+    """The model's linear layers as if they were not on tiles.
+
+    Raises:
+        ValueError: no static tiles.
+    """
+    layers = require_static(model)
+    before = [layer.computes_digitally for layer in layers]
+    for layer in layers:
+        layer.computes_digitally = True
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer.computes_digitally = was
+
+
 @torch.no_grad()
 def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *, quantile: float = 0.9999) -> dict[str, float]:
     """Set each tile's input range from what the layers see when they compute digitally: training starts from there, inference needs it.
@@ -136,7 +154,7 @@ def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *,
     Raises:
         ValueError: no static tiles, no batches, or a quantile that is none.
     """
-    layers = require_static(model)
+    require_static(model)
     if not batches:
         raise ValueError("batches is empty: nothing to measure input ranges on; give token ids [B, T]")
     if not 0 < quantile <= 1:
@@ -144,19 +162,17 @@ def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *,
     seen: dict[str, list[list[float]]] = {}
     was_training = model.training
     handles = []
+    for name, layer in static_layers(model):
+        seen[name] = []
+        handles.append(layer.register_forward_pre_hook(_measure(seen[name], quantile)))
+    model.eval()
     try:
-        for name, layer in static_layers(model):
-            layer.computes_digitally = True
-            seen[name] = []
-            handles.append(layer.register_forward_pre_hook(_measure(seen[name], quantile)))
-        model.eval()
-        for batch in batches:
-            model(batch.to(model.device), use_cache=False)
+        with computing_digitally(model):
+            for batch in batches:
+                model(batch.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-        for layer in layers:
-            layer.computes_digitally = False
         model.train(was_training)
     return {name: _set_ranges(layer, torch.tensor(seen[name])) for name, layer in static_layers(model) if layer.has_input_ranges}
 
