@@ -24,7 +24,7 @@ _PUBLIC = {
     "clip_fractions": "aimc.record",
     "perplexity": "aimc.evaluate",
 }
-_PLOTS = ("plot", "plot_attention", "plot_circuit", "plot_cost")
+_PLOTS = ("plot", "plot_attention", "plot_chip", "plot_circuit", "plot_cost")
 _MODULES = ("circuit", "config", "design", "evaluate", "explore", "hf", "llama2c", "ops", "presets", "record", "static", *_PLOTS)
 
 __all__ = [*_PUBLIC, *_MODULES]

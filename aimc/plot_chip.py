@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import NullLocator
 
 from aimc.evaluate import Perplexity
 from aimc.plot import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_axes
 from aimc.static.aging import TIMES_S, Retention
 
-LOG_BEYOND = 1.5
-"""Perplexities that differ by more than this factor are drawn on a logarithmic axis."""
 _COLOURS = (RED, BLUE, GREEN, ORANGE)
 
 
@@ -43,36 +41,35 @@ def budget_points(budget: Mapping[str, Perplexity], *, reference: str = "digital
 
 
 def retention_curve(curves: Mapping[str, Sequence[Retention]], *, digital: float | None = None) -> Figure:
-    """Perplexity against time since programming, on a logarithmic clock; solid with global drift compensation, dashed without.
+    """Perplexity against time since programming, on a logarithmic clock: a panel with global drift compensation, and one without.
 
     Args:
-        curves: name of a model to its measurements, see :func:`aimc.static.retention`; error bars are standard deviations.
+        curves: name of a model to its measurements, see :func:`aimc.static.retention`; error bars are standard deviations. At least one.
         digital: perplexity of the digital model, drawn as a line.
+
+    Raises:
+        ValueError: nothing to draw.
     """
-    figure, axes = new_axes("Static tiles drift: perplexity after programming", "time since programming", "held-out perplexity")
-    for (name, curve), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
-        for compensated, style in ((True, "o-"), (False, "s--")):
-            points = sorted((r for r in curve if r.compensated is compensated), key=lambda r: r.since_programming_s)
+    kinds = [kind for kind in (True, False) if any(r.compensated is kind for curve in curves.values() for r in curve)]
+    if not kinds:
+        raise ValueError("curves holds no measurement; measure some with aimc.static.retention")
+    figure = Figure(figsize=(7.0, 1.0 + 2.9 * len(kinds)), layout="constrained")
+    panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, kind in zip(panels, kinds, strict=True):
+        axes.set_title(f"Static tiles drift, {'with' if kind else 'without'} global drift compensation")
+        axes.set_ylabel("held-out perplexity")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, alpha=0.25)
+        for (name, curve), colour in zip(curves.items(), _COLOURS * len(curves), strict=False):
+            points = sorted((r for r in curve if r.compensated is kind), key=lambda r: r.since_programming_s)
             if points:
-                axes.errorbar(
-                    [r.since_programming_s for r in points],
-                    [r.perplexity.mean for r in points],
-                    yerr=[r.perplexity.std for r in points],
-                    fmt=style,
-                    color=colour,
-                    markersize=4,
-                    capsize=3,
-                    label=f"{name}, {'drift compensated' if compensated else 'not compensated'}",
-                )
-    if digital is not None:
-        axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital: {digital:.1f}")
-    axes.set_xscale("log")
-    axes.set_xticks(list(TIMES_S.values()), list(TIMES_S))
-    axes.xaxis.set_minor_locator(NullLocator())
-    values = [r.perplexity.mean for curve in curves.values() for r in curve]
-    if max(values) > LOG_BEYOND * min(values):
-        axes.set_yscale("log")
-        axes.yaxis.set_minor_formatter(ScalarFormatter())
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.legend(frameon=False)
+                times, means, spreads = zip(*((r.since_programming_s, r.perplexity.mean, r.perplexity.std) for r in points), strict=True)
+                axes.errorbar(times, means, yerr=spreads, fmt="o-", color=colour, markersize=4, capsize=3, label=name)
+        if digital is not None:
+            axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital: {digital:.1f}")
+        axes.legend(frameon=False)
+    panels[-1].set_xscale("log")
+    panels[-1].set_xticks(list(TIMES_S.values()), list(TIMES_S))
+    panels[-1].xaxis.set_minor_locator(NullLocator())
+    panels[-1].set_xlabel("time since programming")
     return figure

@@ -23,16 +23,24 @@ def test_budget() -> None:
         budget_points({"both": perplexity(1.0)})
 
 
-@pytest.mark.parametrize(("worst", "scale"), [(60.0, "linear"), (190.0, "log")])
-def test_retention(worst: float, scale: str) -> None:
+def test_retention() -> None:
     curve = [
         Retention(since_programming_s=time, compensated=kind, perplexity=perplexity(value, value))
-        for time, kind, value in ((YEAR_S, True, 55.0), (DAY_S, True, 52.0), (DAY_S, False, 58.0), (YEAR_S, False, worst))
+        for time, kind, value in ((YEAR_S, True, 55.0), (DAY_S, True, 52.0), (DAY_S, False, 58.0), (YEAR_S, False, 190.0))
     ]
-    (axes,) = retention_curve({"model": curve}, digital=50.0).axes
-    assert axes.get_xscale() == "log" and axes.get_yscale() == scale
-    assert [label.get_text() for label in axes.get_xticklabels()] == list(TIMES_S)
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert set(names) == {"digital: 50.0", "model, drift compensated", "model, not compensated"}
-    line = axes.containers[0].lines[0]
+    with_it, without = retention_curve({"model": curve, "other": curve[:2]}, digital=50.0).axes
+    assert "with global" in with_it.get_title() and "without global" in without.get_title()
+    assert with_it.get_xscale() == "log"
+    assert [label.get_text() for label in without.get_xticklabels()] == list(TIMES_S)
+    assert [text.get_text() for text in with_it.get_legend().get_texts()] == ["digital: 50.0", "model", "other"]
+    assert [text.get_text() for text in without.get_legend().get_texts()] == ["digital: 50.0", "model"]
+    line = with_it.containers[0].lines[0]
     assert list(line.get_xdata()) == [DAY_S, YEAR_S] and list(line.get_ydata()) == [52.0, 55.0]
+    assert list(without.containers[0].lines[0].get_ydata()) == [58.0, 190.0]
+
+
+def test_retention_of_one_kind_and_of_nothing() -> None:
+    one = [Retention(since_programming_s=DAY_S, compensated=True, perplexity=perplexity(52.0))]
+    assert len(retention_curve({"model": one}).axes) == 1
+    with pytest.raises(ValueError, match="holds no measurement"):
+        retention_curve({"model": []})

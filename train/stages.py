@@ -240,7 +240,7 @@ def joint(run: Run) -> StageResult:
 
 def _after_a_day(run: Run, result: StageResult, name: str) -> None:
     """Held-out perplexity with the weights as they are wanted, and as devices hold them a day after programming, drift compensated."""
-    result.perplexity[f"{name}, as programmed at best"] = run.measure(result.model)
+    result.perplexity[f"{name}, weights as wanted"] = run.measure(result.model)
     (day,) = aimc.static.retention(
         result.model,
         run.test_tokens,

@@ -149,6 +149,19 @@ def test_copies_have_tiles_of_their_own() -> None:
     assert torch.equal(logits(copy.deepcopy(other)), logits(other))
 
 
+def test_generation_reads_the_tiles_and_writes_the_gain_cells(hardware: Hardware) -> None:
+    """Token by token, from a cache, the model computes what it computes in one pass."""
+    model = tiny_model("llama")
+    hardware.backend = "eager"
+    aimc.convert(model, hardware, static="noiseless")
+    aimc.static.program(model, seed=0)
+    prompt = ids(batch=1, length=6)
+    text = model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    with torch.no_grad():
+        whole = model(text, use_cache=False).logits[0, 5:-1].argmax(-1)
+    assert torch.equal(whole, text[0, 6:])
+
+
 def test_half_precision_keeps_the_tiles_in_float32() -> None:
     model = tiny_model("gpt2")
     aimc.convert(model, None, static="pcm")

@@ -20,7 +20,7 @@ from tests.train.conftest import command, compose_config
 from train.command import launch
 from train.configs import checked
 from train.errors import RunError
-from train.schema import EvaluationConfig, RunConfig
+from train.schema import EvaluationConfig, RunConfig, WholeChipConfig
 
 CONF = REPOSITORY / "conf"
 CHOICES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -38,7 +38,7 @@ def test_every_effect_can_be_set_on_the_command_line() -> None:
 
 
 def test_the_entry_points_are_the_only_files_outside_the_groups() -> None:
-    assert [choice for choice in CHOICES if "/" not in choice] == ["evaluation", "run"]
+    assert [choice for choice in CHOICES if "/" not in choice] == ["evaluation", "run", "whole_chip"]
     assert len(GROUPS) >= 30
 
 
@@ -60,6 +60,27 @@ def test_every_choice_composes_into_an_evaluation(choice: str) -> None:
     overrides = [choice.replace("/", "=")] if "/" in choice else []
     config = checked(compose_config("evaluation", "checkpoint=somewhere", *overrides), EvaluationConfig)
     assert config.checkpoint == "somewhere"
+
+
+@pytest.mark.parametrize("choice", ["whole_chip", *(c for c in GROUPS if c.startswith(("data/", "nonideality/")))])
+def test_every_choice_composes_into_a_whole_chip(choice: str) -> None:
+    overrides = [choice.replace("/", "=")] if "/" in choice else []
+    config = checked(compose_config("whole_chip", "checkpoint=somewhere", *overrides), WholeChipConfig)
+    assert config.checkpoint == "somewhere" and config.since_programming_s == 86400
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("static.preset=pcn", "static.preset=pcn: unknown; use one of pcm, reram, noiseless"),
+        ("static.programmings=0", "static.programmings=0: must be above zero"),
+        ("since_programming_s=-1", "since_programming_s=-1.0: seconds since programming"),
+        ("calibration_batches=0", "calibration_batches=0: must be above zero"),
+    ],
+)
+def test_a_whole_chip_that_makes_no_sense_is_refused(override: str, message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        checked(compose_config("whole_chip", "checkpoint=somewhere", override), WholeChipConfig)
 
 
 def test_a_bare_run_is_the_shipped_model_on_the_published_cell() -> None:
