@@ -50,7 +50,11 @@ class _PlainTile:
             moved = fn(x)
             return x.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
 
-        return nn.Module._apply(self, kept, recurse)  # type: ignore[arg-type]
+        nn.Module._apply(self, kept, recurse)  # type: ignore[arg-type]
+        tile: Any = self
+        tile.tile.weight = kept(tile.tile.weight.detach())  # no parameter of its own, so it is not moved with them
+        tile.device, tile.is_cuda = tile.tile.weight.device, tile.tile.weight.is_cuda
+        return self
 
 
 _PLAIN: dict[type, type] = {}

@@ -149,6 +149,15 @@ def test_copies_have_tiles_of_their_own() -> None:
     assert torch.equal(logits(copy.deepcopy(other)), logits(other))
 
 
+def test_tiles_move_with_their_layer() -> None:
+    layer = StaticLinear(nn.Linear(8, 4), presets.pcm(), "layer").eval()
+    layer.program_analog_weights()
+    layer.to("meta")  # as a GPU would be, where there is none
+    (tile,) = layer.tiles
+    moved = (tile.tile.weight, tile.mapping_scales, tile.alpha, tile.input_range, layer.weight)
+    assert all(tensor.device.type == "meta" for tensor in moved) and tile.device.type == "meta"
+
+
 def test_generation_reads_the_tiles_and_writes_the_gain_cells(hardware: Hardware) -> None:
     """Token by token, from a cache, the model computes what it computes in one pass."""
     model = tiny_model("llama")
