@@ -89,7 +89,14 @@ def _subject(config: WholeChipConfig) -> Subject:
         raise RunError(
             f"checkpoint={config.checkpoint}: its attention is digital; give a model on gain cells, such as checkpoints/shipped/joint"
         )
-    digital = load_digital(config.digital or str(beside / "digital"))
+    if config.untrained is not None and not has_static(analog):
+        raise RunError(
+            f"untrained={config.untrained}: {config.checkpoint} has no static tiles, so no training for them is to be compared; leave it out"
+        )
+    source = Path(config.digital or beside / "digital")
+    if not (source / "config.json").exists():
+        raise RunError(f"digital={source}: no model there (no config.json), and everything is compared with the digital one; set digital=…")
+    digital = load_digital(str(source))
     context = context_of(config.data, analog.config, config.stride)
     data = prepare(config.data, config.checkpoint, context)
     require_vocabulary(data.tokenizer, analog.config, config.checkpoint)

@@ -120,12 +120,16 @@ def test_refusals(done: Path, text_folder: Path, cache: Path, tmp_path: Path) ->
         measure(whole_chip(done / "digital", tmp_path, text_folder, cache))
     with pytest.raises(RunError, match="no model there"):
         measure(whole_chip(done / "nothing", tmp_path, text_folder, cache))
+    with pytest.raises(RunError, match="digital=.*no model there.*set digital="):
+        measure(whole_chip(done / "joint", tmp_path, text_folder, cache, f"digital={done / 'nothing'}"))
+    with pytest.raises(RunError, match="untrained=.*has no static tiles"):
+        measure(whole_chip(done / "finetuned", tmp_path, text_folder, cache, f"untrained={done / 'adapted'}"))
     assert time_name(86400.0) == "1 day" and time_name(90.0) == "90 s"
 
 
-def test_the_command_on_the_shipped_model(tmp_path: Path) -> None:
+def test_the_command_on_the_shipped_model(text_folder: Path, cache: Path, tmp_path: Path) -> None:
     small = ["tokens=512", "static.programmings=1", "with_curve=false", "calibration_batches=1"]
-    places = [f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'data'}"]
+    places = [f"output_dir={tmp_path / 'out'}", "data=text", f"data.path={text_folder}", f"data.cache_dir={cache}"]
     ran = command("train.whole_chip", f"checkpoint={SHIPPED / 'joint'}", *small, *places)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "trained for both" in ran.stdout and (tmp_path / "out" / "budget.png").exists()
