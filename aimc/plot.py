@@ -28,7 +28,6 @@ EMPTY = "#BBBBBB"
 
 def new_axes(title: str, x_label: str, y_label: str) -> tuple[Figure, Axes]:
     """A figure with one pair of axes in the project's style."""
-    """An empty figure in the project's style."""
     figure = Figure(figsize=_SIZE_IN, layout="constrained")
     return figure, dress(figure.add_subplot(), title, x_label, y_label)
 

@@ -41,7 +41,7 @@ FLOORS = [
     ("aimc.circuit.cost", 1.2),
     ("aimc.circuit.model_cost", 1.3),
     ("aimc.circuit.cost_sensitivity", 1.4),
-    ("aimc.circuit.fit", 1),
+    ("aimc.circuit.chip_cost", 1.4),
     ("aimc.circuit.static_cost", 1),
     ("aimc.circuit", 1.5),
     ("aimc.ops.scaling", 1.5),

@@ -13,15 +13,21 @@ REPOSITORY = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 SAYS = {
     "01_first_steps": r"every head met it|heads did not meet it",
-    "06_whole_chip": r"on noiseless tiles: [0-9.]+e-0[5-9]\s+after to_digital, to the bit: True",
     "02_generation": r"ideal arrays +perplexity .*, 3[12]\.\d of 32 tokens as digital",
     "03_cell_and_circuit": r"refused: stored voltages from 1.5 to 1.5 V",
-    "05_cost_and_tradeoffs": r"total +6\.15 nJ +100\.0 % +65 ns +100\.0 % +0\.5 mm²",
     "04_attention_by_hand": r"ring: digital sum, token by token: by hand = operator, 576 numbers",
+    "05_cost_and_tradeoffs": r"total +6\.15 nJ +100\.0 % +65 ns +100\.0 % +0\.5 mm²",
+    "06_whole_chip": r"on noiseless tiles: [0-9.]+e-0[5-9]\s+after to_digital, to the bit: True",
 }
 TABLES = {"02_generation": 3}
-PICTURES = {"01_first_steps": 2, "02_generation": 2, "03_cell_and_circuit": 7, "05_cost_and_tradeoffs": 5, "04_attention_by_hand": 15}
-TABLES = {"01_first_steps": 0, "02_generation": 3, "06_whole_chip": 0}
+PICTURES = {
+    "01_first_steps": 2,
+    "02_generation": 2,
+    "03_cell_and_circuit": 7,
+    "04_attention_by_hand": 15,
+    "05_cost_and_tradeoffs": 5,
+    "06_whole_chip": 2,
+}
 NEEDS_AIHWKIT = ("06_whole_chip",)
 
 

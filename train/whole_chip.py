@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from aimc.circuit.static_cost import StaticCost
+    from aimc.circuit import ChipCost
     from aimc.evaluate import Perplexity
     from aimc.static.aging import Retention
     from train.report import Say
@@ -170,13 +170,17 @@ def _static(config: WholeChipConfig) -> Any:
     return Static(rpu_config=config.static.preset, head=config.static.head, embeddings=config.static.embeddings)
 
 
-def _cost(model: PreTrainedModel, config: WholeChipConfig) -> StaticCost:
-    from aimc.circuit.static_cost import hermes_chip, static_cost
+def _cost(model: PreTrainedModel, config: WholeChipConfig) -> ChipCost:
+    """Of the published 64-core chip's tiles, and of the published arrays with this model's hardware."""
+    from aimc.circuit import ModelShape, chip_cost
+    from aimc.hf import hardware_of
     from aimc.static.layers import plan
     from aimc.static.tiles import static_layers
 
-    layers = [layer for _, layer in static_layers(model)] or list(plan(model, _static(config)).layers.values())
-    return static_cost([(layer.in_features, layer.out_features) for layer in layers], hermes_chip())
+    layers = dict(static_layers(model)) or plan(model, _static(config)).layers
+    head = any(layer.digital is model.get_output_embeddings() or layer is model.get_output_embeddings() for layer in layers.values())
+    sizes = [(layer.in_features, layer.out_features) for layer in layers.values()]
+    return chip_cost(ModelShape.from_config(model.config), hardware_of(model), layers=sizes, head_on_tiles=head)
 
 
 def budget_table(budget: dict[str, Perplexity], since_programming_s: float) -> Any:
@@ -220,25 +224,25 @@ def time_name(seconds: float) -> str:
     return next((name for name, time in TIMES_S.items() if time == seconds), f"{seconds:g} s")
 
 
-def cost_lines(cost: StaticCost) -> str:
-    """What the static tiles cost a token, on the published 64-core chip's figures."""
+def cost_lines(cost: ChipCost) -> str:
+    """What the whole chip costs a token."""
     return (
-        f"Static tiles, by the figures of a published 14-nm chip: {cost.n_tiles} crossbars, {cost.utilisation:.0%} full; "
-        f"{cost.total_energy_j * 1e9:.0f} nJ and {cost.latency_s * 1e6:.2f} µs a token: {cost.tokens_per_s:,.0f} tokens a second of one text, "
-        f"{cost.tokens_per_j:,.0f} tokens a joule, {cost.energy_per_mac_j * 1e12:.2f} pJ a multiply-accumulate; {cost.area_m2 * 1e6:.0f} mm²"
+        f"Cost, static tiles by the figures of a published 14-nm chip ({cost.static.utilisation:.0%} full, {cost.static.energy_per_mac_j * 1e12:.2f} pJ a "
+        f"multiply-accumulate), arrays by the published gain-cell figures:\n{cost}"
     )
 
 
-def _results(
-    config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Retention]], cost: StaticCost
-) -> dict[str, Any]:
+def _results(config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Retention]], cost: ChipCost) -> dict[str, Any]:
     settings = json.loads(json.dumps(asdict(config)))
-    derived = {name: getattr(cost, name) for name in ("tokens_per_s", "pipelined_tokens_per_s", "tokens_per_j", "energy_per_mac_j")}
+    static = cost.static
+    derived = {name: getattr(static, name) for name in ("tokens_per_s", "pipelined_tokens_per_s", "tokens_per_j", "energy_per_mac_j")}
+    whole = {name: getattr(cost, name) for name in ("energy_j", "latency_s", "area_m2", "tokens_per_s", "tokens_per_j")}
     return {
         "settings": {name: value for name, value in settings.items() if name not in ("output_dir", "data")},
         "budget": {name: asdict(value) for name, value in budget.items()},
         "retention": {name: [asdict(r) for r in curve] for name, curve in curves.items()},
-        "static tiles": asdict(cost) | derived,
+        "static tiles": asdict(static) | derived,
+        "whole chip": whole,
     }
 
 

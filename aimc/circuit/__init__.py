@@ -3,6 +3,7 @@
 from aimc.circuit.budget import BudgetLine, noise_budget
 from aimc.circuit.cell import GainCell
 from aimc.circuit.cell_cost import to_cost
+from aimc.circuit.chip_cost import ChipCost, chip_cost
 from aimc.circuit.cost import Cost, Parts, attention_cost
 from aimc.circuit.cost_parameters import CostParameters
 from aimc.circuit.cost_sensitivity import Sensitivity, sensitivity
@@ -14,12 +15,20 @@ from aimc.circuit.hardware import FullScales, fit_cell, to_hardware
 from aimc.circuit.model_cost import DigitalBaseline, ModelCost, model_cost, published_baselines
 from aimc.circuit.model_shape import ModelShape
 from aimc.circuit.retention import RetentionFit, fit_retention
+from aimc.circuit.static_cost import StaticCost, TileParameters, hermes_chip, hermes_core, static_cost
 from aimc.circuit.storage import Retention, leakage_current, retention, settling_error, tau_spread, write_time_constant
 from aimc.circuit.surface import SurfaceFit, collapse, fit_surface
 from aimc.circuit.technology import oxide_cell, silicon_cell
 from aimc.circuit.transistor import Transistor
 
 __all__ = [
+    "ChipCost",
+    "StaticCost",
+    "TileParameters",
+    "chip_cost",
+    "hermes_chip",
+    "hermes_core",
+    "static_cost",
     "BudgetLine",
     "CircuitError",
     "CircuitWarning",

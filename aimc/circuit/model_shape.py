@@ -79,6 +79,13 @@ class ModelShape:
         """Multiply-accumulates per token that stay digital; each has its own weight."""
         return self.projection_macs + self.mlp_macs + self.lm_head_macs
 
+    def linear_layers(self, *, head: bool = False) -> list[tuple[int, int]]:
+        """`(in_features, out_features)` of q, k, v and output projections and of the MLPs of all layers, and of the LM head if asked for."""
+        queries, keys, up = self.query_heads * self.head_size, self.kv_heads * self.head_size, self.mlp_matrices - 1
+        attention = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden)]
+        layer = [*attention, *[(self.hidden, self.mlp_width)] * up, (self.mlp_width, self.hidden)]
+        return layer * self.layers + ([(self.hidden, self.vocabulary)] if head else [])
+
     def attention_macs(self, tokens: int) -> int:
         """Multiply-accumulates per token of both attention products over so many keys, all layers: what the arrays take over."""
         return self.layers * self.query_heads * 2 * self.head_size * tokens
