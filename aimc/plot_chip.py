@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from aimc.evaluate import Perplexity
 from aimc.plot import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_axes
-from aimc.static.aging import TIMES_S, Retention
+from aimc.static.aging import TIMES_S, Aged
 
 _COLOURS = (RED, BLUE, GREEN, ORANGE)
 
@@ -40,7 +40,7 @@ def budget_points(budget: Mapping[str, Perplexity], *, reference: str = "digital
     return figure
 
 
-def retention_curve(curves: Mapping[str, Sequence[Retention]], *, digital: float | None = None) -> Figure:
+def retention_curve(curves: Mapping[str, Sequence[Aged]], *, digital: float | None = None) -> Figure:
     """Perplexity against time since programming, on a logarithmic clock: a panel with global drift compensation, and one without.
 
     Args:

@@ -6,7 +6,7 @@ import pytest
 
 from aimc.evaluate import Perplexity
 from aimc.plot_chip import budget_points, retention_curve
-from aimc.static.aging import DAY_S, TIMES_S, YEAR_S, Retention
+from aimc.static.aging import DAY_S, TIMES_S, YEAR_S, Aged
 
 
 def perplexity(*values: float) -> Perplexity:
@@ -25,7 +25,7 @@ def test_budget() -> None:
 
 def test_retention() -> None:
     curve = [
-        Retention(since_programming_s=time, compensated=kind, perplexity=perplexity(value, value))
+        Aged(since_programming_s=time, compensated=kind, perplexity=perplexity(value, value))
         for time, kind, value in ((YEAR_S, True, 55.0), (DAY_S, True, 52.0), (DAY_S, False, 58.0), (YEAR_S, False, 190.0))
     ]
     with_it, without = retention_curve({"model": curve, "other": curve[:2]}, digital=50.0).axes
@@ -40,7 +40,7 @@ def test_retention() -> None:
 
 
 def test_retention_of_one_kind_and_of_nothing() -> None:
-    one = [Retention(since_programming_s=DAY_S, compensated=True, perplexity=perplexity(52.0))]
+    one = [Aged(since_programming_s=DAY_S, compensated=True, perplexity=perplexity(52.0))]
     assert len(retention_curve({"model": one}).axes) == 1
     with pytest.raises(ValueError, match="holds no measurement"):
         retention_curve({"model": []})

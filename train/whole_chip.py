@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from aimc.circuit import ChipCost
     from aimc.evaluate import Perplexity
-    from aimc.static.aging import Retention
+    from aimc.static.aging import Aged
     from train.report import Say
 
 register()
@@ -60,7 +60,7 @@ def measure(config: WholeChipConfig) -> None:
     budget = _budget(config, subject, say)
     say(budget_table(budget, config.since_programming_s))
     plot.save(budget_points(budget), folder / "budget.png")
-    curves: dict[str, list[Retention]] = {}
+    curves: dict[str, list[Aged]] = {}
     if config.with_curve:
         curves = _curves(config, subject, say)
         say(retention_table(curves, budget["digital"].mean))
@@ -144,7 +144,7 @@ def _budget(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, Pe
     return rows
 
 
-def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, list[Retention]]:
+def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, list[Aged]]:
     from aimc.static.aging import retention
     from aimc.static.budget import on_tiles
     from aimc.static.tiles import has_static
@@ -200,7 +200,7 @@ def budget_table(budget: dict[str, Perplexity], since_programming_s: float) -> A
     return table
 
 
-def retention_table(curves: dict[str, list[Retention]], digital: float) -> Any:
+def retention_table(curves: dict[str, list[Aged]], digital: float) -> Any:
     """Perplexity by time since programming: mean ± standard deviation over programmings, and its ratio to the digital model."""
     from rich.table import Table
 
@@ -232,7 +232,7 @@ def cost_lines(cost: ChipCost) -> str:
     )
 
 
-def _results(config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Retention]], cost: ChipCost) -> dict[str, Any]:
+def _results(config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Aged]], cost: ChipCost) -> dict[str, Any]:
     settings = json.loads(json.dumps(asdict(config)))
     static = cost.static
     derived = {name: getattr(static, name) for name in ("tokens_per_s", "pipelined_tokens_per_s", "tokens_per_j", "energy_per_mac_j")}

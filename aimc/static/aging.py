@@ -27,7 +27,7 @@ TIMES_S: dict[str, float] = {"1 second": SECOND_S, "1 hour": HOUR_S, "1 day": DA
 
 
 @dataclass(slots=True, kw_only=True)
-class Retention:
+class Aged:
     """Perplexity of a programmed model as time passes."""
 
     since_programming_s: float
@@ -109,9 +109,9 @@ def retention(
     nonideality: Noise | None = None,
     compensation: Sequence[bool] = (True, False),
     seed: int = 0,
-    on_result: Callable[[Retention], None] | None = None,
+    on_result: Callable[[Aged], None] | None = None,
     **rule: Any,
-) -> list[Retention]:
+) -> list[Aged]:
     """Perplexity after each time since programming, with and without global drift compensation.
 
     One programming is one chip: its static tiles are written once and then drift, its gain cells are drawn with the same seed. With and
@@ -149,11 +149,11 @@ def retention(
                         measured[time, with_it].append(perplexity(model, tokens, nonideality=noise, seed=chip, **rule))
                     done = measured[time, with_it]
                     if on_result is not None and len(done) == programmings:
-                        on_result(Retention(since_programming_s=time, compensated=with_it, perplexity=pooled(done)))
+                        on_result(Aged(since_programming_s=time, compensated=with_it, perplexity=pooled(done)))
     finally:
         unprogram(model)
         model.train(was_training)
-    return [Retention(since_programming_s=time, compensated=w, perplexity=pooled(done)) for (time, w), done in measured.items()]
+    return [Aged(since_programming_s=time, compensated=w, perplexity=pooled(done)) for (time, w), done in measured.items()]
 
 
 def pooled(chips: Sequence[Perplexity]) -> Perplexity:
