@@ -66,7 +66,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if expected != set(saved):
         odd = sorted(expected ^ set(saved))
         raise ValueError(
-            f"{path}: the scalers do not fit the model (first: {odd[0]}); the folder is incomplete or from another version, convert again"
+            f"{path}: the scalers or tiles do not fit the model (first: {odd[0]}); the folder is incomplete or from another version, convert again"
         )
     model.load_state_dict(saved, strict=False)  # exactly the analog parts, checked above; the other weights are in place
     if record is not None:

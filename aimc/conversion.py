@@ -27,7 +27,7 @@ from aimc.hf import (
 from aimc.nn.attention import GainCellAttention
 from aimc.static.config import as_static
 from aimc.static.layers import StaticPlan, plan, put_in_place, take_out
-from aimc.static.tiles import has_static, static_layers
+from aimc.static.tiles import STATIC_KEY, has_static, static_layers
 
 _BEFORE = "_attention_before_arrays"
 """Where a converted model remembers its digital attention implementation (sdpa, eager, …)."""
@@ -110,6 +110,8 @@ def convert(
             raise TypeError(
                 f"a {type(model).__name__} is no transformers PreTrainedModel, whose layers could be found; pass the model itself"
             )
+    if hasattr(getattr(model, "config", None), STATIC_KEY) and not has_static(model):
+        delattr(model.config, STATIC_KEY)  # of a folder with tiles that was read as a digital model
     tiles = None if static is None else plan(model, as_static(static))
     report = ConversionReport() if hardware is None else _convert_attention(model, hardware, skip_layers)
     if tiles is not None:

@@ -84,11 +84,13 @@ def perplexity(
     noise = nonideality if nonideality is not None else (hardware_of(model).noise if analog else Noise())
     values = []
     with other_noise(model, noise) if analog else _nothing():
-        # Without noise every chip is the same chip, so one is enough.
-        for chip in range(seed, seed + (chips if noise.active() else 1)):
+        # Without noise every chip is the same chip, so one is enough; static tiles have noise of their own.
+        for chip in range(seed, seed + (chips if noise.active() or has_static(model) else 1)):
             set_chip(model, chip)
             set_generator(model, torch.Generator().manual_seed(chip))
-            with seeded(chip) if has_static(model) else _nothing():  # static tiles draw the noise of a read from torch's own generator
+            with (
+                seeded(chip, "reads") if has_static(model) else _nothing()
+            ):  # static tiles draw the noise of a read from torch's own generator
                 values.append(math.exp(_mean_nll(model, tokens, context, stride, batch_size)))
     std = statistics.stdev(values) if len(values) > 1 else 0.0
     return Perplexity(mean=statistics.fmean(values), std=std, per_chip=values, n_tokens=len(tokens) - 1, context=context, stride=stride)

@@ -179,7 +179,7 @@ def _cost(model: PreTrainedModel, config: WholeChipConfig) -> ChipCost:
 
     layers = dict(static_layers(model)) or plan(model, _static(config)).layers
     head = any(layer.digital is model.get_output_embeddings() or layer is model.get_output_embeddings() for layer in layers.values())
-    sizes = [(layer.in_features, layer.out_features) for layer in layers.values()]
+    sizes = [(layer.in_features, layer.out_features) for layer in layers.values() if not layer.is_embedding]  # which are not counted
     return chip_cost(ModelShape.from_config(model.config), hardware_of(model), layers=sizes, head_on_tiles=head)
 
 

@@ -13,6 +13,8 @@ from aimc.circuit.model_shape import ModelShape
 from aimc.circuit.static_cost import StaticCost, TileParameters, hermes_chip, static_cost
 from aimc.config import Hardware
 
+OTHER = "other linear layers"
+"""What is neither the LM head nor on tiles."""
 STEPS_PER_LAYER = 4
 """Products that follow each other in a decoder's layer: q, k and v from one input; output projection; up (and gate); down."""
 
@@ -26,7 +28,7 @@ class ChipCost:
     static: StaticCost
     """Static tiles, all layers on them."""
     rest_energy_j: Parts
-    """What stays digital, joule per token: the LM head, unless it is on tiles. Norms, embeddings and sampling are not counted."""
+    """What stays digital, joule per token: the LM head and linear layers that are not on tiles. Norms, embeddings and sampling are not counted."""
     rest_latency_s: Parts
     """Likewise, second per token."""
 
@@ -84,7 +86,8 @@ def chip_cost(
         hardware: of the gain-cell arrays.
         parameters: unit numbers of arrays and digital unit; None: the defaults, the published point.
         tiles: of the static tiles; None: those of the published 64-core chip, :func:`aimc.circuit.static_cost.hermes_chip`.
-        layers: `(in_features, out_features)` of what is on tiles; None: all projections and MLPs of the shape (and its head).
+        layers: `(in_features, out_features)` of what is on tiles, without embeddings; None: all projections and MLPs of the shape (and its head). Four
+            products a layer follow each other at most; where only MLPs with a gate are on tiles, that counts the gate twice.
         head_on_tiles: whether the LM head is on tiles (it is then part of `layers`, where they are given) or digital.
         window_fill: tokens in the arrays, as for :func:`aimc.circuit.attention_cost`.
 
@@ -94,10 +97,17 @@ def chip_cost(
     on_tiles = shape.linear_layers(head=head_on_tiles) if layers is None else list(layers)
     steps = min(len(on_tiles), STEPS_PER_LAYER * shape.layers + head_on_tiles)
     energy, latency = digital_rest(shape, parameters)
-    stays = () if head_on_tiles else (LM_HEAD,)
+    macs = {OTHER: shape.digital_macs - shape.lm_head_macs - sum(a * b for a, b in on_tiles)}
+    macs = {OTHER: macs[OTHER] + shape.lm_head_macs} if head_on_tiles else {LM_HEAD: shape.lm_head_macs, **macs}
+    if macs[OTHER] < 0:
+        raise ValueError(
+            f"layers: they hold {-macs[OTHER]:,} weights more than the model's linear layers have; leave embeddings out, and say head_on_tiles=True if "
+            "the LM head is among them"
+        )
+    share = {name: n / shape.lm_head_macs for name, n in macs.items() if n}  # all digital products cost alike
     return ChipCost(
         attention=attention_cost(shape, hardware, parameters, window_fill),
         static=static_cost(on_tiles, tiles or hermes_chip(), n_steps=steps),
-        rest_energy_j=Parts({name: energy[name] for name in stays}),
-        rest_latency_s=Parts({name: latency[name] for name in stays}),
+        rest_energy_j=Parts({name: energy[LM_HEAD] * part for name, part in share.items()}),
+        rest_latency_s=Parts({name: latency[LM_HEAD] * part for name, part in share.items()}),
     )

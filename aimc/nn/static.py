@@ -48,7 +48,7 @@ class _PlainTile:
 
         def kept(x: Tensor) -> Tensor:
             moved = fn(x)
-            return x.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+            return x.to(moved.device) if x.is_floating_point() else moved
 
         nn.Module._apply(self, kept, recurse)  # type: ignore[arg-type]
         tile: Any = self
@@ -181,6 +181,7 @@ class StaticLinear(AnalogLayerBase, nn.Module):
             RuntimeError: training tiles that are programmed, or compiled.
         """
         if self.computes_digitally:
+            self._hand_over()
             return self.digital(x)
         if self.training and self.programmed:
             raise RuntimeError(
@@ -189,15 +190,28 @@ class StaticLinear(AnalogLayerBase, nn.Module):
         dtype = self.weight.dtype if self.is_embedding else x.dtype
         if self.is_embedding:
             x = one_hot(x, self.in_features)
-        flat = x.reshape(-1, self.in_features).float()
-        if not self.programmed:
-            self._load()
-        out = self.analog_module(flat)
-        if not self.programmed:
-            self._let_go()
-        if self.bias is not None:
-            out = out + self.bias.float()
+        with torch.autocast(x.device.type, enabled=False):
+            flat = x.reshape(-1, self.in_features).float()
+            if not self.programmed:
+                self._load()
+            out = self.analog_module(flat)
+            if not self.programmed:
+                self._let_go()
+            if self.bias is not None:
+                out = out + self.bias.float()
         return out.reshape(*x.shape[:-1], self.out_features).to(dtype)
+
+    def _hand_over(self) -> None:
+        """The digital layer gets the parameters as they are now: `load_state_dict(assign=True)` and others replace them."""
+        self.digital.weight = self.weight
+        if self.bias is not None:
+            self.digital.bias = self.bias
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Other targets: what was programmed of the old ones goes."""
+        super()._load_from_state_dict(*args)
+        if self.programmed:
+            self.unprogram()
 
     def _load(self) -> None:
         """Give each tile its targets, in its own units; gradients flow back to the layer's weights."""
@@ -320,11 +334,8 @@ class StaticLinear(AnalogLayerBase, nn.Module):
         weight, _ = self.get_weights()
         if not torch.equal(weight, self.matrix.float().cpu()):
             self.matrix.copy_(weight)
-        digital = self.digital
-        digital.weight = self.weight
-        if self.bias is not None:
-            digital.bias = self.bias
-        return digital.train(self.training)
+        self._hand_over()
+        return self.digital.train(self.training)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, tiles={len(self.tiles)}"

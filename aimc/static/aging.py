@@ -50,7 +50,7 @@ def program(model: PreTrainedModel, *, seed: int) -> None:
         RuntimeError: the model is in training.
     """
     layers = require_static(model)
-    with seeded(seed):
+    with seeded(seed, "programming"):
         for layer in layers:
             layer.program_analog_weights()
 
@@ -71,7 +71,7 @@ def drift(model: PreTrainedModel, since_programming_s: float, *, seed: int = 0) 
         raise ValueError(f"since_programming_s={since_programming_s}: drift begins when programming ends; give 0 or more seconds")
     if not all(layer.programmed for layer in layers):
         raise ValueError("the tiles hold their targets, which do not drift; call aimc.static.program(model, seed=…) first")
-    with seeded(seed):
+    with seeded(seed, "drift"):
         for layer in layers:
             layer.drift_analog_weights(since_programming_s)
 
@@ -115,7 +115,8 @@ def retention(
     """Perplexity after each time since programming, with and without global drift compensation.
 
     One programming is one chip: its static tiles are written once and then drift, its gain cells are drawn with the same seed. With and
-    without compensation are measured on the same conductances. The model is as before afterwards, not programmed.
+    without compensation are measured on the same conductances. Afterwards the tiles hold their targets again, also if
+    they were programmed before.
 
     Args:
         model: with static tiles; its attention digital or on gain cells.

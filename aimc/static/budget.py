@@ -36,7 +36,7 @@ def error_budget(
     on_result: Callable[[str, Perplexity], None] | None = None,
     **rule: Any,
 ) -> dict[str, Perplexity]:
-    """Held-out perplexity with no part analog, with each, and with both; neither model is changed.
+    """Held-out perplexity with no part analog, with each, and with both; no weight is changed, programmed tiles go back to their targets.
 
     Attention alone is the analog model with its linear layers computed digitally. Static weights alone are those of the digital model. A
     chip is a draw of the gain cells' non-idealities and one programming of the tiles, drifted with global compensation.

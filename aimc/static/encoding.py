@@ -17,6 +17,8 @@ from aimc.static.install import require_aihwkit
 
 PACKAGE = "aihwkit"
 """Only classes that this package defines are written or built."""
+PARTS = ("aihwkit.simulator.", "aihwkit.inference.")
+"""Where its configurations live: no other module is imported because a file names it."""
 _TAGS = ("object", "enum", "class", "tensor", "dict", "tuple")
 
 
@@ -69,7 +71,10 @@ def decode(data: Any) -> Any:
         if tag == "tensor":
             return torch.tensor(data["tensor"], dtype=getattr(torch, data["dtype"]))
         if tag == "enum":
-            return _class(data["enum"])[data["name"]]  # type: ignore[index]
+            kind = _class(data["enum"])
+            if not issubclass(kind, Enum):
+                raise EncodingError(f"{data['enum']} is no enum; use another copy of the file")
+            return kind[data["name"]]
         if tag == "class":
             return _class(data["class"])
         if tag == "object":
@@ -117,7 +122,7 @@ def _path(kind: type) -> str:
 
 def _class(path: str) -> type:
     module, _, name = path.rpartition(".")
-    if module.split(".")[0] != PACKAGE:
+    if not module.startswith(PARTS):
         raise EncodingError(
             f"{path} is not one of aihwkit's classes, and nothing else is built from a file; do not trust where it came from"
         )

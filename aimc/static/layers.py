@@ -152,9 +152,15 @@ def layers_of(record: dict[str, Any]) -> dict[str, Any]:
             f"{STATIC_KEY}.version={record.get('version')}: this aimc reads version {STATIC_VERSION}; install the one it was saved with"
         )
     try:
-        return {name: decode(record["configs"][index]) for name, index in record["layers"].items()}
+        found = {name: decode(record["configs"][index]) for name, index in record["layers"].items()}
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise EncodingError(f"{STATIC_KEY} is damaged ({type(error).__name__}: {error}); use another copy") from error
+    from aihwkit.simulator.configs import InferenceRPUConfig
+
+    for name, config in found.items():
+        if not isinstance(config, InferenceRPUConfig):
+            raise EncodingError(f"{STATIC_KEY} is damaged: {name} has a {type(config).__name__} for its tiles; use another copy")
+    return found
 
 
 def rebuild(model: PreTrainedModel, configs: dict[str, Any], *, parted: bool) -> None:

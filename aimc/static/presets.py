@@ -73,9 +73,11 @@ def noiseless() -> Any:
     """
     require_aihwkit()
     from aihwkit.inference import PCMLikeNoiseModel
+    from aihwkit.simulator.parameters.enums import WeightClipType, WeightModifierType, WeightRemapType
 
     config = _inference_config(PCMLikeNoiseModel(prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0))
     config.forward.is_perfect = True
+    config.modifier.type, config.clip.type, config.remap.type = WeightModifierType.NONE, WeightClipType.NONE, WeightRemapType.NONE
     config.pre_post.input_range.enable = False
     return config
 

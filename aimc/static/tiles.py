@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,11 +99,18 @@ def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[st
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """aihwkit draws from torch's global generators: these begin at `seed`, and go on afterwards as if nothing had been drawn."""
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """aihwkit draws from torch's global generators: these begin at a state of their own, and go on afterwards as if nothing had been drawn.
+
+    Programming, drift and reading draw in the same order, so one seed for all would give one device the same number three times.
+
+    Args:
+        seed: of the chip.
+        purpose: what is drawn; others are independent of it.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:8], "big"))
         yield
 
 
@@ -149,7 +157,8 @@ def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *,
         quantile: share of the inputs' absolute values within the range; mean over the batches.
 
     Returns:
-        Range by name of the layer; the largest, where its tiles differ. Empty if no configuration has input ranges.
+        Range by name of the layer; the largest, where its tiles differ. Empty if no configuration has input ranges; without
+        the layers that the model never called, whose ranges stay.
 
     Raises:
         ValueError: no static tiles, no batches, or a quantile that is none.
@@ -174,7 +183,9 @@ def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *,
         for handle in handles:
             handle.remove()
         model.train(was_training)
-    return {name: _set_ranges(layer, torch.tensor(seen[name])) for name, layer in static_layers(model) if layer.has_input_ranges}
+    return {
+        name: _set_ranges(layer, torch.tensor(seen[name])) for name, layer in static_layers(model) if layer.has_input_ranges and seen[name]
+    }
 
 
 def _measure(into: list[list[float]], quantile: float) -> Any:

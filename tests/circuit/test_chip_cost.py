@@ -41,6 +41,15 @@ def test_the_head_is_on_tiles_or_digital() -> None:
     assert "LM head, digital" in str(digital) and "LM head" not in str(analog)
 
 
+def test_what_is_not_on_tiles_is_paid_digitally() -> None:
+    mlps = [(768, 3072), (3072, 768)] * 12
+    cost, energy = chip_cost(GPT2, HARDWARE, layers=mlps), digital_rest(GPT2)[0]
+    assert cost.rest_energy_j == pytest.approx({"LM head": energy["LM head"], "other linear layers": energy["projections"]})
+    assert cost.energy_j > chip_cost(GPT2, HARDWARE).energy_j
+    with pytest.raises(ValueError, match="weights more than the model"):
+        chip_cost(GPT2, HARDWARE, layers=[*GPT2.linear_layers(), (50257, 768)])
+
+
 def test_layers_that_were_converted_count() -> None:
     cost = chip_cost(GPT2, HARDWARE, tiles=hermes_core(), layers=[(768, 768)])
     assert (cost.static.n_tiles, cost.static.latency_s) == (9, pytest.approx(hermes_core().mvm_latency_s))

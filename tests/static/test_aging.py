@@ -16,6 +16,7 @@ from aimc.nn.static import StaticLinear
 from aimc.static import Static, follow_optimizer, presets, static_layers
 from aimc.static.aging import DAY_S, YEAR_S, retention, without_compensation
 from aimc.static.budget import ROWS, error_budget, static_of
+from aimc.static.tiles import seeded
 from tests.models import ids, tiny_model
 from tests.static.test_layers import logits
 
@@ -263,3 +264,15 @@ def test_joint_training_makes_a_model_that_bears_its_noise() -> None:
     ranges = [float(tile.input_range) for _, layer in static_layers(model) for tile in layer.tiles]
     before = [float(tile.input_range) for _, layer in static_layers(untrained) for tile in layer.tiles]
     assert ranges != before  # learned
+
+
+def test_programming_drift_and_reads_are_independent_draws():
+    """One seed for a chip, and yet no device gets the same number three times."""
+    drawn = []
+    for purpose in ("programming", "drift", "reads"):
+        with seeded(1, purpose):
+            drawn.append(torch.randn(4096))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(float(torch.corrcoef(torch.stack([drawn[a], drawn[b]]))[0, 1])) < 0.08
+    with seeded(1, "drift"):
+        assert torch.equal(torch.randn(4096), drawn[1])

@@ -265,3 +265,47 @@ def test_nothing_of_aihwkit_is_imported_unasked() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(REPOSITORY))
     assert ran.stdout.strip().splitlines()[-1] == "False"
+
+
+def test_digital_products_follow_replaced_parameters():
+    model = tiny_model("gpt2").eval()
+    aimc.convert(model, None, static="noiseless")
+    model.load_state_dict(
+        {name: 2 * value if value.is_floating_point() else value for name, value in model.state_dict().items()}, assign=True
+    )
+    layer = next(layer for _, layer in static_layers(model))
+    x = torch.randn(3, layer.in_features)
+    through_tiles = layer(x)
+    layer.computes_digitally = True
+    torch.testing.assert_close(layer(x), through_tiles, atol=1e-4, rtol=1e-4)
+
+
+def test_loaded_weights_replace_what_was_programmed():
+    model = tiny_model("gpt2").eval()
+    aimc.convert(model, None, static="pcm")
+    aimc.static.program(model, seed=0)
+    model.load_state_dict(model.state_dict())
+    assert not any(layer.programmed for _, layer in static_layers(model))
+
+
+def test_noiseless_tiles_are_exact_in_training_and_under_autocast():
+    layer = nn.Linear(32, 32)
+    tiles = StaticLinear(layer, presets.noiseless(), "layer").train()
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(tiles(x), layer(x), atol=1e-5, rtol=1e-5)
+    exact = tiles(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(tiles(x), exact, atol=1e-6, rtol=1e-6)
+
+
+def test_a_model_cast_to_double_runs():
+    model = tiny_model("gpt2").eval()
+    aimc.convert(model, None, static="noiseless")
+    assert torch.isfinite(model.double()(ids()).logits).all()
+
+
+def test_a_stale_record_is_dropped_by_a_conversion():
+    model = tiny_model("gpt2").eval()
+    model.config.aimc_static = {"version": 1, "configs": [], "layers": {}, "parted": False}
+    aimc.convert(model, Hardware())
+    assert not hasattr(model.config, "aimc_static")
