@@ -48,7 +48,7 @@ def noise_budget(cell: GainCell, hardware: Hardware) -> list[BudgetLine]:
     reach = cell.supply_v / 2
     gain, offset_v = cell.mismatch()
     slope = float(np.mean(cell.transconductance(cell.stored_grid())))
-    of_read = math.sqrt(float(np.mean(cell.read_noise_charge(cell.stored_grid()) ** 2))) / (slope * cell.pulse_max_s)
+    of_read = cell.mean_read_noise() / (slope * cell.pulse_max_s)
     lines = {
         "kT/C write noise": (cell.write_noise(), True),
         "write settling error": (settling_error(cell), False),
@@ -71,13 +71,12 @@ def _farthest(hardware: Hardware, cell: GainCell) -> float:
     return max(target, cell.supply_v - target)
 
 
-def check_cell(cell: GainCell, hardware: Hardware, noise_c: float, held: RetentionFit | None = None) -> Iterator[str]:
+def check_cell(cell: GainCell, hardware: Hardware, held: RetentionFit | None = None) -> Iterator[str]:
     """What will hurt a model on this cell, in words.
 
     Args:
         cell: the circuit.
         hardware: made of it.
-        noise_c: noise charge of one read of one cell, in coulomb.
         held: how the cell forgets; None: it does not.
 
     Raises:
@@ -85,6 +84,7 @@ def check_cell(cell: GainCell, hardware: Hardware, noise_c: float, held: Retenti
     """
     signal = float(np.ptp(cell.read_charge(np.array([0.0, cell.supply_v]))))
     threshold = max(t.threshold_v for t in (cell.read_n, cell.read_p) if t is not None)
+    noise_c = cell.mean_read_noise()
     if signal < noise_c:
         raise CircuitError(
             f"supply_v={cell.supply_v:g}: the whole range of stored voltages changes the charge by {signal:.2g} C, less than the noise {noise_c:.2g} C of "

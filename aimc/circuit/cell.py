@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -101,15 +102,22 @@ class GainCell:
         Returns:
             Current of the n transistor, and of the p transistor or the reference.
         """
-        stored = np.asarray(stored_v, dtype=np.float64)
         height = np.asarray(self.read_v if read_v is None else read_v, dtype=np.float64)
+        sink, *source = (transistor.current(**bias) for transistor, bias in self._branches(stored_v, height))
+        if source:
+            return sink, -source[0]
+        (transistor, bias), *_ = self._branches(self.rest_v, height)
+        return sink, transistor.current(**bias)
+
+    def _branches(self, stored_v: ArrayLike, height: ArrayLike) -> list[tuple[Transistor, dict[str, Any]]]:
+        """The transistors of the read stage, each with its bias under a pulse of so many volt."""
+        stored, pulse = np.asarray(stored_v, dtype=np.float64), np.asarray(height, dtype=np.float64)
+        common = {"gate_v": stored, "temperature_k": self.temperature_k}
         if self.read_p is None:
-            sink = self.read_n.current(stored, 0.0, height, temperature_k=self.temperature_k)
-            return sink, self.read_n.current(self.rest_v, 0.0, height, temperature_k=self.temperature_k)
-        low, high = self.rest_v - height / 2, self.rest_v + height / 2
-        sink = self.read_n.current(stored, low, self.rest_v, temperature_k=self.temperature_k)
-        source = -self.read_p.current(stored, high, self.rest_v, body_v=self.supply_v, temperature_k=self.temperature_k)
-        return sink, source
+            return [(self.read_n, common | {"source_v": 0.0, "drain_v": pulse})]
+        common["drain_v"] = self.rest_v
+        low, high = self.rest_v - pulse / 2, self.rest_v + pulse / 2
+        return [(self.read_n, common | {"source_v": low}), (self.read_p, common | {"source_v": high, "body_v": self.supply_v})]
 
     def read_current(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> Array:
         """Signed current of the cell in ampere, positive above rest; arguments as for :meth:`branch_currents`."""
@@ -137,13 +145,8 @@ class GainCell:
 
     def branch_conductances(self, stored_v: ArrayLike) -> tuple[Array, Array]:
         """The transconductances of the two branches in siemens; 0 of a reference."""
-        if self.read_p is None:
-            of_n, _ = self.read_n.conductances(stored_v, 0.0, self.read_v, temperature_k=self.temperature_k)
-            return of_n, np.zeros_like(of_n)
-        low, high = self.rest_v - self.read_v / 2, self.rest_v + self.read_v / 2
-        of_n, _ = self.read_n.conductances(stored_v, low, self.rest_v, temperature_k=self.temperature_k)
-        of_p, _ = self.read_p.conductances(stored_v, high, self.rest_v, body_v=self.supply_v, temperature_k=self.temperature_k)
-        return of_n, of_p
+        of_n, *of_p = (transistor.conductances(**bias)[0] for transistor, bias in self._branches(stored_v, self.read_v))
+        return of_n, of_p[0] if of_p else np.zeros_like(of_n)
 
     def read_energy(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> Array:
         """Energy of one read of one cell in joule: the supply delivers the larger branch current (push-pull), or the cell's own at `read_v`."""
@@ -163,14 +166,12 @@ class GainCell:
 
     def read_noise_charge(self, stored_v: ArrayLike, width_s: float | None = None) -> Array:
         """Standard deviation in coulomb of the charge of one read, from the noise of its channels: `√(S·t/2)` of a white density S [S14]."""
-        stored, width = np.asarray(stored_v, dtype=np.float64), self.pulse_max_s if width_s is None else width_s
-        if self.read_p is None:
-            density = self.read_n.noise_density(stored, 0.0, self.read_v, temperature_k=self.temperature_k)
-        else:
-            low, high = self.rest_v - self.read_v / 2, self.rest_v + self.read_v / 2
-            density = self.read_n.noise_density(stored, low, self.rest_v, temperature_k=self.temperature_k)
-            density = density + self.read_p.noise_density(stored, high, self.rest_v, body_v=self.supply_v, temperature_k=self.temperature_k)
-        return np.sqrt(density * width / 2)
+        density = sum(transistor.noise_density(**bias) for transistor, bias in self._branches(stored_v, self.read_v))
+        return np.sqrt(density * (self.pulse_max_s if width_s is None else width_s) / 2)
+
+    def mean_read_noise(self) -> float:
+        """Root mean square of :meth:`read_noise_charge` in coulomb, over evenly spread stored voltages, for the longest pulse."""
+        return float(np.sqrt(np.mean(self.read_noise_charge(self.stored_grid()) ** 2)))
 
     def write_noise(self) -> float:
         """√(kT/C) in volt: what is left on the capacitor when the write transistor opens [S14]."""

@@ -97,8 +97,8 @@ def chip_cost(
     on_tiles = shape.linear_layers(head=head_on_tiles) if layers is None else list(layers)
     steps = min(len(on_tiles), STEPS_PER_LAYER * shape.layers + head_on_tiles)
     energy, latency = digital_rest(shape, parameters)
-    macs = {OTHER: shape.digital_macs - shape.lm_head_macs - sum(a * b for a, b in on_tiles)}
-    macs = {OTHER: macs[OTHER] + shape.lm_head_macs} if head_on_tiles else {LM_HEAD: shape.lm_head_macs, **macs}
+    of_head = 0 if head_on_tiles else shape.lm_head_macs
+    macs = {LM_HEAD: of_head, OTHER: shape.digital_macs - of_head - sum(a * b for a, b in on_tiles)}
     if macs[OTHER] < 0:
         raise ValueError(
             f"layers: they hold {-macs[OTHER]:,} weights more than the model's linear layers have; leave embeddings out, and say head_on_tiles=True if "

@@ -123,7 +123,7 @@ def _of_circuit(
     new.noise = _noise(cell, new, unit_c, head_size, mean_pulse, phi_pulse_s)
     if base.input_dac.v_min >= 0:  # of a signed pulse each polarity is bent for itself, and the converter's bow is not
         new.input_dac = replace(new.input_dac, inl=pulse_nonlinearity(cell))
-    for finding in check_cell(cell, new, mean_read_noise(cell), held):
+    for finding in check_cell(cell, new, held):
         warnings.warn(finding, CircuitWarning, stacklevel=3)
     return new
 
@@ -235,14 +235,9 @@ def read_noise(cell: GainCell, full_scale_c: float, n_cells: int, mean_pulse: fl
     The channels of `n_cells` cells at evenly spread stored voltages, with variances that add and grow with the pulse; and √(kT·C) of the
     integrator that is full at `full_scale_c` coulomb after half the supply.
     """
-    of_cells = n_cells * mean_pulse * mean_read_noise(cell) ** 2
+    of_cells = n_cells * mean_pulse * cell.mean_read_noise() ** 2
     of_integrator = BOLTZMANN * cell.temperature_k * full_scale_c / (cell.supply_v / 2)
     return math.sqrt(of_cells + of_integrator) / full_scale_c
-
-
-def mean_read_noise(cell: GainCell) -> float:
-    """Root mean square noise charge in coulomb of one cell, the longest pulse, and evenly spread stored voltages."""
-    return float(np.sqrt(np.mean(cell.read_noise_charge(cell.stored_grid()) ** 2)))
 
 
 def pulse_nonlinearity(cell: GainCell) -> float:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from aimc.config import Noise
 from aimc.evaluate import Perplexity, perplexity
 from aimc.hf import is_digital
-from aimc.static.tiles import require_static, seeded
+from aimc.static.tiles import require_static, seeded, temporarily
 
 SECOND_S, HOUR_S, DAY_S, MONTH_S, YEAR_S = 1.0, 3600.0, 86400.0, 30 * 86400.0, 365 * 86400.0
 TIMES_S: dict[str, float] = {"1 second": SECOND_S, "1 hour": HOUR_S, "1 day": DAY_S, "1 month": MONTH_S, "1 year": YEAR_S}
@@ -89,15 +89,8 @@ def unprogram(model: PreTrainedModel) -> None:
 @contextmanager
 def without_compensation(model: PreTrainedModel) -> Iterator[None]:
     """Tiles whose outputs are not scaled by what drift compensation measured."""
-    configs = [tile.rpu_config for layer in require_static(model) for tile in layer.tiles]
-    before = [config.drift_compensation for config in configs]
-    for config in configs:
-        config.drift_compensation = None
-    try:
+    with temporarily([tile.rpu_config for layer in require_static(model) for tile in layer.tiles], "drift_compensation", None):
         yield
-    finally:
-        for config, compensation in zip(configs, before, strict=True):
-            config.drift_compensation = compensation
 
 
 def retention(

@@ -136,15 +136,21 @@ def computing_digitally(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         ValueError: no static tiles.
     """
-    layers = require_static(model)
-    before = [layer.computes_digitally for layer in layers]
-    for layer in layers:
-        layer.computes_digitally = True
+    with temporarily(require_static(model), "computes_digitally", True):
+        yield
+
+
+@contextmanager
+def temporarily(owners: Sequence[Any], name: str, value: Any) -> Iterator[None]:
+    """An attribute of several objects with another value, which is put back afterwards."""
+    before = [getattr(owner, name) for owner in owners]
+    for owner in owners:
+        setattr(owner, name, value)
     try:
         yield
     finally:
-        for layer, was in zip(layers, before, strict=True):
-            layer.computes_digitally = was
+        for owner, was in zip(owners, before, strict=True):
+            setattr(owner, name, was)
 
 
 @torch.no_grad()
