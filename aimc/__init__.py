@@ -8,32 +8,33 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Hardware": "aimc.config",
-    "Noise": "aimc.config",
-    "Chip": "aimc.ops.noise",
-    "GainCellCache": "aimc.nn.cache",
+    "Hardware": "aimc.hardware",
+    "Noise": "aimc.hardware",
+    "presets": "aimc.hardware.presets",
+    "Chip": "aimc.ops.effects.noise",
     "gain_cell_attention": "aimc.ops.attention",
-    "convert": "aimc.conversion",
-    "to_digital": "aimc.conversion",
-    "from_pretrained": "aimc.checkpoint",
-    "set_hardware": "aimc.hf",
-    "set_chip": "aimc.hf",
-    "initialise_scalers": "aimc.calibrate",
-    "match_statistics": "aimc.calibrate",
-    "calibrate_ranges": "aimc.ranges",
-    "clip_fractions": "aimc.record",
-    "perplexity": "aimc.evaluate",
+    "GainCellCache": "aimc.nn.cache",
+    "convert": "aimc.models.conversion",
+    "to_digital": "aimc.models.conversion",
+    "from_pretrained": "aimc.models.checkpoint",
+    "set_hardware": "aimc.models.hook",
+    "set_chip": "aimc.models.hook",
+    "initialise_scalers": "aimc.calibrate.statistics",
+    "match_statistics": "aimc.calibrate.statistics",
+    "calibrate_ranges": "aimc.calibrate.ranges",
+    "clip_fractions": "aimc.calibrate.observation",
+    "perplexity": "aimc.evaluate.perplexity",
 }
-_PLOTS = ("plot", "plot_attention", "plot_chip", "plot_circuit", "plot_cost")
-_MODULES = ("circuit", "config", "design", "evaluate", "explore", "hf", "llama2c", "ops", "presets", "record", "static", *_PLOTS)
+_PACKAGES = ("calibrate", "circuit", "evaluate", "hardware", "models", "nn", "ops", "plot", "static")
 
-__all__ = [*_PUBLIC, *_MODULES]
+__all__ = [*_PUBLIC, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import aimc` stays light, transformers and matplotlib come only with what needs them."""
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    if name in _MODULES:
+        module = importlib.import_module(_PUBLIC[name])
+        return module if module.__name__.endswith(f".{name}") and not hasattr(module, name) else getattr(module, name)
+    if name in _PACKAGES:
         return importlib.import_module(f"aimc.{name}")
     raise AttributeError(f"module 'aimc' has no attribute {name!r}")

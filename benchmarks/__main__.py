@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from aimc.circuit.model_cost import gains_table
-from aimc.config import BACKENDS
-from aimc.plot import save
-from aimc.plot_cost import amdahl
+from aimc.circuit.cost.model import gains_table
+from aimc.hardware import BACKENDS
+from aimc.plot.cost import amdahl
+from aimc.plot.style import save
 from benchmarks.aims import CPU_AIMS, GPU_AIMS
 from benchmarks.case import Case, Result
 from benchmarks.cases import CASES, FORWARD, MEMORY, TRAINING, measure
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=options.width)
     where = provenance(settings.device)
     console.print(
-        f"{where['device']}, {where['threads']} of {where['cores']} cores, load {where['load']}, torch {where['torch']}, {settings.dtype}, backend {settings.backend}"
+        f"{where['device']}, {where['threads']} of {where['cores']} cores, load {where['load']}, torch"
+        f" {where['torch']}, {settings.dtype}, backend {settings.backend}"
     )
     try:
         results = run(cases, settings, console)
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for result in failed:
         console.print(one_line(result))
     if failed:
-        console.print(f"[red]{len(failed)} of {len(results)} failed[/]: nothing is written, earlier results stay as they are")
+        console.print(
+            f"[red]{len(failed)} of {len(results)} failed[/]: nothing is written, earlier results stay as they are"
+        )
         return 1
     write(options.out, results, settings, where)
     console.print(f"written to {options.out}", soft_wrap=True)
@@ -78,7 +81,10 @@ def run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Res
 def write(folder: Path, results: Sequence[Result], settings: Settings, where: dict[str, Any]) -> None:
     """Results file, CSV and figures."""
     write_results(folder / "bench.jsonl", results, where)
-    setup = f"{where['device']}, {where['threads']} of {where['cores']} cores, {settings.dtype}; B={settings.batch}, H={settings.heads}, D={settings.head_size}, W={settings.window}"
+    setup = (
+        f"{where['device']}, {where['threads']} of {where['cores']} cores, {settings.dtype}; B={settings.batch},"
+        f" H={settings.heads}, D={settings.head_size}, W={settings.window}"
+    )
     names = {result.case for result in results}
     if names & {FORWARD, TRAINING}:
         save(time_figure(results, f"Time of attention\n{setup}", settings.window), folder / "time.png")
@@ -96,21 +102,39 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks", description="Speed and memory of gain-cell attention, checked and compared."
     )
     names = [case.name for case in CASES]
-    parser.add_argument("--cases", nargs="+", choices=names, metavar="NAME", help=f"only these, of: {', '.join(map(repr, names))}")
-    parser.add_argument("--tokens", nargs="+", type=_positive_int, metavar="T", help="sequence lengths of the operator's cases")
-    parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs; the numbers mean nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR", help="where results and plots go (default: %(default)s)")
-    parser.add_argument("--seconds", type=_positive, metavar="S", help="aim for the time of one point; never fewer than 3 repetitions")
+    parser.add_argument(
+        "--cases", nargs="+", choices=names, metavar="NAME", help=f"only these, of: {', '.join(map(repr, names))}"
+    )
+    parser.add_argument(
+        "--tokens", nargs="+", type=_positive_int, metavar="T", help="sequence lengths of the operator's cases"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="small shapes, to see that it runs; the numbers mean nothing"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS, metavar="DIR", help="where results and plots go (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, metavar="S", help="aim for the time of one point; never fewer than 3 repetitions"
+    )
     parser.add_argument("--threads", type=_positive_int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--backend", choices=BACKENDS, help="the implementation to measure (default: blocked on a CPU, triton on a GPU)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of everything (default: float32 on a CPU, bfloat16 on a GPU)")
-    parser.add_argument("--width", type=_positive_int, default=None, metavar="COLUMNS", help="of the tables (default: the terminal's)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="the implementation to measure (default: blocked on a CPU, triton on a GPU)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of everything (default: float32 on a CPU, bfloat16 on a GPU)"
+    )
+    parser.add_argument(
+        "--width", type=_positive_int, default=None, metavar="COLUMNS", help="of the tables (default: the terminal's)"
+    )
     return parser.parse_args(arguments)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
     settings = quick_settings() if options.quick else default_settings()
-    changes = {name: getattr(options, name) for name in ("seconds", "backend", "dtype") if getattr(options, name) is not None}
+    changes = {
+        name: getattr(options, name) for name in ("seconds", "backend", "dtype") if getattr(options, name) is not None
+    }
     if options.tokens:
         changes["tokens"] = tuple(sorted(set(options.tokens)))
     return replace(settings, **changes)

@@ -1,9 +1,10 @@
 """What attention of one decoding step costs digitally on this machine: what arrays are to be compared with.
 
-One step is one token of every sequence in one layer: its key and value are written into the cache, and its query sees all T keys. A single
-query needs no mask; `is_causal=True` would show it key 0 alone. Every sequence has its own keys and values. Between two steps on the same
-cache others are used, until :attr:`Settings.swept_bytes` have passed, as in a model whose layers follow one another: no cache of the
-machine still holds what is read, unless the machine has more cache than that.
+One step is one token of every sequence in one layer: its key and value are written into the cache, and its query sees
+all T keys. A single query needs no mask; `is_causal=True` would show it key 0 alone. Every sequence has its own keys
+and values. Between two steps on the same cache others are used, until :attr:`Settings.swept_bytes` have passed, as in a
+model whose layers follow one another: no cache of the machine still holds what is read, unless the machine has more
+cache than that.
 """
 
 from __future__ import annotations
@@ -110,5 +111,7 @@ def check_step(caches: dict[str, Caches]) -> str:
         error = ((got - expected).abs().max() / expected.abs().max()).item()
         found.append(f"{name} within {error:.1e}")
         if not error <= TOLERANCE[dtype]:  # a NaN is not within anything
-            raise CheckError(f"{found[-1]} of attention over all {keys.shape[2]} keys; allowed is {TOLERANCE[dtype]:.1e}")
+            raise CheckError(
+                f"{found[-1]} of attention over all {keys.shape[2]} keys; allowed is {TOLERANCE[dtype]:.1e}"
+            )
     return "; ".join(found)

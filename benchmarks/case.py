@@ -35,7 +35,8 @@ class Point:
     shapes: dict[str, Any]
     """Further sizes, for the record."""
     check: Callable[[], str]
-    """Compares the subject with the reference at these shapes; returns what was found, or raises :class:`CheckError`."""
+    """Compares the subject with the reference at these shapes; returns what was found, or raises
+    :class:`CheckError`."""
     contenders: Mapping[str, Callable[[], Any]]
     """Name to what is timed; the subject first."""
     steps: Mapping[str, int] = field(default_factory=dict)

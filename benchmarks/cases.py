@@ -63,7 +63,10 @@ CASES = (
     ),
     Case(
         name=DECODING,
-        measures="time and memory of one token of greedy decoding on full arrays of a GPT-2 against the same model digital, the same window",
+        measures=(
+            "time and memory of one token of greedy decoding on full arrays of a GPT-2 against the same model digital,"
+            " the same window"
+        ),
         comparisons=(DIGITAL, COPIED),
         points=decoding.decoding_points,
     ),
@@ -75,7 +78,9 @@ CASES = (
     ),
     Case(
         name=BASELINE,
-        measures="time and energy of digital softmax attention of one decoding step in one layer, caches cold; no gain cells",
+        measures=(
+            "time and energy of digital softmax attention of one decoding step in one layer, caches cold; no gain cells"
+        ),
         comparisons=tuple(name for name in baselines.CONTENDERS if name != baselines.STEP_SUBJECT),
         points=baselines.step_points,
         leakage=False,
@@ -128,7 +133,10 @@ def _measure_energy(result: Result, point: Point, settings: Settings) -> None:
         return
     seconds = settings.seconds / len(point.contenders)
     result.idle_w = idle_power(meter, seconds=seconds)
-    per_call = {name: energy_per_call(call, meter, seconds=seconds, device=settings.device) for name, call in point.contenders.items()}
+    per_call = {
+        name: energy_per_call(call, meter, seconds=seconds, device=settings.device)
+        for name, call in point.contenders.items()
+    }
     result.energy_j = _per_step(per_call, point)
 
 

@@ -1,4 +1,5 @@
-"""Digital attention as measured, beside what was published and what the cost model gives: one table, one CSV, one figure."""
+"""Digital attention as measured, beside what was published and what the cost model gives: one table, one CSV, one
+figure."""
 
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.table import Table
 
-from aimc.circuit import ModelShape, attention_cost, published
-from aimc.circuit.cost_report import si
-from aimc.plot import BLACK, BLUE, RED
+from aimc.circuit import ModelShape, attention_cost
+from aimc.circuit.cost import published
+from aimc.circuit.cost.report import si
+from aimc.plot.style import BLACK, BLUE, RED
 from benchmarks.baselines import CONTENDERS
 from benchmarks.case import Result
 from benchmarks.cases import BASELINE
@@ -55,7 +57,9 @@ class Row:
 
 def rows_of(results: Sequence[Result], settings: Settings, where: Mapping[str, Any]) -> list[Row]:
     """Measured rows, then published ones if the sizes are theirs, then that of arrays; none if the case was not run."""
-    measured = [row for result in results if result.case == BASELINE and not result.failed for row in _measured(result, where)]
+    measured = [
+        row for result in results if result.case == BASELINE and not result.failed for row in _measured(result, where)
+    ]
     if not measured:
         return []
     sizes = (settings.heads, settings.head_size, settings.window)
@@ -85,26 +89,45 @@ def csv_text(rows: Sequence[Row]) -> str:
 def comparison_table(rows: Sequence[Row]) -> Table:
     """All rows for the terminal."""
     first = rows[0]
-    table = Table(title=f"Attention of one decoding step, one layer: {first.heads} heads of {first.head_size}, {first.tokens} keys")
+    table = Table(
+        title=(
+            f"Attention of one decoding step, one layer: {first.heads} heads of {first.head_size}, {first.tokens} keys"
+        )
+    )
     for column in ("machine", "", "dtype", "implementation", "B", "step", "per token", "energy per token"):
-        table.add_column(column, justify="right" if column in ("B", "step", "per token", "energy per token") else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in ("B", "step", "per token", "energy per token") else "left",
+            overflow="fold",
+        )
     for row in rows:
         times = (si(row.step_s, "s"), si(row.token_s, "s"))
-        table.add_row(row.machine, row.kind, row.dtype, row.implementation, str(row.batch), *times, si(row.token_energy_j, "J"))
+        table.add_row(
+            row.machine, row.kind, row.dtype, row.implementation, str(row.batch), *times, si(row.token_energy_j, "J")
+        )
     if sources := dict.fromkeys(row.energy_source for row in rows if row.kind == MEASURED):
-        table.caption = "; ".join(f"energy {source if source.startswith('not') else f'measured by {source}'}" for source in sources)
+        table.caption = "; ".join(
+            f"energy {source if source.startswith('not') else f'measured by {source}'}" for source in sources
+        )
     return table
 
 
 def comparison_figure(rows: Sequence[Row]) -> Figure:
-    """Time and energy per token, logarithmic; of each dtype and batch the fastest implementation. A diamond is the latency of the step."""
+    """Time and energy per token, logarithmic; of each dtype and batch the fastest implementation. A diamond is the
+    latency of the step."""
     shown = fastest(rows)
     figure = Figure(figsize=(11.0, 1.9 + 0.42 * len(shown)), layout="constrained")
     first = shown[0]
     quiet = "" if first.load is None else f" (load of the machine before: {first.load:g})"
-    figure.suptitle(f"Attention of one decoding step, one layer: {first.heads} heads of {first.head_size}, {first.tokens} keys{quiet}")
+    figure.suptitle(
+        f"Attention of one decoding step, one layer: {first.heads} heads of {first.head_size}, {first.tokens}"
+        f" keys{quiet}"
+    )
     left, right = figure.subplots(1, 2, sharey=True)
-    times = [(row.token_s, si(row.token_s, "s") + (f", step {si(row.step_s, 's')}" if row.batch > 1 else "")) for row in shown]
+    times = [
+        (row.token_s, si(row.token_s, "s") + (f", step {si(row.step_s, 's')}" if row.batch > 1 else ""))
+        for row in shown
+    ]
     energies = [(row.token_energy_j, si(row.token_energy_j, "J")) for row in shown]
     for axes, values, unit, title in ((left, times, "s", "time per token"), (right, energies, "J", "energy per token")):
         known = [value for value, _ in values if value is not None]
@@ -114,7 +137,9 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
             if value is None:
                 axes.text(low, y, "  not measured: no counter", va="center", fontsize="small", color="#555555")
                 continue
-            axes.barh(y, value - low, 0.62, left=low, color=_COLOUR[row.kind], hatch=hatch, edgecolor="white", linewidth=0.5)
+            axes.barh(
+                y, value - low, 0.62, left=low, color=_COLOUR[row.kind], hatch=hatch, edgecolor="white", linewidth=0.5
+            )
             end = max(value, row.step_s) if unit == "s" else value
             axes.text(end, y, f"   {text}", va="center", fontsize="small")
         axes.set_xscale("log")
@@ -125,7 +150,11 @@ def comparison_figure(rows: Sequence[Row]) -> Figure:
     left.set_yticks(range(len(shown)), [_label(row) for row in shown])
     left.set_ylim(len(shown) - 0.4, -0.6)
     handles: list[Any] = [Patch(color=_COLOUR[MEASURED], label="measured here")]
-    handles += [Patch(facecolor=_COLOUR[PUBLISHED], hatch="///", edgecolor="white", label="published by others, not measured here")]
+    handles += [
+        Patch(
+            facecolor=_COLOUR[PUBLISHED], hatch="///", edgecolor="white", label="published by others, not measured here"
+        )
+    ]
     handles += [Patch(color=_COLOUR[MODEL], label="gain cells, cost model")]
     handles += [Line2D([], [], marker="D", linestyle="", color=BLACK, markersize=4.5, label="latency of the step")]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
@@ -149,7 +178,11 @@ def _label(row: Row) -> str:
 
 def _measured(result: Result, where: Mapping[str, Any]) -> list[Row]:
     batch = result.shapes["batch"]
-    machine = str(where["device"]) if str(where["device"]).startswith("NVIDIA") else f"{where['device']}, {where['threads']} threads"
+    machine = (
+        str(where["device"])
+        if str(where["device"]).startswith("NVIDIA")
+        else f"{where['device']}, {where['threads']} threads"
+    )
     rows = []
     for name, step_s in result.median_s.items():
         implementation, dtype = CONTENDERS[name]
@@ -194,7 +227,9 @@ def _published() -> list[Row]:
 
 
 def _arrays(settings: Settings) -> Row:
-    shape = replace(ModelShape(), layers=1, query_heads=settings.heads, kv_heads=settings.heads, head_size=settings.head_size)
+    shape = replace(
+        ModelShape(), layers=1, query_heads=settings.heads, kv_heads=settings.heads, head_size=settings.head_size
+    )
     cost = attention_cost(shape, settings.hardware(settings.window, backend="auto"))
     return Row(
         kind=MODEL,

@@ -1,4 +1,5 @@
-"""Decoding token by token: what a token costs on arrays and on a digital cache of the same window, and whether it costs more later on."""
+"""Decoding token by token: what a token costs on arrays and on a digital cache of the same window, and whether it costs
+more later on."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from transformers import Cache, GPT2LMHeadModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import aimc
-from aimc.hf import gain_cell_layers, hardware_of
+from aimc.models.hook import gain_cell_layers, hardware_of
 from benchmarks.case import COPIED, DIGITAL, EARLY, MIDDLE, SUBJECT, CheckError, Point
 from benchmarks.memory import held_bytes
 from benchmarks.models import TOLERANCE, make_models, make_tokens, model_shapes
@@ -26,8 +27,9 @@ TEXTS = {EARLY: 2, MIDDLE: 8, SUBJECT: 20}
 N_CHECKED = 8
 """Tokens that are decoded and compared, beside the prompt's last."""
 QUANTISED_TOLERANCE = 0.1
-"""Error of the logits relative to their norm, quantisers on. Rounding moves a step now and then, and that step others in the layers behind it:
-0.02 to 0.03 in GPT-2 small of random weights. Without its input converter, storage converter or readout that model is off by 0.13 or more."""
+"""Error of the logits relative to their norm, quantisers on. Rounding moves a step now and then, and that step others
+in the layers behind it: 0.02 to 0.03 in GPT-2 small of random weights. Without its input converter, storage converter
+or readout that model is off by 0.13 or more."""
 _ROOM = MAX_REPETITIONS + 16
 """Tokens that timing and memory may add to a text."""
 
@@ -68,7 +70,8 @@ class Decoder:
 
 
 class Ring(DynamicSlidingWindowLayer):
-    """A digital cache of W slots, the newest token written over the oldest, as in the arrays: nothing is copied but that token.
+    """A digital cache of W slots, the newest token written over the oldest, as in the arrays: nothing is copied but
+    that token.
 
     Softmax attention does not ask for the order of its keys. transformers' own layer copies all of them at every token.
     """
@@ -110,7 +113,10 @@ def _decoding_point(settings: Settings) -> Point:
     }
 
     def check() -> str:
-        return f"{check_decoding(analog, prompt, N_CHECKED, settings)}; {check_digital(decoders[DIGITAL], decoders[COPIED], settings)}"
+        return (
+            f"{check_decoding(analog, prompt, N_CHECKED, settings)};"
+            f" {check_digital(decoders[DIGITAL], decoders[COPIED], settings)}"
+        )
 
     return _point(settings, settings.window, check, decoders)
 
@@ -150,12 +156,16 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
         settings: of the case.
 
     Raises:
-        CheckError: they are further apart than :data:`benchmarks.models.TOLERANCE` or :data:`QUANTISED_TOLERANCE`, or no numbers.
+        CheckError: they are further apart than :data:`benchmarks.models.TOLERANCE` or :data:`QUANTISED_TOLERANCE`, or
+            no numbers.
     """
     found, wrong = [], False
     smooth = settings.hardware(settings.window, backend=settings.backend, converters=False)
     quantised = hardware_of(analog)  # the very object that other decoders were opened with, as in :meth:`Decoder.fork`
-    for name, hardware, tolerance in (("off", smooth, TOLERANCE[settings.dtype]), ("on", quantised, QUANTISED_TOLERANCE)):
+    for name, hardware, tolerance in (
+        ("off", smooth, TOLERANCE[settings.dtype]),
+        ("on", quantised, QUANTISED_TOLERANCE),
+    ):
         aimc.set_hardware(analog, hardware)
         decoder = Decoder(analog, aimc.GainCellCache(analog), prompt)
         tokens, logits = [prompt], [decoder.logits]
@@ -175,7 +185,8 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
 
 
 def check_digital(ring: Decoder, copied: Decoder, settings: Settings) -> str:
-    """The ring's logits against those with transformers' own cache: the comparison, too, has to compute the right thing.
+    """The ring's logits against those with transformers' own cache: the comparison, too, has to compute the right
+    thing.
 
     Raises:
         CheckError: they differ.
@@ -212,4 +223,6 @@ def _point(settings: Settings, tokens: int, check: Callable[[], str], decoders: 
     steps = {name: decoder.step for name, decoder in decoders.items()}
     held = {name: partial(held_bytes, decoder.cache) for name, decoder in decoders.items()}
     shapes = model_shapes(settings)
-    return Point(tokens=tokens, window=settings.window, shapes=shapes, check=check, contenders=steps, memory=steps, held=held)
+    return Point(
+        tokens=tokens, window=settings.window, shapes=shapes, check=check, contenders=steps, memory=steps, held=held
+    )

@@ -1,8 +1,9 @@
 """Energy of a call, from the machine's own counters; where there are none, nothing is guessed.
 
-CPU: RAPL's package counters, which Linux shows under `/sys/class/powercap`, mostly to root alone. They count the whole package, other
-processes included. NVIDIA GPU: NVML's counter of the whole board, by `pynvml`, if that is installed (`pip install nvidia-ml-py`).
-Neither is corrected for the power that the machine draws when idle; that is measured as well, and written beside it.
+CPU: RAPL's package counters, which Linux shows under `/sys/class/powercap`, mostly to root alone. They count the whole
+package, other processes included. NVIDIA GPU: NVML's counter of the whole board, by `pynvml`, if that is installed
+(`pip install nvidia-ml-py`). Neither is corrected for the power that the machine draws when idle; that is measured as
+well, and written beside it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def find_meter(device: str) -> tuple[Meter | None, str]:
 
 
 def energy_per_call(call: Callable[[], Any], meter: Meter, *, seconds: float, device: str) -> float:
-    """Joule of one call, the machine's idle power included: the mean over as many calls as `seconds` hold, at least :data:`MIN_SECONDS`."""
+    """Joule of one call, the machine's idle power included: the mean over as many calls as `seconds` hold, at least
+    :data:`MIN_SECONDS`."""
     _finish(device)
     before, start, n = meter.read(), time.perf_counter(), 0
     while time.perf_counter() - start < max(seconds, MIN_SECONDS):
@@ -83,7 +85,9 @@ def _rapl() -> Meter | str:
             _joules(folder / "energy_uj")
     except OSError as error:
         return f"RAPL cannot be read ({error.strerror}: {error.filename}); it is open to root"
-    return Meter(name="RAPL, whole package", read=lambda: {f.name: _joules(f / "energy_uj") for f in packages}, wraps_at=wraps_at)
+    return Meter(
+        name="RAPL, whole package", read=lambda: {f.name: _joules(f / "energy_uj") for f in packages}, wraps_at=wraps_at
+    )
 
 
 def _is_package(folder: Path) -> bool:
@@ -109,4 +113,8 @@ def _nvml() -> Meter | str:
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
     except nvml.NVMLError as error:
         return f"NVML: {error}"
-    return Meter(name="NVML, whole board", read=lambda: {"board": nvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3}, wraps_at={})
+    return Meter(
+        name="NVML, whole board",
+        read=lambda: {"board": nvml.nvmlDeviceGetTotalEnergyConsumption(handle) * 1e-3},
+        wraps_at={},
+    )

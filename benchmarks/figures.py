@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from aimc.plot import BLACK, BLUE, RED
+from aimc.plot.style import BLACK, BLUE, RED
 from benchmarks.case import DIGITAL, EAGER, SUBJECT, Result
 from benchmarks.cases import FORWARD, MEMORY, TRAINING
 
@@ -32,7 +32,9 @@ def time_figure(results: Sequence[Result], title: str, window: int) -> Figure:
         if points:
             axes.legend(frameon=False, loc="upper left")
     left.set_ylabel("median time")
-    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"))
+    left.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms")
+    )
     return figure
 
 
@@ -41,7 +43,11 @@ def memory_figure(results: Sequence[Result], title: str, window: int) -> Figure:
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title)
-    _draw(axes, _of(results, MEMORY, window), lambda result: {name: float(value) for name, value in result.peak_bytes.items()})
+    _draw(
+        axes,
+        _of(results, MEMORY, window),
+        lambda result: {name: float(value) for name, value in result.peak_bytes.items()},
+    )
     axes.set_ylabel("peak memory beyond the inputs")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 2**20:g} MiB"))
     axes.yaxis.set_major_locator(LogLocator(base=4))
@@ -51,7 +57,9 @@ def memory_figure(results: Sequence[Result], title: str, window: int) -> Figure:
 
 
 def _of(results: Sequence[Result], case: str, window: int) -> list[Result]:
-    return sorted((r for r in results if r.case == case and r.window == window and not r.failed), key=lambda r: r.tokens)
+    return sorted(
+        (r for r in results if r.case == case and r.window == window and not r.failed), key=lambda r: r.tokens
+    )
 
 
 def _draw(axes: Axes, points: Sequence[Result], values: Callable[[Result], dict[str, float]]) -> None:

@@ -18,7 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 def provenance(device: str) -> dict[str, Any]:
     """Commit, torch version, device, cores, threads, load and date: the fields that every result carries.
 
-    The load is how many processes wanted a core in the minute before the run, on average: above zero, the machine was not quiet.
+    The load is how many processes wanted a core in the minute before the run, on average: above zero, the machine was
+        not quiet.
     """
     return {
         "commit": commit(),

@@ -1,10 +1,11 @@
 """Peak memory of one call, and memory that an object holds.
 
-On a CPU: the sum over time of what torch's allocator hands out and takes back, from the profiler's memory events. It is exact and the
-same at every run. The other way, how far the high-water mark of a fresh process (`VmHWM`) rises, also depends on page reuse and on
-which pages of a buffer were touched. The two agree where that matters little (forward and backward, T=1024: 70.7 against 72.8 MiB for
-gain cells, 17.0 against 17.3 MiB for digital attention; T=8192: 157 against 136 MiB and 122 against 120 MiB). What the events miss is
-scratch inside the matrix library. On a GPU: `torch.cuda.max_memory_allocated`.
+On a CPU: the sum over time of what torch's allocator hands out and takes back, from the profiler's memory events. It is
+exact and the same at every run. The other way, how far the high-water mark of a fresh process (`VmHWM`) rises, also
+depends on page reuse and on which pages of a buffer were touched. The two agree where that matters little (forward and
+backward, T=1024: 70.7 against 72.8 MiB for gain cells, 17.0 against 17.3 MiB for digital attention; T=8192: 157 against
+136 MiB and 122 against 120 MiB). What the events miss is scratch inside the matrix library. On a GPU:
+`torch.cuda.max_memory_allocated`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,17 @@ def peak_bytes(call: Callable[[], Any], *, device: str) -> int:
     """Most memory in byte held at once beyond what is held before the call: its inputs do not count, its results do.
 
     Args:
-        call: what is measured; it must not free what was allocated before it (gradients, for example), which would count as negative.
+        call: what is measured; it must not free what was allocated before it (gradients, for example), which would
+            count as negative.
         device: `cpu` or `cuda`.
     """
     if device == "cuda":
         return _peak_bytes_cuda(call)
-    with no_gc(), _silent_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with (
+        no_gc(),
+        _silent_stderr(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
+    ):
         result = call()
     del result
     kineto: Any = profiler.profiler  # the only place where single allocations, not sums per operator, are kept
@@ -46,7 +52,8 @@ def peak_bytes(call: Callable[[], Any], *, device: str) -> int:
 
 
 def held_bytes(owner: object) -> int:
-    """Memory in byte of all tensors that can be reached from an object, each storage once; models and their parts do not belong to it."""
+    """Memory in byte of all tensors that can be reached from an object, each storage once; models and their parts do
+    not belong to it."""
     elsewhere = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, nn.Module)
     storages: dict[int, int] = {}
     seen, to_see = {id(owner)}, [owner]
@@ -64,7 +71,8 @@ def held_bytes(owner: object) -> int:
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """The profiler's native code writes a line on starting and stopping, whatever its log level, straight to file descriptor 2."""
+    """The profiler's native code writes a line on starting and stopping, whatever its log level, straight to file
+    descriptor 2."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "wb") as nothing:

@@ -17,9 +17,10 @@ from benchmarks.settings import Settings
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Error of logits and loss relative to their norm, quantisers off: rounding that has gone through every layer."""
 GRADIENT_TOLERANCE = {"float32": 2e-2, "bfloat16": 2e-1}
-"""The same of a parameter's gradient. A clip passes a gradient or none, so a rounding difference from the layers before decides
-it for a few charges at the clip: the eager model in float32 is itself up to 2e-3 from the eager model in float64 (8 layers,
-T=1024). This is for wiring, scalers and missing gradients; the operator's own gradients are held to 1e-5 in its own cases."""
+"""The same of a parameter's gradient. A clip passes a gradient or none, so a rounding difference from the layers before
+decides it for a few charges at the clip: the eager model in float32 is itself up to 2e-3 from the eager model in
+float64 (8 layers, T=1024). This is for wiring, scalers and missing gradients; the operator's own gradients are held to
+1e-5 in its own cases."""
 LEARNING_RATE = 1e-4
 OUTPUTS = ("logits", "loss")
 Tensors = dict[str, Tensor]
@@ -36,7 +37,8 @@ def training_points(settings: Settings) -> Iterator[partial[Point]]:
 
 
 def make_models(settings: Settings) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
-    """A digital model and its conversion, same weights. Without dropout: the arrays have none, and softmax attention is slower with it."""
+    """A digital model and its conversion, same weights. Without dropout: the arrays have none, and softmax attention is
+    slower with it."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=settings.vocabulary,
@@ -63,7 +65,9 @@ def make_models(settings: Settings) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
 def make_tokens(settings: Settings) -> Tensor:
     """Random token numbers `[B, T]`."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(settings.vocabulary, (settings.batch, settings.model_tokens), generator=generator).to(settings.device)
+    return torch.randint(settings.vocabulary, (settings.batch, settings.model_tokens), generator=generator).to(
+        settings.device
+    )
 
 
 def model_shapes(settings: Settings) -> dict[str, int]:
@@ -87,12 +91,16 @@ def _training_point(settings: Settings) -> Point:
     analog, digital = (model.train() for model in make_models(settings))
     tokens = make_tokens(settings)
     # fused: the fastest that torch has, so that attention's share of a step is not made small by a slow optimiser
-    optimizers = {model: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True) for model in (analog, digital)}
+    optimizers = {
+        model: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True) for model in (analog, digital)
+    }
 
     def step(model: GPT2LMHeadModel) -> None:
         model(tokens, labels=tokens).loss.backward()
         optimizers[model].step()
-        optimizers[model].zero_grad()  # behind, not ahead: freeing old gradients inside would make the next step look smaller
+        optimizers[
+            model
+        ].zero_grad()  # behind, not ahead: freeing old gradients inside would make the next step look smaller
 
     def gradients() -> Tensors:
         loss = analog(tokens, labels=tokens).loss
@@ -108,7 +116,8 @@ def _training_point(settings: Settings) -> Point:
 def compare(analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], Tensors]) -> str:
     """What the converted model computes with the subject's backend against what it computes with the eager operator.
 
-    Without quantisers: over many layers one moved step moves others, until nothing can be told from an error. The operator's own
+    Without quantisers: over many layers one moved step moves others, until nothing can be told from an error. The
+        operator's own
     cases look at the quantisers.
 
     Raises:
@@ -130,7 +139,9 @@ def compare(analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], T
             worst, excess = name, relative
     outputs = [f"{name} within {errors[name]:.1e}" for name in OUTPUTS if name in errors]
     gradients = [error for name, error in errors.items() if name not in OUTPUTS]
-    found = "quantisers off: " + ", ".join(outputs + ([f"{len(gradients)} gradients within {max(gradients):.1e}"] if gradients else []))
+    found = "quantisers off: " + ", ".join(
+        outputs + ([f"{len(gradients)} gradients within {max(gradients):.1e}"] if gradients else [])
+    )
     if not excess <= 1.0:
         raise CheckError(f"{found}; {worst} is {excess:.2g} times as far off as allowed")
     return found
@@ -138,4 +149,11 @@ def compare(analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], T
 
 def _point(settings: Settings, check: Callable[[], str], contenders: dict, memory: dict) -> Point:
     shapes = model_shapes(settings)
-    return Point(tokens=settings.model_tokens, window=settings.window, shapes=shapes, check=check, contenders=contenders, memory=memory)
+    return Point(
+        tokens=settings.model_tokens,
+        window=settings.window,
+        shapes=shapes,
+        check=check,
+        contenders=contenders,
+        memory=memory,
+    )

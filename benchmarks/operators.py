@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import aimc
-from aimc.config import Hardware
+from aimc.hardware import Hardware
 from benchmarks.case import DIGITAL, EAGER, SUBJECT, CheckError, Point
 from benchmarks.settings import Settings
 
 MOVED_FRACTION = 1e-3
 """A rounding difference ahead of a quantiser becomes a whole step: so many outputs may be one step off."""
 GRADIENT_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-7}
-"""Largest error of a gradient relative to its largest element, quantisers off; two roundings of a result in bfloat16."""
+"""Largest error of a gradient relative to its largest element, quantisers off; two roundings of a result in
+bfloat16."""
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
@@ -37,7 +38,8 @@ def digital(inputs: Inputs) -> Tensor:
 
 
 def make_inputs(settings: Settings, tokens: int, *, gradient: bool) -> Inputs:
-    """Pulse fractions uniform in [0, 1], voltages normal about the rest voltage: charges reach every part of every range.
+    """Pulse fractions uniform in [0, 1], voltages normal about the rest voltage: charges reach every part of every
+    range.
 
     Args:
         settings: sizes, dtype and device.
@@ -104,7 +106,9 @@ def _training_point(settings: Settings, tokens: int, window: int) -> Point:
 
     def check() -> str:
         checked = _checked(inputs, settings)
-        smooth = (settings.hardware(window, backend=backend, converters=False) for backend in (settings.backend, "eager"))
+        smooth = (
+            settings.hardware(window, backend=backend, converters=False) for backend in (settings.backend, "eager")
+        )
         tolerance = GRADIENT_TOLERANCE[settings.dtype]
         found = check_output(checked, hardware, reference)
         return f"{found}; {check_gradients(checked, gradient[:, : checked[0].shape[1]], *smooth, tolerance=tolerance)}"
@@ -122,7 +126,8 @@ def check_output(inputs: Inputs, hardware: Hardware, reference: Hardware) -> str
     """The subject's output against the eager one, quantisers on.
 
     Raises:
-        CheckError: more than :data:`MOVED_FRACTION` of the elements differ, or one by more than a step, or one is no number.
+        CheckError: more than :data:`MOVED_FRACTION` of the elements differ, or one by more than a step, or one is no
+            number.
     """
     assert hardware.readout.n_levels is not None, "a step is what the differences are measured in"
     step = 1.0 / (hardware.readout.n_levels // 2 - 1)
@@ -140,7 +145,9 @@ def check_output(inputs: Inputs, hardware: Hardware, reference: Hardware) -> str
     return found
 
 
-def check_gradients(inputs: Inputs, gradient: Tensor, hardware: Hardware, reference: Hardware, *, tolerance: float) -> str:
+def check_gradients(
+    inputs: Inputs, gradient: Tensor, hardware: Hardware, reference: Hardware, *, tolerance: float
+) -> str:
     """dq, dk and dv of the subject against the eager ones, on hardware without quantisers.
 
     Args:

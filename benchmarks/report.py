@@ -18,7 +18,8 @@ _COLOUR = {"aim met": "green", "met": "yellow", "missed": "red", "not measured":
 
 
 def write_results(path: Path, results: Sequence[Result], provenance: Mapping[str, Any]) -> None:
-    """Replace `path` by JSON lines, one a result with its provenance; in one step, so that there is a whole file or the old one.
+    """Replace `path` by JSON lines, one a result with its provenance; in one step, so that there is a whole file or the
+    old one.
 
     Raises:
         ValueError: a result failed its check; numbers of something wrong are not written.
@@ -37,7 +38,10 @@ def write_results(path: Path, results: Sequence[Result], provenance: Mapping[str
 def aims_table(results: Sequence[Result], aims: Sequence[Aim], provenance: Mapping[str, Any]) -> Table:
     """The speed table: what was measured, what it has to be at least, and the aim."""
     table = Table(
-        title=f"Aims, on {provenance['device']}, {provenance['threads']} of {provenance['cores']} cores, torch {provenance['torch']}"
+        title=(
+            f"Aims, on {provenance['device']}, {provenance['threads']} of {provenance['cores']} cores, torch"
+            f" {provenance['torch']}"
+        )
     )
     for column in ("case", "measured", "at least", "aim", ""):
         table.add_column(column, justify="left" if column in ("case", "") else "right")
@@ -46,14 +50,23 @@ def aims_table(results: Sequence[Result], aims: Sequence[Aim], provenance: Mappi
         verdict = aim.verdict(value)
         sign = "≥" if aim.higher_is_better else "≤"
         measured = "–" if value is None else f"{value:.2f} ×"
-        table.add_row(aim.text, measured, f"{sign} {aim.at_least:g} ×", f"{sign} {aim.aim:g} ×", f"[{_COLOUR[verdict]}]{verdict}[/]")
+        table.add_row(
+            aim.text,
+            measured,
+            f"{sign} {aim.at_least:g} ×",
+            f"{sign} {aim.aim:g} ×",
+            f"[{_COLOUR[verdict]}]{verdict}[/]",
+        )
     return table
 
 
 def results_table(results: Sequence[Result]) -> Table:
     """Every point: medians, spread of the subject, ratios, memory, or why there is nothing."""
     table = Table(
-        title="All cases: medians ± half the interquartile range; in brackets gain cell (or digital, where there is none) ÷ comparison"
+        title=(
+            "All cases: medians ± half the interquartile range; in brackets gain cell (or digital, where there is none)"
+            " ÷ comparison"
+        )
     )
     for column in ("case", "T", "W", "gain cell", "digital", "eager", "others", "n"):
         table.add_column(column, justify="left" if column in ("case", "others") else "right", overflow="fold")
@@ -68,7 +81,10 @@ def results_table(results: Sequence[Result]) -> Table:
             if result.subject != SUBJECT:  # no gain cells in it: the subject is the digital one
                 subject, times = "–", (subject, *times[1:])
             table.add_row(_with_batch(result), *where, subject, *times, str(result.repetitions))
-        for what, of, ratios in (("peak", result.peak_bytes, result.memory_ratio), ("held", result.held_bytes, result.held_ratio)):
+        for what, of, ratios in (
+            ("peak", result.peak_bytes, result.memory_ratio),
+            ("held", result.held_bytes, result.held_ratio),
+        ):
             if of:
                 name = f"{result.case} [dim]({what})[/]" if result.median_s else result.case
                 table.add_row(name, *where, size(of[SUBJECT]), *_comparisons(of, ratios, size), "")
@@ -82,7 +98,9 @@ def _with_batch(result: Result) -> str:
 
 def one_line(result: Result) -> str:
     """What is said as soon as a point is done, in rich's markup."""
-    place = f"{result.case}, T={result.tokens}, W={result.window}" + (f", B={batch}" if (batch := result.shapes.get("batch")) else "")
+    place = f"{result.case}, T={result.tokens}, W={result.window}" + (
+        f", B={batch}" if (batch := result.shapes.get("batch")) else ""
+    )
     if result.failed:
         return f"[red]FAILED[/] {place}: {result.failed.replace('[', '(').replace(']', ')')}"
     figures = [f"{name} {seconds(value)}" for name, value in result.median_s.items()]
@@ -104,7 +122,9 @@ def size(value: float) -> str:
 
 def _comparisons(values: Mapping[str, float], ratios: Mapping[str, float], written: Any) -> tuple[str, str, str]:
     """Digital, eager, and the other comparisons with their names."""
-    others = ", ".join(f"{name}: {_against(values, ratios, name, written)}" for name in ratios if name not in (DIGITAL, EAGER))
+    others = ", ".join(
+        f"{name}: {_against(values, ratios, name, written)}" for name in ratios if name not in (DIGITAL, EAGER)
+    )
     return _against(values, ratios, DIGITAL, written), _against(values, ratios, EAGER, written), others
 
 

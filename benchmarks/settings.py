@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from aimc import presets
-from aimc.config import Hardware
+from aimc.hardware import Hardware
 
 PRESET = "gain_cell_cmos"
 """The published cell with leakage and 16/8/32 levels; a name in :mod:`aimc.presets`."""
@@ -40,13 +40,15 @@ class Settings:
     vocabulary: int = 50257
     """Vocabulary of the model."""
     text_window: int = 128
-    """W of the long texts, which are 20 of it: small, so that they are decoded soon, and what grows with the text stands out."""
+    """W of the long texts, which are 20 of it: small, so that they are decoded soon, and what grows with the text
+    stands out."""
     text_layers: int = 2
     """Layers of the model that decodes them."""
     step_batches: tuple[int, ...] = (1, 16, 64)
     """B of the digital decoding step; 64 is what the published GPU figures were taken at."""
     swept_bytes: int = 256 * 2**20
-    """Keys and values that pass between two steps on the same cache: several times what a processor's own cache holds."""
+    """Keys and values that pass between two steps on the same cache: several times what a processor's own cache
+    holds."""
     backend: str = "blocked"
     """The subject: `hardware.backend`."""
     device: str = "cpu"
@@ -82,7 +84,11 @@ def default_settings() -> Settings:
     """The speed table's shapes on this machine's device; longer sequences where a GPU makes them affordable."""
     if torch.cuda.is_available():
         return Settings(
-            device="cuda", backend="triton", dtype="bfloat16", tokens=(256, 512, 1024, 2048, 4096, 8192, 16384, 32768), seconds=3.0
+            device="cuda",
+            backend="triton",
+            dtype="bfloat16",
+            tokens=(256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
+            seconds=3.0,
         )
     return Settings()
 

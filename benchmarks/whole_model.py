@@ -1,4 +1,5 @@
-"""The end-to-end gain with a measured machine: its attention from the baseline case, its whole token from the decoding case."""
+"""The end-to-end gain with a measured machine: its attention from the baseline case, its whole token from the decoding
+case."""
 
 from __future__ import annotations
 
@@ -13,16 +14,23 @@ from benchmarks.settings import Settings
 
 
 def measured_model(results: Sequence[Result], settings: Settings, where: Mapping[str, Any]) -> ModelCost | None:
-    """GPT-2 of these settings: attention on arrays and this machine's own rest, against this machine alone, a single sequence.
+    """GPT-2 of these settings: attention on arrays and this machine's own rest, against this machine alone, a single
+    sequence.
 
-    The rest is the time of a whole token less that of attention in all layers, so the comparison mixes no two machines. The digital
-    attention is the fastest implementation in the model's precision. Energy stays unknown: the decoding case does not meter it.
+    The rest is the time of a whole token less that of attention in all layers, so the comparison mixes no two machines.
+    The digital
+    attention is the fastest implementation in the model's precision. Energy stays unknown: the decoding case does not
+        meter it.
 
     Returns:
-        None where a run has not measured both cases at B=1 in one precision, or where attention alone took longer than the whole token:
-        then one of them was disturbed.
+        None where a run has not measured both cases at B=1 in one precision, or where attention alone took longer than
+        the whole token: then one of them was disturbed.
     """
-    tokens = [r for r in results if r.case == DECODING and r.window == settings.window and r.shapes.get("batch") == 1 and not r.failed]
+    tokens = [
+        r
+        for r in results
+        if r.case == DECODING and r.window == settings.window and r.shapes.get("batch") == 1 and not r.failed
+    ]
     steps = [
         row
         for row in fastest(rows_of(results, settings, where))

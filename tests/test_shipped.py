@@ -17,7 +17,9 @@ from train import corpus
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints" / "shipped"
 STAGES = ("digital", "control", "linear", "adapted", "finetuned")
-ON_TILES = pytest.param("joint", marks=pytest.mark.skipif(importlib.util.find_spec("aihwkit") is None, reason="static tiles need aihwkit"))
+ON_TILES = pytest.param(
+    "joint", marks=pytest.mark.skipif(importlib.util.find_spec("aihwkit") is None, reason="static tiles need aihwkit")
+)
 
 
 def load(stage: str) -> PreTrainedModel:
@@ -40,7 +42,9 @@ def held_out() -> torch.Tensor:
 @pytest.mark.parametrize("stage", [*STAGES, "joint"])
 def test_folder_is_whole_and_small(stage: str) -> None:
     files = {file.name: file.stat().st_size for file in (SHIPPED / stage).iterdir()}
-    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "stage.json", "history.json"} <= set(files)
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "stage.json", "history.json"} <= set(
+        files
+    )
     assert sum(files.values()) < 8e6
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
     card = (SHIPPED / stage / "README.md").read_text()
@@ -49,7 +53,8 @@ def test_folder_is_whole_and_small(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", [*STAGES, ON_TILES])
 def test_scores_about_what_its_card_says(stage: str, held_out: torch.Tensor) -> None:
-    """On the first 8192 tokens: another stretch and another Python give another perplexity, but not another kind of model."""
+    """On the first 8192 tokens: another stretch and another Python give another perplexity, but not another kind of
+    model."""
     recorded = list(record(stage)["perplexity"].values())[-1]
     assert float(aimc.perplexity(load(stage), held_out[:8192])) == pytest.approx(recorded, rel=0.35)
 
@@ -57,11 +62,14 @@ def test_scores_about_what_its_card_says(stage: str, held_out: torch.Tensor) -> 
 def test_the_story_holds(held_out: torch.Tensor) -> None:
     """Digital, then out of its mind on the arrays, adapted, fine-tuned: measured now, on one stretch of text."""
     text = held_out[:8192]
-    hardware = aimc.hf.hardware_of(load("finetuned"))
+    hardware = aimc.models.hook.hardware_of(load("finetuned"))
     assert hardware.cell.coefficients == list(aimc.presets.CMOS_COEFFICIENTS)
     naive = load("digital")
     aimc.convert(naive, hardware)
-    nat = {name: math.log(float(aimc.perplexity(model, text))) for name, model in (("naive", naive), *((s, load(s)) for s in STAGES))}
+    nat = {
+        name: math.log(float(aimc.perplexity(model, text)))
+        for name, model in (("naive", naive), *((s, load(s)) for s in STAGES))
+    }
     swapped = load("linear")
     aimc.set_hardware(swapped, hardware)
     nat["unadapted"] = math.log(float(aimc.perplexity(swapped, text)))
@@ -78,7 +86,10 @@ def test_scores_exactly_what_its_card_says(stage: str) -> None:
     from train.tokens import prepare
 
     if platform.python_version() != "3.11.7":
-        pytest.skip(f"the cards were measured on the documentation of Python 3.11.7; this is {platform.python_version()}, with other text")
+        pytest.skip(
+            f"the cards were measured on the documentation of Python 3.11.7; this is {platform.python_version()}, with"
+            " other text"
+        )
     tokens = prepare(DataConfig(), str(SHIPPED / "digital"), 256).tensor("test", 65536)
     recorded = list(record(stage)["perplexity"].values())[-1]
     noise = None if stage in ("digital", "control") else aimc.Noise()
@@ -89,12 +100,19 @@ def test_scores_exactly_what_its_card_says(stage: str) -> None:
 def test_the_whole_chip_scores_exactly_what_its_card_says() -> None:
     """Three programmings, a day later, drift compensated."""
     pytest.importorskip("aihwkit")
-    from aimc.static.aging import DAY_S
+    from aimc.static.programming import DAY_S
     from train.schema import DataConfig
     from train.tokens import prepare
 
     if platform.python_version() != "3.11.7":
-        pytest.skip(f"the cards were measured on the documentation of Python 3.11.7; this is {platform.python_version()}, with other text")
+        pytest.skip(
+            f"the cards were measured on the documentation of Python 3.11.7; this is {platform.python_version()}, with"
+            " other text"
+        )
     tokens = prepare(DataConfig(), str(SHIPPED / "digital"), 256).tensor("test", 65536)
-    (day,) = aimc.static.retention(load("joint"), tokens, times_s=[DAY_S], compensation=[True], nonideality=aimc.Noise(), context=256)
-    assert float(day.perplexity) == pytest.approx(record("joint")["perplexity"]["trained together, a day after programming"], rel=1e-3)
+    (day,) = aimc.evaluate.retention(
+        load("joint"), tokens, times_s=[DAY_S], compensation=[True], nonideality=aimc.Noise(), context=256
+    )
+    assert float(day.perplexity) == pytest.approx(
+        record("joint")["perplexity"]["trained together, a day after programming"], rel=1e-3
+    )

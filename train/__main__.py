@@ -5,9 +5,9 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from train.command import launch, run_command
-from train.configs import checked, register
-from train.schema import RunConfig
+from .command import launch, run_command
+from .configs import checked, register
+from .schema import RunConfig
 
 register()
 
@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
 
     def work() -> None:
         settings = checked(config, RunConfig)
-        from train import pipeline, report  # seconds to import; a wrong config is refused before that
+        from . import pipeline, report  # seconds to import; a wrong config is refused before that
 
         pipeline.execute(settings, report.terminal())
 

@@ -17,21 +17,24 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
-from train.files import write_text
+from .files import write_text
 
 COMPLETE = "complete"
 """Marks a resume checkpoint whose every file is written; one without it was cut off and is not resumed from."""
 
 
 class Progress(ProgressCallback):
-    """One bar a stage that carries the last loss and validation perplexity, instead of a line of numbers every few steps."""
+    """One bar a stage that carries the last loss and validation perplexity, instead of a line of numbers every few
+    steps."""
 
     def __init__(self, stage: str) -> None:
         super().__init__()
         self.stage = stage
         self.shown: dict[str, str] = {}
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description(f"  {self.stage}")
@@ -40,7 +43,12 @@ class Progress(ProgressCallback):
         """No second bar: measurements are short."""
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         names = {"loss": "loss", "eval_perplexity": "validation perplexity", "tokens_per_s": "tokens/s"}
         self.shown |= {names[key]: f"{value:.4g}" for key, value in (logs or {}).items() if key in names}
@@ -57,7 +65,8 @@ class MarkComplete(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """The first Ctrl-C ends the step, saves and stops; a second one is Python's own. A context manager around the training."""
+    """The first Ctrl-C ends the step, saves and stops; a second one is Python's own. A context manager around the
+    training."""
 
     def __init__(self) -> None:
         self.caught = False
@@ -123,7 +132,9 @@ class WandbLog(WandbCallback):
             work()
         except Exception as error:
             logging.getLogger(__name__).warning(
-                "logger=wandb: %s: %s; the run goes on without it, its curves are in history.json", type(error).__name__, error
+                "logger=wandb: %s: %s; the run goes on without it, its curves are in history.json",
+                type(error).__name__,
+                error,
             )
             self.failed = True
 

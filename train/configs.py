@@ -9,10 +9,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from aimc import presets
-from aimc.config import ConfigError, Noise
-from train.errors import RunError
-from train.schema import EvaluationConfig, RunConfig, WholeChipConfig
+from aimc.hardware import ConfigError, Noise, presets
+
+from .errors import RunError
+from .schema import EvaluationConfig, RunConfig, WholeChipConfig
 
 T = TypeVar("T")
 HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "igzo", "published")
@@ -20,7 +20,8 @@ NONIDEALITY_PRESETS = {"none": Noise, "typical": presets.typical}
 
 
 def register() -> None:
-    """Make the schemas and presets known to Hydra: the YAML files of conf/ name them and hold no device numbers themselves."""
+    """Make the schemas and presets known to Hydra: the YAML files of conf/ name them and hold no device numbers
+    themselves."""
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluation_schema", node=EvaluationConfig)

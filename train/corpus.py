@@ -13,13 +13,22 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from train.errors import RunError
+from .errors import RunError
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT_PERCENT = 6
 """Percent of the documents in each of valid and test, where a source brings no split of its own."""
 _SPLIT_FILES = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
-_UNSTABLE_PACKAGES = {"test", "idlelib", "lib2to3", "distutils", "turtledemo", "site-packages", "dist-packages", "ensurepip"}
+_UNSTABLE_PACKAGES = {
+    "test",
+    "idlelib",
+    "lib2to3",
+    "distutils",
+    "turtledemo",
+    "site-packages",
+    "dist-packages",
+    "ensurepip",
+}
 """Parts of the standard library that come and go between Python builds, or are not prose."""
 _SHORTEST_DOCSTRING = 40
 
@@ -35,9 +44,11 @@ def split_of(name: str) -> str:
 
 
 def embedded() -> Iterator[Document]:
-    """English prose that every CPython carries: the documentation topics of `pydoc_data` and the standard library's docstrings.
+    """English prose that every CPython carries: the documentation topics of `pydoc_data` and the standard library's
+    docstrings.
 
-    A paragraph that stands in several documents is kept once, training text first, so that nothing held out was trained on.
+    A paragraph that stands in several documents is kept once, training text first, so that nothing held out was trained
+    on.
     """
     named = sorted([*_topics(), *_docstrings()], key=lambda pair: (SPLITS.index(split_of(pair[0])), pair[0]))
     seen: set[str] = set()
@@ -69,7 +80,9 @@ def _docstrings() -> Iterator[Document]:
         except (SyntaxError, ValueError, OSError):
             continue  # the standard library carries a few files that are broken on purpose
         texts = [
-            ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+            ast.get_docstring(n)
+            for n in ast.walk(tree)
+            if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
         ]
         long_enough = [t for t in texts if t and len(t) >= _SHORTEST_DOCSTRING]
         if long_enough:
@@ -77,15 +90,18 @@ def _docstrings() -> Iterator[Document]:
 
 
 def local(path: str) -> Iterator[Document]:
-    """Text files: a folder with `train`/`valid`/`test` files is taken as split; another folder is split by file, a single
-    file into consecutive stretches.
+    """Text files: a folder with `train`/`valid`/`test` files is taken as split; another folder is split by file, a
+    single file into consecutive stretches.
 
     Raises:
         RunError: nothing readable there.
     """
     root = Path(path)
     if not root.exists():
-        raise RunError(f"data.path={path}: no such file or folder; give a text file, or a folder with train.txt, valid.txt and test.txt")
+        raise RunError(
+            f"data.path={path}: no such file or folder; give a text file, or a folder with train.txt, valid.txt and"
+            " test.txt"
+        )
     if root.is_file():
         yield from _split_one_file(_read(root))
         return
@@ -94,7 +110,8 @@ def local(path: str) -> Iterator[Document]:
         for split, file in found.items():
             if file is None:
                 raise RunError(
-                    f"data.path={path}: there is a train file but no {split} file; add {split}.txt so that training and held-out text stay apart"
+                    f"data.path={path}: there is a train file but no {split} file; add {split}.txt so that training and"
+                    " held-out text stay apart"
                 )
             yield split, _read(file)
         return
@@ -120,14 +137,20 @@ def _read(file: Path) -> str:
 
 
 def _split_one_file(text: str) -> Iterator[Document]:
-    cuts = [0, round(len(text) * (1 - 2 * HELD_OUT_PERCENT / 100)), round(len(text) * (1 - HELD_OUT_PERCENT / 100)), len(text)]
+    cuts = [
+        0,
+        round(len(text) * (1 - 2 * HELD_OUT_PERCENT / 100)),
+        round(len(text) * (1 - HELD_OUT_PERCENT / 100)),
+        len(text),
+    ]
     for split, start, stop in zip(SPLITS, cuts, cuts[1:], strict=False):
         yield split, text[start:stop]
 
 
 def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
-    """A Hugging Face dataset by hub name or local folder, streamed. Its own validation and test parts are used where it has
-    them; otherwise documents are held out by the hash of their text, so that the split does not depend on their order.
+    """A Hugging Face dataset by hub name or local folder, streamed. Its own validation and test parts are used where it
+    has them; otherwise documents are held out by the hash of their text, so that the split does not depend on their
+    order.
 
     Raises:
         RunError: it cannot be opened (no network, no such dataset), or has no such text column.
@@ -138,15 +161,21 @@ def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
         parts = datasets.load_dataset(dataset, config, streaming=True)
     except Exception as error:  # the library raises many kinds; all mean the same to the user
         raise RunError(
-            f"data.dataset={dataset}: cannot be opened ({type(error).__name__}: {error}); check the name and the network, or use data=text with data.path"
+            f"data.dataset={dataset}: cannot be opened ({type(error).__name__}: {error}); check the name and the"
+            " network, or use data=text with data.path"
         ) from error
-    own = {split: next((parts[s] for s in (*stems, "validation") if s in parts), None) for split, stems in _SPLIT_FILES.items()}
+    own = {
+        split: next((parts[s] for s in (*stems, "validation") if s in parts), None)
+        for split, stems in _SPLIT_FILES.items()
+    }
     own_split = own["valid"] is not None and own["test"] is not None
     for split, part in own.items():
         if part is None or (split != "train" and not own_split):
             continue
         for row in part:
             if column not in row:
-                raise RunError(f"data.column={column}: the dataset has the columns {', '.join(row)}; name the one with the text")
+                raise RunError(
+                    f"data.column={column}: the dataset has the columns {', '.join(row)}; name the one with the text"
+                )
             text = row[column]
             yield (split if own_split else split_of(text)), text

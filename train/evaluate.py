@@ -1,4 +1,5 @@
-"""`python -m train.evaluate`: perplexity of one checkpoint, clean and under non-idealities, over chips; or its scores on tasks."""
+"""`python -m train.evaluate`: perplexity of one checkpoint, clean and under non-idealities, over chips; or its scores
+on tasks."""
 
 from __future__ import annotations
 
@@ -9,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from train.command import launch, run_command
-from train.configs import checked, register
-from train.schema import EvaluationConfig
+from .command import launch, run_command
+from .configs import checked, register
+from .schema import EvaluationConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from train.report import Say
+    from .report import Say
 
 register()
 
@@ -27,11 +28,12 @@ def evaluate(config: EvaluationConfig) -> None:
     Raises:
         RunError: no such checkpoint, unusable text or tasks, or no write permission.
     """
-    from aimc.hf import is_digital
-    from train import harness, report
-    from train.errors import RunError
-    from train.files import require_writable
-    from train.models import load_any
+    from aimc.models.hook import is_digital
+
+    from . import harness, report
+    from .errors import RunError
+    from .files import require_writable
+    from .models import load_any
 
     say = report.terminal()
     folder = Path(config.output_dir) if config.output_dir else Path(config.checkpoint) / "evaluation"
@@ -40,7 +42,8 @@ def evaluate(config: EvaluationConfig) -> None:
     require_writable(folder)
     if is_digital(model) and config.nonideality.active():
         raise RunError(
-            f"checkpoint={config.checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or name a converted model"
+            f"checkpoint={config.checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
+            " name a converted model"
         )
     if not tasks or config.with_perplexity:
         _measure_text(config, model, folder, say)
@@ -51,18 +54,21 @@ def evaluate(config: EvaluationConfig) -> None:
 
 def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path, say: Say) -> None:
     import aimc
-    from aimc.evaluate import ablation, nonideality_sweep, perplexity
-    from train import report
-    from train.models import context_of, require_vocabulary
-    from train.tokens import prepare
+    from aimc.evaluate.perplexity import ablation, nonideality_sweep, perplexity
+
+    from . import report
+    from .models import context_of, require_vocabulary
+    from .tokens import prepare
 
     context = context_of(config.data, model.config, config.stride)
     data = prepare(config.data, config.checkpoint, context)
     require_vocabulary(data.tokenizer, model.config, config.checkpoint)
     tokens = data.tensor(config.split, config.tokens)
     rule = {"context": context, "stride": config.stride, "batch_size": config.batch_size}
-    if aimc.hf.is_digital(model):
-        sweep = {"clean": perplexity(model, tokens, context=context, stride=config.stride, batch_size=config.batch_size)}
+    if aimc.models.hook.is_digital(model):
+        sweep = {
+            "clean": perplexity(model, tokens, context=context, stride=config.stride, batch_size=config.batch_size)
+        }
     else:
         sweep = nonideality_sweep(
             model,
@@ -74,21 +80,24 @@ def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path
         )
     say(report.sweep_table(sweep))
     without = {}
-    if config.ablate and not aimc.hf.is_digital(model):
+    if config.ablate and not aimc.models.hook.is_digital(model):
         without = {
-            f"without {name}" if name != "all effects" else name: float(value) for name, value in ablation(model, tokens, **rule).items()
+            f"without {name}" if name != "all effects" else name: float(value)
+            for name, value in ablation(model, tokens, **rule).items()
         }
         say(report.ablation_table(without))
     report.write_results(folder, without, sweep)
     aimc.plot.save(aimc.plot.nonideality_bars(sweep), folder / "nonidealities.png")
 
 
-def _measure_tasks(config: EvaluationConfig, model: PreTrainedModel, tasks: dict[str, Any], folder: Path, say: Say) -> None:
+def _measure_tasks(
+    config: EvaluationConfig, model: PreTrainedModel, tasks: dict[str, Any], folder: Path, say: Say
+) -> None:
     import json
 
-    from train import harness, report
-    from train.files import write_json
-    from train.models import require_vocabulary
+    from . import harness, report
+    from .files import write_json
+    from .models import require_vocabulary
 
     tokenizer = harness.tokenizer_of(config.checkpoint)
     require_vocabulary(tokenizer, model.config, config.checkpoint)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from train.errors import RunError
+from .errors import RunError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,7 +28,8 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `path` when the block ends without an error; until then the old one stays."""
+    """A temporary folder that takes the place of `path` when the block ends without an error; until then the old one
+    stays."""
     partial = path.with_name(f".{path.name}.partial")
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(partial, ignore_errors=True)
@@ -53,4 +54,6 @@ def require_writable(folder: Path) -> None:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise RunError(f"output_dir={folder}: cannot be written ({error.strerror}); choose another with output_dir=…") from error
+        raise RunError(
+            f"output_dir={folder}: cannot be written ({error.strerror}); choose another with output_dir=…"
+        ) from error

@@ -1,6 +1,8 @@
-"""Tasks on EleutherAI's lm-evaluation-harness: its Hugging Face adapter around a model that is already loaded, over chips.
+"""Tasks on EleutherAI's lm-evaluation-harness: its Hugging Face adapter around a model that is already loaded, over
+chips.
 
-`train/tasks/` holds a definition a task that reads a local file, so that nothing goes to the network. Other tasks are the harness's own.
+`train/tasks/` holds a definition a task that reads a local file, so that nothing goes to the network. Other tasks are
+the harness's own.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from aimc.config import Noise
-from aimc.evaluate import other_noise
-from aimc.hf import is_digital, set_chip, set_generator
-from train.errors import RunError
-from train.schema import EvaluationConfig
+from aimc.evaluate.perplexity import other_noise
+from aimc.hardware import Noise
+from aimc.models.hook import is_digital, set_chip, set_generator
+
+from .errors import RunError
+from .schema import EvaluationConfig
 
 DEFINITIONS = {file.stem: file for file in sorted((Path(__file__).parent / "tasks").glob("*.yaml"))}
 """The tasks on local files, by the name that a user gives."""
@@ -65,11 +68,16 @@ def load_tasks(config: EvaluationConfig) -> dict[str, Any]:
         import lm_eval  # noqa: F401 (an optional dependency; what it is needed for is imported where it is used)
     except ImportError as error:
         raise RunError(
-            f"tasks: they need EleutherAI's lm-evaluation-harness, which cannot be imported ({error}); pip install 'aimc[eval]'"
+            f"tasks: they need EleutherAI's lm-evaluation-harness, which cannot be imported ({error}); pip install"
+            " 'aimc[eval]'"
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # a warning for each request that it cuts; Score counts them
     names = list(dict.fromkeys(config.tasks))
-    tasks = _own_tasks(names) if config.eval_data is None else _local_tasks(names, Path(config.eval_data), config.num_fewshot or 0)
+    tasks = (
+        _own_tasks(names)
+        if config.eval_data is None
+        else _local_tasks(names, Path(config.eval_data), config.num_fewshot or 0)
+    )
     for task in tasks.values():
         if config.num_fewshot is not None or task.config.num_fewshot is None:
             task.set_config("num_fewshot", config.num_fewshot or 0)
@@ -86,7 +94,8 @@ def tokenizer_of(checkpoint: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise RunError(
-            f"checkpoint={checkpoint}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); tasks are text, so put the model's tokenizer beside it"
+            f"checkpoint={checkpoint}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); tasks are text,"
+            " so put the model's tokenizer beside it"
         ) from error
 
 
@@ -108,8 +117,8 @@ def run_tasks(
         tasks: of :func:`load_tasks`.
         nonideality: noise in place of the hardware's own; a digital model takes none.
         chips: how many chips, numbered from 0; without noise one is enough.
-        batch_size: requests computed together, padded on the right, where a causal model does not look; write and read noise are other
-            draws in other batches.
+        batch_size: requests computed together, padded on the right, where a causal model does not look; write and read
+            noise are other draws in other batches.
         limit: items a task, from its start; None: all.
 
     Raises:
@@ -128,8 +137,15 @@ def run_tasks(
                 set_generator(model, torch.Generator().manual_seed(chip))
             for task in tasks.values():
                 task.set_fewshot_seed(_SHOT_SEED)  # every chip reads the same text
-            results.append(lm_eval.evaluate(lm=adapter, task_dict={"tasks": tasks}, samples=kept, log_samples=False, bootstrap_iters=0))
-    cut = {name: sum(length > adapter.max_length + 1 for length, _ in _lengths(adapter, task)) for name, task in tasks.items()}
+            results.append(
+                lm_eval.evaluate(
+                    lm=adapter, task_dict={"tasks": tasks}, samples=kept, log_samples=False, bootstrap_iters=0
+                )
+            )
+    cut = {
+        name: sum(length > adapter.max_length + 1 for length, _ in _lengths(adapter, task))
+        for name, task in tasks.items()
+    }
     return _scores(results, cut, left_out)
 
 
@@ -138,9 +154,15 @@ def caveats(scores: list[Score]) -> list[str]:
     lines = []
     for score in {score.task: score for score in scores}.values():
         if score.n_left_out:
-            lines.append(f"{score.task}: {score.n_left_out} items left out, whose answers alone are longer than the model's positions.")
+            lines.append(
+                f"{score.task}: {score.n_left_out} items left out, whose answers alone are longer than the model's"
+                " positions."
+            )
         if score.n_cut:
-            lines.append(f"{score.task}: {score.n_cut} requests lost their beginning, because they are longer than the model's positions.")
+            lines.append(
+                f"{score.task}: {score.n_cut} requests lost their beginning, because they are longer than the model's"
+                " positions."
+            )
     return lines
 
 
@@ -163,8 +185,9 @@ def _own_tasks(names: list[str]) -> dict[str, Any]:
     except Exception as error:  # an unknown name, no network, an offline hub: a different kind for each
         reason = next(iter(str(error).splitlines()), "no reason given")
         raise RunError(
-            f"tasks=[{','.join(names)}]: the harness cannot load them ({type(error).__name__}: {reason}); its own tasks come from the network: "
-            f"check names and network, or give local files with eval_data=<folder> (it has {', '.join(DEFINITIONS)})"
+            f"tasks=[{','.join(names)}]: the harness cannot load them ({type(error).__name__}: {reason}); its own tasks"
+            " come from the network: check names and network, or give local files with eval_data=<folder> (it has"
+            f" {', '.join(DEFINITIONS)})"
         ) from error
 
 
@@ -173,14 +196,15 @@ def _local_tasks(names: list[str], folder: Path, num_fewshot: int) -> dict[str, 
 
     if unknown := [name for name in names if name not in DEFINITIONS]:
         raise RunError(
-            f"tasks: {', '.join(unknown)} is not among the tasks on local files, which eval_data={folder} asks for; use some of "
-            f"{', '.join(DEFINITIONS)}, or eval_data=null for the harness's own tasks"
+            f"tasks: {', '.join(unknown)} is not among the tasks on local files, which eval_data={folder} asks for; use"
+            f" some of {', '.join(DEFINITIONS)}, or eval_data=null for the harness's own tasks"
         )
     return TaskManager(include_defaults=False).load([_definition(name, folder, num_fewshot) for name in names])["tasks"]
 
 
 def _definition(name: str, folder: Path, num_fewshot: int) -> dict[str, Any]:
-    """The definition of a task, with its items. They are read here: `datasets.load_dataset` tells a server, also of a local file."""
+    """The definition of a task, with its items. They are read here: `datasets.load_dataset` tells a server, also of a
+    local file."""
     from datasets import Dataset
 
     definition: Any = OmegaConf.to_container(OmegaConf.load(DEFINITIONS[name]))
@@ -188,7 +212,8 @@ def _definition(name: str, folder: Path, num_fewshot: int) -> dict[str, Any]:
     items = _items(file, definition["metadata"]["columns"], definition.get("doc_to_choice"))
     if num_fewshot >= len(items):
         raise RunError(
-            f"num_fewshot={num_fewshot}: {file} has {len(items)} items, and an item is never its own example; use {len(items) - 1} at most"
+            f"num_fewshot={num_fewshot}: {file} has {len(items)} items, and an item is never its own example; use"
+            f" {len(items) - 1} at most"
         )
 
     def read(**_: Any) -> dict[str, Dataset]:
@@ -201,7 +226,8 @@ def _items(file: Path, columns: list[str], choices: str | None) -> list[dict[str
     """The items of a file, all of them sound: the harness would score nonsense without a word."""
     if not file.is_file():
         raise RunError(
-            f"eval_data={file.parent}: no file {file.name} there; give the folder that holds it, or leave that task out of tasks"
+            f"eval_data={file.parent}: no file {file.name} there; give the folder that holds it, or leave that task out"
+            " of tasks"
         )
     items = []
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
@@ -215,7 +241,8 @@ def _items(file: Path, columns: list[str], choices: str | None) -> list[dict[str
                 raise ValueError(f"gold={item['gold']}, of {len(item[choices])} {choices} counted from 0")
         except (ValueError, TypeError) as error:
             raise RunError(
-                f"eval_data={file.parent}: line {number} of {file.name} is not an item of this task ({error}); each line is a JSON object with {', '.join(columns)}"
+                f"eval_data={file.parent}: line {number} of {file.name} is not an item of this task ({error}); each"
+                f" line is a JSON object with {', '.join(columns)}"
             ) from error
         items.append({column: item[column] for column in columns})
     if not items:
@@ -233,10 +260,15 @@ def _readable(adapter: Any, tasks: dict[str, Any], limit: int | None) -> tuple[d
         task.set_fewshot_seed(_SHOT_SEED)
         task.build_all_requests(limit=limit)
         items = {instance.doc_id for instance in task.instances}
-        too_long = {i.doc_id for i, (_, n) in zip(_likelihoods(task), _lengths(adapter, task), strict=True) if n > adapter.max_length}
+        too_long = {
+            i.doc_id
+            for i, (_, n) in zip(_likelihoods(task), _lengths(adapter, task), strict=True)
+            if n > adapter.max_length
+        }
         if not items - too_long:
             raise RunError(
-                f"tasks: the answers of all {len(items)} items of {_shown(name)} are longer than the model's {adapter.max_length} positions; leave it out"
+                f"tasks: the answers of all {len(items)} items of {_shown(name)} are longer than the model's"
+                f" {adapter.max_length} positions; leave it out"
             )
         kept[name], left_out[name] = sorted(items - too_long), len(too_long)
     return kept, left_out

@@ -6,18 +6,26 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import aimc
-from aimc import llama2c
-from aimc.config import Hardware
-from aimc.families import attention_layers
-from aimc.hf import CONFIG_KEY
+from aimc.hardware import Hardware
+from aimc.models import llama2c
+from aimc.models.families import attention_layers
+from aimc.models.hook import CONFIG_KEY
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 from aimc.static.tiles import STATIC_KEY
-from train.errors import RunError
-from train.schema import DataConfig, ModelConfig, StaticConfig
+
+from .errors import RunError
+from .schema import DataConfig, ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -91,13 +99,18 @@ def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) ->
     positions = getattr(model, "max_position_embeddings", None)
     context = data.context or positions
     if context is None:
-        raise RunError(f"data.context=null: a {model.model_type} model names no longest text; set data.context, 256 for example")
+        raise RunError(
+            f"data.context=null: a {model.model_type} model names no longest text; set data.context, 256 for example"
+        )
     if positions is not None and context > positions:
         raise RunError(
-            f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set data.context={positions} or less"
+            f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set"
+            f" data.context={positions} or less"
         )
     if stride is not None and stride > context:
-        raise RunError(f"stride={stride}: windows of {context} tokens that far apart leave tokens out; set it to {context} or less")
+        raise RunError(
+            f"stride={stride}: windows of {context} tokens that far apart leave tokens out; set it to {context} or less"
+        )
     return context
 
 
@@ -109,7 +122,8 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConf
     """
     if len(tokenizer) > model.vocab_size:
         raise RunError(
-            f"{source}: its tokenizer makes token ids up to {len(tokenizer) - 1}, outside the model's vocabulary of {model.vocab_size}; put the model's own tokenizer beside it"
+            f"{source}: its tokenizer makes token ids up to {len(tokenizer) - 1}, outside the model's vocabulary of"
+            f" {model.vocab_size}; put the model's own tokenizer beside it"
         )
 
 
@@ -126,7 +140,8 @@ def load_digital(source: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # missing, truncated, no network: the library raises a different kind for each
         raise RunError(
-            f"model.source={source}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); check the path or the network"
+            f"model.source={source}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); check the"
+            " path or the network"
         ) from error
 
 
@@ -150,7 +165,9 @@ def load_any(folder: str) -> PreTrainedModel:
     """
     config_file = Path(folder) / "config.json"
     if not config_file.exists():
-        raise RunError(f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned")
+        raise RunError(
+            f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
+        )
     try:
         converted = bool({CONFIG_KEY, STATIC_KEY} & json.loads(config_file.read_text(encoding="utf-8")).keys())
     except ValueError as error:

@@ -17,15 +17,16 @@ from accelerate import PartialState
 from transformers import AutoConfig, GPT2Config, PretrainedConfig
 
 import aimc
-from aimc import llama2c
-from train import report
-from train.cards import model_card
-from train.errors import RunError
-from train.files import require_writable, whole_folder, write_json, write_text
-from train.models import context_of, require_vocabulary
-from train.schema import RunConfig
-from train.stages import FOLDERS, INPUTS, STAGES, Run, StageResult, pipeline_stages, record_of
-from train.tokens import prepare
+from aimc.models import llama2c
+
+from . import report
+from .cards import model_card
+from .errors import RunError
+from .files import require_writable, whole_folder, write_json, write_text
+from .models import context_of, require_vocabulary
+from .schema import RunConfig
+from .stages import FOLDERS, INPUTS, STAGES, Run, StageResult, pipeline_stages, record_of
+from .tokens import prepare
 
 
 def execute(config: RunConfig, say: report.Say) -> None:
@@ -62,7 +63,9 @@ def _config_of(source: str) -> PretrainedConfig:
         checkpoint = llama2c.find_checkpoint(source)
         return AutoConfig.from_pretrained(source) if checkpoint is None else llama2c.load_config(checkpoint)
     except (OSError, ValueError) as error:
-        raise RunError(f"model.source={source}: no model there ({str(error).splitlines()[0]}); check the path or the network") from error
+        raise RunError(
+            f"model.source={source}: no model there ({str(error).splitlines()[0]}); check the path or the network"
+        ) from error
 
 
 def run_stage(run: Run, stage: str) -> None:
@@ -72,11 +75,13 @@ def run_stage(run: Run, stage: str) -> None:
     if record is not None and not run.config.restart:
         if record["settings"] == settings:
             run.say(
-                f"[bold]{stage}[/]: finished by an earlier run with the same settings, in {folder}; skipped (restart=true runs it again)"
+                f"[bold]{stage}[/]: finished by an earlier run with the same settings, in {folder}; skipped"
+                " (restart=true runs it again)"
             )
             if record["measured_tokens"] != len(run.test_tokens):
                 run.say(
-                    f"  its perplexities were measured on {record['measured_tokens']:,} tokens, as it was run with another stage.test_tokens"
+                    f"  its perplexities were measured on {record['measured_tokens']:,} tokens, as it was run with"
+                    " another stage.test_tokens"
                 )
             return
         run.say(f"[bold]{stage}[/]: an earlier run in {folder} had other settings; running it again")
@@ -121,7 +126,7 @@ def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], s
         "settings": settings,
     }
     with whole_folder(run.folder(stage)) as partial:
-        result.model.config.use_cache = aimc.hf.is_digital(result.model)  # the trainer switches it off
+        result.model.config.use_cache = aimc.models.hook.is_digital(result.model)  # the trainer switches it off
         result.model.save_pretrained(partial)
         run.data.tokenizer.save_pretrained(partial)
         write_json(partial / "history.json", result.history)

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 import aimc
-from aimc.evaluate import Perplexity, nonideality_sweep
-from train.errors import RunError
-from train.files import write_json, write_text
-from train.harness import Score
-from train.models import load_analog
-from train.stages import Run, pipeline_stages, record_of
+from aimc.evaluate.perplexity import Perplexity, nonideality_sweep
+
+from .errors import RunError
+from .files import write_json, write_text
+from .harness import Score
+from .models import load_analog
+from .stages import Run, pipeline_stages, record_of
 
 Say = Callable[[Any], None]
 
@@ -35,7 +36,11 @@ def evaluate_run(run: Run) -> None:
     Raises:
         RunError: there is no analog model yet.
     """
-    records = {stage: record for stage in pipeline_stages(run.config.stage) if (record := record_of(run.folder(stage))) is not None}
+    records = {
+        stage: record
+        for stage in pipeline_stages(run.config.stage)
+        if (record := record_of(run.folder(stage))) is not None
+    }
     last = next((stage for stage in ("finetune", "adapt", "linear") if stage in records), None)
     if last is None:
         raise RunError(f"output_dir={run.config.output_dir}: no analog model to evaluate; run stage=pipeline first")
@@ -60,7 +65,10 @@ def evaluate_run(run: Run) -> None:
     run.say(stage_table(stages, " or ".join(f"{n:,}" for n in measured), run.context))
     run.say(sweep_table(sweep))
     if (closed := gap_closed(stages)) is not None:
-        run.say(f"Fine-tuning closed [bold]{closed:.0%}[/] of the gap, in nat, between the unadapted nonlinear model and the digital one.")
+        run.say(
+            f"Fine-tuning closed [bold]{closed:.0%}[/] of the gap, in nat, between the unadapted nonlinear model and"
+            " the digital one."
+        )
     run.say(f"Results and figures are in {folder}; the models beside it.")
 
 
@@ -69,7 +77,8 @@ def _announce(say: Say) -> Callable[[str, Perplexity], None]:
 
 
 def gap_closed(stages: dict[str, float]) -> float | None:
-    """Share of the gap in nat between the unadapted nonlinear and the digital model that fine-tuning closes; None if there is none, or it is unknown."""
+    """Share of the gap in nat between the unadapted nonlinear and the digital model that fine-tuning closes; None if
+    there is none, or it is unknown."""
     values = [stages.get(name) for name in ("digital", "nonlinear cell, unadapted", "nonlinear cell, fine-tuned")]
     if any(value is None for value in values):
         return None
@@ -78,7 +87,8 @@ def gap_closed(stages: dict[str, float]) -> float | None:
 
 
 def stage_table(stages: dict[str, float], n_tokens: str, context: int) -> Table:
-    """Perplexity by stage, with its ratio to the digital model given the same extra tokens, or else to the digital one."""
+    """Perplexity by stage, with its ratio to the digital model given the same extra tokens, or else to the digital
+    one."""
     table = Table(title=f"Held-out perplexity by stage ({n_tokens} tokens, context {context})")
     base_name = "digital, same extra tokens" if "digital, same extra tokens" in stages else "digital"
     table.add_column("stage")
@@ -99,7 +109,11 @@ def sweep_table(sweep: dict[str, Perplexity]) -> Table:
     for name, value in sweep.items():
         spread = f"{value.std:.2f}" if len(value.per_chip) > 1 else "–"
         table.add_row(
-            aimc.plot.label(name), f"{value.mean:.2f}", spread, str(len(value.per_chip)), f"{value.mean / sweep['clean'].mean:.3f}"
+            aimc.plot.label(name),
+            f"{value.mean:.2f}",
+            spread,
+            str(len(value.per_chip)),
+            f"{value.mean / sweep['clean'].mean:.3f}",
         )
     return table
 
@@ -117,7 +131,8 @@ def ablation_table(rows: dict[str, float]) -> Table:
 
 
 def task_table(scores: list[Score]) -> Table:
-    """Scores by task and metric; ± chips is the standard deviation over chips, ± items the standard error over items."""
+    """Scores by task and metric; ± chips is the standard deviation over chips, ± items the standard error over
+    items."""
     table = Table(title="Tasks")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
@@ -127,15 +142,26 @@ def task_table(scores: list[Score]) -> Table:
         form = ".4f" if abs(score.mean) <= 1 else ".2f" if abs(score.mean) < 1e5 else ".2e"
         spread = format(score.std, form) if len(score.per_chip) > 1 else "–"
         error = "–" if score.stderr is None else format(score.stderr, form)
-        table.add_row(score.task, score.metric, format(score.mean, form), spread, error, f"{score.n_items:,}", str(len(score.per_chip)))
+        table.add_row(
+            score.task,
+            score.metric,
+            format(score.mean, form),
+            spread,
+            error,
+            f"{score.n_items:,}",
+            str(len(score.per_chip)),
+        )
     return table
 
 
 def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perplexity]) -> None:
     """results.json and results.csv: the same rows."""
-    rows = [{"group": "stage", "name": name, "perplexity": value, "std": 0.0, "chips": 1} for name, value in stages.items()]
+    rows = [
+        {"group": "stage", "name": name, "perplexity": value, "std": 0.0, "chips": 1} for name, value in stages.items()
+    ]
     rows += [
-        {"group": "nonideality", "name": name, "perplexity": p.mean, "std": p.std, "chips": len(p.per_chip)} for name, p in sweep.items()
+        {"group": "nonideality", "name": name, "perplexity": p.mean, "std": p.std, "chips": len(p.per_chip)}
+        for name, p in sweep.items()
     ]
     first = next(iter(sweep.values()))
     rule = {"context": first.context, "stride": first.stride, "scored_tokens": first.n_tokens}
@@ -148,16 +174,22 @@ def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perpl
     write_text(folder / "results.csv", text.getvalue())
 
 
-def draw(folder: Path, records: dict[str, dict[str, Any]], stages: dict[str, float], sweep: dict[str, Perplexity]) -> None:
+def draw(
+    folder: Path, records: dict[str, dict[str, Any]], stages: dict[str, float], sweep: dict[str, Perplexity]
+) -> None:
     """The figures of a run."""
     figures = {"nonidealities.png": aimc.plot.nonideality_bars(sweep)}
     if "adapt" in records:
         curve = records["adapt"]["notes"]["adaptation"]
         figures["adaptation.png"] = aimc.plot.adaptation_curve(
-            [point["perplexity"] for point in curve], reference=stages.get("linear cell, trained"), digital=stages.get("digital")
+            [point["perplexity"] for point in curve],
+            reference=stages.get("linear cell, trained"),
+            digital=stages.get("digital"),
         )
     histories = {
-        stage: history for stage in ("control", "linear", "finetune") if stage in records and (history := _history(folder.parent, stage))
+        stage: history
+        for stage in ("control", "linear", "finetune")
+        if stage in records and (history := _history(folder.parent, stage))
     }
     if histories:
         figures["training.png"] = aimc.plot.training_curves(
@@ -168,7 +200,7 @@ def draw(folder: Path, records: dict[str, dict[str, Any]], stages: dict[str, flo
 
 
 def _history(output_dir: Path, stage: str) -> list[dict[str, float]]:
-    from train.stages import FOLDERS
+    from .stages import FOLDERS
 
     return json.loads((output_dir / FOLDERS[stage] / "history.json").read_text(encoding="utf-8"))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from aimc.config import Hardware, Noise
+from aimc.hardware import Hardware, Noise
 from aimc.static.presets import PRESETS
-from train.errors import RunError
+
+from .errors import RunError
 
 STAGES = ("digital", "control", "softmax", "linear", "adapt", "finetune", "joint", "evaluate", "pipeline")
 DATA_KINDS = ("embedded", "text", "hub")
@@ -51,7 +52,8 @@ class ModelConfig:
     n_positions: int = 256
     """Longest sequence in tokens."""
     dropout: float = 0.0
-    """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has none)."""
+    """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has
+    none)."""
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_positions"):
@@ -87,13 +89,15 @@ class DataConfig:
         _at_least("data.context", self.context, 2)
         if self.vocab_size < 257:
             raise RunError(
-                f"data.vocab_size={self.vocab_size}: a byte-level tokenizer needs at least 257 entries (256 bytes and an end mark)"
+                f"data.vocab_size={self.vocab_size}: a byte-level tokenizer needs at least 257 entries (256 bytes and"
+                " an end mark)"
             )
 
 
 @dataclass(slots=True, kw_only=True)
 class Budget:
-    """How long and how one stage trains; defaults from the published recipe (AdamW 0.9/0.95, decay on matrices, cosine)."""
+    """How long and how one stage trains; defaults from the published recipe (AdamW 0.9/0.95, decay on matrices,
+    cosine)."""
 
     steps: int = 100
     """Optimiser steps."""
@@ -116,7 +120,8 @@ class Budget:
     max_grad_norm: float = 1.0
     """Gradient clip."""
     distillation: float = 0.0
-    """Weight, from 0 to 1, of the divergence from the digital model's predictions in the loss of the analog stages; 0: the text alone."""
+    """Weight, from 0 to 1, of the divergence from the digital model's predictions in the loss of the analog stages; 0:
+    the text alone."""
     log_every: int = 10
     """Steps between log lines."""
     eval_every: int = 50
@@ -125,7 +130,15 @@ class Budget:
     """Steps between checkpoints to resume from."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "learning_rate", "max_grad_norm", "log_every", "eval_every", "save_every"):
+        for name in (
+            "batch_size",
+            "accumulate",
+            "learning_rate",
+            "max_grad_norm",
+            "log_every",
+            "eval_every",
+            "save_every",
+        ):
             _positive(name, getattr(self, name))
         for name in ("steps", "warmup_steps", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
@@ -133,7 +146,8 @@ class Budget:
             _share(name, getattr(self, name))
         if not 0 <= self.distillation <= 1:
             raise RunError(
-                f"distillation={self.distillation}: a weight is from 0 to 1; 0 trains on the text alone, 0.9 mostly on the digital model's predictions"
+                f"distillation={self.distillation}: a weight is from 0 to 1; 0 trains on the text alone, 0.9 mostly on"
+                " the digital model's predictions"
             )
         if not 0 <= self.min_lr_ratio <= 1:
             raise RunError(f"min_lr_ratio={self.min_lr_ratio}: must be from 0 to 1; 0.1 is usual")
@@ -141,7 +155,8 @@ class Budget:
 
 @dataclass(slots=True, kw_only=True)
 class TrainerConfig:
-    """Budgets of the stages that train, and what they share. The control stage repeats linear and finetune, digitally."""
+    """Budgets of the stages that train, and what they share. The control stage repeats linear and finetune,
+    digitally."""
 
     digital: Budget = field(default_factory=Budget)
     """Pretraining of the baseline (0 steps: it is only loaded)."""
@@ -171,11 +186,14 @@ class StageConfig:
     name: str = "pipeline"
     """A stage by name, or `pipeline` for all of them."""
     with_control: bool = True
-    """False: the pipeline leaves the control out, and its table compares with the digital model as it was (a short demonstration)."""
+    """False: the pipeline leaves the control out, and its table compares with the digital model as it was (a short
+    demonstration)."""
     with_softmax: bool = False
-    """True: the pipeline also puts the digital model on arrays with a digital softmax between them, by range calibration, untrained."""
+    """True: the pipeline also puts the digital model on arrays with a digital softmax between them, by range
+    calibration, untrained."""
     with_static: bool = False
-    """True: the pipeline also puts projections and MLPs on static tiles and trains both together (`pip install` line in the README)."""
+    """True: the pipeline also puts projections and MLPs on static tiles and trains both together (`pip install` line in
+    the README)."""
     start: str = "statistics"
     """How the linear model's scalers begin: `statistics` of the digital model, or the `published` a = 1."""
     calibration_batches: int = 8
@@ -281,16 +299,20 @@ class EvaluationConfig:
     ablate: bool = False
     """True: also switch each deterministic effect off in turn."""
     tasks: list[str] = field(default_factory=list)
-    """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over `chips`; empty: none.
-    With `eval_data`, `lambada` means the one of `train/tasks/` on a local file; with null, the harness's own task of that name."""
+    """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over
+    `chips`; empty: none. With `eval_data`, `lambada` means the one of `train/tasks/` on a local file; with null, the
+    harness's own task of that name."""
     eval_data: str | None = None
-    """Folder of the JSONL files that the tasks of `train/tasks/` read, without a network; null: `tasks` are the harness's own, which download theirs."""
+    """Folder of the JSONL files that the tasks of `train/tasks/` read, without a network; null: `tasks` are the
+    harness's own, which download theirs."""
     task_limit: int | None = None
     """Items a task, from its file's start; null: all."""
     num_fewshot: int | None = None
-    """Solved items before each item, drawn from the same file, never the item itself; null: as the task says (those of `train/tasks/`: none)."""
+    """Solved items before each item, drawn from the same file, never the item itself; null: as the task says (those of
+    `train/tasks/`: none)."""
     with_perplexity: bool = False
-    """True: measure the perplexity on the text (and `ablate`) also when `tasks` are given; without tasks that is what is measured."""
+    """True: measure the perplexity on the text (and `ablate`) also when `tasks` are given; without tasks that is what
+    is measured."""
     output_dir: str | None = None
     """Folder of results and figure; null: `evaluation/` beside the checkpoint's files."""
 
@@ -303,20 +325,25 @@ class EvaluationConfig:
         _at_least("task_limit", self.task_limit, 1)
         _at_least("num_fewshot", self.num_fewshot, 0)
         if self.eval_data is not None and not self.tasks:
-            raise RunError(f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave eval_data out")
+            raise RunError(
+                f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave"
+                " eval_data out"
+            )
 
 
 @dataclass(slots=True, kw_only=True)
 class WholeChipConfig:
-    """`python -m train.whole_chip`: the budget of error of a chip of gain cells and static tiles, and what time does to it."""
+    """`python -m train.whole_chip`: the budget of error of a chip of gain cells and static tiles, and what time does to
+    it."""
 
     checkpoint: str = "???"
-    """Folder of a model with attention on gain cells; with static tiles (the joint stage's) or without, then it is put on `static` as it is."""
+    """Folder of a model with attention on gain cells; with static tiles (the joint stage's) or without, then it is put
+    on `static` as it is."""
     digital: str | None = None
     """Folder of the digital model; null: `digital/` beside the checkpoint."""
     untrained: str | None = None
-    """Folder of the model before the joint stage, put on the same tiles to show what training buys; null: `finetuned/` beside a checkpoint
-    that has static tiles, if there is one."""
+    """Folder of the model before the joint stage, put on the same tiles to show what training buys; null: `finetuned/`
+    beside a checkpoint that has static tiles, if there is one."""
     data: DataConfig = field(default_factory=DataConfig)
     nonideality: Noise = field(default_factory=Noise)
     static: StaticConfig = field(default_factory=StaticConfig)
@@ -339,6 +366,8 @@ class WholeChipConfig:
         for name in ("batch_size", "calibration_batches"):
             _positive(name, getattr(self, name))
         if not (math.isfinite(self.since_programming_s) and self.since_programming_s >= 0):
-            raise RunError(f"since_programming_s={self.since_programming_s}: seconds since programming, 0 or more; a day is 86400")
+            raise RunError(
+                f"since_programming_s={self.since_programming_s}: seconds since programming, 0 or more; a day is 86400"
+            )
         _at_least("tokens", self.tokens, 2)
         _at_least("stride", self.stride, 1)

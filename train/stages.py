@@ -1,4 +1,5 @@
-"""The stages from a digital model to one fine-tuned on nonlinear gain cells. Each reads the folder of the one before."""
+"""The stages from a digital model to one fine-tuned on nonlinear gain cells. Each reads the folder of the one
+before."""
 
 from __future__ import annotations
 
@@ -13,13 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import aimc
-from aimc.presets import linearised, with_softmax
-from aimc.static.aging import DAY_S
-from train.errors import RunError
-from train.models import digital_model, load_analog, load_digital, onto_arrays, onto_tiles, require_convertible
-from train.schema import RunConfig, StageConfig
-from train.tokens import TokenData
-from train.trainer import train
+from aimc.hardware.presets import linearised, with_softmax
+from aimc.static.programming import DAY_S
+
+from .errors import RunError
+from .models import digital_model, load_analog, load_digital, onto_arrays, onto_tiles, require_convertible
+from .schema import RunConfig, StageConfig
+from .tokens import TokenData
+from .trainer import train
 
 ORDER = ("digital", "control", "softmax", "linear", "adapt", "finetune", "joint")
 """Stages that make a model, in the order that the pipeline runs them."""
@@ -33,7 +35,14 @@ FOLDERS = {
     "joint": "joint",
 }
 """Folder of each stage's model."""
-INPUTS = {"control": "digital", "softmax": "digital", "linear": "digital", "adapt": "linear", "finetune": "adapt", "joint": "finetune"}
+INPUTS = {
+    "control": "digital",
+    "softmax": "digital",
+    "linear": "digital",
+    "adapt": "linear",
+    "finetune": "adapt",
+    "joint": "finetune",
+}
 """The stage whose model each starts from."""
 
 
@@ -79,7 +88,8 @@ class Run:
             if (place / "config.json").exists():
                 return place
         raise RunError(
-            f"stage {stage} starts from the {needed} model, and there is none in {' or '.join(map(str, places))}; run stage={needed} or stage=pipeline first"
+            f"stage {stage} starts from the {needed} model, and there is none in {' or '.join(map(str, places))}; run"
+            f" stage={needed} or stage=pipeline first"
         )
 
     def batches(self) -> list[Tensor]:
@@ -89,15 +99,18 @@ class Run:
         tokens = self.data.tensor("train", needed)
         if len(tokens) < needed:
             raise RunError(
-                f"stage.calibration_batches={count} × {size} sequences of {self.context} tokens need {needed} training tokens and the text has {len(tokens)}; ask for fewer"
+                f"stage.calibration_batches={count} × {size} sequences of {self.context} tokens need {needed} training"
+                f" tokens and the text has {len(tokens)}; ask for fewer"
             )
         return list(tokens.view(count, size, self.context))
 
     def measure(self, model: PreTrainedModel) -> float:
         """Held-out perplexity, clean."""
         stage = self.config.stage
-        noise = None if aimc.hf.is_digital(model) else aimc.Noise()
-        return float(aimc.perplexity(model, self.test_tokens, context=self.context, stride=stage.stride, nonideality=noise))
+        noise = None if aimc.models.hook.is_digital(model) else aimc.Noise()
+        return float(
+            aimc.perplexity(model, self.test_tokens, context=self.context, stride=stage.stride, nonideality=noise)
+        )
 
 
 @dataclass(slots=True)
@@ -121,12 +134,15 @@ def digital(run: Run) -> StageResult:
         require_convertible(model)
     history = train(model, run.data, config, "digital", "digital", run.work("digital"), run.context)
     validation = run.data.tensor("valid", config.trainer.eval_tokens)
-    notes = {"validation perplexity": float(aimc.perplexity(model, validation, context=run.context, stride=run.context))}
+    notes = {
+        "validation perplexity": float(aimc.perplexity(model, validation, context=run.context, stride=run.context))
+    }
     return StageResult(model, {"digital": run.measure(model)}, history, notes)
 
 
 def control(run: Run) -> StageResult:
-    """The digital model with the same extra training, stage by stage, that the analog one gets: what it is to be compared with."""
+    """The digital model with the same extra training, stage by stage, that the analog one gets: what it is to be
+    compared with."""
     model = load_digital(str(run.input("control")))
     history: list[dict[str, float]] = []
     for stage in ("linear", "finetune"):
@@ -137,14 +153,19 @@ def control(run: Run) -> StageResult:
 
 
 def softmax(run: Run) -> StageResult:
-    """Onto arrays with a digital softmax between them, by range calibration alone. Kept is the model on finer converters."""
+    """Onto arrays with a digital softmax between them, by range calibration alone. Kept is the model on finer
+    converters."""
     reference = load_digital(str(run.input("softmax")))
     own = run.config.hardware
     ideal = with_softmax(
         replace(linearised(own), leakage=replace(own.leakage, tau_s=None)),
         **dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels")),
     )
-    levels = {"input_levels": own.input_dac.n_levels, "storage_levels": own.storage_dac.n_levels, "readout_levels": own.readout.n_levels}
+    levels = {
+        "input_levels": own.input_dac.n_levels,
+        "storage_levels": own.storage_dac.n_levels,
+        "readout_levels": own.readout.n_levels,
+    }
     machines = {
         "softmax, ideal arrays": ideal,
         "softmax, the hardware's own levels": with_softmax(own, **levels),
@@ -174,14 +195,17 @@ def linear(run: Run) -> StageResult:
         report = aimc.initialise_scalers(result.model, reference, run.batches())
         result.notes["output matching"] = str(report)
         result.perplexity["linear cell, statistics start"] = run.measure(result.model)
-    result.history = train(result.model, run.data, config, "linear", "linear", run.work("linear"), run.context, teacher=reference)
+    result.history = train(
+        result.model, run.data, config, "linear", "linear", run.work("linear"), run.context, teacher=reference
+    )
     result.perplexity["linear cell, trained"] = run.measure(result.model)
     result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
     return result
 
 
 def adapt(run: Run) -> StageResult:
-    """Swap in the nonlinear cell and match statistics to the linear model; no gradient. Also what happens without any of this."""
+    """Swap in the nonlinear cell and match statistics to the linear model; no gradient. Also what happens without any
+    of this."""
     config = run.config
     reference = load_analog(run.input("adapt"))
     result = StageResult(copy.deepcopy(reference))
@@ -208,7 +232,11 @@ def adapt(run: Run) -> StageResult:
     run.say(str(report))
     result.perplexity["nonlinear cell, unadapted"] = curve[0]["perplexity"]
     result.perplexity["nonlinear cell, adapted"] = curve[-1]["perplexity"]
-    result.notes |= {"adaptation": curve, "matching": str(report), "clip fractions": aimc.clip_fractions(result.model, run.batches()[:1])}
+    result.notes |= {
+        "adaptation": curve,
+        "matching": str(report),
+        "clip fractions": aimc.clip_fractions(result.model, run.batches()[:1]),
+    }
     return result
 
 
@@ -217,14 +245,17 @@ def finetune(run: Run) -> StageResult:
     result = StageResult(load_analog(run.input("finetune")))
     aimc.set_hardware(result.model, run.config.hardware)
     teacher = load_digital(str(run.input("linear"))) if run.config.trainer.finetune.distillation else None
-    result.history = train(result.model, run.data, run.config, "finetune", "finetune", run.work("finetune"), run.context, teacher=teacher)
+    result.history = train(
+        result.model, run.data, run.config, "finetune", "finetune", run.work("finetune"), run.context, teacher=teacher
+    )
     result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
     result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
     return result
 
 
 def joint(run: Run) -> StageResult:
-    """Projections and MLPs onto static tiles, and hardware-aware training of tiles and arrays together; measured a day after programming."""
+    """Projections and MLPs onto static tiles, and hardware-aware training of tiles and arrays together; measured a day
+    after programming."""
     config = run.config
     result = StageResult(load_analog(run.input("joint")))
     aimc.set_hardware(result.model, config.hardware)
@@ -232,16 +263,19 @@ def joint(run: Run) -> StageResult:
     aimc.static.calibrate_input_ranges(result.model, run.batches())
     teacher = load_digital(str(run.input("linear"))) if config.trainer.joint.distillation else None
     _after_a_day(run, result, "static tiles, untrained")
-    result.history = train(result.model, run.data, config, "joint", "joint", run.work("joint"), run.context, teacher=teacher)
+    result.history = train(
+        result.model, run.data, config, "joint", "joint", run.work("joint"), run.context, teacher=teacher
+    )
     _after_a_day(run, result, "trained together")
     result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
     return result
 
 
 def _after_a_day(run: Run, result: StageResult, name: str) -> None:
-    """Held-out perplexity with the weights as they are wanted, and as devices hold them a day after programming, drift compensated."""
+    """Held-out perplexity with the weights as they are wanted, and as devices hold them a day after programming, drift
+    compensated."""
     result.perplexity[f"{name}, weights as wanted"] = run.measure(result.model)
-    (day,) = aimc.static.retention(
+    (day,) = aimc.evaluate.retention(
         result.model,
         run.test_tokens,
         times_s=[DAY_S],

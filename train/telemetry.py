@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.hf import gain_cell_layers, is_digital
+from aimc.calibrate.observation import clip_fractions
+from aimc.models.hook import gain_cell_layers, is_digital
 from aimc.nn.attention import PARTS
-from aimc.record import clip_fractions
 
 
 def hardware_metrics(model: PreTrainedModel, sample: Tensor) -> dict[str, float]:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from aimc import llama2c
-from train import corpus
-from train.errors import RunError
-from train.files import write_json
-from train.schema import DataConfig
+from aimc.models import llama2c
+
+from . import corpus
+from .errors import RunError
+from .files import write_json
+from .schema import DataConfig
 
 END_OF_TEXT = "<|endoftext|>"
 _BATCH = 256
@@ -77,7 +78,8 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
 
     Args:
         config: the text.
-        model_source: folder or hub name of a pretrained model, whose tokenizer is used; None trains one on the training part.
+        model_source: folder or hub name of a pretrained model, whose tokenizer is used; None trains one on the training
+            part.
         context: tokens that the model sees at once; each split must hold at least one such stretch.
 
     Raises:
@@ -113,7 +115,9 @@ def _fingerprint(config: DataConfig, model_source: str | None) -> str:
     if model_source and (vocabulary := Path(model_source) / "tokenizer.json").exists():
         facts["tokenizer"] = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
     if model_source and (checkpoint := llama2c.find_checkpoint(model_source)):
-        facts["tokenizer"] = [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(checkpoint.parent.glob("tok*.bin"))]
+        facts["tokenizer"] = [
+            hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(checkpoint.parent.glob("tok*.bin"))
+        ]
     return f"{config.kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
@@ -126,7 +130,8 @@ def _tokenizer(config: DataConfig, model_source: str | None, folder: Path) -> Pr
             return AutoTokenizer.from_pretrained(model_source)
         except (OSError, ValueError) as error:
             raise RunError(
-                f"model.source={model_source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a folder that holds one, or check the network"
+                f"model.source={model_source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a"
+                " folder that holds one, or check the network"
             ) from error
     if (folder / "tokenizer").exists():
         return AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -144,18 +149,27 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, unk_token=END_OF_TEXT
+    )
 
 
-def _tokenise(source: Callable[[], Iterator[corpus.Document]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path) -> None:
+def _tokenise(
+    source: Callable[[], Iterator[corpus.Document]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path
+) -> None:
     """Append to one file a split, committing after every batch; a run that was killed goes on from the last commit."""
     folder.mkdir(parents=True, exist_ok=True)
     progress_file = folder / "progress.json"
     progress: dict[str, Any] = (
-        json.loads(progress_file.read_text()) if progress_file.exists() else {"documents": 0, "bytes": dict.fromkeys(corpus.SPLITS, 0)}
+        json.loads(progress_file.read_text())
+        if progress_file.exists()
+        else {"documents": 0, "bytes": dict.fromkeys(corpus.SPLITS, 0)}
     )
     end = tokenizer.eos_token_id
     files = {split: open(folder / f"{split}.bin", "ab") for split in corpus.SPLITS}  # noqa: SIM115 (closed below, one by one)

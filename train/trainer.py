@@ -1,4 +1,5 @@
-"""One training run of one stage: transformers' Trainer, with what a hardware-aware run must never do left out of reach."""
+"""One training run of one stage: transformers' Trainer, with what a hardware-aware run must never do left out of
+reach."""
 
 from __future__ import annotations
 
@@ -16,11 +17,12 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from aimc.static.tiles import follow_optimizer, has_static
-from train.callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal, WandbLog
-from train.errors import RunError
-from train.schema import Budget, RunConfig
-from train.telemetry import hardware_metrics
-from train.tokens import Blocks, TokenData
+
+from .callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal, WandbLog
+from .errors import RunError
+from .schema import Budget, RunConfig
+from .telemetry import hardware_metrics
+from .tokens import Blocks, TokenData
 
 DATA_SEEDS = {"finetune": 1, "joint": 2}
 """Added to the seed of the data's order where a stage goes on from another: not with the same sequences again."""
@@ -70,12 +72,13 @@ def train(
     validation = Blocks(data.splits["valid"], context, limit=config.trainer.eval_tokens)
     if not len(validation):
         raise RunError(
-            f"trainer.eval_tokens={config.trainer.eval_tokens}: fewer than one sequence of {context} tokens; give {context} or more"
+            f"trainer.eval_tokens={config.trainer.eval_tokens}: fewer than one sequence of {context} tokens; give"
+            f" {context} or more"
         )
     if len(training) < budget.batch_size * PartialState().num_processes:
         raise RunError(
-            f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {budget.batch_size} × {context}; "
-            f"give more text or set trainer.{budget_name}.batch_size lower"
+            f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {budget.batch_size} ×"
+            f" {context}; give more text or set trainer.{budget_name}.batch_size lower"
         )
     trainer = HardwareAwareTrainer(
         stage=stage,
@@ -104,7 +107,8 @@ def train(
             trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.caught:
         raise Interrupted(
-            f"stage {stage}: interrupted at step {trainer.state.global_step}; saved in {folder}; the same command goes on from there"
+            f"stage {stage}: interrupted at step {trainer.state.global_step}; saved in {folder}; the same command goes"
+            " on from there"
         )
     per_step = context * budget.batch_size * budget.accumulate * trainer.args.world_size
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
@@ -158,7 +162,9 @@ def _arguments(config: RunConfig, budget_name: str, folder: Path) -> TrainingArg
 class HardwareAwareTrainer(Trainer):
     """Trainer that stops at the first non-finite loss, decays matrices only, and logs what the hardware does."""
 
-    def __init__(self, stage: str, budget_name: str, teacher: PreTrainedModel | None, distillation: float, **kwargs: Any):
+    def __init__(
+        self, stage: str, budget_name: str, teacher: PreTrainedModel | None, distillation: float, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.stage, self.budget_name = stage, budget_name
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
@@ -189,15 +195,22 @@ class HardwareAwareTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = True
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """Cross-entropy with the text; with a teacher, a weighted mean of that and of the divergence from its predictions."""
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy with the text; with a teacher, a weighted mean of that and of the divergence from its
+        predictions."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         with torch.no_grad():
             wanted = self.teacher(input_ids=inputs["input_ids"]).logits.float().log_softmax(-1)
-        divergence = kl_div(outputs.logits.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1).mean()
-        if num_items_in_batch is not None:  # the parent's loss is then this micro-batch's share of a mean over the whole step
+        divergence = (
+            kl_div(outputs.logits.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1).mean()
+        )
+        if (
+            num_items_in_batch is not None
+        ):  # the parent's loss is then this micro-batch's share of a mean over the whole step
             divergence = divergence / self.current_gradient_accumulation_steps
         loss = (1 - self.distillation) * loss + self.distillation * divergence
         return (loss, outputs) if return_outputs else loss
@@ -210,7 +223,9 @@ class HardwareAwareTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As the parent, unless the last update broke the weights: a finite loss can have an infinite gradient."""
-        broken = next((name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None)
+        broken = next(
+            (name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None
+        )
         if broken is not None:
             raise self._diverged(f"{broken} became NaN or infinite at step {self.state.global_step}")
         super()._save_checkpoint(model, trial)

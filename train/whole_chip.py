@@ -1,4 +1,5 @@
-"""`python -m train.whole_chip`: what attention on gain cells and weights on static tiles cost, alone and together, and as time passes."""
+"""`python -m train.whole_chip`: what attention on gain cells and weights on static tiles cost, alone and together, and
+as time passes."""
 
 from __future__ import annotations
 
@@ -10,19 +11,20 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from train.command import launch, run_command
-from train.configs import checked, register
-from train.errors import RunError
-from train.schema import WholeChipConfig
+from .command import launch, run_command
+from .configs import checked, register
+from .errors import RunError
+from .schema import WholeChipConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
     from aimc.circuit import ChipCost
-    from aimc.evaluate import Perplexity
-    from aimc.static.aging import Aged
-    from train.report import Say
+    from aimc.evaluate.ageing import Aged
+    from aimc.evaluate.perplexity import Perplexity
+
+    from .report import Say
 
 register()
 
@@ -36,7 +38,8 @@ class Subject:
     digital: PreTrainedModel
     analog: PreTrainedModel
     untrained: PreTrainedModel | None
-    """The model before the joint stage, on tiles; None where there is none, or the analog model itself was never trained for tiles."""
+    """The model before the joint stage, on tiles; None where there is none, or the analog model itself was never
+    trained for tiles."""
     tokens: Tensor
     batches: list[Tensor]
     rule: dict[str, Any] = field(default_factory=dict)
@@ -49,9 +52,10 @@ def measure(config: WholeChipConfig) -> None:
         RunError: no such checkpoint, unusable text, aihwkit missing, or no write permission.
     """
     from aimc import plot
-    from aimc.plot_chip import budget_points, retention_curve
-    from train import report
-    from train.files import require_writable, write_json
+    from aimc.plot.chip import budget_points, retention_curve
+
+    from . import report
+    from .files import require_writable, write_json
 
     say = report.terminal()
     folder = Path(config.output_dir) if config.output_dir else Path(config.checkpoint) / "whole_chip"
@@ -72,12 +76,13 @@ def measure(config: WholeChipConfig) -> None:
 
 
 def _subject(config: WholeChipConfig) -> Subject:
-    from aimc.hf import is_digital
-    from aimc.static.budget import on_tiles, static_of
+    from aimc.evaluate.error_budget import on_tiles, static_of
+    from aimc.models.hook import is_digital
     from aimc.static.install import MissingAihwkit, require_aihwkit
     from aimc.static.tiles import has_static
-    from train.models import context_of, load_any, load_digital, require_vocabulary
-    from train.tokens import prepare
+
+    from .models import context_of, load_any, load_digital, require_vocabulary
+    from .tokens import prepare
 
     try:
         require_aihwkit()
@@ -87,15 +92,20 @@ def _subject(config: WholeChipConfig) -> Subject:
     analog = load_any(config.checkpoint)
     if is_digital(analog):
         raise RunError(
-            f"checkpoint={config.checkpoint}: its attention is digital; give a model on gain cells, such as checkpoints/shipped/joint"
+            f"checkpoint={config.checkpoint}: its attention is digital; give a model on gain cells, such as"
+            " checkpoints/shipped/joint"
         )
     if config.untrained is not None and not has_static(analog):
         raise RunError(
-            f"untrained={config.untrained}: {config.checkpoint} has no static tiles, so no training for them is to be compared; leave it out"
+            f"untrained={config.untrained}: {config.checkpoint} has no static tiles, so no training for them is to be"
+            " compared; leave it out"
         )
     source = Path(config.digital or beside / "digital")
     if not (source / "config.json").exists():
-        raise RunError(f"digital={source}: no model there (no config.json), and everything is compared with the digital one; set digital=…")
+        raise RunError(
+            f"digital={source}: no model there (no config.json), and everything is compared with the digital one; set"
+            " digital=…"
+        )
     digital = load_digital(str(source))
     context = context_of(config.data, analog.config, config.stride)
     data = prepare(config.data, config.checkpoint, context)
@@ -104,14 +114,16 @@ def _subject(config: WholeChipConfig) -> Subject:
     batches = list(data.tensor("train", config.calibration_batches * size).split(size))
     batches = [batch[: len(batch) // context * context].view(-1, context) for batch in batches if len(batch) >= context]
     rule = {"context": context, "stride": config.stride, "batch_size": config.batch_size}
-    untrained = config.untrained or (str(beside / "finetuned") if (beside / "finetuned" / "config.json").exists() else None)
+    untrained = config.untrained or (
+        str(beside / "finetuned") if (beside / "finetuned" / "config.json").exists() else None
+    )
     before = on_tiles(load_any(untrained), static_of(analog), batches) if untrained and has_static(analog) else None
     return Subject(digital, analog, before, data.tensor("test", config.tokens), batches, rule)
 
 
 def _budget(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, Perplexity]:
-    from aimc.static.aging import retention
-    from aimc.static.budget import error_budget
+    from aimc.evaluate.ageing import retention
+    from aimc.evaluate.error_budget import error_budget
     from aimc.static.tiles import has_static
 
     chips = config.static.programmings
@@ -145,8 +157,8 @@ def _budget(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, Pe
 
 
 def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, list[Aged]]:
-    from aimc.static.aging import retention
-    from aimc.static.budget import on_tiles
+    from aimc.evaluate.ageing import retention
+    from aimc.evaluate.error_budget import on_tiles
     from aimc.static.tiles import has_static
 
     if has_static(subject.analog):
@@ -159,7 +171,11 @@ def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, li
     for name, model in models.items():
         say(f"  {name}: {config.static.programmings} programmings, each let drift for a year")
         curves[name] = retention(
-            model, subject.tokens, programmings=config.static.programmings, nonideality=config.nonideality, **subject.rule
+            model,
+            subject.tokens,
+            programmings=config.static.programmings,
+            nonideality=config.nonideality,
+            **subject.rule,
         )
     return curves
 
@@ -173,13 +189,18 @@ def _static(config: WholeChipConfig) -> Any:
 def _cost(model: PreTrainedModel, config: WholeChipConfig) -> ChipCost:
     """Of the published 64-core chip's tiles, and of the published arrays with this model's hardware."""
     from aimc.circuit import ModelShape, chip_cost
-    from aimc.hf import hardware_of
+    from aimc.models.hook import hardware_of
     from aimc.static.layers import plan
     from aimc.static.tiles import static_layers
 
     layers = dict(static_layers(model)) or plan(model, _static(config)).layers
-    head = any(layer.digital is model.get_output_embeddings() or layer is model.get_output_embeddings() for layer in layers.values())
-    sizes = [(layer.in_features, layer.out_features) for layer in layers.values() if not layer.is_embedding]  # which are not counted
+    head = any(
+        layer.digital is model.get_output_embeddings() or layer is model.get_output_embeddings()
+        for layer in layers.values()
+    )
+    sizes = [
+        (layer.in_features, layer.out_features) for layer in layers.values() if not layer.is_embedding
+    ]  # which are not counted
     return chip_cost(ModelShape.from_config(model.config), hardware_of(model), layers=sizes, head_on_tiles=head)
 
 
@@ -189,19 +210,25 @@ def budget_table(budget: dict[str, Perplexity], since_programming_s: float) -> A
 
     first = next(iter(budget.values()))
     table = Table(
-        title=f"Budget of error, {time_name(since_programming_s)} after programming, drift compensated ({first.n_tokens:,} tokens)"
+        title=(
+            f"Budget of error, {time_name(since_programming_s)} after programming, drift compensated"
+            f" ({first.n_tokens:,} tokens)"
+        )
     )
     table.add_column("analog")
     for column in ("perplexity", "± std", "chips", "÷ digital"):
         table.add_column(column, justify="right")
     for name, value in budget.items():
         spread = f"{value.std:.2f}" if len(value.per_chip) > 1 else "–"
-        table.add_row(name, f"{value.mean:.2f}", spread, str(len(value.per_chip)), f"{value.mean / budget['digital'].mean:.3f}")
+        table.add_row(
+            name, f"{value.mean:.2f}", spread, str(len(value.per_chip)), f"{value.mean / budget['digital'].mean:.3f}"
+        )
     return table
 
 
 def retention_table(curves: dict[str, list[Aged]], digital: float) -> Any:
-    """Perplexity by time since programming: mean ± standard deviation over programmings, and its ratio to the digital model."""
+    """Perplexity by time since programming: mean ± standard deviation over programmings, and its ratio to the digital
+    model."""
     from rich.table import Table
 
     table = Table(title="Perplexity since programming (÷ digital)")
@@ -219,7 +246,7 @@ def retention_table(curves: dict[str, list[Aged]], digital: float) -> Any:
 
 def time_name(seconds: float) -> str:
     """`1 day` for 86400, `90 s` for a time without a name."""
-    from aimc.static.aging import TIMES_S
+    from aimc.static.programming import TIMES_S
 
     return next((name for name, time in TIMES_S.items() if time == seconds), f"{seconds:g} s")
 
@@ -227,15 +254,21 @@ def time_name(seconds: float) -> str:
 def cost_lines(cost: ChipCost) -> str:
     """What the whole chip costs a token."""
     return (
-        f"Cost, static tiles by the figures of a published 14-nm chip ({cost.static.utilisation:.0%} full, {cost.static.energy_per_mac_j * 1e12:.2f} pJ a "
-        f"multiply-accumulate), arrays by the published gain-cell figures:\n{cost}"
+        f"Cost, static tiles by the figures of a published 14-nm chip ({cost.static.utilisation:.0%} full,"
+        f" {cost.static.energy_per_mac_j * 1e12:.2f} pJ a multiply-accumulate), arrays by the published gain-cell"
+        f" figures:\n{cost}"
     )
 
 
-def _results(config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Aged]], cost: ChipCost) -> dict[str, Any]:
+def _results(
+    config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Aged]], cost: ChipCost
+) -> dict[str, Any]:
     settings = json.loads(json.dumps(asdict(config)))
     static = cost.static
-    derived = {name: getattr(static, name) for name in ("tokens_per_s", "pipelined_tokens_per_s", "tokens_per_j", "energy_per_mac_j")}
+    derived = {
+        name: getattr(static, name)
+        for name in ("tokens_per_s", "pipelined_tokens_per_s", "tokens_per_j", "energy_per_mac_j")
+    }
     whole = {name: getattr(cost, name) for name in ("energy_j", "latency_s", "area_m2", "tokens_per_s", "tokens_per_j")}
     return {
         "settings": {name: value for name, value in settings.items() if name not in ("output_dir", "data")},

@@ -1,21 +1,25 @@
-"""Circuit level: from transistors and curves to the numbers that the operator needs, and to what attention costs."""
+"""Circuit level: from transistors and measured curves to the numbers that the operator needs; :mod:`aimc.circuit.cost`
+says what it costs.
+
+Designs, figures and notebooks call it. It imports `aimc.hardware`, numpy and scipy, no torch.
+"""
 
 from aimc.circuit.budget import BudgetLine, noise_budget
 from aimc.circuit.cell import GainCell
-from aimc.circuit.cell_cost import to_cost
-from aimc.circuit.chip_cost import ChipCost, chip_cost
-from aimc.circuit.cost import Cost, Parts, attention_cost
-from aimc.circuit.cost_parameters import CostParameters
-from aimc.circuit.cost_sensitivity import Sensitivity, sensitivity
+from aimc.circuit.cost.attention import Cost, Parts, attention_cost
+from aimc.circuit.cost.cell import to_cost
+from aimc.circuit.cost.chip import ChipCost, chip_cost
+from aimc.circuit.cost.model import DigitalBaseline, ModelCost, model_cost, published_baselines
+from aimc.circuit.cost.parameters import CostParameters
+from aimc.circuit.cost.sensitivity import Sensitivity, sensitivity
+from aimc.circuit.cost.shape import ModelShape
+from aimc.circuit.cost.static import StaticCost, TileParameters, hermes_chip, hermes_core, static_cost
 from aimc.circuit.curves import Sweep, read_sweep
 from aimc.circuit.errors import CircuitError, CircuitWarning
 from aimc.circuit.extract import Extraction, fit_transistor
 from aimc.circuit.fit import TransferFit, choose_degree, fit_transfer, held_out_error
 from aimc.circuit.hardware import FullScales, fit_cell, to_hardware
-from aimc.circuit.model_cost import DigitalBaseline, ModelCost, model_cost, published_baselines
-from aimc.circuit.model_shape import ModelShape
 from aimc.circuit.retention import RetentionFit, fit_retention
-from aimc.circuit.static_cost import StaticCost, TileParameters, hermes_chip, hermes_core, static_cost
 from aimc.circuit.storage import Retention, leakage_current, retention, settling_error, tau_spread, write_time_constant
 from aimc.circuit.surface import SurfaceFit, collapse, fit_surface
 from aimc.circuit.technology import oxide_cell, silicon_cell

@@ -1,4 +1,5 @@
-"""What each imperfection of a cell comes to, in volts at the storage node and in steps between its levels; and what is too much."""
+"""What each imperfection of a cell comes to, in volts at the storage node and in steps between its levels; and what is
+too much."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from aimc.circuit.cell import GainCell
 from aimc.circuit.errors import CircuitError
 from aimc.circuit.retention import RetentionFit
 from aimc.circuit.storage import settling_error
-from aimc.config import Hardware
+from aimc.hardware import Hardware
 
 SETTLED_LSB = 0.5
 """A write that misses by more puts the voltage nearer to the neighbouring level."""
@@ -41,7 +42,8 @@ def noise_budget(cell: GainCell, hardware: Hardware) -> list[BudgetLine]:
 
     Args:
         cell: the circuit.
-        hardware: storage levels (without levels the step is the whole range), window, token time and leakage of the emulated machine.
+        hardware: storage levels (without levels the step is the whole range), window, token time and leakage of the
+            emulated machine.
     """
     levels = hardware.storage_dac.n_levels or 2
     step = cell.supply_v / (levels - 1)
@@ -57,7 +59,9 @@ def noise_budget(cell: GainCell, hardware: Hardware) -> list[BudgetLine]:
         "read noise of one cell": (of_read, True),
         "leakage over the window": (fade(hardware) * _farthest(hardware, cell), False),
     }
-    found = [BudgetLine(name=name, volt=volt, lsb=volt / step, is_random=random) for name, (volt, random) in lines.items()]
+    found = [
+        BudgetLine(name=name, volt=volt, lsb=volt / step, is_random=random) for name, (volt, random) in lines.items()
+    ]
     return sorted(found, key=lambda line: -line.volt)
 
 
@@ -87,42 +91,52 @@ def check_cell(cell: GainCell, hardware: Hardware, held: RetentionFit | None = N
     noise_c = cell.mean_read_noise()
     if signal < noise_c:
         raise CircuitError(
-            f"supply_v={cell.supply_v:g}: the whole range of stored voltages changes the charge by {signal:.2g} C, less than the noise {noise_c:.2g} C of "
-            f"one read, because the read transistors (threshold {threshold:g} V) never turn on; raise the supply, or lower their threshold"
+            f"supply_v={cell.supply_v:g}: the whole range of stored voltages changes the charge by {signal:.2g} C, less"
+            f" than the noise {noise_c:.2g} C of one read, because the read transistors (threshold {threshold:g} V)"
+            " never turn on; raise the supply, or lower their threshold"
         )
     if cell.supply_v < threshold:
         yield (
-            f"supply_v={cell.supply_v:g} lies below the threshold {threshold:g} V of the read transistors: they stay in weak inversion, where the charge is "
-            "an exponential of the stored voltage; the model sees a strongly curved cell, and little signal. Raise the supply or lower the threshold"
+            f"supply_v={cell.supply_v:g} lies below the threshold {threshold:g} V of the read transistors: they stay in"
+            " weak inversion, where the charge is an exponential of the stored voltage; the model sees a strongly"
+            " curved cell, and little signal. Raise the supply or lower the threshold"
         )
     if cell.read_p is not None and cell.read_v > cell.supply_v:
         yield (
-            f"read_v={cell.read_v:g} is more than supply_v={cell.supply_v:g}: the read lines stand at {cell.rest_v - cell.read_v / 2:.2g} and "
-            f"{cell.rest_v + cell.read_v / 2:.2g} V, outside the supply, where junctions conduct that this model does not have; change both together"
+            f"read_v={cell.read_v:g} is more than supply_v={cell.supply_v:g}: the read lines stand at"
+            f" {cell.rest_v - cell.read_v / 2:.2g} and {cell.rest_v + cell.read_v / 2:.2g} V, outside the supply, where"
+            " junctions conduct that this model does not have; change both together"
         )
     gone = fade(hardware)
     if gone > HARMLESS_FADE:
-        tau, window_s = hardware.leakage.tau_s or math.inf, hardware.array.window * hardware.leakage.known_token_time_s()
+        tau, window_s = (
+            hardware.leakage.tau_s or math.inf,
+            hardware.array.window * hardware.leakage.known_token_time_s(),
+        )
         yield (
-            f"retention {tau:.2g} s is short against the window of {window_s:.2g} s: a token has lost {gone:.0%} of its voltage when it leaves, so the model "
-            "forgets early; use a larger capacitor, less leakage, a shorter window or a shorter token time"
+            f"retention {tau:.2g} s is short against the window of {window_s:.2g} s: a token has lost {gone:.0%} of its"
+            " voltage when it leaves, so the model forgets early; use a larger capacitor, less leakage, a shorter"
+            " window or a shorter token time"
         )
     step = cell.supply_v / ((hardware.storage_dac.n_levels or 2) - 1)
     if held is not None and held.max_error_v > SETTLED_LSB * step:
         yield (
-            f"the cell does not forget as an exponential: the emulated one misses its voltage by up to {held.max_error_v:.2g} V, "
-            f"{held.max_error_v / step:.1f} LSB of storage, because a channel that is not quite shut leaks a constant current; shut the write transistor "
-            "harder (write_gate_off_v), or trust the perplexity only for shorter windows"
+            "the cell does not forget as an exponential: the emulated one misses its voltage by up to"
+            f" {held.max_error_v:.2g} V, {held.max_error_v / step:.1f} LSB of storage, because a channel that is not"
+            " quite shut leaks a constant current; shut the write transistor harder (write_gate_off_v), or trust the"
+            " perplexity only for shorter windows"
         )
     missing = settling_error(cell)
     if missing > SETTLED_LSB * step:
         yield (
-            f"write_pulse_s={cell.write_pulse_s:.2g} is too short to settle: a write misses by up to {missing:.2g} V, {missing / step:.1f} LSB of storage, so "
-            "the cell holds the wrong level, an error that the emulated writes do not have; write longer, drive the gate higher, or widen the write transistor"
+            f"write_pulse_s={cell.write_pulse_s:.2g} is too short to settle: a write misses by up to {missing:.2g} V,"
+            f" {missing / step:.1f} LSB of storage, so the cell holds the wrong level, an error that the emulated"
+            " writes do not have; write longer, drive the gate higher, or widen the write transistor"
         )
     shortest = cell.pulse_max_s / ((hardware.input_dac.n_levels or 2) - 1)
     if shortest < SETTLED_TIME_CONSTANTS * cell.read_line_time_s:
         yield (
-            f"the shortest pulse, {shortest:.2g} s, is too short to settle on a read line of {cell.read_line_time_s:.2g} s: small queries give less charge "
-            "than they should, and the model misjudges weak matches; use longer pulses, fewer input levels or a faster line"
+            f"the shortest pulse, {shortest:.2g} s, is too short to settle on a read line of"
+            f" {cell.read_line_time_s:.2g} s: small queries give less charge than they should, and the model misjudges"
+            " weak matches; use longer pulses, fewer input levels or a faster line"
         )

@@ -37,7 +37,9 @@ class Sweep:
         """
         here = np.isclose(self.read, read, rtol=1e-9, atol=0.0)
         if not here.any():
-            raise CircuitError(f"read={read:g}: the sweep has {', '.join(f'{r:g}' for r in np.unique(self.read))}; choose one of these")
+            raise CircuitError(
+                f"read={read:g}: the sweep has {', '.join(f'{r:g}' for r in np.unique(self.read))}; choose one of these"
+            )
         return Sweep(stored_v=self.stored_v[here], read=self.read[here], output=self.output[here])
 
     def between(self, lowest_v: float, highest_v: float) -> Sweep:
@@ -58,16 +60,20 @@ def read_sweep(
     """Read a sweep.
 
     Args:
-        path: a CSV; lines that begin with `#` and blank lines are passed over; a first line that is not numbers is a header.
+        path: a CSV; lines that begin with `#` and blank lines are passed over; a first line that is not numbers is a
+            header.
         stored: the column of stored voltages.
-        output: the column of currents or charges of a long table; or of a wide one, which column was taken at which read (in SI units).
-        read: the column of read voltages or pulse widths of a long table; None: the file does not say, or `output` does.
-        units: of `stored`, `read` and `output`, with SI prefix, e.g. `{"output": "uA"}`; without an entry: volt, volt, ampere.
+        output: the column of currents or charges of a long table; or of a wide one, which column was taken at which
+            read (in SI units).
+        read: the column of read voltages or pulse widths of a long table; None: the file does not say, or `output`
+            does.
+        units: of `stored`, `read` and `output`, with SI prefix, e.g. `{"output": "uA"}`; without an entry: volt, volt,
+            ampere.
         sign: multiplies the output; −1 for a simulator that counts currents into a source as negative.
 
     Raises:
-        CircuitError: columns that are not there, units that are none, numbers that are none or not finite, or a sweep that does not rise or
-            fall all the way; the message says the line.
+        CircuitError: columns that are not there, units that are none, numbers that are none or not finite, or a sweep
+            that does not rise or fall all the way; the message says the line.
     """
     path = Path(path)
     header, rows = _table(path)
@@ -95,7 +101,11 @@ def _table(path: Path) -> tuple[list[str] | None, list[tuple[int, list[str]]]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CircuitError(f"{path.name} cannot be read ({error}); give the path of a CSV in UTF-8") from error
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip() and not line.lstrip().startswith("#")]
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.splitlines(), start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     rows = [(number, [field.strip() for field in next(csv.reader([line]))]) for number, line in lines]
     if not rows:
         raise CircuitError(f"{path.name} has no rows; export the sweep again")
@@ -103,7 +113,9 @@ def _table(path: Path) -> tuple[list[str] | None, list[tuple[int, list[str]]]]:
     width = len(header) if header is not None else len(rows[0][1])
     for number, row in rows:
         if len(row) != width:
-            raise CircuitError(f"{path.name}, line {number}: {len(row)} columns where there should be {width}; mend or drop this line")
+            raise CircuitError(
+                f"{path.name}, line {number}: {len(row)} columns where there should be {width}; mend or drop this line"
+            )
     if not rows:
         raise CircuitError(f"{path.name} has a header and no rows; export the sweep again")
     return header, rows
@@ -116,15 +128,21 @@ def _column(header: list[str] | None, rows: Sequence[tuple[int, list[str]]], col
             raise CircuitError(f"{path.name} has columns 0 to {width - 1}, not {column}")
         return column
     if header is None:
-        raise CircuitError(f"{path.name} has no header, so no column is named {column!r}; give its number, 0 to {width - 1}")
+        raise CircuitError(
+            f"{path.name} has no header, so no column is named {column!r}; give its number, 0 to {width - 1}"
+        )
     if header.count(column) != 1:
-        raise CircuitError(f"{path.name} has {header.count(column)} columns named {column!r}; they are {', '.join(header)}")
+        raise CircuitError(
+            f"{path.name} has {header.count(column)} columns named {column!r}; they are {', '.join(header)}"
+        )
     return header.index(column)
 
 
 def _number(row: list[str], at: int, line: int, path: Path) -> float:
     if not _is_number(row[at]) or not np.isfinite(float(row[at])):
-        raise CircuitError(f"{path.name}, line {line}, column {at}: {row[at]!r} is no finite number; mend or drop this line")
+        raise CircuitError(
+            f"{path.name}, line {line}, column {at}: {row[at]!r} is no finite number; mend or drop this line"
+        )
     return float(row[at])
 
 
@@ -146,7 +164,8 @@ def _factors(units: Mapping[str, str]) -> dict[str, float]:
         match = re.fullmatch(rf"([{''.join(PREFIXES)}]?)([{allowed[name]}])", unit)
         if match is None:
             raise CircuitError(
-                f"units: {name}={unit!r} is not {' or '.join(allowed[name])} with one of the prefixes {' '.join(filter(None, PREFIXES))}"
+                f"units: {name}={unit!r} is not {' or '.join(allowed[name])} with one of the prefixes"
+                f" {' '.join(filter(None, PREFIXES))}"
             )
         factors[name] = PREFIXES[match[1]]
     return factors
@@ -156,7 +175,7 @@ def _check_axis(seen: list[float], v: float, line: int, path: Path) -> None:
     """A sweep goes one way; what turns back is two sweeps in one, or a mistyped voltage."""
     if len(seen) >= 1 and (v == seen[-1] or (len(seen) >= 2 and (v > seen[-1]) != (seen[-1] > seen[-2]))):
         raise CircuitError(
-            f"{path.name}, line {line}: stored voltage {v:g} V after {seen[-1]:g} V: the sweep turns back; mend the line, or name the column of reads "
-            "if the file holds several sweeps"
+            f"{path.name}, line {line}: stored voltage {v:g} V after {seen[-1]:g} V: the sweep turns back; mend the"
+            " line, or name the column of reads if the file holds several sweeps"
         )
     seen.append(v)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from aimc.config import ConfigError
+from aimc.hardware import ConfigError
 
 
 class CircuitError(ConfigError):
-    """A circuit, curve or fit that cannot be used; the message says what, why, and what to do. One bad field is a plain `ConfigError`."""
+    """A circuit, curve or fit that cannot be used; the message says what, why, and what to do. One bad field is a plain
+    `ConfigError`."""
 
 
 class CircuitWarning(UserWarning):

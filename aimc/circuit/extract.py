@@ -46,18 +46,21 @@ def fit_transistor(
     free: tuple[str, ...] = ("threshold_v", "slope_factor", "specific_current_a", "power"),
     temperature_k: float = REFERENCE_K,
 ) -> Extraction:
-    """Least squares of the logarithm of the current, so that weak inversion counts as much as strong. The source is at 0 V.
+    """Least squares of the logarithm of the current, so that weak inversion counts as much as strong. The source is at
+    0 V.
 
     Args:
         gate_v: gate-source voltages in volt, `[N]`, as for an n type.
         drain_v: drain-source voltages in volt, `[N]`, positive.
-        current_a: drain currents in ampere, `[N]`, positive; points at the noise floor of the instrument should be left out.
+        current_a: drain currents in ampere, `[N]`, positive; points at the noise floor of the instrument should be left
+            out.
         start: width, length, and a first guess of everything else.
         free: which of :data:`BOUNDS` are fitted.
         temperature_k: of the measurement, in kelvin.
 
     Raises:
-        CircuitError: points that cannot be fitted, the message says which row; or parameters that are not among the ones that can.
+        CircuitError: points that cannot be fitted, the message says which row; or parameters that are not among the
+            ones that can.
     """
     gate, drain, current = (np.asarray(x, dtype=np.float64) for x in (gate_v, drain_v, current_a))
     _check(gate, drain, current, free)
@@ -87,17 +90,24 @@ def fit_transistor(
 def _check(gate: Array, drain: Array, current: Array, free: tuple[str, ...]) -> None:
     unknown = [name for name in free if name not in BOUNDS]
     if unknown:
-        raise CircuitError(f"free={free}: {', '.join(unknown)} cannot be told from such curves; choose among {', '.join(BOUNDS)}")
+        raise CircuitError(
+            f"free={free}: {', '.join(unknown)} cannot be told from such curves; choose among {', '.join(BOUNDS)}"
+        )
     if not (gate.ndim == 1 and gate.shape == drain.shape == current.shape):
         raise CircuitError(
-            f"gate_v {gate.shape}, drain_v {drain.shape}, current_a {current.shape}: one of each a point; give lists of equal length"
+            f"gate_v {gate.shape}, drain_v {drain.shape}, current_a {current.shape}: one of each a point; give lists of"
+            " equal length"
         )
     if len(gate) <= len(free):
-        raise CircuitError(f"{len(gate)} points for {len(free)} parameters: they are not determined; measure more, or fit fewer")
-    bad = np.flatnonzero(~(np.isfinite(gate) & np.isfinite(drain) & np.isfinite(current)) | (current <= 0) | (drain <= 0))
+        raise CircuitError(
+            f"{len(gate)} points for {len(free)} parameters: they are not determined; measure more, or fit fewer"
+        )
+    bad = np.flatnonzero(
+        ~(np.isfinite(gate) & np.isfinite(drain) & np.isfinite(current)) | (current <= 0) | (drain <= 0)
+    )
     if bad.size:
         row = int(bad[0])
         raise CircuitError(
-            f"row {row}: V_G = {gate[row]:g} V, V_D = {drain[row]:g} V, I = {current[row]:g} A; a logarithm needs a positive, finite current at a "
-            "positive drain voltage; drop such rows, or change the sign of all"
+            f"row {row}: V_G = {gate[row]:g} V, V_D = {drain[row]:g} V, I = {current[row]:g} A; a logarithm needs a"
+            " positive, finite current at a positive drain voltage; drop such rows, or change the sign of all"
         )

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from aimc.circuit.errors import CircuitError, CircuitWarning
 from aimc.circuit.regression import solve
 from aimc.circuit.transistor import Array
-from aimc.config import Cell
+from aimc.hardware import Cell
 
 POOR_LSB = 0.5
 """A fit that misses by more than this many steps between storage levels puts a level where its neighbour should be."""
@@ -32,13 +32,16 @@ class TransferFit:
     coefficients: list[float]
     """c_0, c_1, … in charge units per volt^i, lowest power first."""
     standard_errors: list[float]
-    """Of the coefficients, for independent errors of equal (weighted) size; NaN where a monotone fit was held by its constraint."""
+    """Of the coefficients, for independent errors of equal (weighted) size; NaN where a monotone fit was held by its
+    constraint."""
     residuals: Array
     """Charge minus fit, one per point, in charge units."""
     linear_slope: float
-    """Least-squares slope of the charge through the origin, in charge units per volt: what a surrogate gradient uses."""
+    """Least-squares slope of the charge through the origin, in charge units per volt: what a surrogate gradient
+    uses."""
     level_step: float | None
-    """Charge between adjacent storage levels, full charge span / (n_levels − 1); None where no level count was given."""
+    """Charge between adjacent storage levels, full charge span / (n_levels − 1); None where no level count was
+    given."""
     stored_range_v: tuple[float, float]
     """Smallest and largest stored voltage of the data, in volt; outside it the polynomial knows nothing."""
 
@@ -54,7 +57,8 @@ class TransferFit:
 
     @property
     def max_error_lsb(self) -> float | None:
-        """Largest residual as a fraction of the charge step between adjacent storage levels; None without a level count."""
+        """Largest residual as a fraction of the charge step between adjacent storage levels; None without a level
+        count."""
         return None if self.level_step is None else self.max_error / self.level_step
 
     def __call__(self, stored_v: ArrayLike) -> Array:
@@ -81,15 +85,18 @@ class TransferFit:
         """
         self._check_range(lowest_v, supply_v)
         slope = {"surrogate_slope": self.linear_slope} if gradient == "linear" or self.linear_slope > 0 else {}
-        return Cell(supply_v=supply_v, offset_v=self.offset_v, coefficients=list(self.coefficients), gradient=gradient, **slope)
+        return Cell(
+            supply_v=supply_v, offset_v=self.offset_v, coefficients=list(self.coefficients), gradient=gradient, **slope
+        )
 
     def _check_range(self, lowest_v: float, highest_v: float) -> None:
         low, high = self.stored_range_v
         slack = SLACK * (high - low)
         if lowest_v < low - slack or highest_v > high + slack:
             raise CircuitError(
-                f"stored voltages from {lowest_v:g} to {highest_v:g} V, and the data end at {low:g} and {high:g} V: a polynomial runs away outside its "
-                "data; measure the whole range, or store less (storage_dac.v_min, storage_dac.v_max, supply_v)"
+                f"stored voltages from {lowest_v:g} to {highest_v:g} V, and the data end at {low:g} and {high:g} V: a"
+                " polynomial runs away outside its data; measure the whole range, or store less (storage_dac.v_min,"
+                " storage_dac.v_max, supply_v)"
             )
 
 
@@ -107,7 +114,8 @@ def fit_transfer(
 
     Args:
         stored_v: stored voltages in volt, one dimension; at least `degree + 1` distinct ones.
-        charge: charge (or current) per unit pulse at those voltages, same length, in any unit; or a function of `u = stored_v − offset_v`.
+        charge: charge (or current) per unit pulse at those voltages, same length, in any unit; or a function of `u =
+            stored_v − offset_v`.
         offset_v: rest voltage V_o in volt.
         degree: degree of the polynomial, at least 1. Three describes the published silicon cell.
         n_levels: storage levels, to state the error in charge steps; None: do not.
@@ -115,10 +123,12 @@ def fit_transfer(
         monotone: hold the polynomial to rise (or to fall) over the data's range, as a cell's charge does.
 
     Returns:
-        Coefficients, residuals and error measures. A :class:`CircuitWarning` says when the fit is too poor for `n_levels`.
+        Coefficients, residuals and error measures. A :class:`CircuitWarning` says when the fit is too poor for
+        `n_levels`.
 
     Raises:
-        ValueError: what cannot be fitted: lengths that differ, values that are not finite, too few points, degree below 1.
+        ValueError: what cannot be fitted: lengths that differ, values that are not finite, too few points, degree below
+            1.
     """
     u = np.asarray(stored_v, dtype=np.float64) - offset_v
     y = np.asarray(charge(u) if callable(charge) else charge, dtype=np.float64)
@@ -142,13 +152,15 @@ def fit_transfer(
 def poor_fit(error_lsb: float, what: str) -> str:
     """What is said of a fit that misses by so many steps between storage levels."""
     return (
-        f"{what} misses the data by up to {error_lsb:.2f} LSB of storage, so the emulated cell confuses levels that the real one tells apart; try a "
-        "higher degree (aimc.circuit.choose_degree picks one), a smaller range of stored voltages, or look for outliers in the residuals"
+        f"{what} misses the data by up to {error_lsb:.2f} LSB of storage, so the emulated cell confuses levels that the"
+        " real one tells apart; try a higher degree (aimc.circuit.choose_degree picks one), a smaller range of stored"
+        " voltages, or look for outliers in the residuals"
     )
 
 
 def _fit(u: Array, y: Array, degree: int, weights: Array | None, monotone: bool) -> tuple[Array, Array]:
-    """Coefficients and their standard errors; solved on an axis scaled to one, which keeps high degrees well conditioned."""
+    """Coefficients and their standard errors; solved on an axis scaled to one, which keeps high degrees well
+    conditioned."""
     reach = float(np.abs(u).max())
     powers = reach ** np.arange(degree + 1)
     slopes = None
@@ -162,9 +174,16 @@ def _fit(u: Array, y: Array, degree: int, weights: Array | None, monotone: bool)
 
 
 def choose_degree(
-    stored_v: ArrayLike, charge: ArrayLike, *, offset_v: float, degrees: range = range(1, 8), n_folds: int = 5, seed: int = 0
+    stored_v: ArrayLike,
+    charge: ArrayLike,
+    *,
+    offset_v: float,
+    degrees: range = range(1, 8),
+    n_folds: int = 5,
+    seed: int = 0,
 ) -> tuple[int, dict[int, float]]:
-    """The degree that a cross-validation prefers: the lowest whose held-out error is within one standard error of the best.
+    """The degree that a cross-validation prefers: the lowest whose held-out error is within one standard error of the
+    best.
 
     Args:
         stored_v: stored voltages in volt, one dimension.
@@ -187,9 +206,14 @@ def choose_degree(
     for degree in degrees:
         if len(np.unique(stored)) - max(int((fold_of == fold).sum()) for fold in range(n_folds)) < degree + 1:
             break
-        errors[degree] = np.array([held_out_error(stored, y, fold_of == fold, offset_v=offset_v, degree=degree) for fold in range(n_folds)])
+        errors[degree] = np.array(
+            [held_out_error(stored, y, fold_of == fold, offset_v=offset_v, degree=degree) for fold in range(n_folds)]
+        )
     if not errors:
-        raise CircuitError(f"{len(y)} points in {n_folds} folds determine no degree of {list(degrees)}; measure more, or use fewer folds")
+        raise CircuitError(
+            f"{len(y)} points in {n_folds} folds determine no degree of {list(degrees)}; measure more, or use fewer"
+            " folds"
+        )
     mean_squares = {degree: float(np.mean(e**2)) for degree, e in errors.items()}
     best = min(mean_squares, key=mean_squares.__getitem__)
     limit = mean_squares[best] + float(np.std(errors[best] ** 2, ddof=1) / np.sqrt(n_folds))
@@ -197,9 +221,16 @@ def choose_degree(
     return chosen, {degree: float(np.sqrt(value)) for degree, value in mean_squares.items()}
 
 
-def held_out_error(stored_v: ArrayLike, charge: ArrayLike, held_out: ArrayLike, *, offset_v: float, degree: int) -> float:
-    """Root mean square error, in charge units, on points that a fit to the others has not seen; bool `held_out` marks them."""
-    u, y, out = np.asarray(stored_v, dtype=np.float64) - offset_v, np.asarray(charge, dtype=np.float64), np.asarray(held_out, dtype=bool)
+def held_out_error(
+    stored_v: ArrayLike, charge: ArrayLike, held_out: ArrayLike, *, offset_v: float, degree: int
+) -> float:
+    """Root mean square error, in charge units, on points that a fit to the others has not seen; bool `held_out` marks
+    them."""
+    u, y, out = (
+        np.asarray(stored_v, dtype=np.float64) - offset_v,
+        np.asarray(charge, dtype=np.float64),
+        np.asarray(held_out, dtype=bool),
+    )
     coefficients, _ = _fit(u[~out], y[~out], degree, None, False)
     return float(np.sqrt(np.mean((y[out] - Polynomial(coefficients)(u[out])) ** 2)))
 
@@ -210,26 +241,32 @@ def _check_weights(weights: ArrayLike | None, y: Array) -> Array | None:
     weight = np.asarray(weights, dtype=np.float64)
     if weight.shape != y.shape or not np.isfinite(weight).all() or (weight < 0).any():
         raise CircuitError(
-            f"weights of shape {weight.shape} for {y.shape} points: one finite number that is not negative each; 0 drops a point"
+            f"weights of shape {weight.shape} for {y.shape} points: one finite number that is not negative each; 0"
+            " drops a point"
         )
     return weight
 
 
 def _check_points(u: Array, y: Array, degree: int, n_levels: int | None) -> None:
     if degree < 1:
-        raise CircuitError(f"degree={degree}: a polynomial below degree 1 does not depend on the stored voltage; use 1 or more")
+        raise CircuitError(
+            f"degree={degree}: a polynomial below degree 1 does not depend on the stored voltage; use 1 or more"
+        )
     if n_levels is not None and n_levels < 2:
-        raise CircuitError(f"n_levels={n_levels}: a step needs two levels; use 2 or more, or None to leave the error in charge units")
+        raise CircuitError(
+            f"n_levels={n_levels}: a step needs two levels; use 2 or more, or None to leave the error in charge units"
+        )
     if u.ndim != 1 or y.shape != u.shape:
         raise CircuitError(
-            f"stored_v has shape {u.shape} and charge {y.shape}: each voltage needs its charge; give two lists of equal length"
+            f"stored_v has shape {u.shape} and charge {y.shape}: each voltage needs its charge; give two lists of equal"
+            " length"
         )
     bad = np.flatnonzero(~(np.isfinite(u) & np.isfinite(y)))
     if bad.size:
         row = int(bad[0])
         raise CircuitError(
-            f"row {row} of {len(u)} is not finite (stored_v − offset_v = {u[row]}, charge = {y[row]}), and one such point spoils the "
-            f"whole fit; drop the {bad.size} such rows"
+            f"row {row} of {len(u)} is not finite (stored_v − offset_v = {u[row]}, charge = {y[row]}), and one such"
+            f" point spoils the whole fit; drop the {bad.size} such rows"
         )
     distinct = len(np.unique(u))
     if distinct < degree + 1:
@@ -238,4 +275,6 @@ def _check_points(u: Array, y: Array, degree: int, n_levels: int | None) -> None
             "measure more points or lower degree"
         )
     if np.ptp(y) == 0:
-        raise CircuitError("charge is the same at every voltage: such a cell stores nothing; check that the column is the right one")
+        raise CircuitError(
+            "charge is the same at every voltage: such a cell stores nothing; check that the column is the right one"
+        )

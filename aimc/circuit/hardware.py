@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from aimc import presets
 from aimc.circuit.budget import check_cell
 from aimc.circuit.cell import GainCell
 from aimc.circuit.errors import CircuitError, CircuitWarning
@@ -17,10 +16,11 @@ from aimc.circuit.fit import POOR_LSB, TransferFit, fit_transfer, poor_fit
 from aimc.circuit.retention import RetentionFit
 from aimc.circuit.storage import retention, tau_spread
 from aimc.circuit.transistor import BOLTZMANN
-from aimc.config import Cell, Hardware, Leakage, Noise
+from aimc.hardware import Cell, Hardware, Leakage, Noise, presets
 
 MEAN_PULSE = 0.5
-"""Mean pulse as a fraction of the longest, where a model's own is not known: noise and energy of a read grow with it."""
+"""Mean pulse as a fraction of the longest, where a model's own is not known: noise and energy of a read grow with
+it."""
 HEAD_SIZE = 64
 """Cells on a bit line of the first array, where a model's own head size is not given: that of GPT-2."""
 
@@ -51,16 +51,19 @@ def to_hardware(
 ) -> Hardware:
     """Hardware whose cell is a circuit or a fitted curve; everything else is that of `hardware`.
 
-    From a circuit come: transfer coefficients, storage range, τ and what the cells leak to, write noise, read noise of both arrays, gain
-    and offset mismatch, spread of τ, and the nonlinearity of short pulses. Charges become signal units so that the straight line through
-    the cell reaches what that of `hardware.cell` reaches at the end of its range, as if the circuits behind the arrays were sized anew; with
-    `full_scales` they are what they are, and a stronger cell fills them sooner.
+    From a circuit come: transfer coefficients, storage range, τ and what the cells leak to, write noise, read noise of
+        both arrays, gain
+    and offset mismatch, spread of τ, and the nonlinearity of short pulses. Charges become signal units so that the
+    straight line through the cell reaches what that of `hardware.cell` reaches at the end of its range, as if the
+    circuits behind the arrays were sized anew; with `full_scales` they are what they are, and a stronger cell fills
+    them sooner.
 
     Args:
         source: a circuit; or a fitted curve, from which comes the cell alone.
         hardware: sizes, levels, token time and column errors; None: :func:`aimc.presets.gain_cell_cmos`.
         degree: of the polynomial that stands for the circuit.
-        full_scales: of the circuits behind the arrays, in the units of the charge; None: sized like those of `hardware`.
+        full_scales: of the circuits behind the arrays, in the units of the charge; None: sized like those of
+            `hardware`.
         head_size: cells on one bit line of the first array, which add up their noise.
         mean_pulse: mean pulse as a fraction of the longest, for the noise of a read.
         phi_pulse_s: longest pulse into the second array, in second; None: that of the first.
@@ -72,13 +75,16 @@ def to_hardware(
         ConfigError: values that the emulator refuses.
 
     Warns:
-        CircuitWarning: what will hurt the model: retention shorter than the window, a write or a pulse too short to settle, a poor fit.
+        CircuitWarning: what will hurt the model: retention shorter than the window, a write or a pulse too short to
+            settle, a poor fit.
     """
     base = presets.gain_cell_cmos() if hardware is None else Hardware.from_dict(hardware.to_dict())
     if isinstance(source, TransferFit):
         return _of_curve(source, base, full_scales, supply_v, held)
     if supply_v is not None or held is not None:
-        raise CircuitError("supply_v and held belong to a fitted curve; a circuit has its own: use dataclasses.replace on it")
+        raise CircuitError(
+            "supply_v and held belong to a fitted curve; a circuit has its own: use dataclasses.replace on it"
+        )
     return _of_circuit(source, base, degree, full_scales, head_size, mean_pulse, phi_pulse_s)
 
 
@@ -93,12 +99,17 @@ def _of_curve(
     if held is not None:
         if held.stretch != 1.0:
             raise CircuitError(
-                f"stretch={held.stretch:.3f}: the emulator computes with plain exponentials; fit the retention with stretched=False"
+                f"stretch={held.stretch:.3f}: the emulator computes with plain exponentials; fit the retention with"
+                " stretched=False"
             )
         new.leakage = replace(new.leakage, tau_s=held.tau_s, target_v=float(np.clip(held.target_v, 0.0, supply)))
     step = float(np.ptp(fit(np.array([low, high])))) / ((base.storage_dac.n_levels or 2) - 1)
     if fit.max_error > POOR_LSB * step:
-        warnings.warn(poor_fit(fit.max_error / step, f"a polynomial of degree {len(fit.coefficients) - 1}"), CircuitWarning, stacklevel=3)
+        warnings.warn(
+            poor_fit(fit.max_error / step, f"a polynomial of degree {len(fit.coefficients) - 1}"),
+            CircuitWarning,
+            stacklevel=3,
+        )
     return new
 
 
@@ -139,7 +150,8 @@ def fit_cell(cell: GainCell, *, degree: int = 3, n_levels: int | None = None) ->
     if (np.diff(charge) <= 0).any():
         at = stored[int(np.argmin(np.diff(charge)))]
         raise CircuitError(
-            f"the charge does not rise with the stored voltage at {at:.2f} V: what is stored there cannot be read; check sizes and biases"
+            f"the charge does not rise with the stored voltage at {at:.2f} V: what is stored there cannot be read;"
+            " check sizes and biases"
         )
     return fit_transfer(stored, charge, offset_v=cell.rest_v, degree=degree, n_levels=n_levels)
 
@@ -149,15 +161,18 @@ def signal_unit(cell: GainCell, hardware: Hardware, *, degree: int = 3) -> float
     return _signal_unit(fit_cell(cell, degree=degree), hardware, None, 0.0, cell.supply_v)
 
 
-def _signal_unit(fit: TransferFit, base: Hardware, full_scales: FullScales | None, low_v: float, high_v: float) -> float:
+def _signal_unit(
+    fit: TransferFit, base: Hardware, full_scales: FullScales | None, low_v: float, high_v: float
+) -> float:
     """Units of the fit's charge per signal unit, where voltages from `low_v` to `high_v` can be stored."""
     slope, old_slope = (
-        _slope(c.coefficients, c.offset_v, low, high) for c, low, high in ((fit, low_v, high_v), (base.cell, 0.0, base.cell.supply_v))
+        _slope(c.coefficients, c.offset_v, low, high)
+        for c, low, high in ((fit, low_v, high_v), (base.cell, 0.0, base.cell.supply_v))
     )
     if slope <= 0:
         raise CircuitError(
-            "the charge falls as the stored voltage rises: the arrays would compute with the sign of every key and value turned; if the simulator counts "
-            "currents into a source as negative, read the sweep with sign=-1"
+            "the charge falls as the stored voltage rises: the arrays would compute with the sign of every key and"
+            " value turned; if the simulator counts currents into a source as negative, read the sweep with sign=-1"
         )
     if full_scales is not None:
         return full_scales.qk_c / base.array.saturation_qk
@@ -170,7 +185,9 @@ def _slope(coefficients: list[float], offset_v: float, low_v: float, high_v: flo
     return float(u @ np.polynomial.polynomial.polyval(u, coefficients) / (u @ u))
 
 
-def _with_cell(base: Hardware, cell: Cell, unit: float, full_scales: FullScales | None, low_v: float, high_v: float) -> Hardware:
+def _with_cell(
+    base: Hardware, cell: Cell, unit: float, full_scales: FullScales | None, low_v: float, high_v: float
+) -> Hardware:
     """The base with a cell whose coefficients are in charge units of the fit, and another storage range."""
     coefficients = [c / unit for c in cell.coefficients]
     slope = _slope(coefficients, cell.offset_v, low_v, high_v)
@@ -204,7 +221,9 @@ def _leakage(cell: GainCell, base: Hardware, held: RetentionFit | None) -> Leaka
     return replace(base.leakage, tau_s=held.tau_s, target_v=None if at_rest else held.target_v)
 
 
-def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, mean_pulse: float, phi_pulse_s: float) -> Noise:
+def _noise(
+    cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, mean_pulse: float, phi_pulse_s: float
+) -> Noise:
     array, (gain, offset_v) = hardware.array, cell.mismatch()
     # φ is as long as its own longest pulse says: noise charge grows with the root of the pulse
     phi = mean_pulse * phi_pulse_s / cell.pulse_max_s
@@ -220,7 +239,8 @@ def _noise(cell: GainCell, hardware: Hardware, unit_c: float, head_size: int, me
 
 
 def _tau_spread_that_matters(cell: GainCell, hardware: Hardware) -> float:
-    """The spread of τ; 0 where it moves no voltage by a tenth of kT/C before its token leaves, because cells that differ are slow to emulate."""
+    """The spread of τ; 0 where it moves no voltage by a tenth of kT/C before its token leaves, because cells that
+    differ are slow to emulate."""
     if hardware.leakage.tau_s is None:
         return 0.0
     spread = tau_spread(cell)
@@ -232,8 +252,8 @@ def _tau_spread_that_matters(cell: GainCell, hardware: Hardware) -> float:
 def read_noise(cell: GainCell, full_scale_c: float, n_cells: int, mean_pulse: float = MEAN_PULSE) -> float:
     """Noise of one read of one column as a fraction of its full scale.
 
-    The channels of `n_cells` cells at evenly spread stored voltages, with variances that add and grow with the pulse; and √(kT·C) of the
-    integrator that is full at `full_scale_c` coulomb after half the supply.
+    The channels of `n_cells` cells at evenly spread stored voltages, with variances that add and grow with the pulse;
+    and √(kT·C) of the integrator that is full at `full_scale_c` coulomb after half the supply.
     """
     of_cells = n_cells * mean_pulse * cell.mean_read_noise() ** 2
     of_integrator = BOLTZMANN * cell.temperature_k * full_scale_c / (cell.supply_v / 2)
@@ -241,9 +261,11 @@ def read_noise(cell: GainCell, full_scale_c: float, n_cells: int, mean_pulse: fl
 
 
 def pulse_nonlinearity(cell: GainCell) -> float:
-    """Largest deviation of a pulse's effect from the straight line through its ends, as a fraction of the longest pulse, with its sign.
+    """Largest deviation of a pulse's effect from the straight line through its ends, as a fraction of the longest
+    pulse, with its sign.
 
-    The emulator draws it as a parabola; the edge of a read line has its deviation at the short pulses. Its size is exact, its place is not.
+    The emulator draws it as a parabola; the edge of a read line has its deviation at the short pulses. Its size is
+    exact, its place is not.
     """
     widths = np.linspace(0.0, cell.pulse_max_s, 257)
     effect = cell.effective_width(widths) / cell.pulse_max_s

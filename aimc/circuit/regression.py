@@ -17,7 +17,8 @@ class Solution(NamedTuple):
     coefficients: Array
     """`[P]`."""
     standard_errors: Array
-    """`[P]`, for independent errors whose size the residuals tell; NaN where the monotone constraint holds the solution."""
+    """`[P]`, for independent errors whose size the residuals tell; NaN where the monotone constraint holds the
+    solution."""
 
 
 def solve(basis: Array, y: Array, weights: Array | None = None, slopes: Array | None = None) -> Solution:
@@ -39,8 +40,8 @@ def solve(basis: Array, y: Array, weights: Array | None = None, slopes: Array | 
     solution, _, rank, _ = np.linalg.lstsq(scaled, target, rcond=1e-12)
     if rank < basis.shape[1]:
         raise CircuitError(
-            f"{len(y)} points determine {rank} of {basis.shape[1]} coefficients: too few different voltages for this degree; measure more, or "
-            "lower the degree"
+            f"{len(y)} points determine {rank} of {basis.shape[1]} coefficients: too few different voltages for this"
+            " degree; measure more, or lower the degree"
         )
     freedom = max(len(y) - basis.shape[1], 1)
     variance = float(np.sum((scaled @ solution - target) ** 2)) / freedom
@@ -54,7 +55,8 @@ def solve(basis: Array, y: Array, weights: Array | None = None, slopes: Array | 
 def _constrained(basis: Array, y: Array, slopes: Array) -> Array:
     """Least squares under `slopes @ c >= 0`, as a least-distance problem solved by non-negative least squares.
 
-    Source: C. Lawson, R. Hanson, "Solving least squares problems" (1974), chapter 23: with basis = QR and z = Rc − Qᵀy the problem is
+    Source: C. Lawson, R. Hanson, "Solving least squares problems" (1974), chapter 23: with basis = QR and z = Rc − Qᵀy
+        the problem is
     the shortest z with G·z >= h, G = slopes·R⁻¹, h = −G·Qᵀy.
     """
     q, r = np.linalg.qr(basis)

@@ -73,8 +73,15 @@ def fit_retention(
         tau, beta, target, starts = unpack(x)
         return target + (starts[:, None] - target) * np.exp(-((times / tau) ** beta))
 
-    x0 = [np.log(guess_tau / times[-1]), *([1.0] if stretched else []), *([] if target_v is not None else [guess_target]), *traces[:, 0]]
-    best = least_squares(lambda x: (model(x) - traces).ravel() / scale, x0, xtol=1e-14, ftol=1e-14, gtol=1e-14, x_scale="jac")
+    x0 = [
+        np.log(guess_tau / times[-1]),
+        *([1.0] if stretched else []),
+        *([] if target_v is not None else [guess_target]),
+        *traces[:, 0],
+    ]
+    best = least_squares(
+        lambda x: (model(x) - traces).ravel() / scale, x0, xtol=1e-14, ftol=1e-14, gtol=1e-14, x_scale="jac"
+    )
     tau, beta, target, _ = unpack(best.x)
     errors = model(best.x) - traces
     step = None if n_levels is None else (float(np.ptp(traces)) if span_v is None else span_v) / (n_levels - 1)
@@ -100,16 +107,21 @@ def _standard_error(jacobian: Array, residuals: Array) -> float:
 def _check_traces(times: Array, traces: Array) -> None:
     if times.ndim != 1 or traces.ndim != 2 or traces.shape[1] != len(times):
         raise CircuitError(
-            f"times_s has shape {times.shape} and traces_v {traces.shape}: each trace has one voltage a time; give [N] and [M, N]"
+            f"times_s has shape {times.shape} and traces_v {traces.shape}: each trace has one voltage a time; give [N]"
+            " and [M, N]"
         )
     if len(times) < 4:
         raise CircuitError(f"{len(times)} times: a time constant and a target need at least 4; measure more")
     falling = np.flatnonzero(np.diff(times) <= 0)
     if times[0] < 0 or falling.size:
         row = int(falling[0]) + 1 if falling.size else 0
-        raise CircuitError(f"row {row}: time {times[row]:g} s does not follow the one before; sort the rows by time, from the write on")
+        raise CircuitError(
+            f"row {row}: time {times[row]:g} s does not follow the one before; sort the rows by time, from the write on"
+        )
     bad = np.argwhere(~np.isfinite(traces))
     if bad.size:
         raise CircuitError(f"trace {bad[0][0]}, row {bad[0][1]} is not finite; drop such rows")
     if np.ptp(traces, axis=1).max() == 0:
-        raise CircuitError("no trace changes: the cell does not leak in this time; measure longer, or use Leakage(tau_s=None)")
+        raise CircuitError(
+            "no trace changes: the cell does not leak in this time; measure longer, or use Leakage(tau_s=None)"
+        )

@@ -13,7 +13,7 @@ from aimc.circuit.cell import GainCell
 from aimc.circuit.errors import CircuitError
 from aimc.circuit.retention import RetentionFit, fit_retention
 from aimc.circuit.transistor import Array, thermal_voltage
-from aimc.config_checks import require_positive
+from aimc.hardware.checks import require_positive
 
 RETENTION_POINTS = 121
 """Times at which a simulated retention trace is sampled."""
@@ -49,7 +49,8 @@ def _left_after(cell: GainCell, start_v: float, target_v: float) -> float:
 
 
 def leakage_current(cell: GainCell, stored_v: ArrayLike) -> Array:
-    """Current out of the storage node in ampere while the cell holds: the shut write transistor and the lumped conductance."""
+    """Current out of the storage node in ampere while the cell holds: the shut write transistor and the lumped
+    conductance."""
     return channel_leakage(cell, stored_v) + ohmic_leakage(cell, stored_v)
 
 
@@ -82,7 +83,8 @@ def retention(cell: GainCell, duration_s: float, *, n_starts: int = 9) -> Retent
 
     Args:
         cell: the cell.
-        duration_s: how long, in second: the time that a token stays in the window, for a fit that is good where it matters.
+        duration_s: how long, in second: the time that a token stays in the window, for a fit that is good where it
+            matters.
         n_starts: start voltages from 0 to V_DD.
 
     Raises:
@@ -93,7 +95,8 @@ def retention(cell: GainCell, duration_s: float, *, n_starts: int = 9) -> Retent
     starts = np.linspace(0.0, cell.supply_v, n_starts)
     if np.abs(leakage_current(cell, starts)).max() * duration_s / cell.capacitance_f < 1e-12:
         raise CircuitError(
-            f"duration_s={duration_s:g}: no voltage changes by a picovolt in that time, so no time constant can be fitted; give a longer time"
+            f"duration_s={duration_s:g}: no voltage changes by a picovolt in that time, so no time constant can be"
+            " fitted; give a longer time"
         )
 
     def slope(_: float, v: Array) -> Array:
@@ -102,15 +105,19 @@ def retention(cell: GainCell, duration_s: float, *, n_starts: int = 9) -> Retent
     times = np.linspace(0.0, duration_s, RETENTION_POINTS)
     traces = solve_ivp(slope, (0.0, duration_s), starts, method="LSODA", t_eval=times, rtol=1e-9, atol=1e-12).y
     fit = fit_retention(times, traces)
-    if not 0 <= fit.target_v <= cell.supply_v:  # a straight line wants a far target; the emulator's lies within the supply
+    if (
+        not 0 <= fit.target_v <= cell.supply_v
+    ):  # a straight line wants a far target; the emulator's lies within the supply
         fit = fit_retention(times, traces, target_v=min(max(fit.target_v, 0.0), cell.supply_v))
     return Retention(times_s=times, traces_v=traces, fit=fit)
 
 
 def tau_spread(cell: GainCell) -> float:
-    """Standard deviation of ln τ from cell to cell: the write transistor's threshold moves its leakage as exp(−V_T/(n·U_T)).
+    """Standard deviation of ln τ from cell to cell: the write transistor's threshold moves its leakage as
+    exp(−V_T/(n·U_T)).
 
-    Weighted by the share of the channel in the leakage at the two ends of the range; the conductance is taken to be the same in all cells.
+    Weighted by the share of the channel in the leakage at the two ends of the range; the conductance is taken to be the
+    same in all cells.
     """
     ends = np.array([0.0, cell.supply_v])
     channel, ohmic = (float(np.abs(part(cell, ends)).sum()) for part in (channel_leakage, ohmic_leakage))

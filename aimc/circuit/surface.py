@@ -12,7 +12,7 @@ from aimc.circuit.errors import CircuitError, CircuitWarning
 from aimc.circuit.fit import POOR_LSB, SLACK, SLOPE_POINTS, poor_fit
 from aimc.circuit.regression import solve
 from aimc.circuit.transistor import Array
-from aimc.config import Cell
+from aimc.hardware import Cell
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,7 +28,8 @@ class SurfaceFit:
     residuals: Array
     """Data minus fit, one per point."""
     level_step: float | None
-    """Charge between adjacent storage levels at the largest read, span / (n_levels − 1); None where no level count was given."""
+    """Charge between adjacent storage levels at the largest read, span / (n_levels − 1); None where no level count was
+    given."""
     stored_range_v: tuple[float, float]
     """Smallest and largest stored voltage of the data, in volt."""
     read_range: tuple[float, float]
@@ -54,7 +55,9 @@ class SurfaceFit:
         self._check("stored voltages in volt", stored, self.stored_range_v)
         self._check("reads", x, self.read_range)
         u = stored - self.offset_v
-        return sum((c * u**i * x**j for (i, j), c in self.coefficients.items()), start=np.zeros(np.broadcast(u, x).shape))
+        return sum(
+            (c * u**i * x**j for (i, j), c in self.coefficients.items()), start=np.zeros(np.broadcast(u, x).shape)
+        )
 
     def at(self, read: float) -> list[float]:
         """The cell at one read: `c_i = Σ_j C_ij·x^j`, lowest power first, in charge units per volt^i.
@@ -66,7 +69,8 @@ class SurfaceFit:
         return collapse(self.coefficients, read)
 
     def to_cell(self, supply_v: float, read: float, *, lowest_v: float = 0.0) -> Cell:
-        """The cell at one read, ready for `Hardware.cell`, where stored voltages from `lowest_v` to `supply_v` were measured."""
+        """The cell at one read, ready for `Hardware.cell`, where stored voltages from `lowest_v` to `supply_v` were
+        measured."""
         self._check("stored voltages in volt", np.array([lowest_v, supply_v]), self.stored_range_v)
         return Cell(supply_v=supply_v, offset_v=self.offset_v, coefficients=self.at(read))
 
@@ -76,8 +80,8 @@ class SurfaceFit:
         slack = SLACK * (high - low)
         if values.size and (values.min() < low - slack or values.max() > high + slack):
             raise CircuitError(
-                f"{what} from {values.min():g} to {values.max():g}, and the data end at {low:g} and {high:g}: a polynomial runs away outside its data; "
-                "measure there too, or stay inside"
+                f"{what} from {values.min():g} to {values.max():g}, and the data end at {low:g} and {high:g}: a"
+                " polynomial runs away outside its data; measure there too, or stay inside"
             )
 
 
@@ -108,7 +112,8 @@ def fit_surface(
         charge: charge or current, `[N]`, in any unit.
         offset_v: rest voltage V_o in volt.
         degree: of the stored voltage.
-        read_degree: of the read, each term independently; None: terms of total degree up to `degree`, as published (ten of degree 3).
+        read_degree: of the read, each term independently; None: terms of total degree up to `degree`, as published (ten
+            of degree 3).
         n_levels: storage levels, to state the error in charge steps; None: do not.
         weights: of the squared errors, `[N]`, not negative; None: all alike.
         zero_at_zero_pulse: leave out the terms without the read, so that no pulse gives no charge.
@@ -123,9 +128,13 @@ def fit_surface(
     weight = None if weights is None else np.broadcast_to(np.asarray(weights, dtype=np.float64), y.shape)
     first = 1 if zero_at_zero_pulse else 0
     last = degree if read_degree is None else read_degree
-    terms = [(i, j) for i in range(degree + 1) for j in range(first, last + 1) if read_degree is not None or i + j <= degree]
+    terms = [
+        (i, j) for i in range(degree + 1) for j in range(first, last + 1) if read_degree is not None or i + j <= degree
+    ]
     if not any(i for i, _ in terms):
-        raise CircuitError(f"degree={degree}, read_degree={read_degree}: no term depends on the stored voltage; raise the degree")
+        raise CircuitError(
+            f"degree={degree}, read_degree={read_degree}: no term depends on the stored voltage; raise the degree"
+        )
     unit_u, unit_x = float(np.abs(u).max()) or 1.0, float(np.abs(x).max()) or 1.0
     units = np.array([unit_u**i * unit_x**j for i, j in terms])
 
@@ -155,11 +164,17 @@ def fit_surface(
 
 def _check(u: Array, x: Array, y: Array, degree: int) -> None:
     if degree < 1:
-        raise CircuitError(f"degree={degree}: a surface below degree 1 does not depend on the stored voltage; use 1 or more")
+        raise CircuitError(
+            f"degree={degree}: a surface below degree 1 does not depend on the stored voltage; use 1 or more"
+        )
     if not (u.ndim == 1 and u.shape == x.shape == y.shape):
-        raise CircuitError(f"stored_v {u.shape}, read {x.shape}, charge {y.shape}: one of each a point; give three lists of equal length")
+        raise CircuitError(
+            f"stored_v {u.shape}, read {x.shape}, charge {y.shape}: one of each a point; give three lists of equal"
+            " length"
+        )
     bad = np.flatnonzero(~(np.isfinite(u) & np.isfinite(x) & np.isfinite(y)))
     if bad.size:
         raise CircuitError(
-            f"row {int(bad[0])} of {len(u)} is not finite, and one such point spoils the whole fit; drop the {bad.size} such rows"
+            f"row {int(bad[0])} of {len(u)} is not finite, and one such point spoils the whole fit; drop the {bad.size}"
+            " such rows"
         )

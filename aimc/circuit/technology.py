@@ -1,14 +1,16 @@
-"""Cells to start from: sizes and constants of two technologies, each number with its source. Change any with `dataclasses.replace`.
+"""Cells to start from: sizes and constants of two technologies, each number with its source. Change any with
+`dataclasses.replace`.
 
-Neither is a foundry's model. They are textbook values of the class of process named, sized so that read energy, retention and curvature
-are those that N. Leroux et al., Nature Computational Science (2025), published for whole arrays ([L25], see :mod:`aimc.presets`).
+Neither is a foundry's model. They are textbook values of the class of process named, sized so that read energy,
+retention and curvature are those that N. Leroux et al., Nature Computational Science (2025), published for whole arrays
+([L25], see :mod:`aimc.presets`).
 """
 
 from __future__ import annotations
 
-from aimc import presets
 from aimc.circuit.cell import GainCell
 from aimc.circuit.transistor import Transistor
+from aimc.hardware import presets
 
 VACUUM_F_M = 8.8541878128e-12
 """ε_0 in F/m."""
@@ -19,8 +21,9 @@ SUPPLY_V = 0.9
 def _silicon(polarity: str, width_m: float, length_m: float, mobility_m2_v_s: float) -> Transistor:
     """A 28-nm-class transistor of regular threshold.
 
-    Oxide 1.7 nm of SiO₂ (equivalent, inverted); slope factor, threshold and its drift: usual of the class (C. Enz, E. Vittoz, 2006, table 2.2
-    and its scaling); A_VT = 2 mV·µm and A_β = 1 %·µm: M. Pelgrom, "Analog-to-digital conversion", chapter on matching.
+    Oxide 1.7 nm of SiO₂ (equivalent, inverted); slope factor, threshold and its drift: usual of the class (C. Enz, E.
+    Vittoz, 2006, table 2.2 and its scaling); A_VT = 2 mV·µm and A_β = 1 %·µm: M. Pelgrom, "Analog-to-digital
+    conversion", chapter on matching.
     """
     return Transistor(
         width_m=width_m,
@@ -41,9 +44,10 @@ def _silicon(polarity: str, width_m: float, length_m: float, mobility_m2_v_s: fl
 def silicon_cell() -> GainCell:
     """A push-pull gain cell in silicon CMOS.
 
-    Assumptions: read transistors long and of equal strength (electrons move three times as well as holes), which makes the current zero at half the
-    supply; 6 fF; a thick-oxide write transistor, driven 0.9 V above the supply and shut at −0.3 V; junctions and tunnelling as one
-    conductance, chosen for the published retention of 5 ms [L25].
+    Assumptions: read transistors long and of equal strength (electrons move three times as well as holes), which makes
+        the current zero at half the
+    supply; 6 fF; a thick-oxide write transistor, driven 0.9 V above the supply and shut at −0.3 V; junctions and
+    tunnelling as one conductance, chosen for the published retention of 5 ms [L25].
     """
     capacitance_f = 6e-15
     write = Transistor(
@@ -77,9 +81,11 @@ def silicon_cell() -> GainCell:
 def oxide_cell() -> GainCell:
     """A two-transistor gain cell in indium-gallium-zinc oxide (IGZO), n type only, read against a reference.
 
-    Mobility 10 cm²/(V·s), 8 nm of HfO₂ (relative permittivity 22) and a current that rises a little faster than the square of the overdrive:
-    T. Kamiya, K. Nomura, H. Hosono, Science and Technology of Advanced Materials 11 (2010). Assumptions: slope factor 1.5, matching as of silicon of
-    twice the oxide, 1.2 V of storage range; leakage as one conductance, for the retention that [L25] names for oxides, seconds.
+    Mobility 10 cm²/(V·s), 8 nm of HfO₂ (relative permittivity 22) and a current that rises a little faster than the
+    square of the overdrive: T. Kamiya, K. Nomura, H. Hosono, Science and Technology of Advanced Materials 11 (2010).
+        Assumptions: slope factor 1.5, matching as of silicon of
+    twice the oxide, 1.2 V of storage range; leakage as one conductance, for the retention that [L25] names for oxides,
+    seconds.
     """
     capacitance_f, supply_v = 2e-15, 1.2
 

@@ -1,10 +1,12 @@
 """A transistor in all regions of inversion, in a few parameters: the compact model under every circuit of this package.
 
 Sources:
-    [EKV] C. Enz, F. Krummenacher, E. Vittoz, "An analytical MOS transistor model valid in all regions of operation and dedicated to
-    low-voltage and low-current applications", Analog Integrated Circuits and Signal Processing 8 (1995): currents, eq. 1 to 4 here.
+    [EKV] C. Enz, F. Krummenacher, E. Vittoz, "An analytical MOS transistor model valid in all regions of operation and
+    dedicated to low-voltage and low-current applications", Analog Integrated Circuits and Signal Processing 8 (1995):
+    currents, eq. 1 to 4 here.
     [EV06] C. Enz, E. Vittoz, "Charge-based MOS transistor modeling" (Wiley, 2006), chapter 6: thermal noise.
-    [P89] M. Pelgrom, A. Duinmaijer, A. Welbers, "Matching properties of MOS transistors", IEEE JSSC 24 (1989): mismatch.
+    [P89] M. Pelgrom, A. Duinmaijer, A. Welbers, "Matching properties of MOS transistors", IEEE JSSC 24 (1989):
+    mismatch.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aimc.config_checks import require, require_choice, require_positive
+from aimc.hardware.checks import require, require_choice, require_positive
 
 BOLTZMANN = 1.380649e-23
 """k in J/K, exact since the SI of 2019."""
@@ -38,9 +40,9 @@ class Transistor:
     """One transistor. Currents are positive from drain to source of an n type, and mirrored for a p type.
 
     Equations, for an n type (all voltages against the body, or of a film without body against any node):
-        1. `I = I_s·(F((V_G − V_T − b·V_S)/(n·U_T)) − F((V_G − V_T − b·V_D)/(n·U_T)))·(1 + λ·|V_DS|)`, b = n with a body, 1 without
-        2. `F(v) = ln(1 + exp(v/α))^α`; α = 2 is the EKV interpolation, other α a power law of the overdrive (disordered films)
-        3. `I_s = 2·n·μ·C_ox·U_T²·W/L` with a body, n times that without
+        1. `I = I_s·(F((V_G − V_T − b·V_S)/(n·U_T)) − F((V_G − V_T − b·V_D)/(n·U_T)))·(1 + λ·|V_DS|)`, b = n with a
+        body, 1 without 2. `F(v) = ln(1 + exp(v/α))^α`; α = 2 is the EKV interpolation, other α a power law of the
+        overdrive (disordered films) 3. `I_s = 2·n·μ·C_ox·U_T²·W/L` with a body, n times that without
         4. `V_T(T) = V_T − k_T·(T − 300 K)`, `μ(T) = μ·(T/300 K)^m`
     """
 
@@ -63,7 +65,8 @@ class Transistor:
     power: float = 2.0
     """α, exponent of the current in the overdrive in strong inversion: 2 for a crystal, more for a disordered film."""
     has_body: bool = True
-    """Whether a body terminal exists, so that source and drain count n times more than the gate; False for a thin film."""
+    """Whether a body terminal exists, so that source and drain count n times more than the gate; False for a thin
+    film."""
     channel_length_modulation_per_v: float = 0.0
     """λ in 1/volt; 0: none."""
     threshold_drift_v_k: float = 0.0
@@ -71,18 +74,36 @@ class Transistor:
     mobility_temperature_exponent: float = 0.0
     """m; −1.5 for phonon scattering in silicon, 0: mobility does not change with temperature."""
     pelgrom_threshold_v_m: float = 0.0
-    """A_VT in volt·metre: thresholds of two neighbours differ with standard deviation `A_VT/√(W·L)` each [P89]; 0: they match."""
+    """A_VT in volt·metre: thresholds of two neighbours differ with standard deviation `A_VT/√(W·L)` each [P89]; 0: they
+    match."""
     pelgrom_gain_m: float = 0.0
     """A_β in metre: relative spread of the current factor, `A_β/√(W·L)` [P89]; 0: they match."""
 
     def __post_init__(self) -> None:
         require_choice("polarity", self.polarity, POLARITIES)
-        for name, unit in (("width_m", "metres"), ("length_m", "metres"), ("mobility_m2_v_s", "m²/(V·s)"), ("oxide_f_m2", "F/m²")):
+        for name, unit in (
+            ("width_m", "metres"),
+            ("length_m", "metres"),
+            ("mobility_m2_v_s", "m²/(V·s)"),
+            ("oxide_f_m2", "F/m²"),
+        ):
             require_positive(name, getattr(self, name), unit)
         if self.specific_current_a is not None:
             require_positive("specific_current_a", self.specific_current_a, "amperes")
-        require(self.slope_factor >= 1, "slope_factor", self.slope_factor, "no gate moves the channel by more than itself", "use 1 to 2")
-        require(self.power >= 1, "power", self.power, "the current would not rise with the overdrive as any channel's does", "2 is usual")
+        require(
+            self.slope_factor >= 1,
+            "slope_factor",
+            self.slope_factor,
+            "no gate moves the channel by more than itself",
+            "use 1 to 2",
+        )
+        require(
+            self.power >= 1,
+            "power",
+            self.power,
+            "the current would not rise with the overdrive as any channel's does",
+            "2 is usual",
+        )
         for name in ("channel_length_modulation_per_v", "pelgrom_threshold_v_m", "pelgrom_gain_m"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it is not negative", "0 switches it off")
         for f in fields(self):
@@ -117,10 +138,24 @@ class Transistor:
         if self.specific_current_a is not None:
             return self.specific_current_a * ratio * relative**2 * mobility_factor
         n = self.slope_factor if self.has_body else self.slope_factor**2
-        return 2 * n * self.mobility_m2_v_s * mobility_factor * self.oxide_f_m2 * thermal_voltage(temperature_k) ** 2 * ratio
+        return (
+            2
+            * n
+            * self.mobility_m2_v_s
+            * mobility_factor
+            * self.oxide_f_m2
+            * thermal_voltage(temperature_k) ** 2
+            * ratio
+        )
 
     def current(
-        self, gate_v: ArrayLike, source_v: ArrayLike, drain_v: ArrayLike, *, body_v: float = 0.0, temperature_k: float = REFERENCE_K
+        self,
+        gate_v: ArrayLike,
+        source_v: ArrayLike,
+        drain_v: ArrayLike,
+        *,
+        body_v: float = 0.0,
+        temperature_k: float = REFERENCE_K,
     ) -> Array:
         """Drain current in ampere, equation 1.
 
@@ -132,8 +167,9 @@ class Transistor:
             temperature_k: temperature in kelvin.
 
         Returns:
-            Positive where it flows from drain to source of an n type (`drain_v > source_v`); a p type is its mirror image, so its current is
-            negative where `drain_v < source_v`. Exchanging source and drain changes the sign alone.
+            Positive where it flows from drain to source of an n type (`drain_v > source_v`); a p type is its mirror
+            image, so its current is negative where `drain_v < source_v`. Exchanging source and drain changes the sign
+            alone.
         """
         sign, gate, source, drain = self._mirrored(gate_v, source_v, drain_v, body_v)
         scale = sign * self.specific_current(temperature_k) * self._modulation(source, drain)
@@ -141,7 +177,13 @@ class Transistor:
         return scale * (_interpolation(forward, self.power) - _interpolation(reverse, self.power))
 
     def conductances(
-        self, gate_v: ArrayLike, source_v: ArrayLike, drain_v: ArrayLike, *, body_v: float = 0.0, temperature_k: float = REFERENCE_K
+        self,
+        gate_v: ArrayLike,
+        source_v: ArrayLike,
+        drain_v: ArrayLike,
+        *,
+        body_v: float = 0.0,
+        temperature_k: float = REFERENCE_K,
     ) -> tuple[Array, Array]:
         """Transconductance ∂I/∂V_G and output conductance ∂I/∂V_D in siemens; arguments as for :meth:`current`."""
         _, gate, source, drain = self._mirrored(gate_v, source_v, drain_v, body_v)
@@ -157,19 +199,28 @@ class Transistor:
         return of_gate, of_drain
 
     def noise_density(
-        self, gate_v: ArrayLike, source_v: ArrayLike, drain_v: ArrayLike, *, body_v: float = 0.0, temperature_k: float = REFERENCE_K
+        self,
+        gate_v: ArrayLike,
+        source_v: ArrayLike,
+        drain_v: ArrayLike,
+        *,
+        body_v: float = 0.0,
+        temperature_k: float = REFERENCE_K,
     ) -> Array:
         """White noise of the channel current in A²/Hz (one-sided); arguments as for :meth:`current`.
 
-        `S = 4kT·(b·I_s/(n·U_T))·q`, with the inversion charge `q = (4q_s² + 3q_s + 4q_s·q_d + 3q_d + 4q_d²)/(6(q_s + q_d + 1))` of charge
-        densities `q_s, q_d = F'` at the two ends, so that without a drain voltage it is the 4kT·g of the channel as a resistor [EV06]. With a body it is
-        the shot noise 2eI in weak inversion and saturation (2eI/n in a film, whose n comes from traps), in strong inversion the thermal noise
-        4kT·(2/3)·g_ms; between them there is one noise, not a sum of two. Flicker noise is not part of it.
+        `S = 4kT·(b·I_s/(n·U_T))·q`, with the inversion charge `q = (4q_s² + 3q_s + 4q_s·q_d + 3q_d + 4q_d²)/(6(q_s +
+        q_d + 1))` of charge densities `q_s, q_d = F'` at the two ends, so that without a drain voltage it is the 4kT·g
+        of the channel as a resistor [EV06]. With a body it is the shot noise 2eI in weak inversion and saturation
+        (2eI/n in a film, whose n comes from traps), in strong inversion the thermal noise 4kT·(2/3)·g_ms; between them
+        there is one noise, not a sum of two. Flicker noise is not part of it.
         """
         _, gate, source, drain = self._mirrored(gate_v, source_v, drain_v, body_v)
         q_s, q_d = (_interpolation_slope(self._drive(gate, v, temperature_k), self.power) for v in (source, drain))
         charge = (4 * q_s**2 + 3 * q_s + 4 * q_s * q_d + 3 * q_d + 4 * q_d**2) / (6 * (q_s + q_d + 1))
-        conductance = self._weight / self.slope_factor * self.specific_current(temperature_k) / thermal_voltage(temperature_k)
+        conductance = (
+            self._weight / self.slope_factor * self.specific_current(temperature_k) / thermal_voltage(temperature_k)
+        )
         return 4 * BOLTZMANN * temperature_k * conductance * charge
 
     @property
@@ -177,7 +228,9 @@ class Transistor:
         """b: how much more than the gate the ends of the channel count."""
         return self.slope_factor if self.has_body else 1.0
 
-    def _mirrored(self, gate_v: ArrayLike, source_v: ArrayLike, drain_v: ArrayLike, body_v: float) -> tuple[float, Array, Array, Array]:
+    def _mirrored(
+        self, gate_v: ArrayLike, source_v: ArrayLike, drain_v: ArrayLike, body_v: float
+    ) -> tuple[float, Array, Array, Array]:
         """As an n type sees it, against its body."""
         sign = 1.0 if self.polarity == "n" else -1.0
         body = body_v if self.has_body else 0.0

@@ -1,1 +1,4 @@
-"""Modules: the per-head scalers and one layer's gain-cell attention."""
+"""Modules: the per-head scalers, one layer's gain-cell attention, and the cache of K/V arrays.
+
+`aimc.models` puts them into a model. They import the operator.
+"""

@@ -9,12 +9,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from aimc.config import ConfigError, Hardware
+from aimc.hardware import ConfigError, Hardware
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
-from aimc.ops.decode import decode
-from aimc.ops.kv_arrays import KVArrays
-from aimc.ops.noise import Chip
+from aimc.ops.decode.arrays import KVArrays
+from aimc.ops.decode.attention import decode
+from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 
 PARTS = ("query", "key", "value", "output")
@@ -35,36 +35,42 @@ Observer = Callable[["GainCellAttention", dict[str, Tensor], Details | None], No
 
 
 class GainCellAttention(nn.Module):
-    """Scale, clip, convert, store, multiply, activate, multiply, count, scale: attention of one layer on its own arrays.
+    """Scale, clip, convert, store, multiply, activate, multiply, count, scale: attention of one layer on its own
+    arrays.
 
-    With `hardware.activation = "softmax"` the layer has one more parameter, `score_gain` `[H]`: from charge of the first array in signal
-    units to the logits of the softmax; and two straight lines that stand for its cells where tokens are protected, `memory_key` and
-    `memory_value`, which are not trained.
+    With `hardware.activation = "softmax"` the layer has one more parameter, `score_gain` `[H]`: from charge of the
+    first array in signal units to the logits of the softmax; and two straight lines that stand for its cells where
+    tokens are protected, `memory_key` and `memory_value`, which are not trained.
 
     Args:
         n_heads: query heads H.
         n_kv_heads: K/V heads; each has arrays of its own, shared by its group of query heads.
         hardware: shared by all layers of a model; change it with :func:`aimc.set_hardware`.
         layer: index of the layer in its model, part of every cell's address.
-        sliding_window: tokens that this layer sees, where its model lets it see fewer than the hardware's window; None: all of them.
+        sliding_window: tokens that this layer sees, where its model lets it see fewer than the hardware's window; None:
+            all of them.
 
     Raises:
         ConfigError: `sliding_window` is no multiple of the hardware's sub-tile.
     """
 
-    def __init__(self, n_heads: int, n_kv_heads: int, hardware: Hardware, layer: int, sliding_window: int | None = None):
+    def __init__(
+        self, n_heads: int, n_kv_heads: int, hardware: Hardware, layer: int, sliding_window: int | None = None
+    ):
         super().__init__()
         self.layer = layer
         self.sliding_window = sliding_window
         self.chip_seed: int | None = None
-        """Which chip this runs on; None: chip 0. It matters only to what differs from cell to cell and from column to column."""
+        """Which chip this runs on; None: chip 0. It matters only to what differs from cell to cell and from column to
+        column."""
         self.generator: torch.Generator | None = None
         """Source of write and read noise; None: torch's global one."""
         self.observer: Observer | None = None
         """Called with scaled q, k, v, the output, and (if `observe_details`) what happened inside."""
         self.observe_details = False
         self.cells: Cells | None = None
-        """What earlier tokens have written, and the next are written to; set by the model's cache for one pass. None: the tokens are all."""
+        """What earlier tokens have written, and the next are written to; set by the model's cache for one pass. None:
+        the tokens are all."""
         rest_v = hardware.cell.offset_v
         self.query_scaler = AffineScaler(n_heads)
         self.key_scaler = AffineScaler(n_kv_heads, offset=rest_v)
@@ -92,10 +98,14 @@ class GainCellAttention(nn.Module):
     @hardware.setter
     def hardware(self, hardware: Hardware) -> None:
         rows = hardware.array.rows
-        if self.sliding_window is not None and self.sliding_window < hardware.array.window and self.sliding_window % rows:
+        if (
+            self.sliding_window is not None
+            and self.sliding_window < hardware.array.window
+            and self.sliding_window % rows
+        ):
             raise ConfigError(
-                f"array.rows={rows}: layer {self.layer} sees a sliding window of {self.sliding_window} tokens, which is no whole number "
-                "of sub-tiles; choose array.rows that divides it"
+                f"array.rows={rows}: layer {self.layer} sees a sliding window of {self.sliding_window} tokens, which is"
+                " no whole number of sub-tiles; choose array.rows that divides it"
             )
         self._hardware = hardware
         if hardware.activation != "softmax":
@@ -127,13 +137,19 @@ class GainCellAttention(nn.Module):
         return KVArrays(key, self.machine, self.chip, self.generator)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor | None = None) -> Tensor:
-        """Attention of query `[B, H, T, D]` over key and value `[B, H_kv, T, D]`; bool `key_padding` `[B, T]`, True where padding.
+        """Attention of query `[B, H, T, D]` over key and value `[B, H_kv, T, D]`; bool `key_padding` `[B, T]`, True
+        where padding.
 
         Returns:
             `[B, H, T, D]` in the dtype of `query`.
         """
-        lines = [None if line is None else Affine(*(x.detach() for x in line.affine)) for line in (self.memory_key, self.memory_value)]
-        scaling = Scaling(self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain, *lines)
+        lines = [
+            None if line is None else Affine(*(x.detach() for x in line.affine))
+            for line in (self.memory_key, self.memory_value)
+        ]
+        scaling = Scaling(
+            self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain, *lines
+        )
         details = None
         result: Tensor | tuple[Tensor, Details]
         if self.cells is not None:
@@ -153,7 +169,9 @@ class GainCellAttention(nn.Module):
         if isinstance(result, tuple):
             result, details = result
         out = self.output_scaler(result)
-        if self.observer is not None:  # the operator scales on the way to the converters and keeps nothing: scale again to show it
+        if (
+            self.observer is not None
+        ):  # the operator scales on the way to the converters and keeps nothing: scale again to show it
             q, k, v = self.query_scaler(query), self.key_scaler(key), self.value_scaler(value)
             self.observer(self, {"query": q, "key": k, "value": v, "output": out}, details)
         return out.to(query.dtype)

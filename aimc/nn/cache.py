@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
 from aimc.nn.attention import GainCellAttention
-from aimc.ops.kv_arrays import KVArrays
+from aimc.ops.decode.arrays import KVArrays
 
 _log = logging.getLogger(__name__)
 
 
 class GainCellLayer(CacheLayerMixin):
-    """One layer of a :class:`GainCellCache`: it is filled by the layer's :class:`GainCellAttention`, which knows the hardware.
+    """One layer of a :class:`GainCellCache`: it is filled by the layer's :class:`GainCellAttention`, which knows the
+    hardware.
 
     Args:
         refresh_every: as for :class:`GainCellCache`.
@@ -62,8 +63,8 @@ class GainCellLayer(CacheLayerMixin):
         """
         if self._handed_on:
             raise TypeError(
-                "a GainCellCache was given to a digital layer, which writes nothing to it, so earlier tokens would be forgotten; "
-                "use transformers' DynamicCache, or put the model on arrays with aimc.convert"
+                "a GainCellCache was given to a digital layer, which writes nothing to it, so earlier tokens would be"
+                " forgotten; use transformers' DynamicCache, or put the model on arrays with aimc.convert"
             )
         self._handed_on = True
         return key_states, value_states
@@ -106,13 +107,15 @@ class GainCellLayer(CacheLayerMixin):
         """
         if tokens_to_remove:
             raise NotImplementedError(
-                "tokens cannot be taken back out of gain cells: what they have overwritten is gone; use a decoding method that only "
-                "goes forward (greedy, sampling, beam search), not assisted or speculative decoding"
+                "tokens cannot be taken back out of gain cells: what they have overwritten is gone; use a decoding"
+                " method that only goes forward (greedy, sampling, beam search), not assisted or speculative decoding"
             )
 
     def offload(self) -> None:
         """Refused; see :meth:`prefetch`."""
-        raise NotImplementedError("gain-cell arrays stay on their device: they do not grow, so there is nothing to win by offloading them")
+        raise NotImplementedError(
+            "gain-cell arrays stay on their device: they do not grow, so there is nothing to win by offloading them"
+        )
 
     def prefetch(self) -> None:
         """Nothing to fetch: arrays stay on their device."""
@@ -121,7 +124,8 @@ class GainCellLayer(CacheLayerMixin):
 class GainCellCache(Cache):
     """Keys and values of a converted model in leaking cells, one ring buffer per layer and K/V head.
 
-    `model.generate` makes one by itself; make it by hand to continue a text, to let time pass, or to refresh the cells::
+    `model.generate` makes one by itself; make it by hand to continue a text, to let time pass, or to refresh the
+    cells::
 
         cache = GainCellCache(model, refresh_every=64)
         out = model.generate(**inputs, past_key_values=cache)
@@ -129,8 +133,8 @@ class GainCellCache(Cache):
 
     Args:
         model: converted; layers that are digital get a digital cache.
-        refresh_every: every so many tokens all cells are read, rounded to the nearest storage level and written again; None: never.
-            Without storage levels there is nothing to round to, and a refresh only adds write noise.
+        refresh_every: every so many tokens all cells are read, rounded to the nearest storage level and written again;
+            None: never. Without storage levels there is nothing to round to, and a refresh only adds write noise.
 
     Raises:
         ValueError: the model has no gain-cell layer, or `refresh_every` is below 1.
@@ -140,7 +144,8 @@ class GainCellCache(Cache):
         arrays = [module for module in model.modules() if isinstance(module, GainCellAttention)]
         if not arrays:
             raise ValueError(
-                f"this {type(model).__name__} has no gain-cell layer; call aimc.convert first, or use transformers' DynamicCache"
+                f"this {type(model).__name__} has no gain-cell layer; call aimc.convert first, or use transformers'"
+                " DynamicCache"
             )
         if refresh_every is not None and refresh_every < 1:
             raise ValueError(f"refresh_every={refresh_every}: must be at least one token; None never refreshes")
@@ -163,7 +168,8 @@ class GainCellCache(Cache):
         cache.__class__ = cls
 
     def cells_for(self, arrays: list[GainCellAttention]) -> dict[int, GainCellLayer]:
-        """The part of each layer on arrays, by its number; a layer may stand there twice (peft keeps the original beside its copy).
+        """The part of each layer on arrays, by its number; a layer may stand there twice (peft keeps the original
+        beside its copy).
 
         Raises:
             ValueError: this cache is of a model with other layers on arrays.
@@ -172,8 +178,8 @@ class GainCellCache(Cache):
         wanted = {attention.layer for attention in arrays}
         if mine.keys() != wanted:
             raise ValueError(
-                f"this cache has arrays for the layers {sorted(mine)}, and the model for {sorted(wanted)}: it was made for another model; "
-                "make a new one with aimc.GainCellCache(model)"
+                f"this cache has arrays for the layers {sorted(mine)}, and the model for {sorted(wanted)}: it was made"
+                " for another model; make a new one with aimc.GainCellCache(model)"
             )
         return mine
 
@@ -214,7 +220,8 @@ def _say_that_tokens_are_gone(n_tokens: int, window: int) -> None:
         return
     _SAID.add(window)
     _log.warning(
-        "a prompt of %d tokens on arrays of %d slots: the ring buffer has overwritten the first %d, which later tokens do not see",
+        "a prompt of %d tokens on arrays of %d slots: the ring buffer has overwritten the first %d, which later tokens"
+        " do not see",
         n_tokens,
         window,
         n_tokens - window,

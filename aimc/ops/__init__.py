@@ -1,1 +1,5 @@
-"""The attention operator of the analog arrays and the effects that it is made of, one effect per file."""
+"""The attention operator: :mod:`aimc.ops.attention` is its door, :mod:`aimc.ops.eager` its truth, `blocked`, `triton`
+and `decode` its other forms.
+
+Modules, measurements and notebooks call it. It imports `aimc.hardware` and torch, nothing of transformers.
+"""

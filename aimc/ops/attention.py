@@ -1,8 +1,9 @@
 """Gain-cell attention, eager: the truth that every faster implementation is held to.
 
-It reads like the table in section 1 of the design: scaled q through the input DAC to pulses, k and v through the storage DAC into
-two arrays, first array, charge-to-pulse circuit, second array, counters, digital sum. Because sub-tiles share nothing but the
-digital sum, the walk is over sub-tiles, each with the slots of both arrays that belong to it.
+It reads like the table in section 1 of the design: scaled q through the input DAC to pulses, k and v through the
+storage DAC into two arrays, first array, charge-to-pulse circuit, second array, counters, digital sum. Because
+sub-tiles share nothing but the digital sum, the walk is over sub-tiles, each with the slots of both arrays that belong
+to it.
 """
 
 from __future__ import annotations
@@ -12,16 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aimc.config import Array, Hardware
-from aimc.ops.array import Operands
+from aimc.hardware import Array, Hardware
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.dispatch import choose_backend
+from aimc.ops.effects.array import Operands
+from aimc.ops.effects.noise import ArrayId, Chip, draw_seed
+from aimc.ops.effects.protection import ideal_pulses, remember
+from aimc.ops.effects.quantize import dac
 from aimc.ops.fused import fused_attention
 from aimc.ops.heads import Heads, n_tiles_reached
-from aimc.ops.noise import ArrayId, Chip, draw_seed
-from aimc.ops.protection import ideal_pulses, remember
-from aimc.ops.quantize import dac
 from aimc.ops.scaling import Scaling, scaled
 from aimc.ops.tiles import Seen, SubTile, read_arrays
 
@@ -31,11 +32,14 @@ class Details:
     """What happens inside, for inspection."""
 
     S: Tensor
-    """Charge of the first array in signal units with column errors and read noise, `[B, H, T, T]`; 0 where a key is not visible."""
+    """Charge of the first array in signal units with column errors and read noise, `[B, H, T, T]`; 0 where a key is not
+    visible."""
     phi: Tensor
-    """Pulse widths into the second array as fractions of the longest, `[B, H, T, T]`, indexed by absolute key position."""
+    """Pulse widths into the second array as fractions of the longest, `[B, H, T, T]`, indexed by absolute key
+    position."""
     A: Tensor
-    """Counter values of the sub-tiles, `[B, H, T, J, D]`, J = sub-tiles that any token has reached; 0 before a sub-tile is in use."""
+    """Counter values of the sub-tiles, `[B, H, T, J, D]`, J = sub-tiles that any token has reached; 0 before a sub-tile
+    is in use."""
 
 
 def gain_cell_attention(
@@ -52,33 +56,44 @@ def gain_cell_attention(
 ) -> Tensor | tuple[Tensor, Details]:
     """Attention of two gain-cell arrays per head, all positions at once, equal to the token-by-token ring buffer.
 
-    Token s is in slot `s mod W`, sub-tile `slot // R`; query t sees keys `t−W < s <= t`. A sub-tile takes part from the token that
-    first writes to it; before that it is not read and adds neither offset nor noise. Padding tokens keep their slot (the machine
-    has written something there) but get no pulse.
+    Token s is in slot `s mod W`, sub-tile `slot // R`; query t sees keys `t−W < s <= t`. A sub-tile takes part from the
+    token that first writes to it; before that it is not read and adds neither offset nor noise. Padding tokens keep
+    their slot (the machine has written something there) but get no pulse.
 
     Args:
         query: `[B, H, T, D]`, through its scaler, as pulse fractions (clipped to the input DAC's range).
-        key: `[B, H_kv, T, D]`, through its scaler, in volt (clipped to the storage DAC's range). H is a multiple of H_kv; query
-            head h reads K/V head `h // (H / H_kv)`.
+        key: `[B, H_kv, T, D]`, through its scaler, in volt (clipped to the storage DAC's range). H is a multiple of
+            H_kv; query head h reads K/V head `h // (H / H_kv)`.
         value: as `key`.
-        hardware: cells, converters, arrays, leakage and noise; its `backend` chooses the implementation, all of which agree.
-        scaling: the scalers of query, key and value, if they are still to be applied (fused with the converters); then the three
-            are given as the model has them.
+        hardware: cells, converters, arrays, leakage and noise; its `backend` chooses the implementation, all of which
+            agree.
+        scaling: the scalers of query, key and value, if they are still to be applied (fused with the converters); then
+            the three are given as the model has them.
         key_padding: bool `[B, T]`, True where a token is padding; None: none is.
-        chip: which chip and layer, needed for mismatch, column errors and spread of retention; its layer also keys the noise.
-        generator: source of the one seed of this call's write and read noise; None: torch's global one. Untouched without noise.
+        chip: which chip and layer, needed for mismatch, column errors and spread of retention; its layer also keys the
+            noise.
+        generator: source of the one seed of this call's write and read noise; None: torch's global one. Untouched
+            without noise.
         details: also return :class:`Details`; computed by the eager operator, whatever `hardware.backend` says.
 
     Returns:
-        `[B, H, T, D]` in the dtype of `query`: the digital sum of the sub-tiles in units of `array.saturation_av`, before the
-        output scaler; zero at padded positions. Computed in float32 (float64 for float64 queries), whatever autocast says.
+        `[B, H, T, D]` in the dtype of `query`: the digital sum of the sub-tiles in units of `array.saturation_av`,
+            before the
+        output scaler; zero at padded positions. Computed in float32 (float64 for float64 queries), whatever autocast
+        says.
 
     Raises:
         TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`.
     """
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
-    seed = draw_seed(generator, query.device) if hardware.noise.is_fresh() else torch.zeros((), dtype=torch.int64, device=query.device)
-    call = Call(query, key, value, scaling or Scaling(None, None, None), key_padding, Heads(query, key, hardware, chip, seed))
+    seed = (
+        draw_seed(generator, query.device)
+        if hardware.noise.is_fresh()
+        else torch.zeros((), dtype=torch.int64, device=query.device)
+    )
+    call = Call(
+        query, key, value, scaling or Scaling(None, None, None), key_padding, Heads(query, key, hardware, chip, seed)
+    )
     if not details:
         return attend(call)
     out, seen = _eager(call)
@@ -118,7 +133,9 @@ def _eager(call: Call) -> tuple[Tensor, list[Seen]]:
         ]
         pulses = dac(query, hardware.input_dac)  # q̂ [B, H, T, D]
         exact = None if memory is None else ideal_pulses(query, hardware)
-        out, seen = read_arrays(heads, pulses, 0, positions, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact)
+        out, seen = read_arrays(
+            heads, pulses, 0, positions, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact
+        )
         if padding is not None:
             out = out.masked_fill(padding[:, None, :, None], 0.0)
         return out.to(call.query.dtype), seen
@@ -127,7 +144,9 @@ def _eager(call: Call) -> tuple[Tensor, list[Seen]]:
 def _write(heads: Heads, x: Tensor, array: ArrayId, tokens_of: list[Tensor]) -> list[Operands]:
     """Store scaled keys or values `[B, H_kv, T, D]`: per sub-tile, the operands `[B, H, S, D]` of its tokens."""
     operands = heads.written(x, array, torch.arange(heads.n_tokens, device=x.device))[1]
-    return [list(of_tile) for of_tile in zip(*(_by_tile(heads, operand, tokens_of) for operand in operands), strict=True)]
+    return [
+        list(of_tile) for of_tile in zip(*(_by_tile(heads, operand, tokens_of) for operand in operands), strict=True)
+    ]
 
 
 def _by_tile(heads: Heads, operand: Tensor | float, tiles: list[Tensor]) -> list[Tensor] | list[float]:
@@ -143,7 +162,10 @@ def _by_tile(heads: Heads, operand: Tensor | float, tiles: list[Tensor]) -> list
 def _tile_tokens(n_tokens: int, array: Array, device: torch.device) -> list[Tensor]:
     """Absolute positions of the tokens that pass through each sub-tile, for the sub-tiles that any token reaches."""
     first = [tile * array.rows for tile in range(n_tiles_reached(n_tokens, array))]
-    runs = [[torch.arange(s, min(s + array.rows, n_tokens), device=device) for s in range(f, n_tokens, array.window)] for f in first]
+    runs = [
+        [torch.arange(s, min(s + array.rows, n_tokens), device=device) for s in range(f, n_tokens, array.window)]
+        for f in first
+    ]
     return [torch.cat(run) for run in runs]
 
 

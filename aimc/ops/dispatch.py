@@ -8,8 +8,8 @@ import logging
 import torch
 from torch import Tensor
 
-from aimc.config import Hardware
-from aimc.ops.moments import moments_needed
+from aimc.hardware import Hardware
+from aimc.ops.blocked.interpolation import moments_needed
 
 _log = logging.getLogger(__name__)
 
@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
-    `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator everywhere else; it
-    logs each choice with its reason once. The softmax activation, protected tokens, and retention that is spread and too short for
-    :mod:`aimc.ops.moments` are eager in all cases.
+    `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator
+    everywhere else; it logs each choice with its reason once. The softmax activation, protected tokens, and retention
+    that is spread and too short for :mod:`aimc.ops.blocked.interpolation` are eager in all cases.
 
     Raises:
         ValueError: a backend was asked for by name and cannot compute this.
@@ -27,7 +27,9 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     backend = hardware.backend
     only_eager = _only_eager(hardware)
     if only_eager and backend in ("blocked", "triton"):
-        raise ValueError(f"hardware.backend={backend!r}: the fused backends do not have {only_eager}; use backend='auto' or 'eager'")
+        raise ValueError(
+            f"hardware.backend={backend!r}: the fused backends do not have {only_eager}; use backend='auto' or 'eager'"
+        )
     if only_eager:
         return "eager"
     if backend == "triton":
@@ -54,15 +56,15 @@ def _only_eager(hardware: Hardware) -> str | None:
         return "protected tokens (hardware.protection)"
     if hardware.noise.tau_spread and hardware.leakage.decay_per_token and moments_needed(hardware) is None:
         return (
-            f"cells that each fade at a rate of their own (noise.tau_spread={hardware.noise.tau_spread:g}) as far within the tokens of a "
-            f"sub-tile (leakage.tau_s, array.rows={hardware.array.rows})"
+            f"cells that each fade at a rate of their own (noise.tau_spread={hardware.noise.tau_spread:g}) as far"
+            f" within the tokens of a sub-tile (leakage.tau_s, array.rows={hardware.array.rows})"
         )
     return None
 
 
 def _triton_obstacle(query: Tensor, hardware: Hardware) -> str | None:
     """Why the Triton kernels cannot compute this; None: they can."""
-    from aimc.ops.attention_triton import check_triton
+    from aimc.ops.triton.launch import check_triton
 
     return check_triton(tuple(query.shape), query.dtype, query.device, hardware)
 

@@ -1,7 +1,8 @@
-"""The fused backends as one differentiable operator: inputs as the model has them in, digital sums out, nothing else kept.
+"""The fused backends as one differentiable operator: inputs as the model has them in, digital sums out, nothing else
+kept.
 
-Saved for the backward pass are the inputs alone; pulses, stored voltages, charges and noise are computed again. As a registered
-operator it is opaque to `torch.compile`, which therefore neither unfolds nor reorders it.
+Saved for the backward pass are the inputs alone; pulses, stored voltages, charges and noise are computed again. As a
+registered operator it is opaque to `torch.compile`, which therefore neither unfolds nor reorders it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aimc.ops import attention_blocked as blocked
+from aimc.ops.blocked import engine as blocked
 from aimc.ops.call import Call
+from aimc.ops.effects.noise import Chip
 from aimc.ops.heads import Heads
-from aimc.ops.noise import Chip
 from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
 
 
 def fused_attention(call: Call, *, engine: str) -> Tensor:
-    """:func:`aimc.ops.attention.gain_cell_attention` by one of the fused engines, `blocked` or `triton`; arguments are checked there."""
+    """:func:`aimc.ops.attention.gain_cell_attention` by one of the fused engines, `blocked` or `triton`; arguments are
+    checked there."""
     affines = [None if affine is None else torch.stack(tuple(affine)) for affine in call.scaling.affines]  # [2, H] each
-    chip, hardware, seed = call.heads.chip, pack(call.heads.hardware), torch.as_tensor(call.heads.seed, device=call.query.device)
+    chip, hardware, seed = (
+        call.heads.chip,
+        pack(call.heads.hardware),
+        torch.as_tensor(call.heads.seed, device=call.query.device),
+    )
     out = _forward(*call[:3], *affines, call.key_padding, seed, chip.seed, chip.layer, hardware, engine)  # [B, T, H, D]
     return out.transpose(1, 2)
 
@@ -42,7 +48,9 @@ def _forward(
     hardware: list[float],
     engine: str,
 ) -> Tensor:
-    call = _call(query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware)
+    call = _call(
+        query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware
+    )
     with torch.autocast(query.device.type, enabled=False):
         return _engine(engine).forward(call)
 
@@ -69,7 +77,9 @@ def _backward(
     hardware: list[float],
     engine: str,
 ) -> list[Tensor]:
-    call = _call(query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware)
+    call = _call(
+        query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware
+    )
     with torch.autocast(query.device.type, enabled=False):
         d_query, d_key, d_value, *of_scalers = _engine(engine).backward(call, grad.transpose(1, 2))
     # Laid out by token, [B, T, H, D] in memory, as the projections in front give and take them.
@@ -78,7 +88,10 @@ def _backward(
 
 @_backward.register_fake
 def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[Tensor]:
-    inputs = [torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for x in (query, key, value)]
+    inputs = [
+        torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+        for x in (query, key, value)
+    ]
     dtype = torch.promote_types(query.dtype, torch.float32)
     return inputs + [x.new_empty(2, x.shape[1], dtype=dtype) for x in (query, key, value)]
 
@@ -91,7 +104,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     grads = _backward(grad, *tensors, ctx.chip_seed, ctx.layer, ctx.hardware, ctx.engine)
-    affines = [None if affine is None else g.to(affine.dtype) for g, affine in zip(grads[3:], tensors[3:6], strict=True)]
+    affines = [
+        None if affine is None else g.to(affine.dtype) for g, affine in zip(grads[3:], tensors[3:6], strict=True)
+    ]
     return *grads[:3], *affines, None, None, None, None, None, None
 
 
@@ -117,7 +132,7 @@ def _call(
 
 def _engine(name: str) -> Any:
     if name == "triton":
-        from aimc.ops import triton_engine  # triton is imported only where it is used
+        from aimc.ops.triton import engine as triton_engine  # triton is imported only where it is used
 
         return triton_engine
     return blocked

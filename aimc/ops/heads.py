@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aimc.config import Array, Cell, Hardware
-from aimc.ops.array import CellDecay, Decay, together
-from aimc.ops.cell import cell_operands, leaking_cell
-from aimc.ops.leakage import age, decay_factor
-from aimc.ops.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
-from aimc.ops.quantize import dac
+from aimc.hardware import Array, Cell, Hardware
+from aimc.ops.effects.array import CellDecay, Decay, together
+from aimc.ops.effects.cell import cell_operands, leaking_cell
+from aimc.ops.effects.leakage import age, decay_factor
+from aimc.ops.effects.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
+from aimc.ops.effects.quantize import dac
 
 
 class Heads:
@@ -54,16 +54,20 @@ class Heads:
         return x if self.group == 1 else x.repeat_interleave(self.group, dim=dim)
 
     def stored_u(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
-        """Write scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`: voltages about the leak target, with write noise."""
+        """Write scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`: voltages about the leak target, with write
+        noise."""
         hardware, noise = self.hardware, self.hardware.noise
         stored_v = dac(scaled, hardware.storage_dac)
         if noise.write_v:
-            unit = write_noise(self.seed, self.layer, array, self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype)
+            unit = write_noise(
+                self.seed, self.layer, array, self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype
+            )
             stored_v = stored_v + noise.write_v * unit
         return stored_v - self.cell.offset_v
 
     def cell_errors(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt; None: none."""
+        """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt;
+        None: none."""
         noise = self.hardware.noise
         cells = (array, self.n_kv_heads, tokens % self.hardware.array.window, self.head_size, self.dtype)
         gain = noise.mismatch_gain * self.chip.cell_gain(*cells) if noise.mismatch_gain else None
@@ -71,7 +75,8 @@ class Heads:
         return gain, offset_v
 
     def leak_rates(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
-        """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or not at all."""
+        """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or
+        not at all."""
         if not self.leaks_apart:
             return None
         slots = tokens % self.hardware.array.window
@@ -79,7 +84,8 @@ class Heads:
         return self.hardware.leakage.decay_per_token * torch.exp(-self.hardware.noise.tau_spread * unit)
 
     def written(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> tuple[Tensor, list[Tensor | float]]:
-        """:meth:`stored_u`, and what these cells do to a pulse: the operands of :func:`aimc.ops.cell.cell_operands`, `[B, H_kv, S, D]`."""
+        """:meth:`stored_u`, and what these cells do to a pulse: the operands of
+        :func:`aimc.ops.effects.cell.cell_operands`, `[B, H_kv, S, D]`."""
         u = self.stored_u(scaled, array, tokens)
         return u, self.operands(u, array, tokens)
 
@@ -87,7 +93,9 @@ class Heads:
         """What the cells that hold voltages `u` about their leak target do to a pulse."""
         gain, offset_v = self.cell_errors(array, tokens)
         operands = cell_operands(u, self.cell, gain=gain, offset_v=offset_v)
-        return operands if self.hardware.leakage.decay_per_token else [together(operands)]  # all powers stay as they are
+        return (
+            operands if self.hardware.leakage.decay_per_token else [together(operands)]
+        )  # all powers stay as they are
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
@@ -106,7 +114,8 @@ class Heads:
         return gain, offset
 
     def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each; None: none."""
+        """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each;
+        None: none."""
         gain, offset = self.column_tables_qk(tokens % self.hardware.array.window)
         gain, offset = self._for_query_heads(gain), self._for_query_heads(offset)
         return (None if gain is None else gain[:, None]), (None if offset is None else offset[:, None])
@@ -132,18 +141,22 @@ class Heads:
         return sigma * read_noise_av(self.seed, self.layer, *at) if sigma else None
 
     def decay(self, times: Tensor, written: Tensor) -> Tensor | None:
-        """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`; None: no leakage."""
+        """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`;
+        None: no leakage."""
         per_token = self.hardware.leakage.decay_per_token
         return decay_factor(age(times, written), per_token, dtype=self.dtype) if per_token else None
 
     def decays(self, times: Tensor, written: Tensor, tokens: Tensor) -> tuple[Decay, Decay]:
-        """:meth:`decay` of the tokens `[S]` in the first and in the second array, cell by cell where their rates are spread."""
+        """:meth:`decay` of the tokens `[S]` in the first and in the second array, cell by cell where their rates are
+        spread."""
         rates = [self.leak_rates(array, tokens) for array in ArrayId]
         if rates[0] is None or rates[1] is None:
             of_both = self.decay(times, written)
             return of_both, of_both
         ages = age(times, written)
-        first, second = (CellDecay(ages, self.for_query_heads(of_array, dim=0)) for of_array in rates if of_array is not None)
+        first, second = (
+            CellDecay(ages, self.for_query_heads(of_array, dim=0)) for of_array in rates if of_array is not None
+        )
         return first, second
 
     def visible(self, rows: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:

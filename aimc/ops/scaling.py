@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aimc.config import Converter
+from aimc.hardware import Converter
 
 
 class Affine(NamedTuple):
@@ -31,8 +31,8 @@ class Scaling(NamedTuple):
     score: Tensor | None = None
     """From charge of the first array in signal units to the logits of the softmax activation, `[H]`; None: one."""
     memory_key: Affine | None = None
-    """The straight line that stands for a key cell in the digital memory of the softmax activation: from volt about rest to charge per
-    unit pulse in signal units, `[H_kv]`; None: the cell's own c_0 + c_1·u."""
+    """The straight line that stands for a key cell in the digital memory of the softmax activation: from volt about
+    rest to charge per unit pulse in signal units, `[H_kv]`; None: the cell's own c_0 + c_1·u."""
     memory_value: Affine | None = None
     """Likewise for a value cell."""
 
@@ -60,7 +60,8 @@ def conversion_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converte
         converter: the converter behind it, straight-through inside its range, bent or not.
 
     Returns:
-        The gradient of `x` in the dtype of `grad`, and `[2, H]`: gradients of scale and offset (zeros without a scaler).
+        The gradient of `x` in the dtype of `grad`, and `[2, H]`: gradients of scale and offset (zeros without a
+            scaler).
     """
     at_converter = scaled(x, affine)
     grad = grad.masked_fill_((at_converter < converter.v_min) | (at_converter > converter.v_max), 0.0)

@@ -1,6 +1,8 @@
-"""Both arrays read sub-tile by sub-tile: the equations of the design, for queries at any positions and whatever the cells hold.
+"""Both arrays read sub-tile by sub-tile: the equations of the design, for queries at any positions and whatever the
+cells hold.
 
-The eager operator gives it a whole text, the decoder what earlier tokens have left in the cells and a piece of new text.
+The eager operator gives it a whole text, the decoder what earlier tokens have left in the cells and a piece of new
+text.
 """
 
 from __future__ import annotations
@@ -11,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from aimc.ops.activation import Pulses, charge_to_pulse, digital_softmax
-from aimc.ops.array import Decay, Operands, charge_av, charge_qk
+from aimc.ops.effects.activation import Pulses, charge_to_pulse, digital_softmax
+from aimc.ops.effects.array import Decay, Operands, charge_av, charge_qk
+from aimc.ops.effects.protection import Memory, protected_tokens
+from aimc.ops.effects.quantize import adc
 from aimc.ops.heads import Heads
-from aimc.ops.protection import Memory, protected_tokens
-from aimc.ops.quantize import adc
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,7 +96,10 @@ def read_arrays(
     # A sub-tile is not read before anything was written to it.
     firsts = [min(max(tile.number * array.rows - start, 0), len(rows)) for tile in tiles]
     scaled_pulses = pulses / array.saturation_qk
-    charges = [_first_array(heads, scaled_pulses[..., i:, :], rows[i:], times[i:], tile) for i, tile in zip(firsts, tiles, strict=True)]
+    charges = [
+        _first_array(heads, scaled_pulses[..., i:, :], rows[i:], times[i:], tile)
+        for i, tile in zip(firsts, tiles, strict=True)
+    ]
     fills, visible = [c.fill for c in charges], [c.visible for c in charges]
     if memory is not None:
         assert digital_pulses is not None  # they come together
@@ -112,8 +117,10 @@ def read_arrays(
     return (out if gain is None else out * gain), seen
 
 
-def activation(heads: Heads, fills: list[Tensor], visible: list[Tensor], score_gain: Tensor | None, n_analog: int) -> Pulses:
-    """The pulses that the hardware's activation makes of the charges; see :mod:`aimc.ops.activation`."""
+def activation(
+    heads: Heads, fills: list[Tensor], visible: list[Tensor], score_gain: Tensor | None, n_analog: int
+) -> Pulses:
+    """The pulses that the hardware's activation makes of the charges; see :mod:`aimc.ops.effects.activation`."""
     if heads.hardware.activation == "hard_sigmoid":
         return charge_to_pulse(fills, visible)
     gain = 1.0 if score_gain is None else score_gain.to(heads.dtype)[:, None, None]
@@ -126,7 +133,8 @@ def memory_fill(heads: Heads, digital_pulses: Tensor, memory: Memory) -> Tensor:
 
 
 def memory_sum(heads: Heads, widths: Tensor, memory: Memory) -> Tensor:
-    """What the protected tokens add to the digital sum, `[B, H, T, D]` in units of `array.saturation_av`, from `[B, H, T, M]`."""
+    """What the protected tokens add to the digital sum, `[B, H, T, D]` in units of `array.saturation_av`, from `[B, H,
+    T, M]`."""
     return widths @ heads.for_query_heads(memory.values, dim=1) / heads.hardware.array.saturation_av
 
 

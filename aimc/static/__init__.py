@@ -1,4 +1,7 @@
-"""Static weights on aihwkit's tiles: which layers, what the tiles are, programming and drift. Imports aihwkit only where tiles are made."""
+"""Static weights on aihwkit's tiles: which layers, what the tiles are, programming and drift.
+
+Measurements and the pipeline call it. It imports `aimc.models` and below, and aihwkit only where tiles are made.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,9 @@ _PUBLIC = {
     "set_rpu_config": "aimc.static.tiles",
     "write_static_record": "aimc.static.tiles",
     "calibrate_input_ranges": "aimc.static.tiles",
-    "program": "aimc.static.aging",
-    "drift": "aimc.static.aging",
-    "unprogram": "aimc.static.aging",
-    "retention": "aimc.static.aging",
-    "error_budget": "aimc.static.budget",
-    "on_tiles": "aimc.static.budget",
+    "program": "aimc.static.programming",
+    "drift": "aimc.static.programming",
+    "unprogram": "aimc.static.programming",
     "computing_digitally": "aimc.static.tiles",
     "follow_optimizer": "aimc.static.tiles",
     "post_update": "aimc.static.tiles",

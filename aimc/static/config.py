@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from aimc.config import ConfigError
+from aimc.hardware import ConfigError
 from aimc.static.install import require_aihwkit
 from aimc.static.presets import PRESETS
 
@@ -29,7 +29,9 @@ class Static:
 
     def __post_init__(self) -> None:
         if isinstance(self.layers, str):
-            raise ConfigError(f"static.layers={self.layers!r}: a collection of patterns is needed; give [{self.layers!r}]")
+            raise ConfigError(
+                f"static.layers={self.layers!r}: a collection of patterns is needed; give [{self.layers!r}]"
+            )
 
     def config_of(self, name: str) -> Any:
         """The aihwkit configuration of the layer `name`.
@@ -38,7 +40,9 @@ class Static:
             ConfigError: no preset of that name, or no configuration for inference tiles.
             MissingAihwkit: aihwkit is not installed.
         """
-        return resolve(next((config for pattern, config in self.overrides.items() if fnmatchcase(name, pattern)), self.rpu_config))
+        return resolve(
+            next((config for pattern, config in self.overrides.items() if fnmatchcase(name, pattern)), self.rpu_config)
+        )
 
     def wants(self, name: str) -> bool:
         """Whether the linear layer `name`, which is not the head, is to be converted."""
@@ -57,12 +61,15 @@ def resolve(config: Any) -> Any:
 
     if isinstance(config, str):
         if config not in PRESETS:
-            raise ConfigError(f"static={config}: no such preset; use one of {', '.join(PRESETS)}, or an aihwkit configuration")
+            raise ConfigError(
+                f"static={config}: no such preset; use one of {', '.join(PRESETS)}, or an aihwkit configuration"
+            )
         return PRESETS[config]()
     if not isinstance(config, InferenceRPUConfig):
         raise ConfigError(
-            f"static={type(config).__name__}: tiles that are programmed once need an aihwkit inference configuration, with a noise model and "
-            f"drift; use TorchInferenceRPUConfig, one derived from it, or a preset ({', '.join(PRESETS)})"
+            f"static={type(config).__name__}: tiles that are programmed once need an aihwkit inference configuration,"
+            " with a noise model and drift; use TorchInferenceRPUConfig, one derived from it, or a preset"
+            f" ({', '.join(PRESETS)})"
         )
     return config
 

@@ -1,7 +1,8 @@
-"""An aihwkit configuration as JSON and back, to the value: nothing is pickled, and nothing but aihwkit's own classes is ever built.
+"""An aihwkit configuration as JSON and back, to the value: nothing is pickled, and nothing but aihwkit's own classes is
+ever built.
 
-Dataclasses, noise models, conductance converters and drift compensations are written as class name and fields, enums by name, classes by
-name, tensors and dictionaries as lists.
+Dataclasses, noise models, conductance converters and drift compensations are written as class name and fields, enums by
+name, classes by name, tensors and dictionaries as lists.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def decode(data: Any) -> Any:
     """The value that :func:`encode` wrote.
 
     Raises:
-        EncodingError: it names a class that is not aihwkit's, or that this version of aihwkit does not have, or is damaged.
+        EncodingError: it names a class that is not aihwkit's, or that this version of aihwkit does not have, or is
+            damaged.
         MissingAihwkit: aihwkit is not installed.
     """
     if isinstance(data, list):
@@ -103,7 +105,8 @@ def _built(data: dict[str, Any]) -> Any:
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(state) - known):
         raise EncodingError(
-            f"{data['object']} has no field {', '.join(unknown)}: the tiles were saved with another version of aihwkit; install that one"
+            f"{data['object']} has no field {', '.join(unknown)}: the tiles were saved with another version of aihwkit;"
+            " install that one"
         )
     built: Any = kind()
     for name, item in state.items():
@@ -114,8 +117,8 @@ def _built(data: dict[str, Any]) -> Any:
 def _path(kind: type) -> str:
     if kind.__module__.split(".")[0] != PACKAGE or "." in kind.__qualname__:
         raise EncodingError(
-            f"{kind.__module__}.{kind.__qualname__} is not one of aihwkit's classes: a model on it could not be saved without pickling "
-            "code; use aihwkit's own configurations, noise models, converters and compensations"
+            f"{kind.__module__}.{kind.__qualname__} is not one of aihwkit's classes: a model on it could not be saved"
+            " without pickling code; use aihwkit's own configurations, noise models, converters and compensations"
         )
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -124,7 +127,8 @@ def _class(path: str) -> type:
     module, _, name = path.rpartition(".")
     if not module.startswith(PARTS):
         raise EncodingError(
-            f"{path} is not one of aihwkit's classes, and nothing else is built from a file; do not trust where it came from"
+            f"{path} is not one of aihwkit's classes, and nothing else is built from a file; do not trust where it came"
+            " from"
         )
     require_aihwkit()
     try:
@@ -144,5 +148,9 @@ def _check_kind(kind: type, path: str) -> None:
     from aihwkit.inference.converter.base import BaseConductanceConverter
     from aihwkit.inference.noise.base import BaseNoiseModel
 
-    if not is_dataclass(kind) and not issubclass(kind, (BaseNoiseModel, BaseConductanceConverter, BaseDriftCompensation)):
-        raise EncodingError(f"{path} is no configuration, noise model, conductance converter or drift compensation; leave it out")
+    if not is_dataclass(kind) and not issubclass(
+        kind, (BaseNoiseModel, BaseConductanceConverter, BaseDriftCompensation)
+    ):
+        raise EncodingError(
+            f"{path} is no configuration, noise model, conductance converter or drift compensation; leave it out"
+        )

@@ -1,11 +1,13 @@
-"""aihwkit is a guest: it is imported only when static tiles are asked for, and found missing with the line that installs it."""
+"""aihwkit is a guest: it is imported only when static tiles are asked for, and found missing with the line that
+installs it."""
 
 from __future__ import annotations
 
 import importlib.util
 
 INSTALL = "pip install 'aimc[static]' && pip install --only-binary aihwkit --no-deps aihwkit"
-"""What installs aihwkit beside any torch: its own requirement of torchvision, which tiles never use, breaks transformers beside a CPU build."""
+"""What installs aihwkit beside any torch: its own requirement of torchvision, which tiles never use, breaks
+transformers beside a CPU build."""
 
 
 class MissingAihwkit(ImportError):

@@ -15,7 +15,7 @@ from aimc.static.install import require_aihwkit
 from aimc.static.tiles import STATIC_KEY, STATIC_VERSION, has_static, static_layers, write_static_record
 
 if TYPE_CHECKING:
-    from aimc.nn.static import StaticLinear
+    from aimc.static.layer import StaticLinear
 
 LINEAR = (nn.Linear, Conv1D)
 """Layers that are one matrix; subclasses compute something else as well and stay digital."""
@@ -40,11 +40,12 @@ def plan(model: PreTrainedModel, static: Static) -> StaticPlan:
         ValueError: nothing to convert, or a configuration whose tiles cannot run; the model is unchanged.
     """
     require_aihwkit()
-    from aimc.nn.static import StaticLinear
+    from aimc.static.layer import StaticLinear
 
     if has_static(model):
         raise ValueError(
-            "this model is on static tiles already; change them with aimc.static.set_rpu_config, or go back with aimc.to_digital"
+            "this model is on static tiles already; change them with aimc.static.set_rpu_config, or go back with"
+            " aimc.to_digital"
         )
     made = StaticPlan()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -57,7 +58,9 @@ def plan(model: PreTrainedModel, static: Static) -> StaticPlan:
         else:
             wanted = type(module) in LINEAR and static.wants(name)
             if isinstance(module, LINEAR) and type(module) not in LINEAR:
-                made.notes.append(f"{name} is a {type(module).__name__}, which is more than one matrix: it stays digital")
+                made.notes.append(
+                    f"{name} is a {type(module).__name__}, which is more than one matrix: it stays digital"
+                )
         if wanted:
             chosen[name] = module
     _check(model, static, chosen, head)
@@ -67,33 +70,44 @@ def plan(model: PreTrainedModel, static: Static) -> StaticPlan:
         made.layers[name] = StaticLinear(module, config, name)
     made.notes += _tying(model, static, made, head, embedding)
     if any(layer.has_input_ranges for layer in made.layers.values()):
-        made.notes.append("the tiles' input ranges are not set yet: call aimc.static.calibrate_input_ranges(model, batches), or train")
+        made.notes.append(
+            "the tiles' input ranges are not set yet: call aimc.static.calibrate_input_ranges(model, batches), or train"
+        )
     return made
 
 
 def _check(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module], head: nn.Module | None) -> None:
     if static.head and head is None:
-        raise ValueError(f"static.head=True: a {type(model).__name__} has no language-model head; leave it out, or pass the whole model")
+        raise ValueError(
+            f"static.head=True: a {type(model).__name__} has no language-model head; leave it out, or pass the whole"
+            " model"
+        )
     if static.embeddings and type(model.get_input_embeddings()) is not nn.Embedding:
         raise ValueError(
-            f"static.embeddings=True: this model's is a {type(model.get_input_embeddings()).__name__}, which is more than a look-up; leave it out"
+            f"static.embeddings=True: this model's is a {type(model.get_input_embeddings()).__name__}, which is more"
+            " than a look-up; leave it out"
         )
     if not chosen:
         raise ValueError(
-            f"static.layers={static.layers}: no linear layer has such a name, so nothing would be replaced; leave it out for every layer, or give "
-            "patterns over names such as transformer.h.0.mlp.c_fc"
+            f"static.layers={static.layers}: no linear layer has such a name, so nothing would be replaced; leave it"
+            " out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"
         )
 
 
-def _tying(model: PreTrainedModel, static: Static, made: StaticPlan, head: nn.Module | None, embedding: nn.Module) -> list[str]:
+def _tying(
+    model: PreTrainedModel, static: Static, made: StaticPlan, head: nn.Module | None, embedding: nn.Module
+) -> list[str]:
     if head is None or head.weight is not embedding.weight:
         return []
     if not (static.head or static.embeddings):
         return ["the language-model head shares its weights with the embedding: both stay digital"]
     made.parts_tied = True
-    on_tiles = " and ".join(name for name, on in (("the head", static.head), ("the embedding", static.embeddings)) if on)
+    on_tiles = " and ".join(
+        name for name, on in (("the head", static.head), ("the embedding", static.embeddings)) if on
+    )
     return [
-        f"the language-model head shared its weights with the embedding; {on_tiles} on tiles, each has a matrix of its own from now on "
+        f"the language-model head shared its weights with the embedding; {on_tiles} on tiles, each has a matrix of its"
+        " own from now on "
         f"({embedding.weight.numel():,} more parameters)"  # type: ignore[operator, union-attr]
     ]
 
@@ -109,7 +123,8 @@ def put_in_place(model: PreTrainedModel, made: StaticPlan) -> None:
 
 
 def take_out(model: PreTrainedModel) -> None:
-    """The digital layers again, with the weights as they are now; head and embedding share theirs again if they are still the same."""
+    """The digital layers again, with the weights as they are now; head and embedding share theirs again if they are
+    still the same."""
     parted = getattr(model.config, STATIC_KEY, {}).get("parted", False)
     for name, layer in list(static_layers(model)):
         _set(model, name, layer.to_digital())
@@ -149,7 +164,8 @@ def layers_of(record: dict[str, Any]) -> dict[str, Any]:
     require_aihwkit()
     if record.get("version") != STATIC_VERSION:
         raise EncodingError(
-            f"{STATIC_KEY}.version={record.get('version')}: this aimc reads version {STATIC_VERSION}; install the one it was saved with"
+            f"{STATIC_KEY}.version={record.get('version')}: this aimc reads version {STATIC_VERSION}; install the one"
+            " it was saved with"
         )
     try:
         found = {name: decode(record["configs"][index]) for name, index in record["layers"].items()}
@@ -159,7 +175,9 @@ def layers_of(record: dict[str, Any]) -> dict[str, Any]:
 
     for name, config in found.items():
         if not isinstance(config, InferenceRPUConfig):
-            raise EncodingError(f"{STATIC_KEY} is damaged: {name} has a {type(config).__name__} for its tiles; use another copy")
+            raise EncodingError(
+                f"{STATIC_KEY} is damaged: {name} has a {type(config).__name__} for its tiles; use another copy"
+            )
     return found
 
 
@@ -169,12 +187,15 @@ def rebuild(model: PreTrainedModel, configs: dict[str, Any], *, parted: bool) ->
     Raises:
         ValueError: a name that the model has no linear layer for.
     """
-    from aimc.nn.static import StaticLinear
+    from aimc.static.layer import StaticLinear
 
     modules = dict(model.named_modules())
     for name in configs:
         if type(modules.get(name)) not in (*LINEAR, nn.Embedding):
-            raise ValueError(f"{STATIC_KEY}.layers has {name}: this {type(model).__name__} has no such linear layer; use another copy")
+            raise ValueError(
+                f"{STATIC_KEY}.layers has {name}: this {type(model).__name__} has no such linear layer; use another"
+                " copy"
+            )
     for name, config in configs.items():
         _set(model, name, StaticLinear(modules[name], config, name))
     setattr(model.config, STATIC_KEY, {"parted": parted})

@@ -1,14 +1,14 @@
 """Named aihwkit configurations of static tiles, each number with its source. aihwkit's users pass their own instead.
 
 Sources:
-    [N19] S. R. Nandakumar et al., "Phase-change memory models for deep learning training and inference", ICECS (2019): aihwkit's
-    `PCMLikeNoiseModel`.
-    [F25] D. F. Falcone et al., "All-in-one analog AI hardware: on-chip training and inference with conductive-metal-oxide/HfOx ReRAM
-    devices" (2025): aihwkit's `ReRamCMONoiseModel`.
-    [R23] M. J. Rasch et al., "Hardware-aware training for large-scale and diverse deep learning inference workloads using in-memory
-    computing-based accelerators", Nature Communications (2023): aihwkit's `StandardHWATrainingPreset`.
-    [L23] M. Le Gallo et al., "A 64-core mixed-signal in-memory compute chip based on phase-change memory for deep neural network
-    inference", Nature Electronics (2023).
+    [N19] S. R. Nandakumar et al., "Phase-change memory models for deep learning training and inference", ICECS (2019):
+    aihwkit's `PCMLikeNoiseModel`.
+    [F25] D. F. Falcone et al., "All-in-one analog AI hardware: on-chip training and inference with
+    conductive-metal-oxide/HfOx ReRAM devices" (2025): aihwkit's `ReRamCMONoiseModel`.
+    [R23] M. J. Rasch et al., "Hardware-aware training for large-scale and diverse deep learning inference workloads
+    using in-memory computing-based accelerators", Nature Communications (2023): aihwkit's `StandardHWATrainingPreset`.
+    [L23] M. Le Gallo et al., "A 64-core mixed-signal in-memory compute chip based on phase-change memory for deep
+    neural network inference", Nature Electronics (2023).
 """
 
 from __future__ import annotations
@@ -29,15 +29,18 @@ OUTPUT_BOUND = 10.0
 INPUT_RANGE_DECAY = 0.01
 """How strongly an input range shrinks while hardly any input is clipped."""
 TRAINING_NOISE = 0.06
-"""Noise injected into weights while training, as a fraction of a tile's largest: [N19]'s error is 0.05 of it after a day, compensated."""
+"""Noise injected into weights while training, as a fraction of a tile's largest: [N19]'s error is 0.05 of it after a
+day, compensated."""
 CLIP_SIGMA = 2.5
-"""Weights are clipped at so many of a tile's standard deviations while training: few outliers leave more range to the many [R23]."""
+"""Weights are clipped at so many of a tile's standard deviations while training: few outliers leave more range to the
+many [R23]."""
 PCM_G_MAX_US = 25.0
 """Largest conductance in microsiemens [N19]."""
 
 
 def pcm() -> Any:
-    """Phase-change memory: programming noise, conductance drift and 1/f noise as fitted to measured devices [N19], 8-bit converters.
+    """Phase-change memory: programming noise, conductance drift and 1/f noise as fitted to measured devices [N19],
+    8-bit converters.
 
     Returns:
         An aihwkit `TorchInferenceRPUConfig`.
@@ -52,7 +55,8 @@ def pcm() -> Any:
 
 
 def reram() -> Any:
-    """Filamentary ReRAM (conductive metal oxide on HfOx): programming noise and relaxation as fitted to measured devices [F25].
+    """Filamentary ReRAM (conductive metal oxide on HfOx): programming noise and relaxation as fitted to measured
+    devices [F25].
 
     Its conductances relax with the logarithm of time instead of drifting by a power law; converters as for :func:`pcm`.
 
@@ -77,7 +81,11 @@ def noiseless() -> Any:
 
     config = _inference_config(PCMLikeNoiseModel(prog_noise_scale=0.0, read_noise_scale=0.0, drift_scale=0.0))
     config.forward.is_perfect = True
-    config.modifier.type, config.clip.type, config.remap.type = WeightModifierType.NONE, WeightClipType.NONE, WeightRemapType.NONE
+    config.modifier.type, config.clip.type, config.remap.type = (
+        WeightModifierType.NONE,
+        WeightClipType.NONE,
+        WeightRemapType.NONE,
+    )
     config.pre_post.input_range.enable = False
     return config
 
@@ -102,7 +110,10 @@ def _inference_config(noise_model: Any) -> Any:
     reads = config.forward
     reads.inp_res = reads.out_res = CONVERTER_STEPS
     reads.out_noise, reads.out_bound = OUTPUT_NOISE, OUTPUT_BOUND
-    reads.bound_management, reads.noise_management = BoundManagementType.NONE, NoiseManagementType.NONE  # input ranges do it
+    reads.bound_management, reads.noise_management = (
+        BoundManagementType.NONE,
+        NoiseManagementType.NONE,
+    )  # input ranges do it
     ranges = config.pre_post.input_range
     ranges.enable, ranges.decay = True, INPUT_RANGE_DECAY
     config.modifier.type, config.modifier.std_dev = WeightModifierType.ADD_NORMAL, TRAINING_NOISE

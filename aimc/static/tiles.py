@@ -17,7 +17,7 @@ from aimc.static.config import resolve
 from aimc.static.encoding import encode
 
 if TYPE_CHECKING:
-    from aimc.nn.static import StaticLinear
+    from aimc.static.layer import StaticLinear
 
 STATIC_KEY = "aimc_static"
 """Where the tiles' configurations stand in `config.json`."""
@@ -29,9 +29,9 @@ TILES = "analog_module"
 
 def static_layers(model: nn.Module) -> Iterator[tuple[str, StaticLinear]]:
     """Name and module of every layer on static tiles, in order."""
-    if "aimc.nn.static" not in sys.modules:  # none was ever made, and aihwkit may not be there
+    if "aimc.static.layer" not in sys.modules:  # none was ever made, and aihwkit may not be there
         return
-    from aimc.nn.static import StaticLinear
+    from aimc.static.layer import StaticLinear
 
     for name, module in model.named_modules():
         if isinstance(module, StaticLinear):
@@ -52,7 +52,8 @@ def require_static(model: nn.Module) -> list[StaticLinear]:
     layers = [layer for _, layer in static_layers(model)]
     if not layers:
         raise ValueError(
-            f"this {type(model).__name__} has no layer on static tiles; call aimc.convert(model, hardware, static='pcm') first"
+            f"this {type(model).__name__} has no layer on static tiles; call aimc.convert(model, hardware,"
+            " static='pcm') first"
         )
     return layers
 
@@ -72,11 +73,14 @@ def write_static_record(model: PreTrainedModel) -> None:
         layers[name] = configs.index(layer.recorded)
     before = getattr(model.config, STATIC_KEY, {})
     parted = before.get("parted", False)
-    setattr(model.config, STATIC_KEY, {"version": STATIC_VERSION, "configs": configs, "layers": layers, "parted": parted})
+    setattr(
+        model.config, STATIC_KEY, {"version": STATIC_VERSION, "configs": configs, "layers": layers, "parted": parted}
+    )
 
 
 def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[str] = ("*",)) -> None:
-    """Put layers on tiles of another aihwkit configuration, keeping their weights; programmed tiles go back to their targets.
+    """Put layers on tiles of another aihwkit configuration, keeping their weights; programmed tiles go back to their
+    targets.
 
     Input ranges stay where both configurations have them.
 
@@ -91,7 +95,9 @@ def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[st
     require_static(model)
     chosen = [layer for name, layer in static_layers(model) if any(fnmatchcase(name, pattern) for pattern in layers)]
     if not chosen:
-        raise ValueError(f"layers={list(layers)}: no layer on static tiles has such a name; aimc.convert's report lists them")
+        raise ValueError(
+            f"layers={list(layers)}: no layer on static tiles has such a name; aimc.convert's report lists them"
+        )
     config = resolve(config)
     for layer in chosen:
         layer.set_rpu_config(config)
@@ -100,9 +106,11 @@ def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[st
 
 @contextmanager
 def seeded(seed: int, purpose: str) -> Iterator[None]:
-    """aihwkit draws from torch's global generators: these begin at a state of their own, and go on afterwards as if nothing had been drawn.
+    """aihwkit draws from torch's global generators: these begin at a state of their own, and go on afterwards as if
+    nothing had been drawn.
 
-    Programming, drift and reading draw in the same order, so one seed for all would give one device the same number three times.
+    Programming, drift and reading draw in the same order, so one seed for all would give one device the same number
+    three times.
 
     Args:
         seed: of the chip.
@@ -154,8 +162,11 @@ def temporarily(owners: Sequence[Any], name: str, value: Any) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *, quantile: float = 0.9999) -> dict[str, float]:
-    """Set each tile's input range from what the layers see when they compute digitally: training starts from there, inference needs it.
+def calibrate_input_ranges(
+    model: PreTrainedModel, batches: Sequence[Tensor], *, quantile: float = 0.9999
+) -> dict[str, float]:
+    """Set each tile's input range from what the layers see when they compute digitally: training starts from there,
+    inference needs it.
 
     Args:
         model: with static tiles; put into evaluation for the passes.
@@ -163,8 +174,8 @@ def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *,
         quantile: share of the inputs' absolute values within the range; mean over the batches.
 
     Returns:
-        Range by name of the layer; the largest, where its tiles differ. Empty if no configuration has input ranges; without
-        the layers that the model never called, whose ranges stay.
+        Range by name of the layer; the largest, where its tiles differ. Empty if no configuration has input ranges;
+        without the layers that the model never called, whose ranges stay.
 
     Raises:
         ValueError: no static tiles, no batches, or a quantile that is none.
@@ -190,7 +201,9 @@ def calibrate_input_ranges(model: PreTrainedModel, batches: Sequence[Tensor], *,
             handle.remove()
         model.train(was_training)
     return {
-        name: _set_ranges(layer, torch.tensor(seen[name])) for name, layer in static_layers(model) if layer.has_input_ranges and seen[name]
+        name: _set_ranges(layer, torch.tensor(seen[name]))
+        for name, layer in static_layers(model)
+        if layer.has_input_ranges and seen[name]
     }
 
 
@@ -215,5 +228,7 @@ def _set_ranges(layer: StaticLinear, measured: Tensor) -> float:
     ranges = measured.mean(0)  # [tiles]
     for tile, value in zip(layer.tiles, ranges.tolist(), strict=True):
         tile.set_input_range(max(value, 1e-6))
-        tile.input_range_update_idx.fill_(tile.rpu_config.pre_post.input_range.init_from_data)  # aihwkit's own start from data is over
+        tile.input_range_update_idx.fill_(
+            tile.rpu_config.pre_post.input_range.init_from_data
+        )  # aihwkit's own start from data is over
     return float(ranges.max())

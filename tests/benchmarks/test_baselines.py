@@ -23,7 +23,17 @@ from benchmarks import baselines, cases, energy
 from benchmarks.baselines import CONTENDERS, FUSED, MATMUL, STEP_SUBJECT, Caches
 from benchmarks.case import DIGITAL, SUBJECT, Result
 from benchmarks.cases import BASELINE, CASES, DECODING, measure
-from benchmarks.comparison import MEASURED, MODEL, PUBLISHED, Row, comparison_figure, comparison_table, csv_text, fastest, rows_of
+from benchmarks.comparison import (
+    MEASURED,
+    MODEL,
+    PUBLISHED,
+    Row,
+    comparison_figure,
+    comparison_table,
+    csv_text,
+    fastest,
+    rows_of,
+)
 from benchmarks.energy import Meter, energy_per_call, find_meter, idle_power
 from benchmarks.settings import Settings, default_settings, quick_settings
 from benchmarks.timing import Times
@@ -33,7 +43,9 @@ WHERE = {"device": "a CPU", "threads": 1, "load": 0.0}
 
 
 def run(folder: Path, *words: str) -> int:
-    return program.main(["--quick", "--seconds", "0.01", "--width", "160", "--cases", BASELINE, "--out", str(folder), *words])
+    return program.main(
+        ["--quick", "--seconds", "0.01", "--width", "160", "--cases", BASELINE, "--out", str(folder), *words]
+    )
 
 
 def result(batch: int = 2, **values: Any) -> Result:
@@ -58,14 +70,18 @@ def test_a_run_writes_results_csv_and_figure(tmp_path: Path) -> None:
         assert float(row["token_s"]) == pytest.approx(float(row["step_s"]) / int(row["batch"]))
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "16/8/32 levels"}
     measured = lines[0]["median_s"]
-    assert float(rows[0]["step_s"]) == measured[STEP_SUBJECT] and lines[0]["time_ratio"].keys() == measured.keys() - {STEP_SUBJECT}
+    assert float(rows[0]["step_s"]) == measured[STEP_SUBJECT] and lines[0]["time_ratio"].keys() == measured.keys() - {
+        STEP_SUBJECT
+    }
 
 
 def test_the_query_sees_every_key() -> None:
     """Of T keys that are all alike, each gets 1/T; with `is_causal` the first gets all."""
     keys, values = torch.zeros(1, 1, 8, 4), torch.eye(8).view(1, 1, 8, 8)
     for how in (FUSED, MATMUL):
-        assert baselines.attend(torch.ones(1, 1, 1, 4), keys, values, how).flatten().tolist() == pytest.approx([1 / 8] * 8)
+        assert baselines.attend(torch.ones(1, 1, 1, 4), keys, values, how).flatten().tolist() == pytest.approx(
+            [1 / 8] * 8
+        )
 
 
 @pytest.mark.parametrize(
@@ -112,7 +128,9 @@ def test_time_and_energy_are_per_step(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = Meter(name="44 J a call", read=lambda: {"all": 44.0 * len(calls)}, wraps_at={})
     monkeypatch.setattr(cases, "find_meter", lambda device: (meter, meter.name))
     monkeypatch.setattr(
-        cases, "time_in_turn", lambda c, **_: Times(repetitions=3, median_s=dict.fromkeys(c, 44.0), iqr_s=dict.fromkeys(c, 4.4))
+        cases,
+        "time_in_turn",
+        lambda c, **_: Times(repetitions=3, median_s=dict.fromkeys(c, 44.0), iqr_s=dict.fromkeys(c, 4.4)),
     )
     monkeypatch.setattr(baselines, "sweep", lambda caches, how: calls.append(how))
     monkeypatch.setattr(energy, "MIN_SECONDS", 0.01)
@@ -212,7 +230,12 @@ def test_published_rows_are_marked_and_stand_at_their_sizes_alone() -> None:
     rows = rows_of([result()], Settings(), WHERE)
     assert [row.kind for row in rows] == [MEASURED] * 4 + [PUBLISHED] * 2 + [MODEL]
     gpu = rows[4]
-    assert (gpu.machine, gpu.batch, gpu.token_s, gpu.token_energy_j) == ("RTX 4090", 64, 2.2371650629793294e-05, 7.178261876106262e-3)
+    assert (gpu.machine, gpu.batch, gpu.token_s, gpu.token_energy_j) == (
+        "RTX 4090",
+        64,
+        2.2371650629793294e-05,
+        7.178261876106262e-3,
+    )
     assert gpu.step_s == pytest.approx(64 * gpu.token_s) and "[L25]" in gpu.implementation
     arrays = rows[-1]
     assert arrays.token_s == pytest.approx(65e-9) and arrays.token_energy_j == pytest.approx(12 * 6.15e-9)
@@ -232,7 +255,10 @@ def test_energy_is_per_token_or_not_there() -> None:
 def test_the_fastest_implementation_is_the_baseline() -> None:
     times = dict(zip(CONTENDERS, (3e-3, 2e-3, 4e-3, 5e-3), strict=True))
     kept = [row for row in fastest(rows_of([result(median_s=times)], Settings(), WHERE)) if row.kind == MEASURED]
-    assert [(row.dtype, row.implementation, row.step_s) for row in kept] == [("float32", MATMUL, 2e-3), ("bfloat16", FUSED, 4e-3)]
+    assert [(row.dtype, row.implementation, row.step_s) for row in kept] == [
+        ("float32", MATMUL, 2e-3),
+        ("bfloat16", FUSED, 4e-3),
+    ]
 
 
 def test_the_whole_model_is_of_one_machine() -> None:
@@ -243,8 +269,12 @@ def test_the_whole_model_is_of_one_machine() -> None:
     whole = measured_model([decoding, one], Settings(), WHERE)
     assert whole is not None
     (gain,) = whole.gains
-    assert gain.baseline.attention_latency_s == pytest.approx(24e-3) and gain.baseline.rest_latency_s == pytest.approx(36e-3)
-    assert gain.limit_latency == pytest.approx(60 / 36) and gain.model_latency == pytest.approx(60e-3 / (36e-3 + 780e-9))
+    assert gain.baseline.attention_latency_s == pytest.approx(24e-3) and gain.baseline.rest_latency_s == pytest.approx(
+        36e-3
+    )
+    assert gain.limit_latency == pytest.approx(60 / 36) and gain.model_latency == pytest.approx(
+        60e-3 / (36e-3 + 780e-9)
+    )
     assert gain.model_energy is None
     assert measured_model([one], Settings(), WHERE) is None and measured_model([decoding], Settings(), WHERE) is None
     assert measured_model([decoding, result(batch=2)], Settings(), WHERE) is None, "another batch"

@@ -1,4 +1,5 @@
-"""The benchmark says only what it has checked: end to end at small shapes, with a wrong subject, and when it is cut off."""
+"""The benchmark says only what it has checked: end to end at small shapes, with a wrong subject, and when it is cut
+off."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import Tensor
 import aimc
 import aimc.nn.attention
 import benchmarks.__main__ as program
-from aimc.hf import hardware_of
+from aimc.models.hook import hardware_of
 from benchmarks import decoding, models, operators
 from benchmarks.aims import CPU_AIMS, Aim
 from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, CheckError, Result
@@ -62,14 +63,29 @@ def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {(r["tokens"], r["window"]) for r in results if r["case"] == TRAINING} == {(64, 128), (192, 128), (192, 64)}
     for name in ("time.png", "memory.png", "baseline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    written = {path.name for path in tmp_path.iterdir()} - {"amdahl.png"}  # it needs a clock that is exact at these sizes
-    assert written == {"bench.jsonl", "time.png", "memory.png", "baseline.csv", "baseline.png"}, "a temporary file is left"
+    written = {path.name for path in tmp_path.iterdir()} - {
+        "amdahl.png"
+    }  # it needs a clock that is exact at these sizes
+    assert written == {
+        "bench.jsonl",
+        "time.png",
+        "memory.png",
+        "baseline.csv",
+        "baseline.png",
+    }, "a temporary file is left"
     printed = capsys.readouterr().out
-    assert "decoding (held)" in printed and "at least" in printed and "not measured" in printed and "training step" in printed
+    assert (
+        "decoding (held)" in printed
+        and "at least" in printed
+        and "not measured" in printed
+        and "training step" in printed
+    )
 
 
 @pytest.mark.parametrize("case", [FORWARD, TRAINING, NO_LEAKAGE, MEMORY])
-def test_a_wrong_subject_is_refused(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_subject_is_refused(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(tmp_path, "--cases", case) == 0
     before = (tmp_path / "bench.jsonl").read_bytes()
     right = operators.gain_cell
@@ -82,7 +98,9 @@ def test_a_wrong_subject_is_refused(case: str, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "new").exists()
 
 
-def test_a_wrong_gradient_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_gradient_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def wrong(inputs: operators.Inputs, hardware: Any) -> Tensor:
         q, k, v = inputs
         k = k.detach() + 1.0001 * (k - k.detach())  # the same number, its gradient 1e-4 too large
@@ -103,7 +121,9 @@ def test_an_unwritten_output_is_refused(bad: float, monkeypatch: pytest.MonkeyPa
         operators.check_output(operators.make_inputs(settings, 64, gradient=False), hardware, hardware)
 
 
-def test_a_case_that_raises_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_case_that_raises_fails_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(*_: Any) -> Tensor:
         raise NotImplementedError("no such backend")
 
@@ -113,7 +133,9 @@ def test_a_case_that_raises_fails_alone(tmp_path: Path, monkeypatch: pytest.Monk
     assert "NotImplementedError: no such backend" in printed and "✓ prefill" in printed
 
 
-def test_a_wrong_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The layers of the model compute something else on the subject's backend than on the eager one."""
     from aimc.nn.attention import GainCellAttention
 
@@ -156,7 +178,12 @@ def growing_decode(right: Any) -> Any:
     ],
 )
 def test_a_wrong_decode_is_refused(
-    case: str, decode: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str,
+    decode: Any,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(aimc.nn.attention, "decode", decode(aimc.nn.attention.decode))
     assert run(tmp_path, "--cases", case) == 1
@@ -165,7 +192,9 @@ def test_a_wrong_decode_is_refused(
     assert not (tmp_path / "bench.jsonl").exists()
 
 
-def test_a_wrong_digital_cache_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_digital_cache_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A comparison that forgets half of its window would be faster."""
 
     class Short(decoding.Ring):
@@ -179,7 +208,8 @@ def test_a_wrong_digital_cache_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_decoding_leaves_no_trace_in_the_time() -> None:
-    """Equal hardware that is another object is compared field by field at every token: neither check nor fork may leave one."""
+    """Equal hardware that is another object is compared field by field at every token: neither check nor fork may leave
+    one."""
     settings = quick_settings()
     analog, prompt = models.make_models(settings)[0].eval(), models.make_tokens(settings)[:, :8]
     before = hardware_of(analog)
@@ -283,12 +313,29 @@ def test_aims_read_the_results() -> None:
         result(FORWARD, window=256, time_ratio={DIGITAL: 99.0}),
         result(NO_LEAKAGE, time_ratio={DIGITAL: 1.0}, failed="wrong"),
         result(DECODING, time_ratio={DIGITAL: 1.8, COPIED: 1.2}),
-        result(LONG_TEXT, tokens=2560, window=128, time_ratio={EARLY: 1.2, MIDDLE: 1.0}, held_ratio={EARLY: 1.0, MIDDLE: 1.0}),
+        result(
+            LONG_TEXT,
+            tokens=2560,
+            window=128,
+            time_ratio={EARLY: 1.2, MIDDLE: 1.0},
+            held_ratio={EARLY: 1.0, MIDDLE: 1.0},
+        ),
     ]
     values = [aim.read(results) for aim in CPU_AIMS]
     assert values == [4.0, 2.0, 16.0, 2.1, 2.5, None, None, 1.8, 1.2, 1.0]
     verdicts = [aim.verdict(value) for aim, value in zip(CPU_AIMS, values, strict=True)]
-    assert verdicts == ["met", "aim met", "aim met", "met", "missed", "not measured", "not measured", "met", "missed", "aim met"]
+    assert verdicts == [
+        "met",
+        "aim met",
+        "aim met",
+        "met",
+        "missed",
+        "not measured",
+        "not measured",
+        "met",
+        "missed",
+        "aim met",
+    ]
 
 
 def test_bounds_belong_to_the_better_side() -> None:
@@ -307,5 +354,13 @@ def test_bad_options_are_refused(words: list[str], capsys: pytest.CaptureFixture
 
 def result(case: str, tokens: int = 1024, window: int = 1024, **values: Any) -> Result:
     """A result with these numbers."""
-    fixed = {"measures": "", "shapes": {}, "dtype": "float32", "hardware": "", "leakage": True, "backend": "blocked", "check": ""}
+    fixed = {
+        "measures": "",
+        "shapes": {},
+        "dtype": "float32",
+        "hardware": "",
+        "leakage": True,
+        "backend": "blocked",
+        "check": "",
+    }
     return Result(case=case, tokens=tokens, window=window, **fixed, **values)

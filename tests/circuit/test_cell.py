@@ -8,11 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aimc.circuit import CircuitError, oxide_cell, retention, settling_error, silicon_cell, tau_spread, write_time_constant
+from aimc.circuit import (
+    CircuitError,
+    oxide_cell,
+    retention,
+    settling_error,
+    silicon_cell,
+    tau_spread,
+    write_time_constant,
+)
 from aimc.circuit.cell import GainCell
 from aimc.circuit.storage import channel_leakage, leakage_current
 from aimc.circuit.transistor import ELEMENTARY_CHARGE, Transistor
-from aimc.config import ConfigError
+from aimc.hardware import ConfigError
 
 WIRE = Transistor(width_m=1e-7, length_m=1e-7, threshold_v=0.3, oxide_f_m2=0.01)
 
@@ -20,9 +28,22 @@ WIRE = Transistor(width_m=1e-7, length_m=1e-7, threshold_v=0.3, oxide_f_m2=0.01)
 def film_cell(**changes) -> GainCell:
     """Films without body, whose square law can be written down: β = 1e-3·0.02·(W/L)."""
     film = Transistor(
-        width_m=1e-7, length_m=1e-6, threshold_v=-2.0, slope_factor=1.0, mobility_m2_v_s=1e-3, oxide_f_m2=0.02, has_body=False
+        width_m=1e-7,
+        length_m=1e-6,
+        threshold_v=-2.0,
+        slope_factor=1.0,
+        mobility_m2_v_s=1e-3,
+        oxide_f_m2=0.02,
+        has_body=False,
     )
-    values = {"supply_v": 1.0, "capacitance_f": 4e-15, "write": WIRE, "read_n": film, "read_v": 10.0, "pulse_max_s": 10e-9}
+    values = {
+        "supply_v": 1.0,
+        "capacitance_f": 4e-15,
+        "write": WIRE,
+        "read_n": film,
+        "read_v": 10.0,
+        "pulse_max_s": 10e-9,
+    }
     values |= {"write_pulse_s": 5e-9, "write_gate_on_v": 2.5, "write_gate_off_v": -5.0}
     return GainCell(**(values | changes))
 
@@ -38,7 +59,9 @@ def film_cell(**changes) -> GainCell:
 def test_write_noise_is_kt_over_c(capacitance_f, temperature_k, by_hand_v):
     cell = replace(silicon_cell(), capacitance_f=max(capacitance_f, 6e-15), temperature_k=temperature_k)
     if capacitance_f < 6e-15:
-        cell = film_cell(capacitance_f=capacitance_f, read_n=replace(film_cell().read_n, length_m=2e-7), temperature_k=temperature_k)
+        cell = film_cell(
+            capacitance_f=capacitance_f, read_n=replace(film_cell().read_n, length_m=2e-7), temperature_k=temperature_k
+        )
     assert cell.write_noise() == pytest.approx(by_hand_v, rel=1e-4)
 
 
@@ -130,7 +153,9 @@ def test_mismatch_of_a_single_transistor():
     matched = film_cell()
     assert matched.mismatch() == (0.0, 0.0) and tau_spread(matched) == 0
     spread = film_cell(read_n=replace(matched.read_n, pelgrom_threshold_v_m=3e-9, pelgrom_gain_m=0.0))
-    assert spread.mismatch() == pytest.approx((0.0, 3e-9 / math.sqrt(1e-13)), abs=1e-9)  # a shifted threshold is a shifted voltage
+    assert spread.mismatch() == pytest.approx(
+        (0.0, 3e-9 / math.sqrt(1e-13)), abs=1e-9
+    )  # a shifted threshold is a shifted voltage
     factors = film_cell(read_n=replace(matched.read_n, pelgrom_gain_m=1e-8))
     sink, _ = factors.branch_currents(0.8)
     assert float(factors.current_spread(0.8)) == pytest.approx(float(sink) * 1e-8 / math.sqrt(1e-13))
@@ -138,7 +163,8 @@ def test_mismatch_of_a_single_transistor():
 
 @pytest.mark.parametrize("cell", [silicon_cell(), oxide_cell()], ids=["silicon", "oxide"])
 def test_mismatch_against_drawn_transistors(cell):
-    """The circuit's own spread is that of drawn transistors everywhere; the emulator's two numbers follow where cells carry current."""
+    """The circuit's own spread is that of drawn transistors everywhere; the emulator's two numbers follow where cells
+    carry current."""
     rng, stored, currents = np.random.default_rng(0), np.linspace(0, cell.supply_v, 5), []
 
     def drawn(transistor):
@@ -152,7 +178,9 @@ def test_mismatch_against_drawn_transistors(cell):
         sink, source = other.branch_currents(stored)
         currents.append(sink - (reference if cell.read_p is None else source))
     spread = np.std(currents, axis=0)
-    np.testing.assert_allclose(cell.current_spread(stored), spread, rtol=0.1, atol=0.01 * spread.max())  # to first order in the thresholds
+    np.testing.assert_allclose(
+        cell.current_spread(stored), spread, rtol=0.1, atol=0.01 * spread.max()
+    )  # to first order in the thresholds
     gain, offset_v = cell.mismatch()
     emulated = np.hypot(gain * cell.read_current(stored), offset_v * cell.transconductance(stored))
     np.testing.assert_allclose(emulated, spread, atol=0.25 * spread.max())
@@ -162,7 +190,13 @@ def test_spread_of_retention_against_drawn_transistors():
     write = replace(WIRE, threshold_v=0.25, pelgrom_threshold_v_m=2e-9)
     cell, rng = film_cell(write=write, write_gate_off_v=-0.3, hold_v=0.5), np.random.default_rng(1)
     drawn = [
-        float(np.abs(channel_leakage(replace(cell, write=replace(write, threshold_v=0.25 + write.threshold_spread_v * x)), 1.0)))
+        float(
+            np.abs(
+                channel_leakage(
+                    replace(cell, write=replace(write, threshold_v=0.25 + write.threshold_spread_v * x)), 1.0
+                )
+            )
+        )
         for x in rng.standard_normal(3000)
     ]
     assert np.std(np.log(drawn)) == pytest.approx(tau_spread(cell), rel=0.06)

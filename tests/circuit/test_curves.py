@@ -10,7 +10,9 @@ import pytest
 from aimc.circuit import CircuitError, choose_degree, fit_surface, fit_transfer, read_sweep
 
 IGZO = Path(__file__).parents[3] / "shared" / "data" / "hardware" / "igzo-2t0c-spice" / "experiments" / "spice_2t0c_v1"
-igzo = pytest.mark.skipif(not IGZO.exists(), reason="the IGZO data is part of the shared data, which is not beside this checkout")
+igzo = pytest.mark.skipif(
+    not IGZO.exists(), reason="the IGZO data is part of the shared data, which is not beside this checkout"
+)
 
 
 def write(tmp_path, text):
@@ -21,7 +23,9 @@ def write(tmp_path, text):
 
 def test_a_long_table_with_units(tmp_path):
     path = write(tmp_path, "# a sweep\nV_SN,pulse,Q\n0,5,0\n300,5,1.5\n0,10,0\n300,10,3\n")
-    sweep = read_sweep(path, stored="V_SN", read="pulse", output="Q", units={"stored": "mV", "read": "ns", "output": "fC"})
+    sweep = read_sweep(
+        path, stored="V_SN", read="pulse", output="Q", units={"stored": "mV", "read": "ns", "output": "fC"}
+    )
     np.testing.assert_allclose(sweep.stored_v, [0, 0.3, 0, 0.3])
     np.testing.assert_allclose(sweep.read, [5e-9, 5e-9, 10e-9, 10e-9])
     np.testing.assert_allclose(sweep.output, [0, 1.5e-15, 0, 3e-15])
@@ -68,7 +72,9 @@ def test_a_file_that_is_not_there(tmp_path):
 @igzo
 def test_igzo_transfer_curve():
     """The v1.1 simulation at 1 V on the drain: a polynomial by cross-validation, and its error on held-out points."""
-    sweep = read_sweep(IGZO / "results" / "spice_idvg_v11.csv", stored="Vg_V", output={"Id_Vd1_A_spice": 1.0}, sign=-1).between(0.4, 1.6)
+    sweep = read_sweep(
+        IGZO / "results" / "spice_idvg_v11.csv", stored="Vg_V", output={"Id_Vd1_A_spice": 1.0}, sign=-1
+    ).between(0.4, 1.6)
     degree, errors = choose_degree(sweep.stored_v, sweep.output, offset_v=1.0)
     assert 2 <= degree <= 5
     assert errors[degree] < 0.01 * np.ptp(sweep.output)  # measured: see the README
@@ -80,7 +86,8 @@ def test_igzo_transfer_curve():
 
 @igzo
 def test_igzo_digitised_output_curves():
-    """The hand-digitised measurement: three stored voltages, a surface that is zero at zero drain voltage, one curve held out."""
+    """The hand-digitised measurement: three stored voltages, a surface that is zero at zero drain voltage, one curve
+    held out."""
     sweep = read_sweep(IGZO / "data" / "idvd.csv", stored=0, output={1: 0.4, 2: 1.2, 3: 2.0}, units={"output": "uA"})
     drain, gate = sweep.stored_v, sweep.read  # this file sweeps the read voltage
     held = np.arange(len(drain)) % 4 == 1

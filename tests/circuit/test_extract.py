@@ -6,7 +6,15 @@ import pytest
 from aimc.circuit import CircuitError, Transistor, fit_transistor, read_sweep
 from tests.circuit.test_curves import IGZO, igzo
 
-TRUE = Transistor(width_m=1e-6, length_m=0.5e-6, threshold_v=0.31, slope_factor=1.45, specific_current_a=3e-8, power=2.3, has_body=False)
+TRUE = Transistor(
+    width_m=1e-6,
+    length_m=0.5e-6,
+    threshold_v=0.31,
+    slope_factor=1.45,
+    specific_current_a=3e-8,
+    power=2.3,
+    has_body=False,
+)
 GATE, DRAIN = (x.ravel() for x in np.meshgrid(np.linspace(-0.2, 1.5, 35), [0.05, 0.5, 1.0]))
 
 
@@ -20,14 +28,18 @@ def test_a_transistor_is_recovered():
 
 def test_parameters_are_those_of_the_reference_temperature():
     current = TRUE.current(GATE, 0.0, DRAIN, temperature_k=400.0)
-    found = fit_transistor(GATE, DRAIN, current, start=replace(TRUE, threshold_v=0.5), free=("threshold_v",), temperature_k=400.0)
+    found = fit_transistor(
+        GATE, DRAIN, current, start=replace(TRUE, threshold_v=0.5), free=("threshold_v",), temperature_k=400.0
+    )
     assert found.transistor.threshold_v == pytest.approx(0.31, abs=1e-6)
 
 
 def test_noise_is_averaged():
     rng = np.random.default_rng(0)
     current = TRUE.current(GATE, 0.0, DRAIN) * np.exp(0.1 * rng.standard_normal(GATE.shape))
-    found = fit_transistor(GATE, DRAIN, current, start=replace(TRUE, threshold_v=0.5, specific_current_a=1e-7, power=2.0))
+    found = fit_transistor(
+        GATE, DRAIN, current, start=replace(TRUE, threshold_v=0.5, specific_current_a=1e-7, power=2.0)
+    )
     assert found.transistor.threshold_v == pytest.approx(0.31, abs=0.03)
     assert found.rms_decades == pytest.approx(0.1 / np.log(10), rel=0.2)
 
@@ -36,7 +48,10 @@ def test_noise_is_averaged():
 def test_igzo_simulation():
     """The v1.1 simulated transfer curves over six decades, by one thin-film transistor."""
     sweep = read_sweep(
-        IGZO / "results" / "spice_idvg_v11.csv", stored="Vg_V", output={"Id_Vd01_A_spice": 0.1, "Id_Vd1_A_spice": 1.0}, sign=-1
+        IGZO / "results" / "spice_idvg_v11.csv",
+        stored="Vg_V",
+        output={"Id_Vd01_A_spice": 0.1, "Id_Vd1_A_spice": 1.0},
+        sign=-1,
     )
     seen = sweep.output > 1e-12
     start = Transistor(width_m=157e-9, length_m=55e-9, threshold_v=0.4, slope_factor=1.8, has_body=False)

@@ -3,7 +3,7 @@ import pytest
 
 from aimc import presets
 from aimc.circuit import fit_transfer
-from aimc.config import ConfigError, Hardware
+from aimc.hardware import ConfigError, Hardware
 
 STORED = np.linspace(0.0, 0.9, 41)
 
@@ -15,13 +15,17 @@ def test_a_cubic_is_recovered():
     assert fit.max_error < 1e-10 and fit.rms <= fit.max_error and fit.max_error_lsb < 1e-10
 
 
-@pytest.mark.parametrize("curve", [lambda u: u**3, lambda u: u**5, lambda u: 1 / (1 + np.exp(-10 * u)), np.exp, np.tanh])
+@pytest.mark.parametrize(
+    "curve", [lambda u: u**3, lambda u: u**5, lambda u: 1 / (1 + np.exp(-10 * u)), np.exp, np.tanh]
+)
 @pytest.mark.parametrize("degree", [3, 5, 7])
 def test_formulas_of_any_shape_run(curve, degree):
     fit = fit_transfer(STORED, curve, offset_v=0.45, degree=degree, n_levels=8)
     assert len(fit.coefficients) == degree + 1 and fit.residuals.shape == STORED.shape
     u = STORED - 0.45
-    np.testing.assert_allclose(np.polynomial.polynomial.polyval(u, fit.coefficients) + fit.residuals, curve(u), atol=1e-12)
+    np.testing.assert_allclose(
+        np.polynomial.polynomial.polyval(u, fit.coefficients) + fit.residuals, curve(u), atol=1e-12
+    )
     assert fit.max_error_lsb < 1.0
     Hardware(cell=fit.to_cell(0.9))
 

@@ -24,7 +24,7 @@ from aimc.circuit import (
     to_hardware,
 )
 from aimc.circuit.hardware import pulse_nonlinearity, signal_unit
-from aimc.config import Hardware, Noise
+from aimc.hardware import Hardware, Noise
 
 CELL = silicon_cell()
 UNIT_C = signal_unit(CELL, presets.gain_cell_cmos())
@@ -33,12 +33,22 @@ UNIT_C = signal_unit(CELL, presets.gain_cell_cmos())
 def single_cell(stored_v: float, *, pulse: float = 1.0, n_draws: int = 1, **changes) -> torch.Tensor:
     """Charge in coulomb that the first array gives for one cell of the circuit; D = 1, one draw a batch row."""
     hardware = to_hardware(CELL, degree=9)
-    off = {"input_dac": replace(hardware.input_dac, n_levels=None, inl=0.0), "storage_dac": replace(hardware.storage_dac, n_levels=None)}
+    off = {
+        "input_dac": replace(hardware.input_dac, n_levels=None, inl=0.0),
+        "storage_dac": replace(hardware.storage_dac, n_levels=None),
+    }
     # a full scale at which neither array clips
     array = replace(hardware.array, saturation_qk=1e3, saturation_av=1e3)
-    hardware = replace(hardware, array=array, **({"noise": Noise(), "leakage": replace(hardware.leakage, tau_s=None)} | off | changes))
-    q, k = torch.full((n_draws, 1, 1, 1), pulse, dtype=torch.float64), torch.full((n_draws, 1, 1, 1), stored_v, dtype=torch.float64)
-    _, details = gain_cell_attention(q, k, k, hardware, chip=Chip(seed=0), generator=torch.Generator().manual_seed(0), details=True)
+    hardware = replace(
+        hardware, array=array, **({"noise": Noise(), "leakage": replace(hardware.leakage, tau_s=None)} | off | changes)
+    )
+    q, k = (
+        torch.full((n_draws, 1, 1, 1), pulse, dtype=torch.float64),
+        torch.full((n_draws, 1, 1, 1), stored_v, dtype=torch.float64),
+    )
+    _, details = gain_cell_attention(
+        q, k, k, hardware, chip=Chip(seed=0), generator=torch.Generator().manual_seed(0), details=True
+    )
     return details.S.flatten() * UNIT_C
 
 
@@ -69,7 +79,11 @@ def chips(n_chips: int, stored_v: float, **noise: float) -> np.ndarray:
     """Charges in coulomb of single cells at one voltage, all slots and features of a few chips."""
     hardware = to_hardware(CELL, degree=9)
     hardware = replace(hardware, noise=Noise(**noise), leakage=replace(hardware.leakage, tau_s=None), backend="eager")
-    hardware = replace(hardware, storage_dac=replace(hardware.storage_dac, n_levels=None), array=replace(hardware.array, saturation_qk=1e3))
+    hardware = replace(
+        hardware,
+        storage_dac=replace(hardware.storage_dac, n_levels=None),
+        array=replace(hardware.array, saturation_qk=1e3),
+    )
     values = []
     for seed in range(n_chips):
         # one feature is pulsed: S is then the charge of one cell a slot
@@ -110,12 +124,15 @@ def test_read_noise_in_the_emulator_is_the_circuits(array):
 
 
 def test_leakage_of_the_emulator_is_the_circuits():
-    """One token is written and read 64 token times long: its charge follows the circuit's voltage on its way to 0.1 V."""
+    """One token is written and read 64 token times long: its charge follows the circuit's voltage on its way to 0.1
+    V."""
     leaky = replace(CELL, leak_conductance_s=2 * CELL.leak_conductance_s, leak_target_v=0.1)
     base = presets.gain_cell_cmos()
     base = replace(base, array=replace(base.array, window=64), leakage=replace(base.leakage, token_time_s=20e-6))
     hardware = to_hardware(leaky, base, degree=9)
-    assert hardware.leakage.tau_s == pytest.approx(2.5e-3, rel=1e-3) and hardware.leakage.target_v == pytest.approx(0.1, abs=1e-3)
+    assert hardware.leakage.tau_s == pytest.approx(2.5e-3, rel=1e-3) and hardware.leakage.target_v == pytest.approx(
+        0.1, abs=1e-3
+    )
     ideal = {name: replace(getattr(hardware, name), n_levels=None) for name in ("input_dac", "storage_dac")}
     ideal["input_dac"] = replace(ideal["input_dac"], inl=0.0)
     hardware = replace(hardware, noise=Noise(), array=replace(hardware.array, saturation_qk=1e3), **ideal)
@@ -142,7 +159,9 @@ def test_a_wider_transistor_matches_better_and_costs_more():
     one, two = to_hardware(narrow).noise, to_hardware(wide).noise
     assert two.mismatch_offset_v == pytest.approx(one.mismatch_offset_v / 2, rel=1e-4)
     assert two.mismatch_gain == pytest.approx(one.mismatch_gain / 2, rel=1e-4)
-    np.testing.assert_allclose(to_hardware(wide).cell.coefficients, to_hardware(narrow).cell.coefficients, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        to_hardware(wide).cell.coefficients, to_hardware(narrow).cell.coefficients, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_fixed_full_scales_let_a_stronger_cell_fill_them_sooner():
@@ -151,7 +170,9 @@ def test_fixed_full_scales_let_a_stronger_cell_fill_them_sooner():
     np.testing.assert_allclose(same.cell.coefficients, to_hardware(CELL).cell.coefficients, rtol=1e-9, atol=1e-12)
     strong = to_hardware(replace(CELL, pulse_max_s=2 * CELL.pulse_max_s, read_line_time_s=0.0), full_scales=scales)
     edge = float(CELL.effective_width(CELL.pulse_max_s)) / CELL.pulse_max_s
-    np.testing.assert_allclose(strong.cell.coefficients[1::2], 2 / edge * np.array(same.cell.coefficients[1::2]), rtol=1e-9)
+    np.testing.assert_allclose(
+        strong.cell.coefficients[1::2], 2 / edge * np.array(same.cell.coefficients[1::2]), rtol=1e-9
+    )
     assert (strong.array.saturation_qk, strong.array.saturation_av) == (80.0, pytest.approx(40.0))
 
 
@@ -186,7 +207,8 @@ def test_a_fitted_curve_becomes_hardware():
 
 
 def test_the_range_that_is_stored_is_full_scale():
-    """A fitted curve of 0 to 2 V of which 0 to 1 V is stored gives as much signal as the published cell at the ends of its range."""
+    """A fitted curve of 0 to 2 V of which 0 to 1 V is stored gives as much signal as the published cell at the ends of
+    its range."""
     stored = np.linspace(0.0, 2.0, 41)
     hardware = to_hardware(fit_transfer(stored, 3e-6 * (stored - 0.5), offset_v=0.5, degree=1), supply_v=1.0)
     assert hardware.cell.coefficients[1] * 0.5 == pytest.approx(presets.LINEAR_SLOPE * 0.45, rel=0.01)
@@ -229,7 +251,9 @@ def test_budget_is_sorted_and_in_levels():
     assert [line.volt for line in lines] == sorted((line.volt for line in lines), reverse=True)
     by_name = {line.name: line for line in lines}
     assert by_name["kT/C write noise"].lsb == pytest.approx(CELL.write_noise() / (0.9 / 7))
-    assert by_name["leakage over the window"].volt == pytest.approx(0.45 * (1 - math.exp(-1024 * 7.8e-7 / 5e-3)), rel=1e-3)
+    assert by_name["leakage over the window"].volt == pytest.approx(
+        0.45 * (1 - math.exp(-1024 * 7.8e-7 / 5e-3)), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from aimc.circuit.transistor import BOLTZMANN, ELEMENTARY_CHARGE, Transistor, thermal_voltage
-from aimc.config import ConfigError
+from aimc.hardware import ConfigError
 
-SQUARE = Transistor(width_m=1e-6, length_m=0.5e-6, threshold_v=0.45, slope_factor=1.35, mobility_m2_v_s=0.03, oxide_f_m2=0.02)
+SQUARE = Transistor(
+    width_m=1e-6, length_m=0.5e-6, threshold_v=0.45, slope_factor=1.35, mobility_m2_v_s=0.03, oxide_f_m2=0.02
+)
 FILM = replace(SQUARE, has_body=False)
 U_T = thermal_voltage(300.0)
 BETA = 0.03 * 0.02 * 2  # μ·C_ox·W/L
@@ -69,7 +71,9 @@ def test_continuous_monotone_and_symmetric(modulation, polarity, has_body):
         current = transistor.current(sign * gate, sign * 1.2, sign * drain)
         steps = sign * np.diff(current)
         assert (steps >= 0).all()  # monotone in the drain voltage
-        assert steps.max() <= 0.025 * np.abs(current).max()  # half a millivolt changes it by at most exp(0.5 mV / U_T): no jump
+        assert (
+            steps.max() <= 0.025 * np.abs(current).max()
+        )  # half a millivolt changes it by at most exp(0.5 mV / U_T): no jump
         swapped = transistor.current(sign * gate, sign * drain, sign * 1.2)
         np.testing.assert_array_equal(swapped, -current)
     gates = np.linspace(-1, 3, 801)
@@ -92,8 +96,12 @@ def test_conductances_are_the_derivatives(polarity, power):
     for gate, source, drain in [(0.2, 0.0, 0.5), (0.6, 0.0, 0.1), (1.2, 0.1, 0.9), (1.2, 0.5, 0.1)]:
         g, s, d = sign * gate, sign * source, sign * drain
         of_gate, of_drain = transistor.conductances(g, s, d)
-        assert of_gate == pytest.approx((transistor.current(g + h, s, d) - transistor.current(g - h, s, d)) / (2 * h), rel=1e-5)
-        assert of_drain == pytest.approx((transistor.current(g, s, d + h) - transistor.current(g, s, d - h)) / (2 * h), rel=1e-5)
+        assert of_gate == pytest.approx(
+            (transistor.current(g + h, s, d) - transistor.current(g - h, s, d)) / (2 * h), rel=1e-5
+        )
+        assert of_drain == pytest.approx(
+            (transistor.current(g, s, d + h) - transistor.current(g, s, d - h)) / (2 * h), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("transistor", [SQUARE, FILM], ids=["body", "film"])

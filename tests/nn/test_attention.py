@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import aimc
-from aimc.config import Hardware
+from aimc.hardware import Hardware
 from aimc.nn.attention import PARTS, GainCellAttention
 from aimc.nn.scaler import AffineScaler
 

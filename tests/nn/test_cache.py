@@ -13,14 +13,22 @@ from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, Stoppi
 
 import aimc
 from aimc import presets
-from aimc.config import Array, ConfigError, Converter, Hardware, Leakage, Noise, Protection
-from aimc.hf import gain_cell_layers, set_generator
+from aimc.hardware import Array, ConfigError, Converter, Hardware, Leakage, Noise, Protection
+from aimc.models.hook import gain_cell_layers, set_generator
 from aimc.nn.cache import GainCellCache
 from tests.conftest import shared_model
-from tests.models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, tiny_model
 
 W = 16
-NOISE = Noise(write_v=0.01, read_qk=0.02, read_av=0.02, mismatch_gain=0.05, mismatch_offset_v=0.01, column_gain=0.05, column_offset=0.02)
+NOISE = Noise(
+    write_v=0.01,
+    read_qk=0.02,
+    read_av=0.02,
+    mismatch_gain=0.05,
+    mismatch_offset_v=0.01,
+    column_gain=0.05,
+    column_offset=0.02,
+)
 LENGTH = 3 * W
 POSITIONS = {"gpt2": "n_positions"}
 
@@ -28,7 +36,11 @@ POSITIONS = {"gpt2": "n_positions"}
 def machine(**changes: object) -> Hardware:
     """A window of 16 tokens in sub-tiles of 4, a tenth of the voltage lost within it."""
     return replace(
-        presets.gain_cell_cmos(), array=Array(window=W, rows=4), leakage=Leakage(tau_s=1.0, token_time_s=0.1 / W), noise=NOISE, **changes
+        presets.gain_cell_cmos(),
+        array=Array(window=W, rows=4),
+        leakage=Leakage(tau_s=1.0, token_time_s=0.1 / W),
+        noise=NOISE,
+        **changes,
     )
 
 
@@ -60,7 +72,9 @@ def whole(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor | None =
 
 
 @torch.no_grad()
-def in_pieces(model: PreTrainedModel, ids: torch.Tensor, sizes: list[int], mask: torch.Tensor | None = None) -> torch.Tensor:
+def in_pieces(
+    model: PreTrainedModel, ids: torch.Tensor, sizes: list[int], mask: torch.Tensor | None = None
+) -> torch.Tensor:
     set_generator(model, torch.Generator().manual_seed(3))
     cache, logits, start = GainCellCache(model), [], 0
     while start < ids.shape[1]:
@@ -83,7 +97,8 @@ def assert_same_logits(got: torch.Tensor, expected: torch.Tensor, mask: torch.Te
     assert difference.max() < 1e-4
 
 
-# --- Decode equals the full pass ---------------------------------------------------------------------------------------------
+# --- Decode equals the full pass
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sizes", [[1], [7], [20, 1]], ids=["tokens", "chunks", "prompt, then tokens"])
@@ -139,7 +154,7 @@ def test_pretrained_tiny_stories() -> None:
 
 def test_the_shipped_model() -> None:
     model = aimc.from_pretrained("checkpoints/shipped/finetuned").eval()
-    aimc.set_hardware(model, replace(aimc.hf.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE))
+    aimc.set_hardware(model, replace(aimc.models.hook.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE))
     ids = torch.randint(3, 2048, (2, 192), generator=torch.Generator().manual_seed(7))
     mask = torch.ones_like(ids)
     mask[1, :70] = 0
@@ -147,7 +162,8 @@ def test_the_shipped_model() -> None:
         assert_same_logits(in_pieces(model, ids, sizes, mask), whole(model, ids, mask), mask)
 
 
-# --- generate ----------------------------------------------------------------------------------------------------------------
+# --- generate
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def recomputed(model: PreTrainedModel, prompt: torch.Tensor, n_new: int) -> torch.Tensor:
@@ -187,13 +203,18 @@ def test_padded_prompts_give_the_text_of_each_alone() -> None:
 def test_beam_search_and_sampling() -> None:
     model, prompt = quiet(), tokens(length=10)
     cached, plain = (
-        model.generate(prompt, max_new_tokens=25, num_beams=4, pad_token_id=0, use_cache=use, do_sample=False) for use in (True, False)
+        model.generate(prompt, max_new_tokens=25, num_beams=4, pad_token_id=0, use_cache=use, do_sample=False)
+        for use in (True, False)
     )
     torch.testing.assert_close(cached, plain)
     texts = []
     for use in (True, False):
         torch.manual_seed(0)
-        texts.append(model.generate(prompt, max_new_tokens=25, do_sample=True, num_return_sequences=2, pad_token_id=0, use_cache=use))
+        texts.append(
+            model.generate(
+                prompt, max_new_tokens=25, do_sample=True, num_return_sequences=2, pad_token_id=0, use_cache=use
+            )
+        )
     torch.testing.assert_close(*texts)
 
 
@@ -244,7 +265,9 @@ def test_caches_are_reset_copied_and_repeated() -> None:
     expected = model(ids[:, 12:], past_key_values=cache).logits
     assert_same_logits(model(ids[:, 12:], past_key_values=copied).logits, expected)
     repeated.batch_repeat_interleave(2)
-    assert_same_logits(model(ids[:, 12:].repeat_interleave(2, 0), past_key_values=repeated).logits, expected.repeat_interleave(2, 0))
+    assert_same_logits(
+        model(ids[:, 12:].repeat_interleave(2, 0), past_key_values=repeated).logits, expected.repeat_interleave(2, 0)
+    )
     cache.reset()
     assert cache.get_seq_length() == 0
     assert_same_logits(model(ids, past_key_values=cache).logits, whole(model, ids))
@@ -310,7 +333,10 @@ def test_refresh_keeps_more_of_a_leaky_text() -> None:
 
 
 def test_read_noise_is_alike_in_both_forms() -> None:
-    model, ids = converted(hardware=replace(machine(), noise=Noise(read_qk=0.03, read_av=0.03))), tokens(batch=1, length=20)
+    model, ids = (
+        converted(hardware=replace(machine(), noise=Noise(read_qk=0.03, read_av=0.03))),
+        tokens(batch=1, length=20),
+    )
 
     def last(cached: bool, seed: int) -> torch.Tensor:
         set_generator(model, torch.Generator().manual_seed(seed))
@@ -322,7 +348,9 @@ def test_read_noise_is_alike_in_both_forms() -> None:
             return model(ids[:, -1:], past_key_values=cache).logits[0, -1]
 
     n = 120
-    parallel, decoded = (torch.stack([last(cached, seed=s + 1000 * cached) for s in range(n)]) for cached in (False, True))
+    parallel, decoded = (
+        torch.stack([last(cached, seed=s + 1000 * cached) for s in range(n)]) for cached in (False, True)
+    )
     error = ((parallel.var(dim=0) + decoded.var(dim=0)) / n).sqrt()
     assert ((parallel.mean(dim=0) - decoded.mean(dim=0)).abs() < 5 * error).all()
     ratio = parallel.std(dim=0) / decoded.std(dim=0)
@@ -344,7 +372,8 @@ def test_memory_is_flat_over_20_windows() -> None:
     assert cache.get_seq_length() == 20 * W
 
 
-# --- Bad input ---------------------------------------------------------------------------------------------------------------
+# --- Bad input
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_cache_from_other_hardware_or_batch() -> None:
@@ -425,7 +454,9 @@ def test_padding_on_the_wrong_side() -> None:
         model(ids, attention_mask=mask, use_cache=True)
 
 
-def test_a_prompt_longer_than_the_window_says_so_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_longer_than_the_window_says_so_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("aimc.nn.cache._SAID", set())
     model, prompt = quiet(), tokens(length=W + 9)
     for _ in range(2):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from aimc.config import Hardware
-from aimc.ops.noise import ArrayId, Chip, draw_seed, read_noise_av, read_noise_qk, write_noise
+from aimc.hardware import Hardware
+from aimc.ops.effects.noise import ArrayId, Chip, draw_seed, read_noise_av, read_noise_qk, write_noise
 from tests.ops.reference import Draws
 
 
@@ -25,5 +25,6 @@ def draws_of(hardware: Hardware, chip: Chip, seed: int, *, B: int, H: int, H_kv:
         column_gain_av=noise.column_gain * chip.column_gain_av(H_kv, tiles, D, dtype),
         column_offset_av=noise.column_offset * chip.column_offset_av(H_kv, tiles, D, dtype),
         read_qk=noise.read_qk * read_noise_qk(drawn, chip.layer, B, H, t, t, dtype),
-        read_av=noise.read_av * torch.stack([read_noise_av(drawn, chip.layer, B, H, t, j, D, dtype) for j in range(array.n_tiles)], dim=-2),
+        read_av=noise.read_av
+        * torch.stack([read_noise_av(drawn, chip.layer, B, H, t, j, D, dtype) for j in range(array.n_tiles)], dim=-2),
     )

@@ -1,6 +1,7 @@
 """An independent reference: the ring buffer itself, one token, one slot, one cell at a time, in Python floats.
 
-Written from the table in the design, without anything from `aimc.ops`. Quantities that are drawn by chance come in as arrays.
+Written from the table in the design, without anything from `aimc.ops`. Quantities that are drawn by chance come in as
+arrays.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import numpy as np
 
 @dataclass
 class Draws:
-    """Standard-deviation-scaled draws; each may stay at zero. Slots index the cells, absolute tokens the writes and reads."""
+    """Standard-deviation-scaled draws; each may stay at zero. Slots index the cells, absolute tokens the writes and
+    reads."""
 
     gain: dict = field(default_factory=dict)  # array -> [H_kv, W, D]
     offset_v: dict = field(default_factory=dict)  # array -> [H_kv, W, D]
-    log_tau: dict = field(default_factory=dict)  # array -> [H_kv, W, D], logarithm of each cell's τ over the nominal one
+    log_tau: dict = field(
+        default_factory=dict
+    )  # array -> [H_kv, W, D], logarithm of each cell's τ over the nominal one
     write_v: dict = field(default_factory=dict)  # array -> [B, H_kv, T, D]
     column_gain_qk: np.ndarray | None = None  # [H_kv, W]
     column_offset_qk: np.ndarray | None = None
@@ -32,7 +36,8 @@ def at(table, *index):
 
 
 def bowed(x: float, c) -> float:
-    """The converter's characteristic: a parabola over the straight line, zero at both ends, `inl` of the range high in the middle."""
+    """The converter's characteristic: a parabola over the straight line, zero at both ends, `inl` of the range high in
+    the middle."""
     span = c.v_max - c.v_min
     return x + c.inl * span * (1.0 - (2.0 * (x - c.v_min) / span - 1.0) ** 2)
 
@@ -86,7 +91,8 @@ class Cells:
 
 
 def pulses_of(fills: dict, digital: dict, hw, score_gain: float) -> tuple[dict, dict, float]:
-    """Activation of one query: from fill (S / S_sat) by slot, and by token of the digital memory, to pulses and a final factor."""
+    """Activation of one query: from fill (S / S_sat) by slot, and by token of the digital memory, to pulses and a final
+    factor."""
     if hw.activation == "hard_sigmoid":
         return *({key: min(max(x, 0.0), 1.0) for key, x in part.items()} for part in (fills, digital)), 1.0
     scale = score_gain * hw.array.saturation_qk
@@ -111,7 +117,13 @@ def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, paddi
     T, D = q.shape
     W, R = hw.array.window, hw.array.rows
     arrays = {
-        name: Cells(hw, *(None if name not in table else table[name][h_kv] for table in (draws.gain, draws.offset_v, draws.log_tau)))
+        name: Cells(
+            hw,
+            *(
+                None if name not in table else table[name][h_kv]
+                for table in (draws.gain, draws.offset_v, draws.log_tau)
+            ),
+        )
         for name in ("qk", "av")
     }
     out = np.zeros((T, D))
@@ -123,14 +135,21 @@ def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, paddi
             continue
         pulse = [convert_da(float(q[t, d]), hw.input_dac) for d in range(D)]
         first_real = next(s for s in range(T) if not padding[s])
-        kept = [s for s in range(t + 1) if not padding[s] and (s - first_real < hw.protection.n_sink or t - s < hw.protection.n_recent)]
+        kept = [
+            s
+            for s in range(t + 1)
+            if not padding[s] and (s - first_real < hw.protection.n_sink or t - s < hw.protection.n_recent)
+        ]
         fills = {}
         for slot in range(W):
             cell = arrays["qk"].slots[slot]
             if cell is None or cell[2] or cell[0] in kept:
                 continue
             S = sum(pulse[d] * arrays["qk"].charge_per_pulse(slot, d, t) for d in range(D))
-            S = S * (1.0 + at(draws.column_gain_qk, h_kv, slot)) + at(draws.column_offset_qk, h_kv, slot) * hw.array.saturation_qk
+            S = (
+                S * (1.0 + at(draws.column_gain_qk, h_kv, slot))
+                + at(draws.column_offset_qk, h_kv, slot) * hw.array.saturation_qk
+            )
             S += at(draws.read_qk, b, h, t, cell[0]) * hw.array.saturation_qk
             fills[slot] = S / hw.array.saturation_qk
         exact_pulse = q[t] if hw.activation == "softmax" else [convert(float(x), hw.input_dac) for x in q[t]]
@@ -139,7 +158,10 @@ def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, paddi
         for j in range(W // R):
             written = [slot for slot in range(j * R, (j + 1) * R) if arrays["av"].slots[slot] is not None]
             for d in range(D) if written else ():
-                A = sum(phi.get(s, 0.0) * arrays["av"].charge_per_pulse(s, d, t) for s in written) / hw.array.saturation_av
+                A = (
+                    sum(phi.get(s, 0.0) * arrays["av"].charge_per_pulse(s, d, t) for s in written)
+                    / hw.array.saturation_av
+                )
                 A = A * (1.0 + at(draws.column_gain_av, h_kv, j, d)) + at(draws.column_offset_av, h_kv, j, d)
                 out[t, d] += convert_ad(A + at(draws.read_av, b, h, t, j, d), hw.readout)
         for d in range(D):
@@ -149,7 +171,8 @@ def ring_buffer_head(q, k, v, hw, draws: Draws, b: int, h: int, h_kv: int, paddi
 
 
 def ring_buffer(q, k, v, hw, draws: Draws | None = None, padding=None, score_gain=None) -> np.ndarray:
-    """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]` (on one side), score_gain `[H]` → `[B, H, T, D]`."""
+    """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]` (on one side), score_gain `[H]` → `[B,
+    H, T, D]`."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     B, H, T, _ = q.shape
     group = H // k.shape[1]
@@ -157,7 +180,18 @@ def ring_buffer(q, k, v, hw, draws: Draws | None = None, padding=None, score_gai
     gains = [1.0] * H if score_gain is None else [float(g) for g in score_gain]
     heads = [
         [
-            ring_buffer_head(q[b, h], k[b, h // group], v[b, h // group], hw, draws or Draws(), b, h, h // group, padding[b], gains[h])
+            ring_buffer_head(
+                q[b, h],
+                k[b, h // group],
+                v[b, h // group],
+                hw,
+                draws or Draws(),
+                b,
+                h,
+                h // group,
+                padding[b],
+                gains[h],
+            )
             for h in range(H)
         ]
         for b in range(B)

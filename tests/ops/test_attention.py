@@ -5,15 +5,23 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.config import Array, Cell, Converter, Hardware, Leakage, Noise
+from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.noise import Chip
+from aimc.ops.effects.noise import Chip
 from tests.ops.draws import draws_of
 from tests.ops.reference import ring_buffer
 
 W, R, D = 16, 4, 3
 QUINTIC = [0.4, 9.0, -2.0, 30.0, 3.0, -20.0]
-ALL_NOISE = Noise(write_v=0.02, read_qk=0.03, read_av=0.04, mismatch_gain=0.1, mismatch_offset_v=0.02, column_gain=0.1, column_offset=0.05)
+ALL_NOISE = Noise(
+    write_v=0.02,
+    read_qk=0.03,
+    read_av=0.04,
+    mismatch_gain=0.1,
+    mismatch_offset_v=0.02,
+    column_gain=0.1,
+    column_offset=0.05,
+)
 
 
 BACKEND = "eager"
@@ -26,7 +34,8 @@ def _backend(request, monkeypatch):
 
 
 def machine(**changes) -> Hardware:
-    """Small arrays with every deterministic effect strong enough to matter at D = 3: saturation, 20 % leakage in the window, cubic."""
+    """Small arrays with every deterministic effect strong enough to matter at D = 3: saturation, 20 % leakage in the
+    window, cubic."""
     hardware = presets.gain_cell_cmos()
     hardware.array = Array(window=W, rows=R, saturation_qk=12.0, saturation_av=8.0)
     hardware.leakage = Leakage(tau_s=1.0, token_time_s=0.2 / W)
@@ -47,7 +56,8 @@ def assert_equals_ring_buffer(hardware, qkv, draws=None, padding=None, **kwargs)
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-9, rtol=1e-5)
 
 
-# --- The operator is the ring buffer ---------------------------------------------------------------------------------------
+# --- The operator is the ring buffer
+# ---------------------------------------------------------------------------------------
 
 
 def leaking_to(target_v):
@@ -81,7 +91,11 @@ def test_published_subtile_of_64(T):
         {"input_dac": Converter(n_levels=16, inl=0.08), "storage_dac": Converter(n_levels=8, v_max=0.9, inl=-0.1)},
         {"readout": Converter(n_levels=32, v_min=-1, v_max=1, coding="sign_magnitude", inl=0.05)},
         {"readout": Converter(n_levels=32, v_min=-1, v_max=1, coding="rounded", inl=-0.05)},
-        {"input_dac": Converter(inl=0.1), "storage_dac": Converter(v_max=0.9, inl=0.2), "readout": Converter(v_min=-1, v_max=1, inl=0.1)},
+        {
+            "input_dac": Converter(inl=0.1),
+            "storage_dac": Converter(v_max=0.9, inl=0.2),
+            "readout": Converter(v_min=-1, v_max=1, inl=0.1),
+        },
         {"storage_dac": Converter(n_levels=5, v_min=0.2, v_max=0.7)},
         {"readout": Converter(n_levels=32, v_min=-1, v_max=1, coding="rounded")},
         {"readout": Converter(n_levels=9, v_min=-0.4, v_max=0.6)},
@@ -141,7 +155,8 @@ def test_details_are_the_steps_inside(T):
     torch.testing.assert_close(details.A.sum(-2), out)
 
 
-# --- Precision and compilation ---------------------------------------------------------------------------------------------
+# --- Precision and compilation
+# ---------------------------------------------------------------------------------------------
 
 
 def smooth_machine(**changes) -> Hardware:
@@ -155,7 +170,9 @@ def smooth_machine(**changes) -> Hardware:
 def test_float32_follows_float64(T):
     qkv = inputs(T)
     exact = gain_cell_attention(*qkv, smooth_machine())
-    torch.testing.assert_close(gain_cell_attention(*(x.float() for x in qkv), smooth_machine()), exact.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        gain_cell_attention(*(x.float() for x in qkv), smooth_machine()), exact.float(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_autocast_does_not_lower_the_precision_and_dtype_follows_the_query():
@@ -184,7 +201,8 @@ def test_compiled_equals_eager():
             torch.testing.assert_close(a, b)
 
 
-# --- Gradients -------------------------------------------------------------------------------------------------------------
+# --- Gradients
+# -------------------------------------------------------------------------------------------------------------
 
 
 def inner_inputs(T, **kwargs):
@@ -219,7 +237,9 @@ def test_linear_surrogate_gradients_written_out():
 
     t = torch.arange(T, dtype=torch.float64)
     decay = torch.exp(-hardware.leakage.decay_per_token * (t[:, None] - t)).tril()
-    power = sum(c * ((v - 0.45)[:, :, None] * decay[..., None]) ** i for i, c in enumerate(cell.coefficients))  # [B, H, T, S, D]
+    power = sum(
+        c * ((v - 0.45)[:, :, None] * decay[..., None]) ** i for i, c in enumerate(cell.coefficients)
+    )  # [B, H, T, S, D]
     stored = sum(c * ((k - 0.45)[:, :, None] * decay[..., None]) ** i for i, c in enumerate(cell.coefficients))
     dphi = torch.einsum("bhtd,bhtsd->bhts", upstream, power) / hardware.array.saturation_av
     dS = dphi * ((details.phi > 0) & (details.phi < 1)) / hardware.array.saturation_qk
@@ -229,25 +249,33 @@ def test_linear_surrogate_gradients_written_out():
 
 
 def test_quantisers_are_straight_through():
-    """Fine converters change the value by less than a step and the gradient not at all, at the quantised operating point."""
+    """Fine converters change the value by less than a step and the gradient not at all, at the quantised operating
+    point."""
     coarse = smooth_machine()
     coarse.readout = Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude")
     qkv = inner_inputs(12)
     upstream = torch.rand(1, 2, 12, D, dtype=torch.float64)
     smooth_out, coarse_out = gain_cell_attention(*qkv, smooth_machine()), gain_cell_attention(*qkv, coarse)
     assert 0 < (smooth_out - coarse_out).abs().max() < (W / R) / 15
-    for a, b in zip(torch.autograd.grad(smooth_out, qkv, upstream), torch.autograd.grad(coarse_out, qkv, upstream), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(smooth_out, qkv, upstream), torch.autograd.grad(coarse_out, qkv, upstream), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
 def test_no_gradient_beyond_the_clips():
     q, k, v = (x.requires_grad_() for x in inputs(12))
     gain_cell_attention(q, k, v, smooth_machine()).sum().backward()
-    assert (q.grad[(q < 0) | (q > 1)] == 0).all() and (k.grad[(k < 0) | (k > 0.9)] == 0).all() and (v.grad[(v < 0) | (v > 0.9)] == 0).all()
+    assert (
+        (q.grad[(q < 0) | (q > 1)] == 0).all()
+        and (k.grad[(k < 0) | (k > 0.9)] == 0).all()
+        and (v.grad[(v < 0) | (v > 0.9)] == 0).all()
+    )
     assert (v.grad != 0).any() and (k.grad != 0).any() and (q.grad != 0).any()
 
 
-# --- Random non-idealities -------------------------------------------------------------------------------------------------
+# --- Random non-idealities
+# -------------------------------------------------------------------------------------------------
 
 
 def plain_machine(noise: Noise, window=32, rows=16) -> Hardware:
@@ -263,7 +291,9 @@ def same_token(T, B=2, H=2, D=16):
 
 def run(noise, T=64, seed=0, chip=None, **kwargs):
     generator = torch.Generator().manual_seed(seed)
-    return gain_cell_attention(*same_token(T), plain_machine(noise, **kwargs), chip=chip, generator=generator, details=True)[1]
+    return gain_cell_attention(
+        *same_token(T), plain_machine(noise, **kwargs), chip=chip, generator=generator, details=True
+    )[1]
 
 
 def deviation(noise, **kwargs):
@@ -304,7 +334,9 @@ def test_frozen_noise_belongs_to_the_cell(name):
     assert diagonal.std() > 1e-5
     assert torch.equal(diagonal[0], diagonal[1])  # one chip serves every sequence
     assert not torch.equal(diagonal[:, 0], diagonal[:, 1])  # heads have arrays of their own
-    torch.testing.assert_close(diagonal[..., :32], diagonal[..., 32:], atol=1e-6, rtol=0)  # token s and s+W: the same slot
+    torch.testing.assert_close(
+        diagonal[..., :32], diagonal[..., 32:], atol=1e-6, rtol=0
+    )  # token s and s+W: the same slot
     torch.testing.assert_close(d[..., 20:40, 18], d[..., 18:19, 18].expand(2, 2, 20), atol=1e-6, rtol=0)
     assert torch.equal(deviation(noise, chip=Chip(seed=1), seed=9)[2], a)
     for other in (Chip(seed=2), Chip(seed=1, layer=1)):
@@ -315,7 +347,10 @@ def test_frozen_noise_has_the_spread_it_is_given():
     chip = Chip(seed=1)
     kwargs = {"T": 512, "chip": chip, "window": 512}
     clean = run(Noise(), **kwargs).S.diagonal(dim1=-2, dim2=-1)[0] / 80.0
-    spread = {n: deviation(Noise(**{n: 0.02}), **kwargs)[0].diagonal(dim1=-2, dim2=-1)[0] for n in ("column_gain", "column_offset")}
+    spread = {
+        n: deviation(Noise(**{n: 0.02}), **kwargs)[0].diagonal(dim1=-2, dim2=-1)[0]
+        for n in ("column_gain", "column_offset")
+    }
     assert (spread["column_gain"] / clean).std().item() == pytest.approx(0.02, rel=0.1)
     assert spread["column_offset"].std().item() == pytest.approx(0.02, rel=0.1)
     gain = deviation(Noise(mismatch_gain=0.02), **kwargs)[0].diagonal(dim1=-2, dim2=-1)[0] / clean
@@ -347,7 +382,8 @@ def test_without_drawn_noise_no_random_number_is_used():
     assert torch.equal(a, gain_cell_attention(*inputs(20), machine()))  # a chip without mismatch is no effect
 
 
-# --- Errors ----------------------------------------------------------------------------------------------------------------
+# --- Errors
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def x(*shape, **kwargs):

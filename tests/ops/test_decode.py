@@ -6,19 +6,33 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.config import Array, ConfigError, Converter, Leakage, Noise, Protection
+from aimc.hardware import Array, ConfigError, Converter, Leakage, Noise, Protection
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.decode import decode
-from aimc.ops.kv_arrays import KVArrays
-from aimc.ops.noise import ArrayId, Chip
+from aimc.ops.decode.arrays import KVArrays
+from aimc.ops.decode.attention import decode
+from aimc.ops.effects.noise import ArrayId, Chip
 from aimc.ops.scaling import Affine, Scaling
 from tests.ops.test_softmax import left_padding
 from tests.ops.test_softmax import machine as softmax_machine
 
 W, R, D = 16, 4, 5
-ALL_NOISE = Noise(write_v=0.02, read_qk=0.03, read_av=0.04, mismatch_gain=0.1, mismatch_offset_v=0.02, column_gain=0.1, column_offset=0.05)
+ALL_NOISE = Noise(
+    write_v=0.02,
+    read_qk=0.03,
+    read_av=0.04,
+    mismatch_gain=0.1,
+    mismatch_offset_v=0.02,
+    column_gain=0.1,
+    column_offset=0.05,
+)
 PROTECTION = Protection(n_sink=2, n_recent=3)
-PATTERNS = {"token by token": [1], "chunks": [7], "prompt, then tokens": [21, 1, 1, 1, 1, 1], "mixed": [1, 5, 1, 1, 13, 3], "long": [40, 1]}
+PATTERNS = {
+    "token by token": [1],
+    "chunks": [7],
+    "prompt, then tokens": [21, 1, 1, 1, 1, 1],
+    "mixed": [1, 5, 1, 1, 13, 3],
+    "long": [40, 1],
+}
 
 
 def machine(**changes):
@@ -54,7 +68,10 @@ def inputs(T, *, B=2, H=4, H_kv=2, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(B, heads, T, D, generator=g, dtype=dtype) for heads in (H, H_kv, H_kv))
     scaling = Scaling(
-        *(Affine(torch.full((heads,), a), torch.full((heads,), b)) for heads, a, b in ((H, 0.5, 0.1), (H_kv, 0.2, 0.45), (H_kv, 0.2, 0.45)))
+        *(
+            Affine(torch.full((heads,), a), torch.full((heads,), b))
+            for heads, a, b in ((H, 0.5, 0.1), (H_kv, 0.2, 0.45), (H_kv, 0.2, 0.45))
+        )
     )
     return q, k, v, scaling
 
@@ -63,7 +80,9 @@ def pieces(T, pattern):
     start = 0
     i = 0
     while start < T:
-        stop = min(start + pattern[min(i, len(pattern) - 1)] if len(pattern) == 1 else start + pattern[i % len(pattern)], T)
+        stop = min(
+            start + pattern[min(i, len(pattern) - 1)] if len(pattern) == 1 else start + pattern[i % len(pattern)], T
+        )
         yield slice(start, stop)
         start, i = stop, i + 1
 
@@ -76,7 +95,9 @@ def step_by_step(q, k, v, hardware, scaling, pattern, padding=None, chip=None, s
             if each is not None:
                 each(arrays)
             flags = None if padding is None else padding[:, piece]
-            out.append(decode(q[:, :, piece], k[:, :, piece], v[:, :, piece], arrays, scaling=scaling, key_padding=flags))
+            out.append(
+                decode(q[:, :, piece], k[:, :, piece], v[:, :, piece], arrays, scaling=scaling, key_padding=flags)
+            )
     return torch.cat(out, dim=2), arrays
 
 
@@ -106,7 +127,9 @@ def test_left_padding(name, pattern):
 
 
 @pytest.mark.parametrize(
-    "cell", [presets.gain_cell_linear().cell, replace(presets.gain_cell_cmos().cell, gradient="linear")], ids=["linear", "surrogate"]
+    "cell",
+    [presets.gain_cell_linear().cell, replace(presets.gain_cell_cmos().cell, gradient="linear")],
+    ids=["linear", "surrogate"],
 )
 @pytest.mark.parametrize("noise", [Noise(), Noise(mismatch_gain=0.1), Noise(mismatch_offset_v=0.02)], ids=str)
 def test_cells_whose_operands_are_plain_numbers(cell, noise):
@@ -120,7 +143,9 @@ def test_float32_is_close_enough_for_logits():
     q, k, v, scaling = inputs(3 * W, dtype=torch.float32)
     got, _ = step_by_step(q, k, v, MACHINES["no leakage"], scaling, [5, 1])
     expected = at_once(q, k, v, MACHINES["no leakage"], scaling)
-    assert ((got - expected).abs() > 1e-4).float().mean() < 1e-3  # a charge within rounding of a level may take the next one
+    assert (
+        (got - expected).abs() > 1e-4
+    ).float().mean() < 1e-3  # a charge within rounding of a level may take the next one
 
 
 def test_the_cells_hold_what_was_written():
@@ -159,7 +184,8 @@ def test_a_pause_inside_a_chunked_text():
     q, k, v, scaling = inputs(2 * W)
     hardware = machine()
     runs = [
-        step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a: a.n_tokens == 20 and a.wait(0.05))[0] for pattern in ([1], [4])
+        step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a: a.n_tokens == 20 and a.wait(0.05))[0]
+        for pattern in ([1], [4])
     ]
     torch.testing.assert_close(runs[0], runs[1], atol=1e-9, rtol=1e-9)
     assert not torch.allclose(runs[0], at_once(q, k, v, hardware, scaling))
@@ -169,10 +195,13 @@ def test_a_pause_inside_a_chunked_text():
 def test_after_a_long_pause_only_new_tokens_count(pattern):
     """One second or one day: all older voltages are at rest, and the new ones' ages are as exact as ever."""
     q, k, v, scaling = inputs(40, dtype=torch.float32)
-    hardware = machine(leakage=Leakage(tau_s=5e-3, token_time_s=2.6e-4), storage_dac=Converter(v_max=0.9), input_dac=Converter())
+    hardware = machine(
+        leakage=Leakage(tau_s=5e-3, token_time_s=2.6e-4), storage_dac=Converter(v_max=0.9), input_dac=Converter()
+    )
     hardware = replace(hardware, readout=Converter(v_min=-1.0, v_max=1.0))
     texts = [
-        step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a, s=s: a.n_tokens == 20 and a.wait(s))[0] for s in (1.0, 86400.0)
+        step_by_step(q, k, v, hardware, scaling, pattern, each=lambda a, s=s: a.n_tokens == 20 and a.wait(s))[0]
+        for s in (1.0, 86400.0)
     ]
     torch.testing.assert_close(texts[0][:, :, 20:], texts[1][:, :, 20:], atol=1e-6, rtol=1e-5)
 
@@ -202,7 +231,9 @@ def test_refreshing_every_few_tokens_undoes_leakage(pattern):
 
     got, arrays = step_by_step(q, k, v, hardware, scaling, pattern, each=every_token)
     assert arrays.n_refreshed > 3 * W
-    unrefreshed, still = (at_once(q, k, v, replace(hardware, leakage=leak), scaling) for leak in (hardware.leakage, Leakage()))
+    unrefreshed, still = (
+        at_once(q, k, v, replace(hardware, leakage=leak), scaling) for leak in (hardware.leakage, Leakage())
+    )
     assert (got - still).abs().mean() < 0.3 * (unrefreshed - still).abs().mean()
 
 
@@ -229,10 +260,13 @@ def test_rows_of_the_batch_can_be_reordered():
 
 
 def test_reading_noise_has_the_right_spread():
-    """Independent of the seed's equality: the same token on many seeds, decoded and in parallel, has one distribution."""
+    """Independent of the seed's equality: the same token on many seeds, decoded and in parallel, has one
+    distribution."""
     q, k, v, scaling = inputs(W, B=1)
     hardware = machine(noise=Noise(read_qk=0.05, read_av=0.05), readout=Converter(v_min=-1, v_max=1))
-    decoded = torch.stack([step_by_step(q, k, v, hardware, scaling, [W - 1, 1], seed=s)[0][0, :, -1] for s in range(200)])
+    decoded = torch.stack(
+        [step_by_step(q, k, v, hardware, scaling, [W - 1, 1], seed=s)[0][0, :, -1] for s in range(200)]
+    )
     parallel = torch.stack([at_once(q, k, v, hardware, scaling, seed=1000 + s)[0, :, -1] for s in range(200)])
     error = (decoded.var(dim=0) / 200 + parallel.var(dim=0) / 200).sqrt()
     assert ((decoded.mean(dim=0) - parallel.mean(dim=0)).abs() < 5 * error).all()
@@ -265,7 +299,8 @@ def test_gradients_of_a_first_piece_are_those_of_the_operator():
     torch.testing.assert_close(got, q.grad)
 
 
-# --- Bad input --------------------------------------------------------------------------------------------------------------
+# --- Bad input
+# --------------------------------------------------------------------------------------------------------------
 
 
 def test_padding_on_the_right():

@@ -38,7 +38,9 @@ def test_triton_by_name_without_a_gpu_is_refused(monkeypatch):
         gain_cell_attention(*qkv(), replace(presets.gain_cell_cmos(), backend="triton"))
 
 
-@pytest.mark.parametrize(("change", "named"), [({"dtype": torch.float64}, "float64"), ({"D": 8}, "head sizes"), ({"D": 256}, "head sizes")])
+@pytest.mark.parametrize(
+    ("change", "named"), [({"dtype": torch.float64}, "float64"), ({"D": 8}, "head sizes"), ({"D": 256}, "head sizes")]
+)
 def test_what_the_triton_kernels_cannot_do_is_named(change, named, monkeypatch):
     pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -52,7 +54,10 @@ def test_numbers_that_are_not_finite_are_refused_in_debug_mode(backend, which):
     tensors = dict(zip(("query", "key", "value"), qkv(), strict=True))
     tensors[which][0, 1, 2, 3] = float("nan")
     hardware = replace(presets.gain_cell_cmos(), backend=backend)
-    with torch.autograd.set_detect_anomaly(True), pytest.raises(ValueError, match=f"{which} has 1 of 288 numbers that are not finite"):
+    with (
+        torch.autograd.set_detect_anomaly(True),
+        pytest.raises(ValueError, match=f"{which} has 1 of 288 numbers that are not finite"),
+    ):
         gain_cell_attention(*tensors.values(), hardware)
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.config import Array, Cell, Converter, Hardware, Leakage, Noise, Protection
-from aimc.ops import array as array_module
-from aimc.ops import attention_blocked
-from aimc.ops import moments as moments_module
+from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise, Protection
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.cell import leaking_cell, transfer
-from aimc.ops.kv_arrays import KVArrays
-from aimc.ops.moments import interpolation_error, moments, moments_needed
-from aimc.ops.noise import ArrayId, Chip
+from aimc.ops.blocked import engine as blocked_engine
+from aimc.ops.blocked import interpolation as moments_module
+from aimc.ops.blocked.interpolation import interpolation_error, moments, moments_needed
+from aimc.ops.decode.arrays import KVArrays
+from aimc.ops.effects import array as array_module
+from aimc.ops.effects.cell import leaking_cell, transfer
+from aimc.ops.effects.noise import ArrayId, Chip
 from tests.ops.draws import draws_of
 from tests.ops.reference import ring_buffer
 from tests.ops.test_decode import step_by_step
@@ -74,7 +74,8 @@ def inner_inputs(T, **sizes):
     return [x.requires_grad_() for x in (q * 0.5 + 0.25, k * 0.3 + 0.52, v * 0.6 + 0.1)]
 
 
-# --- The single-cell loop --------------------------------------------------------------------------------------------------
+# --- The single-cell loop
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("noise", [SPREAD, EVERYTHING], ids=["spread alone", "everything"])
@@ -90,12 +91,21 @@ def test_every_effect_together_equals_the_ring_buffer(T, B, H, H_kv, noise):
 @pytest.mark.parametrize("activation", ["hard_sigmoid", "softmax"])
 def test_padding_and_protected_tokens_that_do_not_leak(activation):
     B, H, H_kv, T = 2, 4, 2, 40
-    qkv, padding, protection = inputs(T, B=B, H=H, H_kv=H_kv), left_padding(B, T, 5, 19), Protection(n_sink=2, n_recent=3)
+    qkv, padding, protection = (
+        inputs(T, B=B, H=H, H_kv=H_kv),
+        left_padding(B, T, 5, 19),
+        Protection(n_sink=2, n_recent=3),
+    )
     hardware = machine(protection=protection)
     if activation == "softmax":
-        bent = {name: replace(getattr(softmax_machine(), name), inl=0.02) for name in ("input_dac", "score_adc", "probability_dac")}
+        bent = {
+            name: replace(getattr(softmax_machine(), name), inl=0.02)
+            for name in ("input_dac", "score_adc", "probability_dac")
+        }
         hardware = replace(hardware, activation="softmax", **bent)
-    out = gain_cell_attention(*qkv, hardware, key_padding=padding, chip=CHIP, generator=torch.Generator().manual_seed(5))
+    out = gain_cell_attention(
+        *qkv, hardware, key_padding=padding, chip=CHIP, generator=torch.Generator().manual_seed(5)
+    )
     draws = draws_of(hardware, CHIP, 5, B=B, H=H, H_kv=H_kv, T=T, D=D)
     expected = ring_buffer(*qkv, hardware, draws, padding)
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-9, rtol=1e-5)
@@ -103,7 +113,9 @@ def test_padding_and_protected_tokens_that_do_not_leak(activation):
 
 def test_each_effect_changes_something_and_off_is_off_to_the_bit():
     qkv, off = inputs(40), machine(noise=Noise(), leakage=Leakage(tau_s=1.0, token_time_s=0.4 / W))
-    off = replace(off, **{name: replace(getattr(off, name), inl=0.0) for name in ("input_dac", "storage_dac", "readout")})
+    off = replace(
+        off, **{name: replace(getattr(off, name), inl=0.0) for name in ("input_dac", "storage_dac", "readout")}
+    )
     for backend in ("eager", "blocked"):
         off = replace(off, backend=backend)
         plain = gain_cell_attention(*qkv, off)
@@ -116,15 +128,20 @@ def test_each_effect_changes_something_and_off_is_off_to_the_bit():
         changes = [{"leakage": replace(off.leakage, target_v=0.0)}, {"noise": SPREAD}]
         changes += [{name: replace(getattr(off, name), inl=0.05)} for name in ("input_dac", "storage_dac", "readout")]
         for change in changes:
-            assert not torch.allclose(gain_cell_attention(*qkv, replace(off, **change), chip=CHIP), plain, atol=1e-3), change
+            assert not torch.allclose(gain_cell_attention(*qkv, replace(off, **change), chip=CHIP), plain, atol=1e-3), (
+                change
+            )
 
 
-# --- The leak target -------------------------------------------------------------------------------------------------------
+# --- The leak target
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target_v", [0.0, 0.2, 0.9])
 def test_leaking_cell_is_the_same_cell_about_another_voltage(target_v):
-    hardware = machine(leakage=Leakage(tau_s=1.0, target_v=target_v), cell=Cell(coefficients=[0.4, 9.0, -2.0, 30.0, 3.0, -20.0]))
+    hardware = machine(
+        leakage=Leakage(tau_s=1.0, target_v=target_v), cell=Cell(coefficients=[0.4, 9.0, -2.0, 30.0, 3.0, -20.0])
+    )
     voltages = torch.linspace(0.0, 0.9, 19, dtype=torch.float64)
     moved = leaking_cell(hardware)
     assert moved.offset_v == target_v and moved.surrogate_slope == hardware.cell.surrogate_slope
@@ -157,11 +174,13 @@ def test_refresh_restores_levels_of_a_bent_converter_in_cells_that_leak_apart():
         torch.testing.assert_close(arrays.voltages(ArrayId.QK), fresh.voltages(ArrayId.QK))
 
 
-# --- The spread ------------------------------------------------------------------------------------------------------------
+# --- The spread
+# ------------------------------------------------------------------------------------------------------------
 
 
 def measured_log_tau(T, *, heads=64, spread=0.5, chip=CHIP, window=64, batch=1):
-    """Logarithm of τ over the nominal one of one cell a slot, from the charge of a linear cell at its first read and 20 tokens later."""
+    """Logarithm of τ over the nominal one of one cell a slot, from the charge of a linear cell at its first read and 20
+    tokens later."""
     hardware = replace(presets.ideal(), backend="eager", noise=Noise(tau_spread=spread))
     hardware = replace(hardware, leakage=Leakage(tau_s=1.0, token_time_s=1e-3), array=Array(window=window, rows=window))
     x = torch.full((batch, heads, T, 1), 0.9, dtype=torch.float64)
@@ -191,7 +210,11 @@ def test_retention_belongs_to_the_cell():
 def test_a_cell_that_keeps_its_charge_longer_is_no_worse_at_anything_else():
     """Retention is drawn apart from gain and offset, and apart for the two arrays."""
     slots = torch.arange(500)
-    draws = [draw(array, 2, slots, 8) for draw in (CHIP.cell_retention, CHIP.cell_gain, CHIP.cell_offset) for array in ArrayId]
+    draws = [
+        draw(array, 2, slots, 8)
+        for draw in (CHIP.cell_retention, CHIP.cell_gain, CHIP.cell_offset)
+        for array in ArrayId
+    ]
     correlations = torch.corrcoef(torch.stack([x.flatten().double() for x in draws])) - torch.eye(6)
     assert correlations.abs().max() < 4.5 / draws[0].numel() ** 0.5
 
@@ -201,7 +224,8 @@ def test_retention_spread_needs_a_chip():
         gain_cell_attention(*inputs(9), machine(noise=SPREAD))
 
 
-# --- Gradients -------------------------------------------------------------------------------------------------------------
+# --- Gradients
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", [6, 18])
@@ -239,20 +263,26 @@ def test_linear_surrogate_gradients_written_out():
 
     t = torch.arange(T)
     ages = (t[:, None] - t).clamp(min=0)[..., None] * hardware.leakage.decay_per_token
-    decays = [torch.exp(-ages * torch.exp(-0.5 * CHIP.cell_retention(array, 1, t, D, torch.float64)[0])) for array in ArrayId]  # [T, S, D]
+    decays = [
+        torch.exp(-ages * torch.exp(-0.5 * CHIP.cell_retention(array, 1, t, D, torch.float64)[0])) for array in ArrayId
+    ]  # [T, S, D]
     seen = (t[:, None] >= t)[..., None]
     key_charge, value_charge = (
-        seen * transfer(x[0, 0].detach() * r - 0.45, hardware.cell).detach() for x, r in zip((k, v), decays, strict=True)
+        seen * transfer(x[0, 0].detach() * r - 0.45, hardware.cell).detach()
+        for x, r in zip((k, v), decays, strict=True)
     )
     dphi = torch.einsum("td,tsd->ts", upstream[0, 0], value_charge) / hardware.array.saturation_av
     phi = details.phi[0, 0].detach()
     dS = dphi * ((phi > 0) & (phi < 1)) / hardware.array.saturation_qk
     torch.testing.assert_close(dq[0, 0], torch.einsum("ts,tsd->td", dS, key_charge))
     torch.testing.assert_close(dk[0, 0], slope * torch.einsum("ts,tsd,td->sd", dS, seen * decays[0], q[0, 0].detach()))
-    torch.testing.assert_close(dv[0, 0], slope * torch.einsum("ts,tsd,td->sd", phi, seen * decays[1], upstream[0, 0]) / 30.0)
+    torch.testing.assert_close(
+        dv[0, 0], slope * torch.einsum("ts,tsd,td->sd", phi, seen * decays[1], upstream[0, 0]) / 30.0
+    )
 
 
-# --- The blocked operator --------------------------------------------------------------------------------------------------
+# --- The blocked operator
+# --------------------------------------------------------------------------------------------------
 
 
 def eager_and_blocked(hardware, T, *, H=2, H_kv=1, D=16, seed=0):
@@ -270,9 +300,20 @@ def eager_and_blocked(hardware, T, *, H=2, H_kv=1, D=16, seed=0):
 
 
 def blocked_machine(spread, window=256, rows=64, *, per_token=1.56e-4, **changes):
-    """Silicon CMOS, 12 layers, converters that only clip, far out behind the arrays: no clip's edge decides a gradient."""
-    noise = Noise(write_v=0.01, mismatch_gain=0.05, mismatch_offset_v=0.02, column_gain=0.02, column_offset=0.01, tau_spread=spread)
-    array, wide = Array(window=window, rows=rows, saturation_qk=160.0, saturation_av=40.0), Converter(v_min=-9.0, v_max=9.0)
+    """Silicon CMOS, 12 layers, converters that only clip, far out behind the arrays: no clip's edge decides a
+    gradient."""
+    noise = Noise(
+        write_v=0.01,
+        mismatch_gain=0.05,
+        mismatch_offset_v=0.02,
+        column_gain=0.02,
+        column_offset=0.01,
+        tau_spread=spread,
+    )
+    array, wide = (
+        Array(window=window, rows=rows, saturation_qk=160.0, saturation_av=40.0),
+        Converter(v_min=-9.0, v_max=9.0),
+    )
     hardware = replace(presets.gain_cell_cmos(), array=array, noise=noise, readout=wide)
     leakage = Leakage(tau_s=1.0, token_time_s=per_token, target_v=0.0)
     return replace(hardware, input_dac=Converter(), storage_dac=Converter(v_max=0.9), leakage=leakage, **changes)
@@ -303,21 +344,30 @@ def test_as_many_moments_as_needed():
     needed = moments_needed(hardware)
     b = 3 * 1.56e-4 * math.exp(4 * 0.3) * 63 / 2
     assert interpolation_error(b, needed) <= 1e-7 < interpolation_error(b, needed - 1)
-    assert moments_needed(blocked_machine(0.3, per_token=1.0)) is None and moments_needed(blocked_machine(3.0, per_token=1e-3)) is None
+    assert (
+        moments_needed(blocked_machine(0.3, per_token=1.0)) is None
+        and moments_needed(blocked_machine(3.0, per_token=1e-3)) is None
+    )
     assert moments_needed(blocked_machine(100.0)) is None
 
 
 def test_blocked_error_is_inside_its_bound_and_the_bound_means_something(monkeypatch):
-    """Two moments only, so that there is an error. With linear cells and no edge met, sums carry its bound through both arrays."""
+    """Two moments only, so that there is an error. With linear cells and no edge met, sums carry its bound through both
+    arrays."""
     monkeypatch.setattr(moments_module, "TOLERANCE", 1.0)
     T, n, rows, slope = 150, 64, 16, presets.LINEAR_SLOPE
-    array, leakage = Array(window=n, rows=rows, saturation_qk=500.0, saturation_av=40.0), Leakage(tau_s=1.0, token_time_s=4e-3)
+    array, leakage = (
+        Array(window=n, rows=rows, saturation_qk=500.0, saturation_av=40.0),
+        Leakage(tau_s=1.0, token_time_s=4e-3),
+    )
     wide = Converter(v_min=-99.0, v_max=99.0)
     hardware = replace(presets.ideal(), array=array, leakage=leakage, noise=Noise(tau_spread=0.3), readout=wide)
     assert moments_needed(hardware) == 2
     g = torch.Generator().manual_seed(0)
     q, k, v = (0.46 + 0.44 * torch.rand(1, 1, T, 8, generator=g, dtype=torch.float64) for _ in range(3))
-    eager, blocked = (gain_cell_attention(q, k, v, replace(hardware, backend=name), chip=CHIP)[0, 0] for name in ("eager", "blocked"))
+    eager, blocked = (
+        gain_cell_attention(q, k, v, replace(hardware, backend=name), chip=CHIP)[0, 0] for name in ("eager", "blocked")
+    )
 
     t, rate = torch.arange(T), leakage.decay_per_token
     rates = [rate * torch.exp(-0.3 * CHIP.cell_retention(a, 1, t % n, 8, torch.float64)[0]) for a in ArrayId]
@@ -333,7 +383,11 @@ def test_blocked_error_is_inside_its_bound_and_the_bound_means_something(monkeyp
     S, dS = (slope * torch.einsum("td,tsd->ts", q[0, 0], u) for u in (held[0], off[0]))
     phi, dphi = S / array.saturation_qk, dS / array.saturation_qk
     assert phi.max() < 1
-    bound = slope / array.saturation_av * (torch.einsum("ts,tsd->td", phi + dphi, off[1]) + torch.einsum("ts,tsd->td", dphi, held[1]))
+    bound = (
+        slope
+        / array.saturation_av
+        * (torch.einsum("ts,tsd->td", phi + dphi, off[1]) + torch.einsum("ts,tsd->td", dphi, held[1]))
+    )
     torch.testing.assert_close(slope / array.saturation_av * torch.einsum("ts,tsd->td", phi, held[1]), eager)
     error = (blocked - eager).abs()
     assert (error <= bound).all()
@@ -351,11 +405,15 @@ def test_blocked_equals_eager(H, H_kv, rows, gradient):
 
 
 def test_blocked_equals_eager_with_padding_in_float32():
-    hardware = replace(blocked_machine(0.5, window=64, rows=16, per_token=2e-3), readout=Converter(n_levels=None, v_min=-1.0, inl=0.02))
+    hardware = replace(
+        blocked_machine(0.5, window=64, rows=16, per_token=2e-3), readout=Converter(n_levels=None, v_min=-1.0, inl=0.02)
+    )
     q, k, v = inputs(150, B=2, H=4, H_kv=2, D=16, dtype=torch.float32)
     call = {"key_padding": left_padding(2, 150, 7, 90), "chip": CHIP}
     a, b = (
-        gain_cell_attention(q, k, v, replace(hardware, backend=backend), generator=torch.Generator().manual_seed(0), **call)
+        gain_cell_attention(
+            q, k, v, replace(hardware, backend=backend), generator=torch.Generator().manual_seed(0), **call
+        )
         for backend in ("eager", "blocked")
     )
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -365,8 +423,8 @@ def test_blocked_equals_eager_with_padding_in_float32():
 def test_block_sizes_change_nothing(work_buffer_bytes, span, monkeypatch):
     hardware = blocked_machine(0.4, window=64, rows=16, per_token=1e-3)
     expected = eager_and_blocked(hardware, 200, H=4, H_kv=2, D=8)[1]
-    monkeypatch.setattr(attention_blocked, "WORK_BUFFER_BYTES", work_buffer_bytes)
-    monkeypatch.setattr(attention_blocked, "SPAN", span)
+    monkeypatch.setattr(blocked_engine, "WORK_BUFFER_BYTES", work_buffer_bytes)
+    monkeypatch.setattr(blocked_engine, "SPAN", span)
     for a, b in zip(eager_and_blocked(hardware, 200, H=4, H_kv=2, D=8)[1], expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
@@ -374,8 +432,12 @@ def test_block_sizes_change_nothing(work_buffer_bytes, span, monkeypatch):
 @pytest.mark.parametrize(("per_token", "spread"), [(0.02, 0.5), (0.5, 0.001)])
 def test_what_blocked_cannot_evaluate_is_eager(per_token, spread):
     qkv, hardware = inputs(70), blocked_machine(spread, per_token=per_token, window=64)
-    eager = gain_cell_attention(*qkv, replace(hardware, backend="eager"), chip=CHIP, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(gain_cell_attention(*qkv, hardware, chip=CHIP, generator=torch.Generator().manual_seed(0)), eager)
+    eager = gain_cell_attention(
+        *qkv, replace(hardware, backend="eager"), chip=CHIP, generator=torch.Generator().manual_seed(0)
+    )
+    assert torch.equal(
+        gain_cell_attention(*qkv, hardware, chip=CHIP, generator=torch.Generator().manual_seed(0)), eager
+    )
     with pytest.raises(ValueError, match=r"hardware\.backend='blocked'.*noise\.tau_spread.*sub-tile.*eager"):
         gain_cell_attention(*qkv, replace(hardware, backend="blocked"), chip=CHIP)
 
@@ -385,7 +447,9 @@ def test_decoding_after_a_day():
     q, k, v = inputs(20, dtype=torch.float32)
     hardware = machine(noise=SPREAD, leakage=Leakage(tau_s=5e-3, token_time_s=1e-6, target_v=0.0))
     arrays = KVArrays(k, hardware, CHIP)
-    out, arrays = step_by_step(q, k, v, hardware, None, [1], chip=CHIP, each=lambda a: a.n_tokens == 10 and a.wait(86400.0))
+    out, arrays = step_by_step(
+        q, k, v, hardware, None, [1], chip=CHIP, each=lambda a: a.n_tokens == 10 and a.wait(86400.0)
+    )
     assert torch.isfinite(out).all()
     voltages = arrays.voltages(ArrayId.QK)
     fresh = (arrays.tokens >= 10) & (arrays.tokens < 20)

@@ -1,4 +1,5 @@
-"""The softmax activation and protected tokens: equal to the single-cell loop, and to digital attention where the arrays are ideal."""
+"""The softmax activation and protected tokens: equal to the single-cell loop, and to digital attention where the arrays
+are ideal."""
 
 from dataclasses import replace
 
@@ -8,9 +9,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from aimc import presets
-from aimc.config import Array, Converter, Leakage, Noise, Protection
+from aimc.hardware import Array, Converter, Leakage, Noise, Protection
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.noise import Chip
+from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Scaling
 from tests.ops.reference import ring_buffer
 
@@ -73,7 +74,9 @@ def test_protected_tokens_are_digital(activation, protection):
 def ideal(**changes):
     """Linear cells, converters that only clip far out."""
     wide = dict(
-        input_dac=Converter(v_min=-1.0, v_max=1.0), score_adc=Converter(v_min=-1e3, v_max=1e3), readout=Converter(v_min=-1e3, v_max=1e3)
+        input_dac=Converter(v_min=-1.0, v_max=1.0),
+        score_adc=Converter(v_min=-1e3, v_max=1e3),
+        readout=Converter(v_min=-1e3, v_max=1e3),
     )
     return replace(presets.ideal(), activation="softmax", array=Array(window=64, rows=16), **{**wide, **changes})
 
@@ -84,7 +87,9 @@ def test_ideal_arrays_are_digital_attention():
     slope, step = presets.LINEAR_SLOPE, 0.1
     hardware = ideal()
     gain = torch.full((4,), 8**-0.5 / (slope * step**2), dtype=torch.float64)
-    out = gain_cell_attention(step * q, step * k + 0.45, step * v + 0.45, hardware, scaling=Scaling(None, None, None, gain))
+    out = gain_cell_attention(
+        step * q, step * k + 0.45, step * v + 0.45, hardware, scaling=Scaling(None, None, None, gain)
+    )
     clipped = [x.clamp(-4.5, 4.5) for x in (k, v)]
     expected = scaled_dot_product_attention(q.clamp(-10, 10), *clipped, is_causal=True)
     torch.testing.assert_close(out * hardware.array.saturation_av / (slope * step), expected)
@@ -96,7 +101,9 @@ def test_full_protection_is_digital_attention_whatever_the_arrays_do():
     hardware = machine(protection=Protection(n_recent=100), noise=Noise(write_v=0.1, mismatch_gain=0.5, read_qk=0.5))
     slope = hardware.cell.coefficients[1]
     gain = torch.full((2,), 8**-0.5 / slope, dtype=torch.float64)
-    out = gain_cell_attention(q, k + 0.45, v + 0.45, hardware, scaling=Scaling(None, None, None, gain), chip=Chip(seed=1))
+    out = gain_cell_attention(
+        q, k + 0.45, v + 0.45, hardware, scaling=Scaling(None, None, None, gain), chip=Chip(seed=1)
+    )
     expected = scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close((out * hardware.array.saturation_av - hardware.cell.coefficients[0]) / slope, expected)
 
@@ -114,12 +121,15 @@ def test_gradients_of_softmax_and_protection():
     q, k, v = (x.detach().requires_grad_() for x in (q, k, v))
     gain = torch.full((4,), 0.3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda q, k, v, gain: gain_cell_attention(q, k, v, hardware, scaling=Scaling(None, None, None, gain)), (q, k, v, gain)
+        lambda q, k, v, gain: gain_cell_attention(q, k, v, hardware, scaling=Scaling(None, None, None, gain)),
+        (q, k, v, gain),
     )
 
 
 @pytest.mark.parametrize("backend", ["blocked", "triton"])
-@pytest.mark.parametrize("changes", [{}, {"activation": "hard_sigmoid", "input_dac": Converter(), "protection": Protection(n_sink=1)}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"activation": "hard_sigmoid", "input_dac": Converter(), "protection": Protection(n_sink=1)}]
+)
 def test_fused_backends_say_what_they_do_not_have(backend, changes):
     with pytest.raises(ValueError, match=f"hardware.backend='{backend}'.*(softmax|protect).*auto"):
         gain_cell_attention(*inputs(9), machine(backend=backend, **changes))

@@ -1,4 +1,5 @@
-"""`backend='triton'` through the public operator: scalers, converters, noise and chip in front of the kernels, and the way back."""
+"""`backend='triton'` through the public operator: scalers, converters, noise and chip in front of the kernels, and the
+way back."""
 
 import os
 
@@ -11,16 +12,34 @@ if not torch.cuda.is_available():
 from dataclasses import replace
 
 from aimc import presets
-from aimc.config import Array, Leakage, Noise
+from aimc.hardware import Array, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.noise import Chip
+from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ALL_NOISE = Noise(write_v=0.02, read_qk=0.03, read_av=0.04, mismatch_gain=0.1, mismatch_offset_v=0.02, column_gain=0.1, column_offset=0.05)
-NAMES = ("query", "key", "value", "query scale", "query offset", "key scale", "key offset", "value scale", "value offset")
+ALL_NOISE = Noise(
+    write_v=0.02,
+    read_qk=0.03,
+    read_av=0.04,
+    mismatch_gain=0.1,
+    mismatch_offset_v=0.02,
+    column_gain=0.1,
+    column_offset=0.05,
+)
+NAMES = (
+    "query",
+    "key",
+    "value",
+    "query scale",
+    "query offset",
+    "key scale",
+    "key offset",
+    "value scale",
+    "value offset",
+)
 
 
 @pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noisy"])

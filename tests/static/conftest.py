@@ -1,4 +1,5 @@
-"""Static tiles are aihwkit's; where it has no wheel, these tests are skipped. Where it has one, `make setup` must have installed it."""
+"""Static tiles are aihwkit's; where it has no wheel, these tests are skipped. Where it has one, `make setup` must have
+installed it."""
 
 from __future__ import annotations
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 import aimc
-from aimc.config import Hardware
+from aimc.hardware import Hardware
 from aimc.static import Static, follow_optimizer, presets, static_layers
 from aimc.static.encoding import encode
-from tests.models import ids, tiny_model
 from tests.static.test_layers import logits
+from tests.tiny_models import ids, tiny_model
 
 TWO_CONFIGS = Static(rpu_config="pcm", overrides={"*.mlp.*": "reram"}, head=True)
 
@@ -36,7 +36,9 @@ def trained(model: PreTrainedModel, hardware: Hardware | None, static: Static, s
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("with_arrays", [True, False])
-def test_two_configurations_come_back_as_two(family: str, with_arrays: bool, hardware: Hardware, tmp_path: Path) -> None:
+def test_two_configurations_come_back_as_two(
+    family: str, with_arrays: bool, hardware: Hardware, tmp_path: Path
+) -> None:
     model = trained(tiny_model(family), hardware if with_arrays else None, TWO_CONFIGS)
     model.save_pretrained(tmp_path)
     loaded = aimc.from_pretrained(tmp_path)
@@ -85,7 +87,10 @@ def test_a_changed_configuration_is_saved_or_refused(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "other")
     loaded = dict(static_layers(aimc.from_pretrained(tmp_path / "other")))
     kinds = {name: type(layer.tiles[0].rpu_config.noise_model).__name__ for name, layer in loaded.items()}
-    assert kinds["transformer.h.0.mlp.c_fc"] == "ReRamCMONoiseModel" and kinds["transformer.h.1.mlp.c_fc"] == "PCMLikeNoiseModel"
+    assert (
+        kinds["transformer.h.0.mlp.c_fc"] == "ReRamCMONoiseModel"
+        and kinds["transformer.h.1.mlp.c_fc"] == "PCMLikeNoiseModel"
+    )
 
 
 def test_to_digital_after_loading_is_exact(tmp_path: Path) -> None:

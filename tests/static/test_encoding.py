@@ -71,10 +71,16 @@ def test_a_class_of_ones_own_is_refused() -> None:
         ({"object": "aihwkit.nn.modules.linear.AnalogLinear", "fields": {}}, "not one of aihwkit's classes"),
         ({"class": "aihwkit.cloud.client.session.ApiSession"}, "not one of aihwkit's classes"),
         ({"object": "aihwkit.simulator.configs.TorchInferenceRPUConfig", "fields": {}}, "not a class of aihwkit's"),
-        ({"object": "aihwkit.simulator.tiles.inference_torch.TorchInferenceTile", "fields": {}}, "no configuration, noise model"),
+        (
+            {"object": "aihwkit.simulator.tiles.inference_torch.TorchInferenceTile", "fields": {}},
+            "no configuration, noise model",
+        ),
         ({"enum": "aihwkit.simulator.parameters.io.IOParameters", "name": "inp_res"}, "is no enum"),
         ({"object": "aihwkit.simulator.parameters.io.Nothing", "fields": {}}, "has no such class"),
-        ({"object": "aihwkit.simulator.parameters.io.IOParameters", "fields": {"colour": 1}}, "no field colour.*another version"),
+        (
+            {"object": "aihwkit.simulator.parameters.io.IOParameters", "fields": {"colour": 1}},
+            "no field colour.*another version",
+        ),
         ({"enum": "aihwkit.simulator.parameters.enums.WeightClipType", "name": "NOTHING"}, "damaged"),
         ({"object": "aihwkit.simulator.parameters.io.IOParameters"}, "damaged"),
         ({"nonsense": 1}, "stand for nothing known"),

@@ -23,7 +23,7 @@ def test_tiles_need_what_the_extra_names_and_no_more() -> None:
 import sys
 from torch import nn, ones
 from aimc.static import presets
-from aimc.nn.static import StaticLinear
+from aimc.static.layer import StaticLinear
 layer = StaticLinear(nn.Linear(4, 4), presets.pcm(), "layer").eval()
 layer.program_analog_weights(); layer.drift_analog_weights(1.0); layer(ones(1, 4))
 print([name for name in {NOT_FOR_TILES!r} if name in sys.modules], "tqdm" in sys.modules)
@@ -44,6 +44,8 @@ print("works")
 
 def test_the_make_file_installs_it_as_the_error_says() -> None:
     makefile = (REPOSITORY / "Makefile").read_text()
-    assert "--only-binary aihwkit --no-deps aihwkit" in makefile and "--only-binary aihwkit --no-deps aihwkit" in INSTALL
+    assert (
+        "--only-binary aihwkit --no-deps aihwkit" in makefile and "--only-binary aihwkit --no-deps aihwkit" in INSTALL
+    )
     assert makefile.count("--constraint constraints.txt") == makefile.count("pip install")
     assert "aihwkit==" in (REPOSITORY / "constraints.txt").read_text()

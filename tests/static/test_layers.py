@@ -18,13 +18,23 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import aimc
-from aimc.config import ConfigError, Hardware
-from aimc.nn.static import StaticLinear
+from aimc.hardware import ConfigError, Hardware
 from aimc.static import MissingAihwkit, Static, presets, static_layers
+from aimc.static.layer import StaticLinear
 from tests.conftest import REPOSITORY
-from tests.models import FAMILIES, LAYERS, ids, tiny_model
+from tests.tiny_models import FAMILIES, LAYERS, ids, tiny_model
 
-PER_BLOCK = {"gpt2": 4, "gpt_neox": 4, "opt": 6, "llama": 7, "mistral": 7, "qwen2": 7, "qwen3": 7, "gemma2": 7, "phi3": 4}
+PER_BLOCK = {
+    "gpt2": 4,
+    "gpt_neox": 4,
+    "opt": 6,
+    "llama": 7,
+    "mistral": 7,
+    "qwen2": 7,
+    "qwen3": 7,
+    "gemma2": 7,
+    "phi3": 4,
+}
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -54,10 +64,15 @@ def test_every_projection_and_mlp_layer_is_converted(family: str, hardware: Hard
     linear = {name for name, kind in kinds.items() if kind in (nn.Linear, Conv1D)}
     assert set(report.static) == linear - {"lm_head", "embed_out"}
     with_weights = {
-        name.rpartition(".")[0] for name, _ in model.named_parameters() if ".gain_cell." not in name and ".analog_module." not in name
+        name.rpartition(".")[0]
+        for name, _ in model.named_parameters()
+        if ".gain_cell." not in name and ".analog_module." not in name
     }
     assert with_weights <= set(report.static) | set(report.digital) | {"lm_head"}
-    assert all(line in str(report) for line in ("on gain-cell arrays", "layers on static tiles", "modules with weights stay digital"))
+    assert all(
+        line in str(report)
+        for line in ("on gain-cell arrays", "layers on static tiles", "modules with weights stay digital")
+    )
     assert torch.equal(logits(aimc.to_digital(model)), digital)
     assert {name: type(module) for name, module in model.named_modules()} == kinds
 
@@ -112,7 +127,10 @@ def test_choice_of_layers_and_configurations() -> None:
     report = aimc.convert(model, None, static=tiles)
     assert len(report.static) == 5 and "transformer.h.0.attn.c_attn" in report.digital
     kinds = {name: type(layer.tiles[0].rpu_config.noise_model).__name__ for name, layer in static_layers(model)}
-    assert kinds["transformer.h.0.mlp.c_fc"] == "ReRamCMONoiseModel" and kinds["transformer.h.0.mlp.c_proj"] == "PCMLikeNoiseModel"
+    assert (
+        kinds["transformer.h.0.mlp.c_fc"] == "ReRamCMONoiseModel"
+        and kinds["transformer.h.0.mlp.c_proj"] == "PCMLikeNoiseModel"
+    )
 
 
 def test_attention_and_tiles_one_after_the_other(hardware: Hardware) -> None:
@@ -234,7 +252,8 @@ def test_more_refusals() -> None:
 
 
 def test_compiled_tiles_where_they_load() -> None:
-    """Where aihwkit's compiled tiles refuse to run, the error says what to use; where they run, the result is that of the pure ones."""
+    """Where aihwkit's compiled tiles refuse to run, the error says what to use; where they run, the result is that of
+    the pure ones."""
     layer = nn.Linear(16, 8)
     config = InferenceRPUConfig()
     config.forward.is_perfect = True
@@ -253,15 +272,19 @@ def test_a_missing_aihwkit_gives_the_line_that_installs_it(monkeypatch: pytest.M
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingAihwkit, match=r"run: pip install 'aimc\[static\]' && pip install --only-binary aihwkit --no-deps aihwkit"):
+    with pytest.raises(
+        MissingAihwkit,
+        match=r"run: pip install 'aimc\[static\]' && pip install --only-binary aihwkit --no-deps aihwkit",
+    ):
         aimc.convert(tiny_model("gpt2"), None, static="pcm")
 
 
 def test_nothing_of_aihwkit_is_imported_unasked() -> None:
     code = (
-        "import sys, aimc; from transformers import GPT2Config, GPT2LMHeadModel; "
-        "model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=64, n_positions=16)); "
-        "aimc.convert(model, aimc.presets.ideal()); aimc.to_digital(model); aimc.evaluate; aimc.static; print('aihwkit' in sys.modules)"
+        "import sys, aimc; from transformers import GPT2Config, GPT2LMHeadModel; model ="
+        " GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, vocab_size=64, n_positions=16));"
+        " aimc.convert(model, aimc.presets.ideal()); aimc.to_digital(model); aimc.evaluate; aimc.static;"
+        " print('aihwkit' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(REPOSITORY))
     assert ran.stdout.strip().splitlines()[-1] == "False"
@@ -271,7 +294,8 @@ def test_digital_products_follow_replaced_parameters():
     model = tiny_model("gpt2").eval()
     aimc.convert(model, None, static="noiseless")
     model.load_state_dict(
-        {name: 2 * value if value.is_floating_point() else value for name, value in model.state_dict().items()}, assign=True
+        {name: 2 * value if value.is_floating_point() else value for name, value in model.state_dict().items()},
+        assign=True,
     )
     layer = next(layer for _, layer in static_layers(model))
     x = torch.randn(3, layer.in_features)

@@ -89,7 +89,14 @@ def smoke(text_folder: Path, cache: Path) -> Callable[..., list[str]]:
     """Overrides of the smoke experiment into a folder."""
 
     def overrides(output: Path, *more: str) -> list[str]:
-        return ["experiment=smoke", *TINY, f"data.path={text_folder}", f"data.cache_dir={cache}", f"output_dir={output}", *more]
+        return [
+            "experiment=smoke",
+            *TINY,
+            f"data.path={text_folder}",
+            f"data.cache_dir={cache}",
+            f"output_dir={output}",
+            *more,
+        ]
 
     return overrides
 
@@ -107,7 +114,14 @@ def compose(smoke: Callable[..., list[str]]) -> Callable[..., RunConfig]:
 @pytest.fixture
 def compose_evaluation(text_folder: Path, cache: Path) -> Callable[..., EvaluationConfig]:
     def make(checkpoint: Path, *more: str) -> EvaluationConfig:
-        overrides = [f"checkpoint={checkpoint}", "data=text", f"data.path={text_folder}", f"data.cache_dir={cache}", "tokens=128", *more]
+        overrides = [
+            f"checkpoint={checkpoint}",
+            "data=text",
+            f"data.path={text_folder}",
+            f"data.cache_dir={cache}",
+            "tokens=128",
+            *more,
+        ]
         return checked(compose_config("evaluation", *overrides), EvaluationConfig)
 
     return make

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aimc import presets
-from aimc.config import Noise
+from aimc.hardware import Noise
 from tests.conftest import REPOSITORY
 from tests.train.conftest import command, compose_config
 from train.command import launch
@@ -33,7 +33,11 @@ def run_config(*overrides: str) -> RunConfig:
 
 def test_every_effect_can_be_set_on_the_command_line() -> None:
     config = run_config("hardware.leakage.target_v=0", "hardware.storage_dac.inl=-0.01", "nonideality.tau_spread=0.3")
-    assert (config.hardware.leakage.target_v, config.hardware.storage_dac.inl, config.nonideality.tau_spread) == (0.0, -0.01, 0.3)
+    assert (config.hardware.leakage.target_v, config.hardware.storage_dac.inl, config.nonideality.tau_spread) == (
+        0.0,
+        -0.01,
+        0.3,
+    )
     assert run_config("hardware.leakage.target_v=null").hardware.leakage.target_v is None
 
 
@@ -93,7 +97,13 @@ def test_a_bare_run_is_the_shipped_model_on_the_published_cell() -> None:
 
 @pytest.mark.parametrize(
     ("choice", "preset"),
-    [("cmos", "gain_cell_cmos"), ("linear", "gain_cell_linear"), ("ideal", "ideal"), ("igzo", "igzo"), ("published",) * 2],
+    [
+        ("cmos", "gain_cell_cmos"),
+        ("linear", "gain_cell_linear"),
+        ("ideal", "ideal"),
+        ("igzo", "igzo"),
+        ("published",) * 2,
+    ],
 )
 def test_hardware_by_name_is_the_preset(choice: str, preset: str) -> None:
     assert run_config(f"hardware={choice}").hardware == getattr(presets, preset)()
@@ -119,13 +129,17 @@ def test_the_recipe_follows_the_text_unless_named() -> None:
 
 
 BAD = {
-    "hardware.array.window=100": r"hardware\.array: array\.window=100: .*multiple of the sub-tile, array\.rows=64.*use 128",
+    "hardware.array.window=100": (
+        r"hardware\.array: array\.window=100: .*multiple of the sub-tile, array\.rows=64.*use 128"
+    ),
     "hardware.array.rows=0": r"array\.rows=0: .*at least one token",
     "hardware.array.saturation_qk=-1": r"array\.saturation_qk=-1\.0: must be a positive",
     "hardware.input_dac.n_levels=1": r"hardware\.input_dac: n_levels=1: .*at least 2 levels; use null",
     "hardware.storage_dac.n_levels=-3": r"hardware\.storage_dac: n_levels=-3: .*at least 2 levels",
     "hardware.readout.n_levels=31": r"hardware\.readout: n_levels=31: .*even number",
-    "hardware.storage_dac.v_min=0.95": r"hardware\.storage_dac: .*clip range is empty or upside down; give v_min < v_max",
+    "hardware.storage_dac.v_min=0.95": (
+        r"hardware\.storage_dac: .*clip range is empty or upside down; give v_min < v_max"
+    ),
     "hardware.storage_dac.v_max=1.2": r"hardware: storage_dac.*cell\.supply_v=0\.9; set the range inside the supply",
     "hardware.leakage.tau_s=0": r"hardware\.leakage: leakage\.tau_s=0\.0: .*use null",
     "hardware.leakage.tau_s=-0.005": r"leakage\.tau_s=-0\.005: ",

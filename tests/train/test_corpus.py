@@ -40,7 +40,9 @@ def test_embedded_splits_share_no_paragraph_and_no_document(embedded: list[corpu
     for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
         assert not by_split[one] & by_split[other], (one, other)
     # None of them stands twice inside a split either: the sets lose nothing.
-    assert sum(len(s) for s in by_split.values()) == sum(len([p for p in text.split("\n\n") if p.strip()]) for text in texts)
+    assert sum(len(s) for s in by_split.values()) == sum(
+        len([p for p in text.split("\n\n") if p.strip()]) for text in texts
+    )
 
 
 def test_split_of_is_a_fixed_function_of_the_name() -> None:

@@ -1,4 +1,5 @@
-"""lm-evaluation-harness on local files: its numbers are those that the model's logits give directly, digital and on the arrays, offline."""
+"""lm-evaluation-harness on local files: its numbers are those that the model's logits give directly, digital and on the
+arrays, offline."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ import torch
 from hydra.errors import HydraException
 from transformers import AutoTokenizer, PreTrainedModel
 
-from aimc.config import Noise
-from aimc.hf import hardware_of, set_chip, set_hardware
+from aimc.hardware import Noise
+from aimc.models.hook import hardware_of, set_chip, set_hardware
 from tests.conftest import REPOSITORY
 from tests.train.conftest import compose_config
 from train.configs import checked
@@ -29,7 +30,9 @@ from train.harness import DEFINITIONS, Score, caveats, load_tasks, run_tasks
 from train.models import load_any
 from train.schema import EvaluationConfig
 
-needs_harness = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'aimc[eval]'")
+needs_harness = pytest.mark.skipif(
+    find_spec("lm_eval") is None, reason="lm-eval is not installed: pip install 'aimc[eval]'"
+)
 REAL = REPOSITORY.parent / "shared" / "data" / "eval"
 SHIPPED = REPOSITORY / "checkpoints" / "shipped"
 LAMBADA = [
@@ -41,10 +44,18 @@ LAMBADA = [
     "The import statement finds a module, and then it runs the module",
 ]
 QUESTIONS = [
-    ("Question: What does a function return without a return statement?", ["None", "an empty string", "zero, as in C", "itself"], 0),
+    (
+        "Question: What does a function return without a return statement?",
+        ["None", "an empty string", "zero, as in C", "itself"],
+        0,
+    ),
     ("Question: Which of these can be changed after it was made?", ["a tuple", "a list", "a string", "a number"], 1),
     ("Question: What ends a loop early?", ["continue", "pass", "break", "the end of the file"], 2),
-    ("Question: What raises an exception?", ["the try statement", "the with statement", "a comment", "the raise statement"], 3),
+    (
+        "Question: What raises an exception?",
+        ["the try statement", "the with statement", "a comment", "the raise statement"],
+        3,
+    ),
     (
         "Question: Where does a module's name live?",
         ["in sys", "in its __name__ attribute, which the import sets", "nowhere", "it has none"],
@@ -52,10 +63,26 @@ QUESTIONS = [
     ),
 ]
 ENDINGS = [
-    (["The list was longer than the tuple because the list", "The list was longer than the tuple because the tuple"], "had more items.", 0),
-    (["A class is not an instance, since the class", "A class is not an instance, since the instance"], "is made by calling the other.", 1),
-    (["The module imports the package, so the module", "The module imports the package, so the package"], "is loaded first.", 1),
-    (["The caller waits for the function until the caller", "The caller waits for the function until the function"], "returns.", 1),
+    (
+        ["The list was longer than the tuple because the list", "The list was longer than the tuple because the tuple"],
+        "had more items.",
+        0,
+    ),
+    (
+        ["A class is not an instance, since the class", "A class is not an instance, since the instance"],
+        "is made by calling the other.",
+        1,
+    ),
+    (
+        ["The module imports the package, so the module", "The module imports the package, so the package"],
+        "is loaded first.",
+        1,
+    ),
+    (
+        ["The caller waits for the function until the caller", "The caller waits for the function until the function"],
+        "returns.",
+        1,
+    ),
 ]
 
 
@@ -87,7 +114,12 @@ def configure(items: Path, tmp_path: Path) -> Callable[..., EvaluationConfig]:
         *overrides: str, checkpoint: str = "finetuned", data: Path | None = items, tasks: str = ",".join(DEFINITIONS)
     ) -> EvaluationConfig:
         where = "null" if data is None else str(data)
-        fixed = [f"checkpoint={SHIPPED / checkpoint}", f"eval_data={where}", f"tasks=[{tasks}]", f"data.cache_dir={tmp_path}/cache"]
+        fixed = [
+            f"checkpoint={SHIPPED / checkpoint}",
+            f"eval_data={where}",
+            f"tasks=[{tasks}]",
+            f"data.cache_dir={tmp_path}/cache",
+        ]
         return checked(compose_config("evaluation", *fixed, f"output_dir={tmp_path}/out", *overrides), EvaluationConfig)
 
     return make
@@ -99,7 +131,8 @@ def tokenizer() -> Any:
 
 @torch.no_grad()
 def log_likelihood(model: PreTrainedModel, text: str, answer: str) -> tuple[float, bool]:
-    """Sum of the log-probabilities of the answer's tokens, and whether each is the likeliest. One text at a time, nothing padded."""
+    """Sum of the log-probabilities of the answer's tokens, and whether each is the likeliest. One text at a time,
+    nothing padded."""
     words = tokenizer()
     ids = torch.tensor(words(text + answer)["input_ids"])
     n = len(ids) - len(words(text)["input_ids"])
@@ -112,10 +145,15 @@ def directly(model: PreTrainedModel, folder: Path, limit: int | None = None) -> 
     """The metrics of all tasks, without the harness."""
 
     def read(name: str) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()][:limit]
+        return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()][
+            :limit
+        ]
 
     result = {}
-    last = [log_likelihood(model, row["text"].rpartition(" ")[0], " " + row["text"].rpartition(" ")[2]) for row in read("lambada_test")]
+    last = [
+        log_likelihood(model, row["text"].rpartition(" ")[0], " " + row["text"].rpartition(" ")[2])
+        for row in read("lambada_test")
+    ]
     result["lambada", "acc"] = statistics.fmean(greedy for _, greedy in last)
     result["lambada", "perplexity"] = math.exp(-statistics.fmean(value for value, _ in last))
     for name, after in (("arc_easy", "\nAnswer:"), ("arc_challenge", "\nAnswer:"), ("piqa", "Answer:")):
@@ -138,13 +176,17 @@ def by_name(scores: list[Score]) -> dict[tuple[str, str], Score]:
     return {(score.task, score.metric): score for score in scores}
 
 
-def score(config: EvaluationConfig, model: PreTrainedModel, noise: Noise | None = None, chips: int = 1, **kwargs: Any) -> list[Score]:
+def score(
+    config: EvaluationConfig, model: PreTrainedModel, noise: Noise | None = None, chips: int = 1, **kwargs: Any
+) -> list[Score]:
     return run_tasks(model, tokenizer(), load_tasks(config), nonideality=noise or Noise(), chips=chips, **kwargs)
 
 
 @needs_harness
 @pytest.mark.parametrize("checkpoint", ["digital", "finetuned"])
-def test_scores_are_those_of_the_logits(checkpoint: str, items: Path, configure: Callable[..., EvaluationConfig]) -> None:
+def test_scores_are_those_of_the_logits(
+    checkpoint: str, items: Path, configure: Callable[..., EvaluationConfig]
+) -> None:
     model = load_any(str(SHIPPED / checkpoint))
     want = directly(model, items)
     scores = by_name(score(configure(checkpoint=checkpoint), model))
@@ -153,9 +195,15 @@ def test_scores_are_those_of_the_logits(checkpoint: str, items: Path, configure:
         assert scores[key].mean == pytest.approx(value, rel=1e-4), key
         assert scores[key].std == 0 and scores[key].per_chip == [scores[key].mean]
     assert {name: scores[name, "acc"].n_items for name in DEFINITIONS} == {
-        "arc_challenge": 5, "arc_easy": 5, "lambada": 6, "piqa": 5, "winogrande": 4
-    }  # fmt: skip
-    assert len({value for value in want.values() if 0 < value < 1}) > 1, "items that tell nothing apart would test nothing"
+        "arc_challenge": 5,
+        "arc_easy": 5,
+        "lambada": 6,
+        "piqa": 5,
+        "winogrande": 4,
+    }
+    assert len({value for value in want.values() if 0 < value < 1}) > 1, (
+        "items that tell nothing apart would test nothing"
+    )
 
 
 @needs_harness
@@ -179,7 +227,9 @@ def test_padding_and_batches_change_nothing(checkpoint: str) -> None:
     pairs = [(query, f" {choice}") for query, choices, _ in QUESTIONS for choice in choices]
     requests = [Instance("loglikelihood", {}, pair, 0, ("padding", i, 1)) for i, pair in enumerate(pairs)]
     one, eight = (
-        HFLM(pretrained=model, tokenizer=tokenizer(), backend="causal", batch_size=size).loglikelihood(requests, disable_tqdm=True)
+        HFLM(pretrained=model, tokenizer=tokenizer(), backend="causal", batch_size=size).loglikelihood(
+            requests, disable_tqdm=True
+        )
         for size in (1, 8)
     )
     assert [greedy for _, greedy in one] == [greedy for _, greedy in eight]
@@ -221,7 +271,9 @@ def test_every_chip_reads_the_same_examples(configure: Callable[..., EvaluationC
     config = configure("num_fewshot=2", tasks="lambada,winogrande")
     model = load_any(str(SHIPPED / "finetuned"))
     faint = by_name(score(config, model, Noise(column_offset=1e-12), chips=2))
-    assert faint["lambada", "perplexity"].per_chip[0] == pytest.approx(faint["lambada", "perplexity"].per_chip[1], rel=1e-5)
+    assert faint["lambada", "perplexity"].per_chip[0] == pytest.approx(
+        faint["lambada", "perplexity"].per_chip[1], rel=1e-5
+    )
     without = by_name(score(configure(tasks="lambada"), model))
     assert faint["lambada", "perplexity"].mean != pytest.approx(without["lambada", "perplexity"].mean, rel=1e-2)
 
@@ -248,7 +300,10 @@ def test_answers_longer_than_the_model_are_left_out(tmp_path: Path, configure: C
 
 @needs_harness
 def test_the_command_writes_scores_and_reaches_no_network(
-    configure: Callable[..., EvaluationConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    configure: Callable[..., EvaluationConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     reached = []
     for name in ("connect", "connect_ex"):
@@ -259,12 +314,16 @@ def test_the_command_writes_scores_and_reaches_no_network(
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results) == ["tasks"], "no text is measured unless asked for"
     assert results["tasks"]["rule"]["task_limit"] == 3
-    assert [(row["task"], row["n_items"]) for row in results["tasks"]["scores"]] == [("lambada", 3)] * 2 + [("piqa", 3)] * 2
+    assert [(row["task"], row["n_items"]) for row in results["tasks"]["scores"]] == [("lambada", 3)] * 2 + [
+        ("piqa", 3)
+    ] * 2
     assert "acc_norm" in capsys.readouterr().out
 
 
 @needs_harness
-def test_text_and_tasks_in_one_command(configure: Callable[..., EvaluationConfig], text_folder: Path, tmp_path: Path) -> None:
+def test_text_and_tasks_in_one_command(
+    configure: Callable[..., EvaluationConfig], text_folder: Path, tmp_path: Path
+) -> None:
     text = ["data=text", f"data.path={text_folder}", "tokens=300", "with_perplexity=true"]
     evaluate(configure("nonideality=none", *text, tasks="winogrande", checkpoint="digital"))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -274,7 +333,9 @@ def test_text_and_tasks_in_one_command(configure: Callable[..., EvaluationConfig
 
 
 def damaged(folder: Path, line: str) -> Path:
-    (folder / "piqa.jsonl").write_text(f'{{"query": "Question: ?", "choices": ["a", "b"], "gold": 1}}\n{line}\n', encoding="utf-8")
+    (folder / "piqa.jsonl").write_text(
+        f'{{"query": "Question: ?", "choices": ["a", "b"], "gold": 1}}\n{line}\n', encoding="utf-8"
+    )
     return folder
 
 
@@ -284,10 +345,15 @@ def damaged(folder: Path, line: str) -> Path:
     [
         ("{", r"line 2 of piqa\.jsonl is not an item of this task"),
         ('{"query": "Question: ?", "gold": 1}', r"line 2 of piqa\.jsonl .*it has no choices"),
-        ('{"query": "Question: ?", "choices": ["a", "b"], "gold": 2}', r"line 2 of piqa\.jsonl .*gold=2, of 2 choices counted from 0"),
+        (
+            '{"query": "Question: ?", "choices": ["a", "b"], "gold": 2}',
+            r"line 2 of piqa\.jsonl .*gold=2, of 2 choices counted from 0",
+        ),
     ],
 )
-def test_damaged_items_are_named(line: str, message: str, tmp_path: Path, configure: Callable[..., EvaluationConfig]) -> None:
+def test_damaged_items_are_named(
+    line: str, message: str, tmp_path: Path, configure: Callable[..., EvaluationConfig]
+) -> None:
     with pytest.raises(RunError, match=message):
         load_tasks(configure(data=damaged(tmp_path, line), tasks="piqa"))
 
@@ -300,14 +366,19 @@ def test_an_empty_file_is_named(tmp_path: Path, configure: Callable[..., Evaluat
 
 
 @needs_harness
-def test_a_missing_file_is_named_before_the_model_is_loaded(tmp_path: Path, configure: Callable[..., EvaluationConfig]) -> None:
+def test_a_missing_file_is_named_before_the_model_is_loaded(
+    tmp_path: Path, configure: Callable[..., EvaluationConfig]
+) -> None:
     with pytest.raises(RunError, match=r"eval_data=.*: no file lambada_test\.jsonl there"):
         evaluate(configure(data=tmp_path, tasks="lambada", checkpoint="nowhere"))
 
 
 @needs_harness
 def test_an_unknown_local_task_lists_ours(configure: Callable[..., EvaluationConfig]) -> None:
-    with pytest.raises(RunError, match="hellaswag is not among .* arc_challenge, arc_easy, lambada, piqa, winogrande, or eval_data=null"):
+    with pytest.raises(
+        RunError,
+        match="hellaswag is not among .* arc_challenge, arc_easy, lambada, piqa, winogrande, or eval_data=null",
+    ):
         load_tasks(configure(tasks="lambada,hellaswag"))
 
 
@@ -318,7 +389,9 @@ def test_too_many_examples_are_refused(configure: Callable[..., EvaluationConfig
 
 
 @needs_harness
-def test_the_harness_own_tasks_without_a_network(configure: Callable[..., EvaluationConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_harness_own_tasks_without_a_network(
+    configure: Callable[..., EvaluationConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()  # it looks through thousands of files: once is enough here
@@ -337,7 +410,9 @@ def test_the_harness_own_tasks_without_a_network(configure: Callable[..., Evalua
         load_tasks(configure(data=None, tasks="nonsense"))
 
 
-def test_without_the_harness_it_says_what_to_install(configure: Callable[..., EvaluationConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_harness_it_says_what_to_install(
+    configure: Callable[..., EvaluationConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(RunError, match=r"pip install 'aimc\[eval\]'"):
         evaluate(configure(checkpoint="nowhere"))
@@ -359,7 +434,9 @@ def test_a_digital_model_takes_no_noise_in_tasks_either(
         (["tasks=[]"], r"eval_data=.*: no tasks to run on it; set tasks=\[lambada\]"),
     ],
 )
-def test_a_wrong_value_is_refused(overrides: list[str], message: str, configure: Callable[..., EvaluationConfig]) -> None:
+def test_a_wrong_value_is_refused(
+    overrides: list[str], message: str, configure: Callable[..., EvaluationConfig]
+) -> None:
     with pytest.raises((RunError, HydraException), match=message):
         configure(*overrides)
 

@@ -63,20 +63,35 @@ def held_out(done: Path) -> torch.Tensor:
 
 def times(folder: Path) -> dict[str, int]:
     return {
-        str(p.relative_to(folder)): p.stat().st_mtime_ns for stage in ORDER for p in (folder / FOLDERS[stage]).rglob("*") if p.is_file()
+        str(p.relative_to(folder)): p.stat().st_mtime_ns
+        for stage in ORDER
+        for p in (folder / FOLDERS[stage]).rglob("*")
+        if p.is_file()
     }
 
 
 def test_every_stage_leaves_a_whole_folder_and_nothing_else(done: Path) -> None:
-    assert {p.name for p in done.iterdir() if not p.name.startswith(".")} == {*(FOLDERS[stage] for stage in ORDER), "report"}
+    assert {p.name for p in done.iterdir() if not p.name.startswith(".")} == {
+        *(FOLDERS[stage] for stage in ORDER),
+        "report",
+    }
     assert not [p for p in done.rglob("*") if "partial" in p.name or p.name.endswith(".old") or "checkpoint" in p.name]
     assert not [p for p in done.rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
     for stage in ORDER:
         names = {p.name for p in (done / FOLDERS[stage]).iterdir()}
-        assert names >= {"model.safetensors", "config.json", "tokenizer.json", "stage.json", "history.json", "README.md"}, stage
+        assert names >= {
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "stage.json",
+            "history.json",
+            "README.md",
+        }, stage
 
 
-@pytest.mark.parametrize(("stage", "steps"), [("digital", 4), ("control", 8), ("softmax", 0), ("linear", 4), ("adapt", 0), ("finetune", 4)])
+@pytest.mark.parametrize(
+    ("stage", "steps"), [("digital", 4), ("control", 8), ("softmax", 0), ("linear", 4), ("adapt", 0), ("finetune", 4)]
+)
 def test_the_record_and_the_card_say_what_was_done(done: Path, stage: str, steps: int) -> None:
     told = record(done, stage)
     assert told["stage"] == stage
@@ -113,12 +128,17 @@ def test_the_models_load_and_have_the_measured_perplexity(done: Path) -> None:
     ):
         folder = done / FOLDERS[stage]
         model = AutoModelForCausalLM.from_pretrained(folder) if stage == "digital" else aimc.from_pretrained(folder)
-        got = aimc.perplexity(model, held_out(done), context=32, nonideality=None if stage == "digital" else aimc.Noise()).mean
+        got = aimc.perplexity(
+            model, held_out(done), context=32, nonideality=None if stage == "digital" else aimc.Noise()
+        ).mean
         assert got == pytest.approx(record(done, stage)["perplexity"][name], rel=1e-5), stage
 
 
 def test_cells_are_linear_then_nonlinear(done: Path) -> None:
-    cells = {stage: aimc.hf.hardware_of(aimc.from_pretrained(done / FOLDERS[stage])).cell for stage in ("linear", "adapt", "finetune")}
+    cells = {
+        stage: aimc.models.hook.hardware_of(aimc.from_pretrained(done / FOLDERS[stage])).cell
+        for stage in ("linear", "adapt", "finetune")
+    }
     assert cells["linear"].coefficients == [0.0, presets.LINEAR_SLOPE]
     assert cells["adapt"] == cells["finetune"] == presets.gain_cell_cmos().cell
 
@@ -183,7 +203,12 @@ def test_a_changed_early_stage_reruns_the_later_ones(again: Path, compose: Compo
     execute(compose(again, "trainer.linear.steps=3", "stage.name=linear"))
     said = execute(compose(again, "trainer.linear.steps=3"))
     after = times(again)
-    assert {name.split("/")[0] for name in before if before[name] != after[name]} == {"control", "linear", "adapted", "finetuned"}
+    assert {name.split("/")[0] for name in before if before[name] != after[name]} == {
+        "control",
+        "linear",
+        "adapted",
+        "finetuned",
+    }
     assert said.count("skipped") == 3  # digital and softmax, and linear, which the first command ran
 
 
@@ -217,10 +242,16 @@ def test_previous_gives_the_input_that_the_output_has_not(tmp_path: Path, done: 
     assert same_weights(weights_of(tmp_path / "new" / "finetuned"), weights_of(done / "finetuned"))
 
 
-@pytest.mark.parametrize(("stage", "needed"), [("control", "digital"), ("linear", "digital"), ("adapt", "linear"), ("finetune", "adapt")])
+@pytest.mark.parametrize(
+    ("stage", "needed"), [("control", "digital"), ("linear", "digital"), ("adapt", "linear"), ("finetune", "adapt")]
+)
 def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path, compose: Compose, stage: str, needed: str) -> None:
     with pytest.raises(
-        RunError, match=rf"stage {stage} starts from the {needed} model, and there is none in .*; run stage={needed} or stage=pipeline"
+        RunError,
+        match=(
+            rf"stage {stage} starts from the {needed} model, and there is none in .*; run stage={needed} or"
+            r" stage=pipeline"
+        ),
     ):
         execute(compose(tmp_path, f"stage.name={stage}"))
 
@@ -245,12 +276,19 @@ def folder_of_model(tmp_path: Path, done: Path) -> Path:
 
 def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, compose: Compose, no_training: None) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"output_dir=.*file/out: cannot be written \(Not a directory\); choose another with output_dir=…"):
+    with pytest.raises(
+        RunError,
+        match=r"output_dir=.*file/out: cannot be written \(Not a directory\); choose another with output_dir=…",
+    ):
         execute(compose(tmp_path / "file" / "out"))
 
 
-def test_sequences_longer_than_the_positions_are_refused_first(tmp_path: Path, compose: Compose, no_training: None) -> None:
-    with pytest.raises(RunError, match=r"data\.context=64: the model has 32 positions, .*; set data\.context=32 or less"):
+def test_sequences_longer_than_the_positions_are_refused_first(
+    tmp_path: Path, compose: Compose, no_training: None
+) -> None:
+    with pytest.raises(
+        RunError, match=r"data\.context=64: the model has 32 positions, .*; set data\.context=32 or less"
+    ):
         execute(compose(tmp_path, "data.context=64"))
 
 
@@ -292,14 +330,18 @@ def test_a_model_without_supported_attention_is_refused_first(
 def test_token_ids_outside_the_vocabulary_are_refused_first(
     tmp_path: Path, compose: Compose, no_training: None, folder_of_model: Path
 ) -> None:
-    small = GPT2LMHeadModel(GPT2Config(vocab_size=200, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+    small = GPT2LMHeadModel(
+        GPT2Config(vocab_size=200, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
     small.save_pretrained(folder_of_model)
     with pytest.raises(RunError, match=r"token ids up to 299, outside the model's vocabulary of 200"):
         execute(compose(tmp_path / "out", f"model.source={folder_of_model}"))
 
 
 def test_too_few_tokens_for_calibration_are_named(tmp_path: Path, done: Path, compose: Compose) -> None:
-    with pytest.raises(RunError, match=r"stage\.calibration_batches=1000 × 4 sequences of 32 tokens need 128000 training tokens"):
+    with pytest.raises(
+        RunError, match=r"stage\.calibration_batches=1000 × 4 sequences of 32 tokens need 128000 training tokens"
+    ):
         execute(compose(tmp_path, "stage.calibration_batches=1000", "stage.name=adapt", f"previous={done}"))
 
 
@@ -308,7 +350,9 @@ def test_a_model_from_another_hardware_version_is_named(again: Path, compose: Co
     config = json.loads(file.read_text())
     config["aimc"]["version"] = 99
     file.write_text(json.dumps(config))
-    with pytest.raises(RunError, match=r"adapted/config\.json: version=99: .*; install a newer aimc, or convert the model again"):
+    with pytest.raises(
+        RunError, match=r"adapted/config\.json: version=99: .*; install a newer aimc, or convert the model again"
+    ):
         execute(compose(again, "stage.name=finetune", "restart=true"))
 
 
@@ -322,24 +366,32 @@ def test_the_gap_is_counted_in_nats(values: tuple[float, float, float], share: f
     assert got is None if share is None else got == pytest.approx(share)
 
 
-def test_evaluating_a_converted_checkpoint(done: Path, tmp_path: Path, compose_evaluation: Callable[..., EvaluationConfig]) -> None:
+def test_evaluating_a_converted_checkpoint(
+    done: Path, tmp_path: Path, compose_evaluation: Callable[..., EvaluationConfig]
+) -> None:
     evaluate(compose_evaluation(done / "finetuned", "chips=2", f"output_dir={tmp_path}", "ablate=true"))
     results = json.loads((tmp_path / "results.json").read_text())
     rows = {(row["group"], row["name"]): row for row in results["rows"]}
     assert rows["nonideality", "clean"]["perplexity"] == pytest.approx(
         record(done, "finetune")["perplexity"]["nonlinear cell, fine-tuned"], rel=1e-5
     )
-    assert rows["stage", "all effects"]["perplexity"] == pytest.approx(rows["nonideality", "clean"]["perplexity"], rel=1e-6)
+    assert rows["stage", "all effects"]["perplexity"] == pytest.approx(
+        rows["nonideality", "clean"]["perplexity"], rel=1e-6
+    )
     assert rows["nonideality", "all"]["chips"] == 2
     assert (tmp_path / "nonidealities.png").exists()
     assert (tmp_path / "results.csv").exists()
 
 
-def test_evaluating_a_digital_checkpoint_beside_its_files(again: Path, compose_evaluation: Callable[..., EvaluationConfig]) -> None:
+def test_evaluating_a_digital_checkpoint_beside_its_files(
+    again: Path, compose_evaluation: Callable[..., EvaluationConfig]
+) -> None:
     evaluate(compose_evaluation(again / "digital", "nonideality=none"))
     results = json.loads((again / "digital" / "evaluation" / "results.json").read_text())
     assert [row["name"] for row in results["rows"] if row["group"] == "nonideality"] == ["clean"]
-    assert results["rows"][-1]["perplexity"] == pytest.approx(record(again, "digital")["perplexity"]["digital"], rel=1e-5)
+    assert results["rows"][-1]["perplexity"] == pytest.approx(
+        record(again, "digital")["perplexity"]["digital"], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -358,7 +410,9 @@ def test_an_evaluation_that_makes_no_sense_is_refused(
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
-def test_a_damaged_checkpoint_is_named(again: Path, compose_evaluation: Callable[..., EvaluationConfig], damage: str) -> None:
+def test_a_damaged_checkpoint_is_named(
+    again: Path, compose_evaluation: Callable[..., EvaluationConfig], damage: str
+) -> None:
     file = again / "finetuned" / damage
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(RunError, match=r"finetuned.*(damaged|cannot be read).*use another copy"):

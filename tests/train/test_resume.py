@@ -23,7 +23,12 @@ from train.stages import FOLDERS
 from train.trainer import Diverged, HardwareAwareTrainer, Interrupted, last_complete
 
 Compose = Callable[..., RunConfig]
-NOISE = ["hardware.noise.write_v=0.002", "hardware.noise.read_qk=0.02", "hardware.noise.read_av=0.02", "hardware.noise.mismatch_gain=0.03"]
+NOISE = [
+    "hardware.noise.write_v=0.002",
+    "hardware.noise.read_qk=0.02",
+    "hardware.noise.read_av=0.02",
+    "hardware.noise.mismatch_gain=0.03",
+]
 """Noise while training: going on is exact only if the random numbers go on too."""
 
 
@@ -37,7 +42,9 @@ def run(config: RunConfig) -> str:
     return "\n".join(said)
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[HardwareAwareTrainer], None], after: bool = False) -> None:
+def at_step(
+    monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[HardwareAwareTrainer], None], after: bool = False
+) -> None:
     """Act when `step` steps are done: before the next forward pass, or after its backward pass."""
     original = HardwareAwareTrainer.training_step
 
@@ -176,7 +183,9 @@ runpy.run_module("train", run_name="__main__")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(torch.get_num_threads())}
     file = tmp_path / "main.py"
     file.write_text(script)
-    killed = subprocess.run([sys.executable, str(file), *arguments], cwd=REPOSITORY, env=environment, capture_output=True, timeout=300)
+    killed = subprocess.run(
+        [sys.executable, str(file), *arguments], cwd=REPOSITORY, env=environment, capture_output=True, timeout=300
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert checkpoints(tmp_path, "linear") == ["checkpoint-2"]
     run(configure("linear"))
@@ -229,10 +238,13 @@ def test_restart_does_not_resume(tmp_path: Path, configure: Compose, monkeypatch
 
 
 @pytest.mark.parametrize("stage", ["digital", "linear"])
-def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_run(
+    tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     at_step(monkeypatch, 3, poison)
     with pytest.raises(
-        Diverged, match=rf"stage {stage}: the loss became nan at step 4; .*checkpoint-2; lower trainer\.{stage}\.learning_rate"
+        Diverged,
+        match=rf"stage {stage}: the loss became nan at step 4; .*checkpoint-2; lower trainer\.{stage}\.learning_rate",
     ):
         run(configure(stage))
     last = last_complete(tmp_path / ".work" / stage)
@@ -242,16 +254,23 @@ def test_a_loss_that_is_not_a_number_stops_the_run(tmp_path: Path, configure: Co
     assert not (tmp_path / stage).exists()
 
 
-def test_a_loss_that_is_not_a_number_at_once_says_that_nothing_was_saved(configure: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_not_a_number_at_once_says_that_nothing_was_saved(
+    configure: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_step(monkeypatch, 0, poison)
     with pytest.raises(Diverged, match="at step 1; there was no checkpoint yet"):
         run(configure("linear"))
 
 
-def test_weights_that_broke_in_the_last_update_are_not_saved(tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of the step is finite and its gradient is not: without a look at the weights, the last good checkpoint would be lost."""
+def test_weights_that_broke_in_the_last_update_are_not_saved(
+    tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of the step is finite and its gradient is not: without a look at the weights, the last good checkpoint
+    would be lost."""
     at_step(monkeypatch, 3, explode, after=True)
-    with pytest.raises(Diverged, match=r"stage linear: .* became NaN or infinite at step 4; the last good checkpoint is .*checkpoint-2"):
+    with pytest.raises(
+        Diverged, match=r"stage linear: .* became NaN or infinite at step 4; the last good checkpoint is .*checkpoint-2"
+    ):
         run(configure("linear"))
     assert checkpoints(tmp_path, "linear") == ["checkpoint-2"]
     assert not (tmp_path / "linear").exists()
@@ -263,7 +282,9 @@ def test_control_c_saves_says_where_and_the_next_run_goes_on(
 ) -> None:
     at_step(monkeypatch, 2, control_c)
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=rf"stage {stage}: interrupted at step 3; saved in .*\.work/{stage}; the same command goes on"):
+    with pytest.raises(
+        Interrupted, match=rf"stage {stage}: interrupted at step 3; saved in .*\.work/{stage}; the same command goes on"
+    ):
         run(configure(stage))
     assert signal.getsignal(signal.SIGINT) is before
     assert last_complete(tmp_path / ".work" / stage) == str(tmp_path / ".work" / stage / "checkpoint-3")

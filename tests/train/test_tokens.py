@@ -53,7 +53,9 @@ def test_each_split_holds_exactly_its_documents(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("n_entries", "dtype"), [(300, np.uint16), (70_000, np.uint32)])
-def test_ids_take_no_more_bytes_than_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_entries: int, dtype: type) -> None:
+def test_ids_take_no_more_bytes_than_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_entries: int, dtype: type
+) -> None:
     text = write_text_folder(tmp_path / "text")
     monkeypatch.setattr(tokens.PreTrainedTokenizerFast, "__len__", lambda self: n_entries)
     data = tokens.prepare(settings(text, tmp_path / "cache"), None, 32)
@@ -111,7 +113,9 @@ def test_a_killed_tokenisation_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     tokens.prepare(settings(folder, tmp_path / "cut"), None, 32)
     assert written == [40, 48, 56, 60, 60]  # from the 33rd document on
     for split in corpus.SPLITS:
-        assert (cut / f"{split}.bin").read_bytes() == (tmp_path / "whole" / whole.fingerprint / f"{split}.bin").read_bytes()
+        assert (cut / f"{split}.bin").read_bytes() == (
+            tmp_path / "whole" / whole.fingerprint / f"{split}.bin"
+        ).read_bytes()
 
 
 def test_finished_tokens_are_reopened_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +162,9 @@ def test_a_dataset_with_training_text_only_holds_documents_out_by_their_text(tmp
 
 def test_a_wrong_column_is_named_with_the_right_ones(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "set", {"train": 5})
-    with pytest.raises(RunError, match=r"data\.column=body: the dataset has the columns id, text; name the one with the text"):
+    with pytest.raises(
+        RunError, match=r"data\.column=body: the dataset has the columns id, text; name the one with the text"
+    ):
         tokens.prepare(hub(folder, tmp_path / "cache", "body"), None, 32)
 
 
@@ -173,7 +179,8 @@ def test_empty_or_short_text_names_the_remedy(tmp_path: Path, text: str) -> None
     folder = write_text_folder(tmp_path / "text")
     (folder / "valid.txt").write_text(text)
     with pytest.raises(
-        RunError, match=r"the valid part of the text has \d+ tokens, fewer than one context of 32; give more text \(data\.path\)"
+        RunError,
+        match=r"the valid part of the text has \d+ tokens, fewer than one context of 32; give more text \(data\.path\)",
     ):
         tokens.prepare(settings(folder, tmp_path / "cache"), None, 32)
 

@@ -1,4 +1,5 @@
-"""One training run: which parameters decay, what is logged, the logger that must not cost a run, and several processes."""
+"""One training run: which parameters decay, what is logged, the logger that must not cost a run, and several
+processes."""
 
 from __future__ import annotations
 
@@ -65,7 +66,11 @@ def trainer(tmp_path: Path, base: Path, compose: Compose, monkeypatch: pytest.Mo
         "max_grad_norm": 0.5,
         "accumulate": 3,
     }
-    run(compose(tmp_path, "stage.name=linear", f"previous={base}", *(f"trainer.linear.{k}={v}" for k, v in values.items())))
+    run(
+        compose(
+            tmp_path, "stage.name=linear", f"previous={base}", *(f"trainer.linear.{k}={v}" for k, v in values.items())
+        )
+    )
     return caught[0]
 
 
@@ -110,7 +115,9 @@ def test_the_log_of_a_converted_model(base: Path) -> None:
     for line in lines:
         assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
         assert 100 < line["perplexity"] < 400
-        assert {key for key in line if key.startswith("clip/")} == {f"clip/{k}" for k in ("query", "key", "value", "S_off", "S_full", "A")}
+        assert {key for key in line if key.startswith("clip/")} == {
+            f"clip/{k}" for k in ("query", "key", "value", "S_off", "S_full", "A")
+        }
         assert all(0 <= value <= 1 for key, value in line.items() if key.startswith("clip/"))
         assert {key for key in line if key.startswith("scaler/")} == {
             f"scaler/{part}_{number}" for part in ("query", "key", "value", "output") for number in ("scale", "offset")
@@ -120,7 +127,10 @@ def test_the_log_of_a_converted_model(base: Path) -> None:
     )
     assert all(line["tokens_per_s"] > 10 for line in lines[1:])
     # What is logged last is what stands in the checkpoint.
-    scales = [layer.scaler("key").scale.detach() for _, layer in aimc.hf.gain_cell_layers(aimc.from_pretrained(base / "linear"))]
+    scales = [
+        layer.scaler("key").scale.detach()
+        for _, layer in aimc.models.hook.gain_cell_layers(aimc.from_pretrained(base / "linear"))
+    ]
     assert lines[-1]["scaler/key_scale"] == pytest.approx(torch.stack(scales).mean().item(), rel=1e-6)
     assert lines[0]["scaler/key_scale"] != lines[-1]["scaler/key_scale"]
 
@@ -147,12 +157,16 @@ def test_validation_text_smaller_than_a_batch_is_measured(tmp_path: Path, compos
 
 
 def test_too_little_text_for_a_batch_names_the_remedy(tmp_path: Path, compose: Compose) -> None:
-    with pytest.raises(RunError, match=r"fewer than one batch of 100000 × 32; give more text or set trainer\.digital\.batch_size lower"):
+    with pytest.raises(
+        RunError, match=r"fewer than one batch of 100000 × 32; give more text or set trainer\.digital\.batch_size lower"
+    ):
         run(compose(tmp_path, "stage.name=digital", "trainer.digital.batch_size=100000"))
 
 
 def test_too_few_validation_tokens_name_the_remedy(tmp_path: Path, compose: Compose) -> None:
-    with pytest.raises(RunError, match=r"trainer\.eval_tokens=31: fewer than one sequence of 32 tokens; give 32 or more"):
+    with pytest.raises(
+        RunError, match=r"trainer\.eval_tokens=31: fewer than one sequence of 32 tokens; give 32 or more"
+    ):
         run(compose(tmp_path, "stage.name=digital", "trainer.eval_tokens=31"))
 
 
@@ -160,7 +174,10 @@ def test_mixed_precision_trains_and_saves_float32(tmp_path: Path, base: Path, co
     run(compose(tmp_path, "stage.name=linear", f"previous={base}", "trainer.precision=bf16"))
     mixed, full = weights_of(tmp_path / "linear"), weights_of(base / "linear")
     assert {tensor.dtype for tensor in mixed.values()} == {torch.float32}
-    values = [json.loads((f / "linear" / "stage.json").read_text())["perplexity"]["linear cell, trained"] for f in (tmp_path, base)]
+    values = [
+        json.loads((f / "linear" / "stage.json").read_text())["perplexity"]["linear cell, trained"]
+        for f in (tmp_path, base)
+    ]
     assert values[0] == pytest.approx(values[1], rel=0.02)
     assert any(not mixed[name].equal(full[name]) for name in full)
 
@@ -174,7 +191,9 @@ def logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def test_logged_in_is_read_from_the_environment_or_the_netrc(tmp_path: Path, logged_out: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logged_in_is_read_from_the_environment_or_the_netrc(
+    tmp_path: Path, logged_out: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not logged_in_to_wandb()
     netrc = tmp_path / "netrc"
     netrc.write_text("machine api.other.org\n  login user\n  password nothing\n")
@@ -194,7 +213,13 @@ def test_wandb_writes_an_offline_run_a_stage(tmp_path: Path, logged_out: None, c
     files = list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
     contents = b"".join(file.read_bytes() for file in files)
-    for text in (b"train/loss", b"train/clip/query", b"train/scaler/key_scale", b"eval/perplexity", f"{tmp_path.name}".encode()):
+    for text in (
+        b"train/loss",
+        b"train/clip/query",
+        b"train/scaler/key_scale",
+        b"eval/perplexity",
+        f"{tmp_path.name}".encode(),
+    ):
         assert text in contents, text
     assert wandb.run is None
 
@@ -227,7 +252,9 @@ def test_no_logger_leaves_no_wandb_folder(base: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batch(tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose) -> None:
+def test_two_processes_train_as_one_with_twice_the_batch(
+    tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose
+) -> None:
     """`torchrun` on two CPU processes: the same sequences a step, so the same weights up to the order of sums."""
     for stage in ("digital", "linear"):
         run(compose(tmp_path / "one", f"stage.name={stage}", "trainer.linear.batch_size=4", "model.dropout=0"))
@@ -258,11 +285,18 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
     """A model that starts as its teacher diverges from it by nothing: the first loss is the text's share alone."""
     first = {}
     for weight in (0.0, 0.5, 1.0):
-        config = compose(tmp_path / str(weight), "model.dropout=0", f"trainer.linear.distillation={weight}", "trainer.linear.accumulate=2")
+        config = compose(
+            tmp_path / str(weight),
+            "model.dropout=0",
+            f"trainer.linear.distillation={weight}",
+            "trainer.linear.accumulate=2",
+        )
         data = prepare(config.data, None, config.model.n_positions)
         teacher = digital_model(config.model, data.tokenizer, 0)
         student = copy.deepcopy(teacher)
-        log = train(student, data, config, "linear", "linear", tmp_path / str(weight), config.model.n_positions, teacher=teacher)
+        log = train(
+            student, data, config, "linear", "linear", tmp_path / str(weight), config.model.n_positions, teacher=teacher
+        )
         first[weight] = log[0]["loss"]
     assert first[0.0] > 4
     assert first[0.5] == pytest.approx(0.5 * first[0.0], rel=1e-4)

@@ -1,4 +1,5 @@
-"""The stage on static tiles, and the command that measures a whole chip: on a model of one layer, and on the shipped one."""
+"""The stage on static tiles, and the command that measures a whole chip: on a model of one layer, and on the shipped
+one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 pytest.importorskip("aihwkit")
 
 import aimc
-from aimc.hf import gain_cell_layers
+from aimc.models.hook import gain_cell_layers
 from aimc.static import static_layers
 from tests.conftest import REPOSITORY
 from tests.train.conftest import command, compose_config, same_weights, weights_of
@@ -79,7 +80,13 @@ def test_a_second_run_skips_it_and_an_interrupted_one_ends_at_the_same_weights(
 
 
 def whole_chip(checkpoint: Path, output: Path, text_folder: Path, cache: Path, *more: str) -> WholeChipConfig:
-    overrides = [f"checkpoint={checkpoint}", f"output_dir={output}", "data=text", f"data.path={text_folder}", f"data.cache_dir={cache}"]
+    overrides = [
+        f"checkpoint={checkpoint}",
+        f"output_dir={output}",
+        "data=text",
+        f"data.path={text_folder}",
+        f"data.cache_dir={cache}",
+    ]
     small = ["tokens=96", "static.programmings=2", "calibration_batches=1", *more]
     return checked(compose_config("whole_chip", *overrides, *small), WholeChipConfig)
 
@@ -137,7 +144,12 @@ def test_the_command_on_the_shipped_model(text_folder: Path, cache: Path, tmp_pa
 
 def test_the_shipped_model_holds_a_day_after_programming() -> None:
     """The card's own measurement: within 1.10 of the digital model, and better than without the training."""
-    scores, digital = record(SHIPPED)["perplexity"], json.loads((SHIPPED / "digital" / "stage.json").read_text())["perplexity"]["digital"]
+    scores, digital = (
+        record(SHIPPED)["perplexity"],
+        json.loads((SHIPPED / "digital" / "stage.json").read_text())["perplexity"]["digital"],
+    )
     assert scores["trained together, a day after programming"] <= 1.10 * digital
-    assert scores["trained together, a day after programming"] < scores["static tiles, untrained, a day after programming"]
+    assert (
+        scores["trained together, a day after programming"] < scores["static tiles, untrained, a day after programming"]
+    )
     assert len(list(static_layers(aimc.from_pretrained(SHIPPED / "joint")))) == 16

@@ -1,0 +1,230 @@
+"""Bring a model's scalers to where the hardware works, by statistics alone: no gradient.
+
+Source: the adaptation algorithm of N. Leroux et al., Nature Computational Science (2025): per layer and head, mean and
+standard deviation of the scaled q, k, v and of the output are matched to those of a reference model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aimc.calibrate.observation import Batches, LayerMoments, Moments, analog_moments, digital_moments
+from aimc.models.hook import gain_cell_layers, hardware_of, is_digital
+from aimc.nn.attention import PARTS, GainCellAttention
+
+LARGEST_STEP = 4.0
+"""Most that one iteration multiplies or divides a gain by: statistics of a saturated head say little about how far to
+go."""
+
+
+@dataclass(slots=True, kw_only=True)
+class HeadDeviation:
+    """How far one head is from its target."""
+
+    layer: int
+    part: str
+    head: int
+    mean: float
+    """Deviation of the mean, in target standard deviations."""
+    std: float
+    """Deviation of the standard deviation, relative."""
+
+    @property
+    def size(self) -> float:
+        """The larger of the two."""
+        return max(abs(self.mean), abs(self.std))
+
+
+@dataclass(slots=True, kw_only=True)
+class MatchReport:
+    """How the matching went."""
+
+    iterations: int = 0
+    """Updates made."""
+    tolerance: float = 0.0
+    """Deviation below which a head counts as matched."""
+    history: list[float] = field(default_factory=list)
+    """Largest deviation of any head before each update, and after the last."""
+    unmatched: list[HeadDeviation] = field(default_factory=list)
+    """Heads still outside the tolerance, worst first."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether every head met the tolerance."""
+        return not self.unmatched
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.iterations} iterations, largest deviation {self.history[0]:.3f} → {self.history[-1]:.3f} (tolerance"
+            f" {self.tolerance})"
+        )
+        rows = [
+            f"  layer {d.layer} {d.part} head {d.head}: mean off by {d.mean:+.3f} σ, spread by {d.std:+.1%}"
+            for d in self.unmatched
+        ]
+        return "\n".join([head, f"{len(rows)} heads did not meet it" if rows else "every head met it", *rows])
+
+
+def match_statistics(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    batches: Batches,
+    *,
+    iterations: int = 10,
+    damping: float = 0.7,
+    tolerance: float = 0.02,
+    parts: Sequence[str] = PARTS,
+    on_iteration: Callable[[int, float], None] | None = None,
+) -> MatchReport:
+    """Change the scalers of a converted model until its statistics are those of the reference.
+
+    `a ← a·(σ*/σ)^damping` and `b` so that the mean moves by `damping·(μ* − μ)`, per layer and head, where σ and μ are
+    measured on the scaled q, k and v (before the converters) and on the scaled output. Upstream layers move the
+    statistics of those downstream, so it is iterated. Deterministic; in a data-parallel run every process must call it
+    and all end with the same scalers.
+
+    Args:
+        model: converted; its scalers change in place.
+        reference: converted (all parts can be matched), or digital (only `output` has the same unit).
+        batches: the same token batches for both, re-iterable (a list, not a generator).
+        iterations: most updates; it stops early when all heads are within `tolerance`.
+        damping: step towards the target, in (0, 1].
+        tolerance: in units of the target standard deviation.
+        parts: which scalers to change.
+        on_iteration: called with (updates made so far, largest deviation), before the first update and after each.
+
+    Raises:
+        ValueError: a model that is not converted, a reference of another shape, or parts that it cannot give.
+    """
+    hardware_of(model)
+    analog_reference = not is_digital(reference)
+    if not analog_reference and tuple(parts) != ("output",):
+        raise ValueError(
+            "a digital reference has no scaled q, k, v; pass parts=('output',), or a model converted to the linear cell"
+        )
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping={damping}: must be above 0 and at most 1; 0.7 is usual")
+    batches = list(batches)
+    target = analog_moments(reference, batches) if analog_reference else _digital_target(model, reference, batches)
+    _check_same_shape(model, target)
+    report = MatchReport(tolerance=tolerance)
+    while True:
+        current = analog_moments(model, batches)
+        deviations = _deviations(current, target, parts)
+        report.history.append(max(d.size for d in deviations))
+        report.unmatched = sorted((d for d in deviations if d.size > tolerance), key=lambda d: -d.size)
+        if on_iteration is not None:
+            on_iteration(report.iterations, report.history[-1])
+        if report.converged or report.iterations == iterations:
+            return report
+        for (_, layer), now, wanted in zip(gain_cell_layers(model), current, target, strict=True):
+            for part in parts:
+                _step(layer, part, now[part], wanted[part], damping)
+        report.iterations += 1
+
+
+def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches: Batches) -> list[LayerMoments]:
+    """Moments of those layers of a digital reference that are on arrays in the model."""
+    of_layers = digital_moments(reference, batches)
+    wanted = [layer.layer for _, layer in gain_cell_layers(model)]
+    if max(wanted) >= len(of_layers):
+        raise ValueError(
+            f"the reference has {len(of_layers)} layers and the model more; use a reference of the same architecture"
+        )
+    return [of_layers[number] for number in wanted]
+
+
+def _check_same_shape(model: PreTrainedModel, target: list[LayerMoments]) -> None:
+    shape = [[len(layer.scaler(part).scale) for part in PARTS] for _, layer in gain_cell_layers(model)]
+    wanted = [[of_layer[part].total.numel() for part in PARTS] for of_layer in target]
+    if shape != wanted:
+        raise ValueError(
+            f"the reference has heads {wanted} a layer where the model has {shape}; use a reference of the same"
+            " architecture"
+        )
+
+
+def _deviations(current: list[LayerMoments], target: list[LayerMoments], parts: Sequence[str]) -> list[HeadDeviation]:
+    deviations = []
+    for layer, (now, wanted) in enumerate(zip(current, target, strict=True)):
+        for part in parts:
+            spread = wanted[part].std.clamp(min=torch.finfo(torch.float32).tiny)
+            mean = (now[part].mean - wanted[part].mean) / spread
+            std = now[part].std / spread - 1
+            deviations += [
+                HeadDeviation(layer=layer, part=part, head=h, mean=float(m), std=float(s))
+                for h, (m, s) in enumerate(zip(mean, std, strict=True))
+            ]
+    return deviations
+
+
+def _step(layer: GainCellAttention, part: str, now: Moments, wanted: Moments, damping: float) -> None:
+    """Move one scaler so that its output's mean and spread go from `now` towards `wanted`."""
+    scaler = layer.scaler(part)
+    alive = (now.std > 0) & (wanted.std > 0)  # a head whose output never varies has no gain that could be measured
+    ratio = torch.where(
+        alive, (wanted.std / now.std.clamp(min=torch.finfo(torch.float64).tiny)).pow(damping), torch.ones_like(now.std)
+    )
+    ratio = ratio.clamp(1 / LARGEST_STEP, LARGEST_STEP)
+    mean = now.mean + damping * (wanted.mean - now.mean)
+    _set(scaler.offset, mean - ratio * (now.mean - scaler.offset.detach().double().cpu()))
+    _set(scaler.scale, ratio * scaler.scale.detach().double().cpu())
+
+
+def _set(parameter: torch.nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value.to(parameter))
+
+
+RANGE_IN_STD = {"query": 1.25, "key": 2.25, "value": 2.25}
+"""Standard deviations of the digital q, k and v that fill the clip range on one side of its rest: small enough that
+values use the levels, large enough that few are clipped. Found by scanning the share of the digital attention output
+that the arrays explain."""
+
+
+def initialise_scalers(
+    model: PreTrainedModel, reference: PreTrainedModel, batches: Batches, *, iterations: int = 10
+) -> MatchReport:
+    """Choose the scalers of a freshly converted model from the statistics of its digital origin, so that values use the
+    clip ranges.
+
+    q starts at its lower bound with the spread chosen so that :data:`RANGE_IN_STD` deviations reach the longest pulse;
+    k and v are centred on the cell's rest voltage likewise; the output scalers are then matched to the digital
+    attention's output.
+
+    Args:
+        model: converted; its scalers change in place.
+        reference: the digital model it was converted from.
+        batches: token batches, re-iterable.
+        iterations: most updates of the output scalers.
+
+    Returns:
+        The report of the output matching.
+    """
+    hardware = hardware_of(model)
+    batches = list(batches)
+    digital = _digital_target(model, reference, batches)
+    _check_same_shape(model, digital)
+    rest_v = hardware.cell.offset_v
+    for (_, layer), of_layer in zip(gain_cell_layers(model), digital, strict=True):
+        for part, range_in_std in RANGE_IN_STD.items():
+            low, rest, high = _range(layer, part, rest_v)
+            spread = of_layer[part].std.clamp(min=torch.finfo(torch.float32).eps)
+            scale = min(high - rest, rest - low or math.inf) / (range_in_std * spread)
+            mean = of_layer[part].mean if part != "query" else torch.zeros_like(of_layer[part].mean)
+            _set(layer.scaler(part).scale, scale)
+            _set(layer.scaler(part).offset, rest - scale * mean)
+    return match_statistics(model, reference, batches, iterations=iterations, parts=("output",))
+
+
+def _range(layer: GainCellAttention, part: str, rest_v: float) -> tuple[float, float, float]:
+    """Lower bound, resting point and upper bound of a converter; a pulse rests at zero width, a cell at its rest
+    voltage."""
+    converter = layer.hardware.input_dac if part == "query" else layer.hardware.storage_dac
+    return converter.v_min, (converter.v_min if part == "query" else rest_v), converter.v_max

@@ -1,0 +1,307 @@
+"""Energy, latency and area of attention on gain-cell arrays, from its parts.
+
+Counts per token, with D features, W slots of which T hold a token, J = ⌈T/R⌉ sub-tiles in use (J_W = W/R built), H
+query heads, H_kv K/V heads, and n steps of a converter (levels − 1; levels/2 − 1 for a signed one, whose sign is a
+polarity). A step lasts one clock.
+
+| part | energy of a layer | area of a layer |
+|---|---|---|
+| first array | H·D·T·read_energy_qk·(n_in·clock / read_pulse) | H_kv·D·W·cell |
+| second array | H·D·T·read_energy_av·(longest φ / read_pulse) | H_kv·D·W·cell |
+| DACs | (H·D·n_in + 2·H_kv·D·n_store)·dac_step | H_kv·3·D·dac |
+| pulse generators | H·(T + J·D)·pulse_generator | H_kv·(W + J_W·D)·pulse_generator |
+| counters | H·J·D·n_out·counter_step | H_kv·J_W·D·counter |
+| digital adders | H·J·D·adder | H_kv·D·(J_W/16)·adder |
+| routing and control | H·(T + J·D)·routing | H_kv·(W + J_W·D)·routing |
+| writes | 2·H_kv·D·write | – |
+| refresh | 2·H_kv·D·T·(write + n_store·dac_step)·token time/interval | – |
+
+So energy doubles with H and L, and in all but DACs and writes with W (full); arrays double with D and W, DACs, counters
+and adders with D; counters and adders halve as R doubles; pulses, hence array energy and latency, are proportional to
+converter steps. Heads work in parallel, except that query heads of a group read the same arrays in turn; layers follow
+one another.
+
+The scalers (`x' = a·x + b`) are folded into the projections, and norms, embeddings and sampling are not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from aimc.circuit.cost.parameters import CostParameters
+from aimc.circuit.cost.report import si, table
+from aimc.circuit.cost.shape import ModelShape
+from aimc.hardware import ConfigError, Converter, Hardware
+
+FIRST, SECOND, DACS, PULSES, COUNTERS, ADDERS, ROUTING, WRITES, REFRESH = PARTS = (
+    "first array",
+    "second array",
+    "DACs",
+    "pulse generators",
+    "counters",
+    "digital adders",
+    "routing and control",
+    "writes",
+    "refresh",
+)
+"""What every cost is divided into, in this order."""
+ADCS, SOFTMAX, PROTECTED, QUEUE = "score ADCs", "digital softmax", "protected tokens", "queue for shared arrays"
+_ADDERS_PER_AREA = 16
+
+
+class Parts(dict[str, float]):
+    """Part to value, in a fixed order."""
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return math.fsum(self.values())
+
+    def scaled(self, factor: float) -> Parts:
+        """Every part times `factor`."""
+        return Parts({name: value * factor for name, value in self.items()})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Energy, latency and area, each by part."""
+
+    scope: str
+    """`head`, `layer` or `model`."""
+    energy_j: Parts
+    """Joule per token."""
+    latency_s: Parts
+    """Second from a token's query to its output, attention alone. A layer's total is what `Leakage.step_latency_s`
+    should be."""
+    area_m2: Parts
+    """Square metre of the circuits of one sequence."""
+    interval_s: float
+    """Second after which the same arrays take the next token of a prompt; the latency of a layer where nothing is
+    pipelined."""
+    shape: ModelShape
+    """Whose cost it is."""
+
+    @property
+    def layer(self) -> Cost:
+        """One layer's share."""
+        return self._share("layer", self._n_layers, 1)
+
+    @property
+    def head(self) -> Cost:
+        """One query head's share of a layer: energy and area ÷ H; its latency is the layer's, because heads work in
+        parallel."""
+        return self._share("head", self._n_layers, self._n_heads)
+
+    @property
+    def _n_layers(self) -> int:
+        return self.shape.layers if self.scope == "model" else 1
+
+    @property
+    def _n_heads(self) -> int:
+        return 1 if self.scope == "head" else self.shape.query_heads
+
+    def _share(self, scope: str, layers: int, heads: int) -> Cost:
+        if self.scope == "head" and scope == "layer":
+            raise ValueError(
+                "a head's share does not know the whole layer; take .layer of the cost that the head was taken from"
+            )
+        return Cost(
+            scope=scope,
+            energy_j=self.energy_j.scaled(1 / (layers * heads)),
+            latency_s=self.latency_s.scaled(1 / layers),
+            area_m2=self.area_m2.scaled(1 / (layers * heads)),
+            interval_s=self.interval_s,
+            shape=self.shape,
+        )
+
+    def __str__(self) -> str:
+        columns = (self.energy_j, self.latency_s, self.area_m2)
+        names = list(dict.fromkeys(name for parts in columns for name in parts))
+        rows = []
+        for name in (*names, None):
+            row = [name or "total"]
+            for parts, unit in zip(columns, ("J", "s", "m²"), strict=True):
+                value = parts.total if name is None else parts.get(name, 0.0)
+                row.append(si(value, unit) if value or name is None else "–")
+                row.append(f"{100 * value / parts.total:.1f} %" if value and parts.total else "")
+            rows.append(row)
+        return table((f"per token and {self.scope}", "energy", "", "latency", "", "area", ""), rows)
+
+
+def attention_cost(
+    shape: ModelShape, hardware: Hardware, parameters: CostParameters | None = None, window_fill: int | None = None
+) -> Cost:
+    """What attention costs per token when a model decodes on these arrays.
+
+    Args:
+        shape: of the model.
+        hardware: window, sub-tiles, levels, activation, protected tokens and, for refresh, the time of a token.
+        parameters: unit numbers; None: the defaults, which give the published point.
+        window_fill: T, tokens in the arrays, 1 to W; None: W. Slots that hold nothing are not read.
+
+    Returns:
+        The whole model's cost; `.layer` and `.head` are shares of it.
+
+    Raises:
+        ConfigError: a converter has no level count, so that its cost is not defined; or cells are refreshed and the
+            time of a token is unknown.
+        ValueError: `window_fill` does not fit the window, or refreshing takes longer than the cells may wait.
+    """
+    counts = _Counts(shape, hardware, parameters or CostParameters(), window_fill)
+    energy, area = counts.energy(), counts.area()
+    latency, interval_s = counts.latency()
+    return Cost(
+        scope="model",
+        energy_j=energy.scaled(shape.layers),
+        latency_s=latency.scaled(shape.layers),
+        area_m2=area.scaled(shape.layers),
+        interval_s=interval_s,
+        shape=shape,
+    )
+
+
+class _Counts:
+    """How many of each thing one layer has or uses per token, and what that comes to."""
+
+    def __init__(
+        self, shape: ModelShape, hardware: Hardware, parameters: CostParameters, window_fill: int | None
+    ) -> None:
+        window = hardware.array.window
+        if window_fill is not None and (
+            isinstance(window_fill, bool) or window_fill != int(window_fill) or not 1 <= window_fill <= window
+        ):
+            raise ValueError(
+                f"window_fill={window_fill!r}: the arrays hold between 1 and array.window={window} tokens; "
+                "give a whole number of tokens, or None for full arrays"
+            )
+        self.shape, self.hardware, self.p = shape, hardware, parameters
+        self.held = int(window_fill or window)
+        self.tiles = math.ceil(self.held / hardware.array.rows)
+        self.softmax = hardware.activation == "softmax"
+        self.input_steps = converter_steps(hardware.input_dac, "input_dac")
+        self.storage_steps = converter_steps(hardware.storage_dac, "storage_dac")
+        self.readout_steps = converter_steps(hardware.readout, "readout")
+        if self.softmax:
+            self.score_levels = _levels(hardware.score_adc, "score_adc")
+            self.probability_steps = converter_steps(hardware.probability_dac, "probability_dac")
+        self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
+
+    def energy(self) -> Parts:
+        """Joule per token of one layer."""
+        p, d, heads, kv_heads = self.p, self.shape.head_size, self.shape.query_heads, self.shape.kv_heads
+        cells, partial_sums = d * self.held, d * self.tiles
+        dac_steps = heads * d * self.input_steps + 2 * kv_heads * d * self.storage_steps
+        first_pulses = 0 if self.softmax else self.held
+        rewritten = 2 * kv_heads * cells * (p.write_energy_j + self.storage_steps * p.dac_energy_j_per_step)
+        parts = Parts(
+            {
+                FIRST: heads * cells * p.read_energy_qk_j * self.input_pulse_s / p.read_pulse_s,
+                SECOND: heads * cells * p.read_energy_av_j * self.second_pulse_s / p.read_pulse_s,
+                DACS: dac_steps * p.dac_energy_j_per_step,
+                PULSES: heads * (first_pulses + partial_sums) * p.pulse_generator_energy_j,
+                COUNTERS: heads * partial_sums * self.readout_steps * p.counter_energy_j_per_step,
+                ADDERS: heads * partial_sums * p.adder_energy_j,
+                ROUTING: heads * (self.held + partial_sums) * p.routing_energy_j,
+                WRITES: 2 * kv_heads * d * p.write_energy_j,
+                REFRESH: rewritten * self._refreshes_per_token(),
+            }
+        )
+        if self.softmax:
+            parts[DACS] += heads * self.held * self.probability_steps * p.dac_energy_j_per_step
+            parts[ADCS] = heads * self.held * self.score_levels * p.adc_energy_j_per_step
+            parts[SOFTMAX] = heads * self.held * p.exponential_energy_j
+        if self.hardware.protection.is_on:
+            n_protected = self.hardware.protection.n_sink + self.hardware.protection.n_recent
+            parts[PROTECTED] = heads * n_protected * 2 * d * p.mac_energy_j
+        return parts
+
+    def latency(self) -> tuple[Parts, float]:
+        """Second per token of one layer, by part; and the interval between tokens of a prompt."""
+        p = self.p
+        stages = {
+            FIRST: p.settle_latency_s + self.input_pulse_s,
+            SECOND: p.settle_latency_s + self.second_pulse_s,
+            COUNTERS: self.readout_steps * p.clock_s,
+            ADDERS: p.adder_latency_s * math.ceil(math.log2(self.tiles)),
+        }
+        if self.softmax:
+            stages[ADCS] = p.adc_latency_s_per_bit * math.log2(self.score_levels)
+            stages[SOFTMAX] = 2 * math.ceil(self.held / p.softmax_lanes) * p.softmax_latency_s
+        read_s = math.fsum(stages.values())
+        next_read_s = max(read_s / p.pipeline_depth, *stages.values())
+        writing_s = p.write_latency_s * (1 + self.held * self._refreshes_per_token())
+        parts = Parts({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
+        parts[QUEUE] = (self.shape.group - 1) * next_read_s
+        return parts, writing_s + self.shape.group * next_read_s
+
+    def area(self) -> Parts:
+        """Square metre of one layer."""
+        p, d, kv_heads, array = self.p, self.shape.head_size, self.shape.kv_heads, self.hardware.array
+        partial_sums = d * array.n_tiles
+        parts = Parts(
+            {
+                FIRST: d * array.window * p.cell_area_m2,
+                SECOND: d * array.window * p.cell_area_m2,
+                DACS: 3 * d * p.dac_area_m2,
+                PULSES: ((0 if self.softmax else array.window) + partial_sums) * p.pulse_generator_area_m2,
+                COUNTERS: partial_sums * p.counter_area_m2,
+                ADDERS: partial_sums / _ADDERS_PER_AREA * p.adder_area_m2,
+                ROUTING: (array.window + partial_sums) * p.routing_area_m2,
+            }
+        )
+        if self.softmax:
+            parts[DACS] += array.window * p.dac_area_m2
+            parts[ADCS] = array.window * p.adc_area_m2
+            parts[SOFTMAX] = p.softmax_lanes * p.softmax_area_m2
+        return parts.scaled(kv_heads)
+
+    def _refreshes_per_token(self) -> float:
+        """Time of a token ÷ refresh interval; 0: never refreshed."""
+        interval_s = self.p.refresh_interval_s
+        if interval_s is None:
+            return 0.0
+        writing_s = self.held * self.p.write_latency_s
+        if writing_s >= interval_s:
+            raise ValueError(
+                f"refresh_interval_s={interval_s:g}: writing {self.held} slots one after another takes"
+                f" {si(writing_s, 's')}, so that the arrays would do nothing else; give a longer interval, a smaller"
+                " window or a shorter write_latency_s"
+            )
+        return self.hardware.leakage.known_token_time_s() / interval_s
+
+
+def longest_pulses(hardware: Hardware, parameters: CostParameters) -> tuple[float, float]:
+    """Longest pulses into the first and into the second array, in second.
+
+    Raises:
+        ConfigError: a converter has no level count.
+    """
+    first_s = converter_steps(hardware.input_dac, "input_dac") * parameters.clock_s
+    if hardware.activation == "softmax":
+        return first_s, converter_steps(hardware.probability_dac, "probability_dac") * parameters.clock_s
+    return first_s, parameters.pulse_max_s
+
+
+def converter_steps(converter: Converter, name: str) -> int:
+    """Steps of a converter's longest pulse, count or voltage: levels − 1; for a signed range levels/2 − 1, as its sign
+    is a polarity.
+
+    Args:
+        converter: with a level count.
+        name: its field in `Hardware`, for the message.
+
+    Raises:
+        ConfigError: it has no level count.
+    """
+    levels = _levels(converter, name)
+    return max(1, levels // 2 - 1) if converter.v_min < 0 else levels - 1
+
+
+def _levels(converter: Converter, name: str) -> int:
+    if converter.n_levels is None:
+        raise ConfigError(
+            f"hardware.{name}.n_levels=None: an ideal converter has no steps, so its energy and time are not defined; "
+            "give it levels, or start from aimc.presets.gain_cell_cmos()"
+        )
+    return converter.n_levels

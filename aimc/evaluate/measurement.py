@@ -1,0 +1,45 @@
+"""How a model is measured: windows, text, chips. The same object in Python and in every Hydra config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aimc.hardware.checks import require
+
+
+@dataclass(slots=True, kw_only=True)
+class Measurement:
+    """How much of a text is read, in which windows, and over how many chips."""
+
+    context: int | None = None
+    """Tokens a window; None: as many as the model has positions."""
+    stride: int | None = None
+    """Tokens scored a window, and by which windows advance; None: half the context."""
+    batch_size: int = 16
+    """Windows computed together."""
+    tokens: int | None = None
+    """Tokens of the text, from its start; None: all."""
+    chips: int = 1
+    """Chips, each a draw of everything random; without anything random one is enough."""
+    seed: int = 0
+    """Number of the first chip; the others follow it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("context", 2), ("stride", 1), ("batch_size", 1), ("tokens", 2), ("chips", 1), ("seed", 0)):
+            value = getattr(self, name)
+            is_whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            require(
+                is_whole and (value is None or value >= least),
+                name,
+                value,
+                f"must be a whole number of at least {least}",
+                f"give {least} or more",
+            )
+        if self.context is not None and self.stride is not None:
+            require(
+                self.stride <= self.context,
+                "stride",
+                self.stride,
+                f"windows of {self.context} tokens that far apart leave tokens out",
+                f"give {self.context} or less",
+            )

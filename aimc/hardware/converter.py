@@ -1,0 +1,74 @@
+"""What a DAC, an ADC or a counter is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from aimc.hardware.checks import require, require_choice
+
+CODINGS = ("unsigned", "sign_magnitude", "rounded")
+
+
+@dataclass(slots=True, kw_only=True)
+class Converter:
+    """A DAC, an ADC or a counter: clip to `[v_min, v_max]`, then round to `n_levels` values, all inside that range."""
+
+    n_levels: int | None = None
+    """Number of distinct output values; None: clip only."""
+    v_min: float = 0.0
+    """Lower clip (volt for storage, pulse fraction for the input, full scales for the readout)."""
+    v_max: float = 1.0
+    """Upper clip, same unit as `v_min`."""
+    coding: str = "unsigned"
+    """`unsigned`: n levels from v_min to v_max. `sign_magnitude`: step v_max/(n/2−1) about zero, n−1 distinct values
+    for even n.
+    `rounded`: multiples of (v_max−v_min)/(n−1), which can leave the range (what the published code does)."""
+    inl: float = 0.0
+    """Integral nonlinearity: largest deviation from the straight line through the end points, as a fraction of `v_max −
+    v_min`, of either sign; × (n_levels − 1) it is in LSB (sign and magnitude: × (n_levels − 2)). 0: straight. The
+    deviation is a bow, `inl·4z(1−z)` at the
+    position z from 0 to 1 in the range: the first power-series term that vanishes at both ends. A DAC puts out
+        displaced levels; an ADC or
+    counter has displaced thresholds and ideal codes. In a range about zero the bow is widest at zero, so there it acts
+    as an offset."""
+
+    def __post_init__(self) -> None:
+        if self.n_levels is not None:
+            require(
+                self.n_levels >= 2,
+                "n_levels",
+                self.n_levels,
+                "a converter has at least 2 levels",
+                "use null (None) for an ideal one",
+            )
+        require(
+            math.isfinite(self.v_min) and math.isfinite(self.v_max) and self.v_min < self.v_max,
+            "v_min, v_max",
+            (self.v_min, self.v_max),
+            "the clip range is empty or upside down",
+            "give v_min < v_max",
+        )
+        require_choice("coding", self.coding, CODINGS)
+        require(
+            math.isfinite(self.inl) and abs(self.inl) < 0.25,
+            "inl",
+            self.inl,
+            "from a quarter of the range on the characteristic turns back before it reaches the end of the range",
+            "give a fraction between -0.25 and 0.25; half an LSB is 0.5 / (n_levels - 1)",
+        )
+        if self.coding == "sign_magnitude":
+            require(
+                self.v_min == -self.v_max,
+                "v_min, v_max",
+                (self.v_min, self.v_max),
+                "sign and magnitude needs a symmetric range",
+                "give v_min = −v_max",
+            )
+            require(
+                self.n_levels is None or (self.n_levels >= 4 and self.n_levels % 2 == 0),
+                "n_levels",
+                self.n_levels,
+                "sign and magnitude needs an even number of levels, at least 4 (one bit is the sign)",
+                "use 4, 8, 16, 32, …",
+            )

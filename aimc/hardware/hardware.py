@@ -1,0 +1,143 @@
+"""The whole attention hardware of one chip family, and its form in a `config.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar
+
+from aimc.hardware.array import Array
+from aimc.hardware.cell import Cell
+from aimc.hardware.checks import require, require_choice
+from aimc.hardware.converter import Converter
+from aimc.hardware.leakage import Leakage
+from aimc.hardware.noise import Noise
+from aimc.hardware.protection import Protection
+
+HARDWARE_VERSION = 3
+"""Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and
+step latency; version 3 the leak target, the spread of retention times and the converters' nonlinearity."""
+
+ACTIVATIONS = ("hard_sigmoid", "softmax")
+BACKENDS = ("auto", "eager", "blocked", "triton")
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, kw_only=True)
+class Hardware:
+    """The whole attention hardware of one chip family; `Hardware()` clips and does nothing else."""
+
+    cell: Cell = field(default_factory=Cell)
+    """The gain cell of both arrays."""
+    leakage: Leakage = field(default_factory=Leakage)
+    """Retention of the stored voltages; off by default."""
+    array: Array = field(default_factory=Array)
+    """Sizes and full scales."""
+    input_dac: Converter = field(default_factory=Converter)
+    """Query to pulse width, as a fraction of the longest pulse."""
+    storage_dac: Converter = field(default_factory=lambda: Converter(v_min=0.0, v_max=0.9))
+    """Key and value to stored voltage, in volt, inside [0, cell.supply_v]."""
+    readout: Converter = field(default_factory=lambda: Converter(v_min=-1.0, v_max=1.0, coding="sign_magnitude"))
+    """Sub-tile charge to number, in units of `array.saturation_av`."""
+    noise: Noise = field(default_factory=Noise)
+    """Random non-idealities; all off by default."""
+    activation: str = "hard_sigmoid"
+    """`hard_sigmoid`: the charge-to-pulse circuit, φ = clip(S/S_sat, 0, 1). `softmax`: scores through `score_adc`,
+    softmax in digital, probabilities through `probability_dac` as pulses into the second array."""
+    score_adc: Converter = field(default_factory=lambda: Converter(v_min=-1.0, v_max=1.0, coding="sign_magnitude"))
+    """Charge of the first array to a number, in units of `array.saturation_qk`; used only by `softmax`."""
+    probability_dac: Converter = field(default_factory=Converter)
+    """Probability to pulse width, as a fraction of the longest pulse; used only by `softmax`."""
+    protection: Protection = field(default_factory=Protection)
+    """Tokens kept digital; none by default."""
+    backend: str = "auto"
+    """`auto` (chosen by device and features), or one implementation by name: `eager` (the reference), `blocked`
+    (PyTorch, any device), `triton` (NVIDIA GPUs). All compute the same."""
+
+    def __post_init__(self) -> None:
+        require_choice("activation", self.activation, ACTIVATIONS)
+        require_choice("backend", self.backend, BACKENDS)
+        require(
+            self.storage_dac.v_min >= 0 and self.storage_dac.v_max <= self.cell.supply_v,
+            "storage_dac.v_min, storage_dac.v_max",
+            (self.storage_dac.v_min, self.storage_dac.v_max),
+            f"a cell stores voltages between 0 and cell.supply_v={self.cell.supply_v}",
+            "set the range inside the supply",
+        )
+        target_v = self.leakage.target_v
+        require(
+            target_v is None or target_v <= self.cell.supply_v,
+            "leakage.target_v",
+            target_v,
+            f"a cell leaks to a voltage between ground and cell.supply_v={self.cell.supply_v}",
+            "use 0 for ground, the supply, or null (None) for the cell's rest voltage",
+        )
+        signed = self.activation == "softmax"
+        require(
+            self.input_dac.v_min >= (-1 if signed else 0) and self.input_dac.v_max <= 1,
+            "input_dac.v_min, input_dac.v_max",
+            (self.input_dac.v_min, self.input_dac.v_max),
+            "a pulse width is a fraction of the longest pulse"
+            + (
+                ", negative where it is read with opposite polarity"
+                if signed
+                else "; negative pulses need activation='softmax'"
+            ),
+            f"set the range inside [{-1 if signed else 0}, 1]",
+        )
+        require(
+            self.probability_dac.v_min == 0 and self.probability_dac.v_max <= 1,
+            "probability_dac.v_min, probability_dac.v_max",
+            (self.probability_dac.v_min, self.probability_dac.v_max),
+            "a probability becomes a pulse between none and the longest",
+            "set v_min to 0 and v_max to at most 1",
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, with the version; what `config.json` carries under `aimc`."""
+        return {"version": HARDWARE_VERSION, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Hardware:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: a version that cannot be migrated, a key that is no field, or a value that a field refuses.
+        """
+        data = dict(data)
+        version = data.pop("version", None)
+        require(
+            type(version) is int and 1 <= version <= HARDWARE_VERSION,
+            "version",
+            version,
+            f"this hardware config is of a version that is not among 1 to {HARDWARE_VERSION}, so its fields may mean"
+            " something else",
+            "install a newer aimc, or convert the model again with this one",
+        )
+        for step in _MIGRATIONS[version - 1 :]:
+            data = step(data)
+        return _build(cls, data, "hardware")
+
+
+def _only_new_fields(data: dict[str, Any]) -> dict[str, Any]:
+    """The next version only added fields, whose defaults are what this one did."""
+    return data
+
+
+_MIGRATIONS = (_only_new_fields, _only_new_fields)
+"""One step per version, from version 1 on: each takes the fields of its version to those of the next."""
+
+
+def _build(cls: type[T], data: Mapping[str, Any], path: str) -> T:
+    """A dataclass from nested mappings, refusing keys that are no field."""
+    defaults = cls()
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for key in data:
+        require(key in names, f"{path}.{key}", data[key], "unknown key", f"the fields of {path} are {', '.join(names)}")
+    values = {}
+    for name, value in data.items():
+        current = getattr(defaults, name)
+        nested = is_dataclass(current) and isinstance(value, Mapping)
+        values[name] = _build(type(current), value, f"{path}.{name}") if nested else value  # type: ignore[type-var, arg-type]
+    return cls(**values)

@@ -1,0 +1,67 @@
+"""What of the hardware is random."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from aimc.hardware.checks import require
+
+FROZEN_IN_CHIP = ("mismatch_gain", "mismatch_offset_v", "column_gain", "column_offset", "tau_spread")
+"""Fields of :class:`Noise` that are drawn once, at fabrication."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Noise:
+    """Random non-idealities, each a standard deviation, each 0 (off) by default, each independent of the others."""
+
+    write_v: float = 0.0
+    """Write noise in volt, drawn once per written value; its physical floor is √(kT/C)."""
+    read_qk: float = 0.0
+    """Read noise of the first array, as a fraction of `array.saturation_qk`, drawn at every read."""
+    read_av: float = 0.0
+    """Read noise of the second array, as a fraction of `array.saturation_av`, drawn at every read of every sub-tile."""
+    mismatch_gain: float = 0.0
+    """Relative spread of a cell's charge; frozen per (layer, K/V head, array, slot, feature) of one chip."""
+    mismatch_offset_v: float = 0.0
+    """Spread of a cell's rest voltage in volt; frozen like `mismatch_gain`."""
+    column_gain: float = 0.0
+    """Relative gain error of a column's readout circuit; frozen per (layer, K/V head, array, column). A column of the
+    first array is a slot (one charge-to-pulse circuit), of the second a (sub-tile, feature) pair (one counter)."""
+    column_offset: float = 0.0
+    """Offset of a column's readout circuit, as a fraction of the array's saturation; frozen like `column_gain`."""
+    tau_spread: float = 0.0
+    """Spread σ of the retention time from cell to cell: `τ_cell = τ·exp(σ·ξ)`, ξ standard normal, frozen like
+    `mismatch_gain`. Log-normal, because leakage is a subthreshold current, exponential in a threshold voltage that is
+    spread normally. Felt only where cells leak."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            require(
+                math.isfinite(value) and value >= 0,
+                f"noise.{f.name}",
+                value,
+                "a standard deviation is finite and not negative",
+                "0 switches it off",
+            )
+
+    def only(self, name: str) -> Noise:
+        """This noise with every field but `name` switched off."""
+        return Noise(**{name: getattr(self, name)})
+
+    def active(self) -> list[str]:
+        """Names of the fields that are not off."""
+        return [f.name for f in fields(self) if getattr(self, f.name) > 0]
+
+    def is_fresh(self) -> bool:
+        """Whether any of it is drawn anew in every call, so that a seed is needed."""
+        return bool(self.write_v or self.read_qk or self.read_av)
+
+    def frozen(self) -> list[str]:
+        """Names of the fields that are not off and belong to one chip."""
+        return [name for name in self.active() if name in FROZEN_IN_CHIP]
+
+    def is_frozen_in_chip(self) -> bool:
+        """Whether any of it belongs to one chip, so that a chip must be chosen."""
+        return bool(self.frozen())

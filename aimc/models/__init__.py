@@ -1,0 +1,24 @@
+"""How the arrays meet Hugging Face: which layers can go onto them, conversion, the hook, checkpoints, llama2.c files.
+
+Calibration, measurements and the pipeline call it. It imports `aimc.nn` and below.
+"""
+
+from aimc.models.checkpoint import from_pretrained
+from aimc.models.conversion import ConversionReport, convert, to_digital
+from aimc.models.families import FAMILIES, attention_layers
+from aimc.models.hook import gain_cell_layers, hardware_of, is_digital, set_chip, set_generator, set_hardware
+
+__all__ = [
+    "FAMILIES",
+    "ConversionReport",
+    "attention_layers",
+    "convert",
+    "from_pretrained",
+    "gain_cell_layers",
+    "hardware_of",
+    "is_digital",
+    "set_chip",
+    "set_generator",
+    "set_hardware",
+    "to_digital",
+]

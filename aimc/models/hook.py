@@ -1,0 +1,270 @@
+"""How gain cells meet Hugging Face: the attention and mask functions, the cache, and what a converted model says about
+itself.
+
+Any layer whose attention goes through transformers' attention interface calls :func:`_attention` when the model's
+implementation is `gain_cell`; that calls the child module `gain_cell` of the layer. A layer without that child stays
+digital.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from aimc.hardware import Hardware
+from aimc.nn.attention import GainCellAttention
+from aimc.nn.cache import GainCellCache
+
+IMPLEMENTATION = "gain_cell"
+"""Name of the attention implementation, and of the child module that it calls."""
+CONFIG_KEY = "aimc"
+"""Where the hardware stands in `config.json`."""
+UNSUPPORTED = {
+    "softcap": "soft-capping of the scores",
+    "s_aux": "attention sinks",
+    "sinks": "attention sinks",
+    "position_bias": "position biases",
+    "alibi": "ALiBi biases",
+}
+"""Keywords of the attention interface that would change the result and that the arrays cannot honour."""
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """query `[B, H, T, D]`, key and value `[B, H_kv, T, D]`, mask `[B, all tokens so far]` with 1 for tokens; returns
+    `[B, T, H, D]`.
+
+    `scaling` is part of the scalers and attention dropout has no counterpart in the arrays; both are left out.
+    """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise NotImplementedError(
+            "the arrays attend causally within their window; give a 2-D attention_mask [batch, tokens] instead of a"
+            " prepared one"
+        )
+    attention = getattr(module, IMPLEMENTATION, None)
+    if attention is None:
+        return _digital_attention(module, query, key, value, attention_mask, **kwargs)
+    offending = [f"{name} ({what})" for name, what in UNSUPPORTED.items() if kwargs.get(name) is not None]
+    if offending:
+        raise NotImplementedError(
+            f"the gain-cell arrays cannot do {', '.join(offending)}; choose another model, or switch it off in the"
+            " model's config"
+        )
+    if key.shape[2] != query.shape[2]:
+        raise TypeError(
+            f"{query.shape[2]} queries against {key.shape[2]} keys: a digital key/value cache would bypass the arrays'"
+            " cells; call with past_key_values=aimc.GainCellCache(model), or with use_cache=False"
+        )
+    n_tokens = query.shape[2]
+    padding = None if attention_mask is None else ~attention_mask[:, -n_tokens:].bool()
+    return attention(query, key, value, key_padding=padding).transpose(1, 2), None
+
+
+def _digital_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Softmax attention of a layer that stays digital: transformers' own, with the causal mask that it usually gets
+    ready-made."""
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    at = torch.arange(n_keys, device=query.device)
+    rows = at[n_keys - n_queries :, None]
+    visible = at <= rows
+    if kwargs.get("sliding_window") is not None:
+        visible = visible & (rows - at < kwargs["sliding_window"])
+    visible = visible[None, None]
+    if attention_mask is not None:
+        visible = visible & attention_mask[:, None, None, -n_keys:].bool() | (
+            at == rows
+        )  # a row of padding sees itself: no empty softmax
+    output, _ = sdpa_attention_forward(module, query, key, value, visible, **kwargs)
+    return output, None
+
+
+def _mask(
+    *args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **kwargs: Any
+) -> Tensor | None:
+    """The user's 2-D mask, unchanged: causality and window belong to the operator."""
+    # Something is laid over the causal mask. While compiling, transformers cannot look whether texts are packed, and
+    # always says so.
+    if not allow_is_causal_skip and not torch.compiler.is_compiling():
+        raise NotImplementedError(
+            "the arrays attend to all of a text's past within their window, so several texts packed into one row (told"
+            " by position_ids that start again) or blocks that see their future cannot be told apart; give each text a"
+            " row of its own, with an attention_mask"
+        )
+    return attention_mask
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+
+
+def attach_cache(model: PreTrainedModel) -> None:
+    """Let the decoder of a model find its gain-cell cache: hooks around the module that owns the layers, whatever calls
+    it."""
+    decoder = _decoder(model)
+    before = decoder.register_forward_pre_hook(_take_cache, with_kwargs=True)
+    after = decoder.register_forward_hook(_put_cache_back, always_call=True)
+    decoder._gain_cell_hooks = (before, after)  # type: ignore[assignment]
+
+
+def detach_cache(model: PreTrainedModel) -> None:
+    """Undo :func:`attach_cache`."""
+    decoder = _decoder(model)
+    for handle in decoder._gain_cell_hooks:  # type: ignore[union-attr]
+        handle.remove()
+    del decoder._gain_cell_hooks
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    """The module that holds the list of layers: `transformer`, `model`, `model.decoder`, … of a causal language
+    model."""
+    name = next(name for name, _ in gain_cell_layers(model))
+    parts = name.split(".")
+    first_number = next(i for i, part in enumerate(parts) if part.isdigit())
+    return model.get_submodule(".".join(parts[: first_number - 1]))
+
+
+def _take_cache(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a pass: a gain-cell cache in place of none or of an empty digital one (which `generate` makes), each layer
+    told its part."""
+    _let_go(decoder)  # of what a pass left that was interrupted from the keyboard
+    _check_checkpointing(decoder)
+    if args:  # by name, so that the cache is found wherever it stands
+        kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+    cache = kwargs.get("past_key_values")
+    use_cache = kwargs.get("use_cache")
+    if use_cache is None:
+        use_cache = decoder.config.use_cache  # type: ignore[union-attr]
+    if cache is None and not use_cache:
+        return None
+    if cache is None:
+        cache = GainCellCache(decoder)
+    elif type(cache) is DynamicCache and cache.get_seq_length() == 0:
+        GainCellCache.take_over(cache, decoder)
+    if not isinstance(cache, GainCellCache):
+        raise TypeError(
+            f"past_key_values is a {_describe(cache)}: a digital key/value cache would bypass the arrays' cells; "
+            "use aimc.GainCellCache(model), or leave it out"
+        )
+    arrays = [attention for _, attention in gain_cell_layers(decoder)]
+    cells = cache.cells_for(arrays)
+    for attention in arrays:
+        attention.cells = cells[attention.layer]
+    return (), {**kwargs, "past_key_values": cache}
+
+
+def _check_checkpointing(decoder: nn.Module) -> None:
+    """Refuse gradients that would belong to other noise than the loss: checkpointing puts back torch's global generator
+    only."""
+    if not (decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())):
+        return
+    if any(layer.generator is not None and layer.hardware.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
+        raise ValueError(
+            "gradient checkpointing computes each layer again, and a generator of the model's own would then draw other"
+            " noise, so gradients would belong to another pass; call aimc.models.hook.set_generator(model, None) and"
+            " seed with torch.manual_seed"
+        )
+
+
+def _put_cache_back(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """After a pass, also a failed one: no layer remembers a cache."""
+    _let_go(decoder)
+
+
+def _let_go(decoder: nn.Module) -> None:
+    for _, attention in gain_cell_layers(decoder):
+        if attention.cells is not None:
+            attention.cells.close()
+            attention.cells = None
+
+
+def _describe(cache: object) -> str:
+    filled = isinstance(cache, Cache) and cache.get_seq_length()
+    return f"{type(cache).__name__} of {filled} tokens" if filled else type(cache).__name__
+
+
+def gain_cell_layers(model: nn.Module) -> Iterator[tuple[str, GainCellAttention]]:
+    """Name and module of every converted layer, in order."""
+    for name, module in model.named_modules():
+        if isinstance(module, GainCellAttention):
+            yield name, module
+
+
+def is_digital(model: nn.Module) -> bool:
+    """Whether no layer of the model runs on arrays."""
+    return next(gain_cell_layers(model), None) is None
+
+
+def hardware_of(model: PreTrainedModel) -> Hardware:
+    """The hardware that a converted model runs on.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    for _, layer in gain_cell_layers(model):
+        return layer.hardware
+    raise ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
+
+
+def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
+    """Put a converted model on other hardware, keeping its weights and scalers.
+
+    The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it
+    goes, and start anew when it comes back.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    hardware_of(model)
+    hardware = for_model(hardware, model)
+    for _, layer in gain_cell_layers(model):
+        layer.hardware = hardware
+    write_record(model)
+
+
+def set_chip(model: PreTrainedModel, seed: int | None) -> None:
+    """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0."""
+    for _, layer in gain_cell_layers(model):
+        layer.chip_seed = seed
+    if not is_digital(model):
+        write_record(model)
+
+
+def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> None:
+    """Choose the source of write and read noise; None: torch's global generator."""
+    for _, layer in gain_cell_layers(model):
+        layer.generator = generator
+
+
+def for_model(hardware: Hardware, model: PreTrainedModel) -> Hardware:
+    """`hardware` with the time of a token filled in, where it is left to the model: its layers, one step each."""
+    leakage = hardware.leakage
+    if leakage.token_time_s is not None:
+        return hardware
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return replace(hardware, leakage=replace(leakage, token_time_s=n_layers * leakage.step_latency_s))
+
+
+def write_record(model: PreTrainedModel) -> None:
+    """Note in the model's config what :func:`aimc.from_pretrained` needs to build the same machine again."""
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    on_arrays = {layer.layer for layer in layers}
+    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    record = {
+        **hardware_of(model).to_dict(),
+        "chip_seed": layers[0].chip_seed,
+        "skip_layers": [i for i in range(n_layers) if i not in on_arrays],
+    }
+    setattr(model.config, CONFIG_KEY, record)

@@ -1,0 +1,192 @@
+"""The two arrays of one layer between tokens: what every cell holds, since when, and for which token."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from aimc.hardware import Hardware
+from aimc.ops.effects.array import Operands, decayed
+from aimc.ops.effects.cell import leaking_cell
+from aimc.ops.effects.leakage import decay_factor, own_decay
+from aimc.ops.effects.noise import ArrayId, Chip, draw_seed
+from aimc.ops.effects.protection import Memory, remember
+from aimc.ops.effects.quantize import before_bow
+from aimc.ops.heads import Heads
+from aimc.ops.scaling import Scaling
+
+
+class KVArrays:
+    """The two arrays of every K/V head of one layer: W slots of stored voltages in a ring, token s in slot `s mod W`.
+
+    Args:
+        key: keys `[B, H_kv, T, D]` of the first tokens; sizes, device and dtype are taken from it.
+        hardware: the machine.
+        chip: which chip and layer.
+        generator: source of the seed of write and read noise, drawn here once; None: torch's global one.
+    """
+
+    def __init__(self, key: Tensor, hardware: Hardware, chip: Chip, generator: torch.Generator | None = None) -> None:
+        self.hardware = hardware
+        self.chip = chip
+        fresh = hardware.noise.is_fresh()
+        self.seed = draw_seed(generator, key.device) if fresh else torch.zeros((), dtype=torch.int64, device=key.device)
+        self.n_batch, self.n_kv_heads, _, self.head_size = key.shape
+        self.n_tokens = 0
+        """Tokens written so far."""
+        self.n_refreshed = 0
+        """Tokens rewritten by refreshes so far."""
+        self.refresh_every: int | None = None
+        """Tokens from one refresh of all cells to the next; None: never."""
+        window, dtype = hardware.array.window, torch.promote_types(key.dtype, torch.float32)
+        cells = (self.n_batch, self.n_kv_heads, window, self.head_size)
+        self.key_u, self.value_u = (torch.zeros(cells, dtype=dtype, device=key.device) for _ in range(2))
+        """Stored voltages about the leak target at the time of writing, in volt, write noise included, `[B, H_kv, W,
+        D]`."""
+        self.tokens = torch.full((window,), -1, device=key.device)
+        """Position of the token in each slot, `[W]`; -1: empty."""
+        self.written_at = torch.zeros(window, dtype=torch.float64, device=key.device)
+        """When each slot was written, in token times since the first token, `[W]`."""
+        self.padding = torch.ones(self.n_batch, window, dtype=torch.bool, device=key.device)
+        """Slots that hold padding or nothing, `[B, W]`."""
+        self.sink = torch.zeros_like(self.padding)
+        """Slots whose token is protected for ever, `[B, W]`."""
+        self.n_real = torch.zeros(self.n_batch, dtype=torch.int64, device=key.device)
+        """Tokens that are not padding, so far, `[B]`."""
+        self.memory: Memory | None = None
+        """The protected tokens."""
+        self.waited = 0.0
+        """Time in which no token came, in token times."""
+        self._operands: dict[ArrayId, list[Tensor | float]] = {}
+        slots, heads = torch.arange(window, device=key.device), self._heads(self.seed)
+        self._leak_rates = {array: heads.leak_rates(array, slots) for array in ArrayId}
+
+    @property
+    def now(self) -> float:
+        """Time of the next token, in token times since the first."""
+        return self.n_tokens + self.waited
+
+    def cell_decay(self, array: ArrayId, slots: slice, time: float) -> Tensor:
+        """By how much the voltages in these slots have fallen at a time in token times: `[S, 1]`, or cell by cell
+        `[H_kv, S, D]`."""
+        ages = (time - self.written_at[slots]).clamp(min=0.0)
+        rates = self._leak_rates[array]
+        if rates is None:
+            return decay_factor(ages, self.hardware.leakage.decay_per_token, dtype=torch.float64)[:, None]
+        return own_decay(rates[:, slots], ages)
+
+    def voltages(self, array: ArrayId) -> Tensor:
+        """Voltages in the cells now, in volt, `[B, H_kv, W, D]`."""
+        u = self.key_u if array == ArrayId.QK else self.value_u
+        return u * self.cell_decay(array, slice(None), self.now).to(u.dtype) + leaking_cell(self.hardware).offset_v
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass: cells leak, no token is read or written.
+
+        Raises:
+            ValueError: time does not run backwards.
+            ConfigError: the hardware does not know how long a token takes.
+        """
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(
+                f"wait({seconds}): cells leak forwards in time only; give a number of seconds that is not negative"
+            )
+        self.waited += seconds / self.hardware.leakage.known_token_time_s()
+
+    def refresh(self) -> None:
+        """Read all cells, round to the nearest storage level (of the DAC as it is, bent or not), write them again with
+        fresh write noise."""
+        tokens = self.tokens.clamp(min=0)
+        renewal = self.seed + 1 + self.n_refreshed  # its own noise: another seed
+        heads, storage_dac = self._heads(renewal), self.hardware.storage_dac
+        for array in ArrayId:
+            voltages = self.voltages(array)
+            u = heads.stored_u(before_bow(voltages, storage_dac) if storage_dac.inl else voltages, array, tokens)
+            (self.key_u if array == ArrayId.QK else self.value_u).copy_(u)
+            self._operands[array] = heads.operands(u, array, tokens)
+        self.written_at = torch.where(self.tokens >= 0, self.now, self.written_at)
+        self.n_refreshed += int((self.tokens >= 0).sum())
+
+    def select(self, rows: Tensor) -> None:
+        """Row `rows[b]` of the batch becomes row b."""
+        rows = rows.to(self.key_u.device)
+        for name in ("key_u", "value_u", "padding", "sink", "n_real"):
+            setattr(self, name, getattr(self, name).index_select(0, rows))
+        self._operands = {
+            array: [
+                o.index_select(0, rows) if isinstance(o, Tensor) and o.ndim == 4 else o for o in operands
+            ]  # 3-D: of the chip alone
+            for array, operands in self._operands.items()
+        }
+        self.memory = None if self.memory is None else self.memory.select(rows)
+        self.n_batch = len(rows)
+
+    def check_continues(self, hardware: Hardware, chip: Chip, key: Tensor) -> None:
+        """Raise if these arrays are not the ones that keys `[B, H_kv, T, D]` on this hardware and chip can continue.
+
+        Raises:
+            ValueError: other hardware, chip, batch or heads.
+        """
+        if hardware is not self.hardware and hardware != self.hardware:
+            raise ValueError(
+                "this cache was filled on other hardware than the model runs on now, so its voltages mean something"
+                " else; make a new cache, or put the model back with aimc.set_hardware"
+            )
+        if hardware.noise.is_frozen_in_chip() and chip != self.chip:
+            raise ValueError(
+                f"this cache was filled on chip {self.chip.seed} and the model runs on chip {chip.seed} now: cells are"
+                " not moved between chips; make a new cache, or choose the chip again with aimc.set_chip"
+            )
+        sizes, wanted = (self.n_batch, self.n_kv_heads, self.head_size), (key.shape[0], key.shape[1], key.shape[3])
+        if sizes != wanted:
+            raise ValueError(
+                f"this cache holds a batch of {sizes[0]} with {sizes[1]} K/V heads of {sizes[2]} features, and the new"
+                f" tokens have {wanted[0]}, {wanted[1]} and {wanted[2]}; make a new cache for another batch"
+            )
+
+    def write(self, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
+        """Store scaled keys and values `[B, H_kv, T, D]` of the next T tokens; `padding` is `[B, T]`. Of more than W,
+        the last W remain."""
+        n_new, window = key.shape[2], self.hardware.array.window
+        protection = self.hardware.protection
+        tokens = torch.arange(self.n_tokens, self.n_tokens + n_new, device=key.device)
+        kept = slice(max(n_new - window, 0), None)
+        slots = tokens[kept] % window
+        if protection.is_on:
+            newest = remember(key, value, tokens, padding, self.n_real, self.hardware, scaling)
+            memory = newest if self.memory is None else self.memory.extended(newest)
+            self.memory = memory.without_lost(self.n_tokens + n_new - 1, protection)
+            self.sink[:, slots] = newest.sink[:, kept]
+        tokens = tokens[kept]
+        for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
+            u, operands = heads.written(x[:, :, kept], array, tokens)
+            (self.key_u if array == ArrayId.QK else self.value_u).index_copy_(2, slots, u)
+            if array not in self._operands:
+                self._operands[array] = [self._empty(o) for o in operands]
+            for whole, part in zip(self._operands[array], operands, strict=True):
+                if isinstance(whole, Tensor) and isinstance(part, Tensor):
+                    whole.index_copy_(whole.ndim - 2, slots, part)
+        self.tokens[slots] = tokens
+        self.written_at[slots] = tokens.to(torch.float64) + self.waited
+        self.padding[:, slots] = padding[:, kept]
+        self.n_real = self.n_real + (~padding).sum(dim=1)
+        self.n_tokens += n_new
+
+    def operands(self, array: ArrayId, slots: slice) -> Operands:
+        """What the cells in these slots do to a pulse, `[B, H_kv, S, D]` per power of the decay, or a number."""
+        return [o[..., slots, :] if isinstance(o, Tensor) else o for o in self._operands[array]]
+
+    def faded_operands(self, array: ArrayId, slots: slice) -> Operands:
+        """:meth:`operands` as the newest token finds them: at one moment even a decay of its own is a factor of what a
+        cell holds."""
+        return [decayed(self.operands(array, slots), self.cell_decay(array, slots, self.now - 1))]
+
+    def _heads(self, seed: Tensor) -> Heads:
+        return Heads(self.key_u, self.key_u, self.hardware, self.chip, seed)
+
+    def _empty(self, operand: Tensor | float) -> Tensor | float:
+        if not isinstance(operand, Tensor):
+            return operand
+        return operand.new_zeros(*operand.shape[:-2], self.hardware.array.window, self.head_size)

@@ -1,0 +1,71 @@
+"""From the charge of the first array to the pulses into the second: the charge-to-pulse circuit, or a digital softmax
+between converters."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from aimc.hardware import Hardware
+from aimc.ops.effects.quantize import adc, dac
+
+
+class Pulses(NamedTuple):
+    """What goes into the second array."""
+
+    widths: list[Tensor]
+    """Per part of the keys, `[..., T', S]` as fractions of the longest pulse; 0 where a key is not visible. Of a
+    digital part (the memory of protected tokens) a number of any precision."""
+    gain: Tensor | None
+    """By which the digital sum of the counters is multiplied, `[..., T, 1]`; None: by one."""
+
+
+def charge_to_pulse(fills: list[Tensor], visible: list[Tensor]) -> Pulses:
+    """`φ = clip(S / S_sat, 0, 1)`, each key for itself.
+
+    Args:
+        fills: per part of the keys, `S / S_sat`, `[..., T', S]`.
+        visible: which keys a query sees, broadcastable to its fill.
+    """
+    return Pulses(
+        [fill.clamp(0.0, 1.0).masked_fill(~seen, 0.0) for fill, seen in zip(fills, visible, strict=True)], None
+    )
+
+
+def digital_softmax(
+    fills: list[Tensor], visible: list[Tensor], score_gain: Tensor | float, hardware: Hardware, n_analog: int
+) -> Pulses:
+    """Scores through the ADC to logits, one softmax over all keys that a query sees, and pulses for those in the array.
+
+    The likeliest key gets the longest pulse and the others are in proportion: `exp(logit − largest logit)`. The sum of
+        the exponentials
+    divides after the counters, in digital, so that neither pulses nor counters lose range where attention is spread
+    over many keys.
+
+    Args:
+        fills: per part of the keys, `S / S_sat`, `[B, H, T', S]`, T' the last queries of the longest part (a sub-tile
+            that is not yet in use is not read).
+        visible: as for :func:`charge_to_pulse`.
+        score_gain: from charge in signal units to logits, broadcastable to `[B, H, 1, 1]`.
+        hardware: the machine; its `score_adc` and `probability_dac` are used.
+        n_analog: how many of the parts, from the first, are read from the array; the rest is digital and meets no
+            converter.
+    """
+    gain = score_gain * hardware.array.saturation_qk
+    measured = [adc(fill, hardware.score_adc) if i < n_analog else fill for i, fill in enumerate(fills)]
+    logits = [(gain * x).masked_fill(~seen, -torch.inf) for x, seen in zip(measured, visible, strict=True)]
+    n_rows = max(x.shape[-2] for x in logits)
+
+    def at_all_rows(of_part: Tensor, fill_value: float) -> Tensor:
+        return pad(of_part, (n_rows - of_part.shape[-1], 0), value=fill_value)
+
+    largest = torch.stack([at_all_rows(x.detach().amax(dim=-1), -torch.inf) for x in logits]).amax(dim=0)  # [B, H, T]
+    largest = largest.masked_fill(largest == -torch.inf, 0.0)  # a row of padding sees nothing
+    shares = [torch.exp(x - largest[..., n_rows - x.shape[-2] :, None]) for x in logits]
+    total = torch.stack([at_all_rows(share.sum(dim=-1), 0.0) for share in shares]).sum(dim=0)
+    total = total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
+    widths = [dac(share, hardware.probability_dac) if i < n_analog else share for i, share in enumerate(shares)]
+    return Pulses(widths, 1.0 / total)

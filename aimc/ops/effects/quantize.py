@@ -1,0 +1,103 @@
+"""Converters: clip to a range, round to exactly the levels that the circuit has, straight-through in the backward pass.
+
+:func:`quantize` is the arithmetic of an ideal one; :func:`dac` and :func:`adc` are circuits, which may be bent
+(`Converter.inl`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aimc.hardware import Converter
+
+
+def quantize(x: Tensor, converter: Converter) -> Tensor:
+    """Clip `x` to the converter's range and round it to the converter's levels, which lie on a straight line.
+
+    The forward value is exactly one of the levels, so counting distinct outputs counts levels. The gradient is
+    straight-through: 1 where `v_min <= x <= v_max`, 0 outside.
+
+    Args:
+        x: any shape, in the unit of `converter.v_min`.
+        converter: range, number of levels (None: clip only) and coding.
+
+    Returns:
+        The shape and dtype of `x`. `unsigned` and `sign_magnitude` stay inside the range; `rounded` may leave it by
+        half a step.
+    """
+    clipped = x.clamp(converter.v_min, converter.v_max)
+    if converter.n_levels is None:
+        return clipped
+    if not clipped.requires_grad:
+        return _to_level_(clipped, converter)
+    # `clipped − clipped.detach()` is exactly zero, so the value stays a level to the last bit while the gradient
+    # passes.
+    return _to_level_(clipped.detach().clone(), converter) + (clipped - clipped.detach())
+
+
+def dac(x: Tensor, converter: Converter) -> Tensor:
+    """Number to voltage or pulse: :func:`quantize`, with the levels displaced by the integral nonlinearity.
+
+    `level + inl·(v_max − v_min)·4z(1−z)`, z the level's position in the range. The gradient is that of
+    :func:`quantize`: the bow, at most `4·inl` of a slope of 1, is left out of it as the rounding is.
+    """
+    level = quantize(x, converter)
+    return level + _bow(level.detach(), converter) if converter.inl else level
+
+
+def adc(x: Tensor, converter: Converter) -> Tensor:
+    """Charge to number: the integral nonlinearity bends what is measured, then :func:`quantize`; so thresholds are
+    displaced, codes are not.
+
+    The gradient is that of :func:`quantize`, 1 inside the range, without the bow.
+    """
+    if not converter.inl:
+        return quantize(x, converter)
+    clipped = x.clamp(converter.v_min, converter.v_max)
+    return _to_level_(clipped.detach() + _bow(clipped.detach(), converter), converter) + (clipped - clipped.detach())
+
+
+def adc_(x: Tensor, converter: Converter) -> Tensor:
+    """:func:`adc` in place and without a gradient."""
+    x.clamp_(converter.v_min, converter.v_max)
+    return _to_level_(x.add_(_bow(x, converter)) if converter.inl else x, converter)
+
+
+def before_bow(x: Tensor, converter: Converter) -> Tensor:
+    """What a bent DAC must have been given to put out `x` (clipped to its range): the inverse of its characteristic
+    without levels."""
+    i, span = converter.inl, converter.v_max - converter.v_min
+    y = (x.clamp(converter.v_min, converter.v_max) - converter.v_min) / span
+    z = (
+        2.0 * y / (1.0 + 4.0 * i + torch.sqrt((1.0 + 4.0 * i) ** 2 - 16.0 * i * y))
+    )  # the root of z + 4i·z(1−z) = y in [0, 1]
+    return converter.v_min + span * z
+
+
+def bow_curvature(converter: Converter) -> float:
+    """κ in the displacement `κ·(x − v_min)·(v_max − x)` that is `inl·(v_max − v_min)` in the middle of the range."""
+    return 4.0 * converter.inl / (converter.v_max - converter.v_min)
+
+
+def _bow(x: Tensor, converter: Converter) -> Tensor:
+    """Displacement by the integral nonlinearity of what lies at `x`."""
+    return bow_curvature(converter) * (x - converter.v_min) * (converter.v_max - x)
+
+
+def _to_level_(x: Tensor, converter: Converter) -> Tensor:
+    """Replace `x`, which lies inside the converter's range, by the nearest level, in place; halves go to the even
+    code."""
+    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+    if n is None:
+        return x
+    if converter.coding == "rounded":
+        steps = (n - 1) / (v_max - v_min)
+        return x.mul_(steps).round_().div_(steps)
+    if converter.coding == "sign_magnitude":
+        steps = (n // 2 - 1) / v_max
+        x.mul_(steps).round_().div_(steps)
+    else:
+        steps = (n - 1) / (v_max - v_min)
+        x.sub_(v_min).mul_(steps).round_().div_(steps).add_(v_min)
+    return x.clamp_(v_min, v_max)  # the outermost level can miss the range by one rounding error

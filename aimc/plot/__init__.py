@@ -1,0 +1,24 @@
+"""Figures, as matplotlib figures to show, save or restyle: of runs, arrays, attention, circuits, costs, whole chips.
+
+The pipeline, benchmarks and notebooks call it. It imports what it draws, from everywhere below.
+"""
+
+from aimc.plot import attention, chip, circuit, cost
+from aimc.plot.arrays import ring_buffer, stored_voltages
+from aimc.plot.results import adaptation_curve, label, nonideality_bars, training_curves
+from aimc.plot.style import new_axes, save
+
+__all__ = [
+    "adaptation_curve",
+    "attention",
+    "chip",
+    "circuit",
+    "cost",
+    "label",
+    "new_axes",
+    "nonideality_bars",
+    "ring_buffer",
+    "save",
+    "stored_voltages",
+    "training_curves",
+]

@@ -1,0 +1,121 @@
+"""What a run came to: adaptation, training, non-idealities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from aimc.evaluate.perplexity import Perplexity
+from aimc.plot.style import BLACK, BLUE, ORANGE, RED, SKY, new_axes
+
+_STAGE_STYLE = {
+    "control": (BLACK, "-", "digital, same extra tokens"),
+    "linear": (BLUE, "-", "linear cell"),
+    "finetune": (RED, "-", "nonlinear cell, fine-tuning"),
+}
+
+
+def adaptation_curve(
+    perplexities: Sequence[float], *, reference: float | None = None, digital: float | None = None
+) -> Figure:
+    """Perplexity against iterations of statistics matching; the first point is the unadapted model.
+
+    Args:
+        perplexities: one value before the first update and one after each.
+        reference: perplexity of the model whose statistics are matched.
+        digital: perplexity of the digital model.
+    """
+    figure, axes = new_axes("Adaptation: statistics matching, no gradient", "iteration", "held-out perplexity")
+    axes.plot(range(len(perplexities)), perplexities, "o-", color=RED, label="nonlinear cell")
+    for value, name, colour, style in (
+        (reference, "linear cell (reference)", BLUE, "--"),
+        (digital, "digital", BLACK, ":"),
+    ):
+        if value is not None:
+            axes.axhline(value, color=colour, linestyle=style, label=f"{name}: {value:.1f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False)
+    return figure
+
+
+def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, digital: float | None = None) -> Figure:
+    """Validation perplexity against training tokens, all stages on one axis; fine-tuning starts where linear training
+    ended.
+
+    Args:
+        histories: stage name to its training log, lines with `tokens` and `eval_perplexity` (others are passed over).
+        digital: perplexity of the digital model before, on the same validation text, drawn as a line.
+    """
+    figure, axes = new_axes("Hardware-aware training", "training tokens (millions)", "validation perplexity")
+    linear_tokens = max((line["tokens"] for line in histories.get("linear", ())), default=0)
+    for stage, history in histories.items():
+        colour, style, name = _STAGE_STYLE[stage]
+        start = linear_tokens if stage == "finetune" else 0
+        points = [
+            ((line["tokens"] + start) / 1e6, line["eval_perplexity"]) for line in history if "eval_perplexity" in line
+        ]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, marker=".", color=colour, label=name)
+    if digital is not None:
+        axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital before: {digital:.1f}")
+    axes.legend(frameon=False)
+    return figure
+
+
+def label(name: str) -> str:
+    """How a non-ideality is written in tables and figures: fields of `Noise` in words, anything else as it is."""
+    names = {
+        "clean": "clean",
+        "write_v": "write noise",
+        "read_qk": "read noise, first array",
+        "read_av": "read noise, second array",
+        "mismatch_gain": "gain mismatch",
+        "mismatch_offset_v": "offset mismatch",
+        "column_gain": "column gain error",
+        "column_offset": "column offset",
+        "tau_spread": "spread of retention",
+        "all": "all together",
+    }
+    return names.get(name, name)
+
+
+def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
+    """What each non-ideality adds to the perplexity: mean over chips, standard deviation as error bar, every chip as a
+    dot.
+
+    Args:
+        sweep: name (a field of `Noise`, `all`, or free text) to perplexity, the clean one first; the bars are relative
+            to it.
+    """
+    (_, clean), *rows = sweep.items()
+    title = f"What each non-ideality costs (clean perplexity {clean.mean:.1f})"
+    figure, axes = new_axes(title, "increase of held-out perplexity over clean (%)", "")
+
+    def increase(perplexity: float) -> float:
+        return 100 * (perplexity / clean.mean - 1)
+
+    colours = [SKY] * (len(rows) - 1) + [ORANGE]
+    spread = [100 * p.std / clean.mean for _, p in rows]
+    axes.barh(
+        [label(name) for name, _ in rows],
+        [increase(p.mean) for _, p in rows],
+        xerr=spread,
+        color=colours,
+        capsize=3,
+        ecolor=BLACK,
+    )
+    for row, (_, p) in enumerate(rows):
+        axes.plot(
+            [increase(value) for value in p.per_chip],
+            [row] * len(p.per_chip),
+            ".",
+            color=BLACK,
+            alpha=0.5,
+            markersize=4,
+        )
+    axes.axvline(0.0, color=BLACK, linewidth=1)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    return figure

@@ -1,0 +1,132 @@
+import json
+import math
+from dataclasses import fields
+
+import pytest
+
+from aimc import presets
+from aimc.hardware import HARDWARE_VERSION, Array, Cell, ConfigError, Converter, Hardware, Leakage, Noise
+from aimc.hardware.noise import FROZEN_IN_CHIP
+
+CONVERTERS = ("input_dac", "storage_dac", "readout", "score_adc", "probability_dac")
+
+
+@pytest.mark.parametrize(
+    ("build", "kwargs", "names"),
+    [
+        (Cell, {"supply_v": 0.0}, "cell.supply_v"),
+        (Cell, {"supply_v": math.inf}, "cell.supply_v"),
+        (Cell, {"offset_v": 1.0}, "cell.offset_v"),
+        (Cell, {"offset_v": -0.1}, "cell.offset_v"),
+        (Cell, {"coefficients": [1.0]}, "cell.coefficients"),
+        (Cell, {"coefficients": [0.0, math.nan]}, "cell.coefficients"),
+        (Cell, {"coefficients": [1.0, 0.0]}, "cell.coefficients"),
+        (Cell, {"gradient": "none"}, "cell.gradient"),
+        (Cell, {"surrogate_slope": 0.0}, "cell.surrogate_slope"),
+        (Leakage, {"tau_s": 0.0}, "leakage.tau_s"),
+        (Leakage, {"tau_s": math.inf}, "leakage.tau_s"),
+        (Leakage, {"token_time_s": -1.0}, "leakage.token_time_s"),
+        (Leakage, {"target_v": -0.1}, "leakage.target_v.*0 for ground"),
+        (Leakage, {"target_v": math.nan}, "leakage.target_v"),
+        (Hardware, {"leakage": Leakage(target_v=1.0)}, "leakage.target_v=1.0.*cell.supply_v=0.9"),
+        *((Converter, {"inl": value}, "inl=.*turns back.*LSB") for value in (0.25, -0.25, 1.0, math.nan, math.inf)),
+        (Array, {"rows": 0}, "array.rows"),
+        (Array, {"window": 100, "rows": 64}, "array.window.*use 128"),
+        (Array, {"window": 0}, "array.window"),
+        (Array, {"saturation_qk": 0.0}, "array.saturation_qk"),
+        (Array, {"saturation_av": -1.0}, "array.saturation_av"),
+        (Converter, {"n_levels": 1}, "n_levels"),
+        (Converter, {"v_min": 1.0, "v_max": 1.0}, "v_min, v_max"),
+        (Converter, {"v_max": math.inf}, "v_min, v_max"),
+        (Converter, {"coding": "gray"}, "coding"),
+        (Converter, {"coding": "sign_magnitude"}, "v_min, v_max"),
+        (Converter, {"coding": "sign_magnitude", "v_min": -1.0, "n_levels": 2}, "n_levels"),
+        (Converter, {"coding": "sign_magnitude", "v_min": -1.0, "n_levels": 31}, "n_levels"),
+        (Hardware, {"activation": "relu"}, "activation"),
+        (Hardware, {"backend": "cuda"}, "backend"),
+        (Hardware, {"storage_dac": Converter(v_max=1.0)}, "storage_dac"),
+        (Hardware, {"storage_dac": Converter(v_min=-0.1, v_max=0.9)}, "storage_dac"),
+        (Hardware, {"input_dac": Converter(v_max=2.0)}, "input_dac"),
+        (Hardware, {"input_dac": Converter(v_min=-1.0)}, "input_dac"),
+        *((Noise, {f.name: value}, f"noise.{f.name}") for f in fields(Noise) for value in (-0.1, math.nan)),
+    ],
+)
+def test_values_that_no_device_has_are_refused_by_name(build, kwargs, names):
+    with pytest.raises(ConfigError, match=names):
+        build(**kwargs)
+
+
+@pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.igzo, presets.published])
+def test_round_trip_through_json(build):
+    hardware = build()
+    hardware.noise = presets.typical()
+    data = json.loads(json.dumps(hardware.to_dict()))
+    assert data["version"] == HARDWARE_VERSION
+    assert Hardware.from_dict(data) == hardware
+
+
+def test_new_effects_travel_too():
+    hardware = Hardware(
+        leakage=Leakage(tau_s=1.0, target_v=0.0),
+        storage_dac=Converter(v_max=0.9, inl=-0.1),
+        noise=Noise(tau_spread=0.3, read_qk=0.1),
+    )
+    assert Hardware.from_dict(json.loads(json.dumps(hardware.to_dict()))) == hardware
+
+
+NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.published])
+def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
+    hardware = build()
+    data = json.loads(json.dumps(hardware.to_dict())) | {"version": version}
+    for part, name in NEW_IN_3:
+        del data[part][name]
+    if version == 1:
+        for name in ("activation", "score_adc", "probability_dac", "protection"):
+            del data[name]
+        del data["leakage"]["step_latency_s"]
+        hardware.leakage.step_latency_s = Leakage().step_latency_s
+    loaded = Hardware.from_dict(data)
+    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 3
+
+
+def test_fields_left_out_keep_their_defaults():
+    hardware = Hardware.from_dict({"version": HARDWARE_VERSION, "array": {"window": 128}})
+    assert hardware == Hardware(array=Array(window=128))
+
+
+@pytest.mark.parametrize(
+    ("data", "names"),
+    [
+        ({"version": HARDWARE_VERSION, "colour": 1}, "hardware.colour"),
+        ({"version": HARDWARE_VERSION, "cell": {"supply": 1.0}}, "hardware.cell.supply.*supply_v"),
+        ({"version": HARDWARE_VERSION, "leakage": {"tau_s": -1.0}}, "leakage.tau_s"),
+        ({"version": HARDWARE_VERSION + 1}, "version"),
+        ({}, "version"),
+    ],
+)
+def test_dictionaries_of_something_else_are_refused(data, names):
+    with pytest.raises(ConfigError, match=names):
+        Hardware.from_dict(data)
+
+
+def test_defaults_are_off():
+    hardware = Hardware()
+    assert hardware.noise.active() == [] and not hardware.noise.is_frozen_in_chip()
+    assert hardware.leakage.decay_per_token == 0.0
+    assert {c.n_levels for c in (hardware.input_dac, hardware.storage_dac, hardware.readout)} == {None}
+
+
+def test_derived_values():
+    assert Leakage(tau_s=2.0, token_time_s=0.5).decay_per_token == 0.25
+    assert Array(window=256, rows=64).n_tiles == 4
+    noise = Noise(write_v=0.1, column_gain=0.2)
+    assert noise.active() == ["write_v", "column_gain"] and noise.is_frozen_in_chip()
+    assert Noise(tau_spread=0.1, write_v=0.1, mismatch_gain=0.1).frozen() == ["mismatch_gain", "tau_spread"]
+    assert {*FROZEN_IN_CHIP, "write_v", "read_qk", "read_av"} == {
+        f.name for f in fields(Noise)
+    }  # each is one or the other
+    assert noise.only("write_v") == Noise(write_v=0.1) and not noise.only("write_v").is_frozen_in_chip()

@@ -1,0 +1,72 @@
+import math
+
+import pytest
+
+from aimc import presets
+from aimc.hardware import Hardware
+
+ALL = [presets.ideal, presets.gain_cell_linear, presets.gain_cell_cmos, presets.igzo, presets.published]
+
+
+@pytest.mark.parametrize("build", ALL)
+def test_every_call_gives_a_valid_hardware_of_its_own(build):
+    a, b = build(), build()
+    assert isinstance(a, Hardware) and a == b
+    a.array.window = 64
+    a.cell.coefficients[1] = 0.5
+    a.leakage.token_time_s = 1.0
+    assert build() == b
+
+
+def test_published_numbers():
+    hardware = presets.gain_cell_cmos()
+    assert hardware.cell.coefficients == [0.52136361391, 13.612260634, -2.620445619, 46.05483778]
+    assert (hardware.cell.supply_v, hardware.cell.offset_v) == (0.9, 0.45)
+    assert (hardware.input_dac.n_levels, hardware.storage_dac.n_levels, hardware.readout.n_levels) == (16, 8, 32)
+    assert (hardware.array.saturation_qk, hardware.array.saturation_av) == (80.0, 40.0)
+    assert (hardware.array.window, hardware.array.rows) == (1024, 64)
+    assert math.exp(-hardware.leakage.decay_per_token) == pytest.approx(math.exp(-1.56e-4))
+    assert hardware.cell.gradient == "exact"
+
+
+def test_presets_differ_only_in_what_they_say():
+    cmos, linear = presets.gain_cell_cmos(), presets.gain_cell_linear()
+    assert presets.linearised(cmos) == linear and presets.with_cell(linear, cmos.cell) == cmos
+    assert linear.cell.coefficients == [0.0, 19.3]
+    igzo = presets.igzo()
+    assert igzo.leakage.decay_per_token == pytest.approx(cmos.leakage.decay_per_token / 1000)
+    igzo.leakage = cmos.leakage
+    assert igzo == cmos
+    published = presets.published()
+    assert (
+        published.readout.coding == "rounded"
+        and published.cell.gradient == "linear"
+        and published.cell.surrogate_slope == 19.3
+    )
+
+
+def test_leakage_follows_the_number_of_layers():
+    assert presets.gain_cell_cmos(24).leakage.decay_per_token == pytest.approx(
+        2 * presets.gain_cell_cmos(12).leakage.decay_per_token
+    )
+
+
+def test_with_cell_shares_nothing():
+    original = presets.gain_cell_cmos()
+    other = presets.linearised(original)
+    other.array.window = 64
+    assert original.array.window == 1024
+
+
+def test_typical_noise_has_every_effect():
+    noise = presets.typical()
+    assert set(noise.active()) >= {
+        "write_v",
+        "read_qk",
+        "read_av",
+        "mismatch_gain",
+        "mismatch_offset_v",
+        "column_gain",
+        "column_offset",
+    }
+    assert noise.is_frozen_in_chip()

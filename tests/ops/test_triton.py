@@ -1,0 +1,335 @@
+"""The Triton kernels are the eager operator: same outputs, same gradients. Without a GPU they run in Triton's
+interpreter."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is inside the first call
+
+from dataclasses import replace
+
+from aimc import gain_cell_attention, presets
+from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
+from aimc.ops.effects.cell import leaking_cell
+from aimc.ops.effects.noise import ArrayId, Chip, draw_seed, write_noise
+from aimc.ops.effects.quantize import dac
+from aimc.ops.triton.launch import CellErrors, check_triton, triton_backward, triton_forward
+
+pytest.importorskip("triton", reason="the triton backend needs the package triton")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CUBIC = presets.gain_cell_cmos().cell.coefficients
+QUINTIC = [0.4, 9.0, -2.0, 30.0, 3.0, -20.0]
+ALL_NOISE = Noise(
+    write_v=0.02,
+    read_qk=0.03,
+    read_av=0.04,
+    mismatch_gain=0.1,
+    mismatch_offset_v=0.02,
+    column_gain=0.1,
+    column_offset=0.05,
+)
+CHIP, SEED = Chip(seed=11, layer=3), 5
+PADDING = [1, 4, 18, 19]
+NAMES = ("output", "query gradient", "key gradient", "value gradient")
+
+
+def machine(W: int = 32, R: int = 16, D: int = 32, **changes: object) -> Hardware:
+    """Every deterministic effect strong enough to matter, converters ideal so that rounding cannot flip a code."""
+    full_scales = {"saturation_qk": 0.6 * D, "saturation_av": 3.0 * R}
+    hardware = Hardware(
+        cell=Cell(coefficients=CUBIC, gradient="exact", surrogate_slope=19.3),
+        leakage=Leakage(tau_s=1.0, token_time_s=0.01),
+        array=Array(window=W, rows=R, **full_scales),
+        readout=Converter(v_min=-0.8, v_max=0.8, coding="sign_magnitude"),
+        backend="eager",
+    )
+    return replace(hardware, **changes)
+
+
+def inputs(T: int, *, B: int = 1, H: int = 1, H_kv: int = 1, D: int = 32) -> list[torch.Tensor]:
+    """Pulses, voltages, and the gradient of the output."""
+    g = torch.Generator().manual_seed(T + 7)
+    q = torch.rand(B, H, T, D, generator=g)
+    k, v = (0.05 + 0.8 * torch.rand(B, H_kv, T, D, generator=g) for _ in range(2))
+    v = v + 0.25 * torch.randn(B, H_kv, 1, D, generator=g)  # columns of one sign, so that some counters clip
+    return [x.to(DEVICE) for x in (q, k, v, torch.randn(B, H, T, D, generator=g))]
+
+
+def padding(T: int, n_batch: int) -> torch.Tensor:
+    mask = torch.zeros(n_batch, T, dtype=torch.bool, device=DEVICE)
+    mask[:, [p for p in PADDING if p < T]] = True
+    return mask
+
+
+def errors(hardware: Hardware, n_heads: int, D: int) -> CellErrors:
+    noise, slots, tiles = hardware.noise, torch.arange(hardware.array.window), torch.arange(hardware.array.n_tiles)
+    tables = {
+        "key_gain": (noise.mismatch_gain, CHIP.cell_gain(ArrayId.QK, n_heads, slots, D)),
+        "key_offset_v": (noise.mismatch_offset_v, CHIP.cell_offset(ArrayId.QK, n_heads, slots, D)),
+        "value_gain": (noise.mismatch_gain, CHIP.cell_gain(ArrayId.AV, n_heads, slots, D)),
+        "value_offset_v": (noise.mismatch_offset_v, CHIP.cell_offset(ArrayId.AV, n_heads, slots, D)),
+        "column_gain_qk": (noise.column_gain, CHIP.column_gain_qk(n_heads, slots)),
+        "column_offset_qk": (noise.column_offset, CHIP.column_offset_qk(n_heads, slots)),
+        "column_gain_av": (noise.column_gain, CHIP.column_gain_av(n_heads, tiles, D)),
+        "column_offset_av": (noise.column_offset, CHIP.column_offset_av(n_heads, tiles, D)),
+    }
+    return CellErrors(**{name: (sigma * unit).to(DEVICE) for name, (sigma, unit) in tables.items() if sigma})
+
+
+def by_eager(hardware, q, k, v, d_out, mask=None):
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    generator = torch.Generator().manual_seed(SEED)
+    out = gain_cell_attention(*leaves, hardware, key_padding=mask, chip=CHIP, generator=generator)
+    return out.detach(), *torch.autograd.grad(out, leaves, d_out)
+
+
+def by_triton(hardware, q, k, v, d_out, mask=None, operand_dtype=torch.float32):
+    """The kernels between the converters that the operator puts around them."""
+    seed = draw_seed(torch.Generator().manual_seed(SEED), DEVICE)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    stored = [dac(leaves[0], hardware.input_dac)]
+    (B, n_heads, _, D), positions = k.shape, torch.arange(k.shape[2], device=DEVICE)
+    for array, x in zip(ArrayId, leaves[1:], strict=True):
+        noise = hardware.noise.write_v * write_noise(seed, CHIP.layer, array, B, n_heads, positions, D, torch.float32)
+        stored.append(dac(x, hardware.storage_dac) + noise - leaking_cell(hardware).offset_v)
+    call = {"key_padding": mask, "seed": seed, "layer": CHIP.layer, "operand_dtype": operand_dtype}
+    args = [*(x.detach() for x in stored), hardware, errors(hardware, n_heads, D)]
+    return triton_forward(*args, **call), *torch.autograd.grad(stored, leaves, triton_backward(d_out, *args, **call))
+
+
+def assert_close(got, expected, tolerance=1e-5):
+    """Every result by name, relative to its largest number."""
+    for name, a, b in zip(NAMES, got, expected, strict=True):
+        scale = b.abs().max().item()
+        assert scale > 0 or b.shape[-2] == 1, f"{name} is zero everywhere: the case shows nothing"
+        error = (a - b).abs().max().item()
+        assert error <= tolerance * scale, f"{name}: off by {error / scale:.2e} of its maximum"
+
+
+def assert_equals_eager(hardware, T, mask=False, tolerance=1e-5, operand_dtype=torch.float32, **sizes):
+    data = inputs(T, **sizes)
+    flags = padding(T, data[0].shape[0]) if mask else None
+    got = by_triton(hardware, *data, mask=flags, operand_dtype=operand_dtype)
+    assert_close(got, by_eager(hardware, *data, mask=flags), tolerance)
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan(monkeypatch):
+    """What a kernel forgets to write shows."""
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(float("nan")))
+
+
+# --- Outputs and gradients
+# -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("T", "W"), [*((T, 32) for T in (1, 15, 16, 17, 50, 100)), (17, 64), (100, 64), (50, 128), (140, 128)]
+)
+def test_every_length_and_window(T, W):
+    assert_equals_eager(machine(W=W), T)
+
+
+def test_the_cases_clip_both_arrays_and_not_everything():
+    hardware, (q, k, v, _) = machine(), inputs(100)
+    details = gain_cell_attention(q, k, v, hardware, details=True)[1]
+    phi, counts = details.phi, details.A[:, :, 20:]
+    assert (phi == 1).float().mean() > 0.01 and ((phi > 0) & (phi < 1)).float().mean() > 0.1
+    clipped = counts.abs() == hardware.readout.v_max
+    assert 0.01 < clipped.float().mean() < 0.5
+
+
+@pytest.mark.parametrize("leaky", [True, False], ids=["leaky", "no leakage"])
+@pytest.mark.parametrize("gradient", ["exact", "linear"])
+@pytest.mark.parametrize(
+    "coefficients", [CUBIC, QUINTIC, [0.0, 12.0], [0.0, 0.0, 0.0, 60.0]], ids=["cubic", "quintic", "linear", "odd"]
+)
+def test_every_cell(coefficients, gradient, leaky):
+    cell = Cell(coefficients=coefficients, gradient=gradient, surrogate_slope=19.3)
+    leakage = Leakage(tau_s=1.0, token_time_s=0.01) if leaky else Leakage()
+    assert_equals_eager(machine(cell=cell, leakage=leakage), 50)
+
+
+@pytest.mark.parametrize(
+    "noise", [*(ALL_NOISE.only(name) for name in ALL_NOISE.active()), ALL_NOISE], ids=[*ALL_NOISE.active(), "all"]
+)
+def test_every_noise(noise):
+    assert_equals_eager(machine(noise=noise), 50)
+
+
+@pytest.mark.parametrize("target_v", [0.0, 0.9])
+@pytest.mark.parametrize("gradient", ["exact", "linear"])
+def test_leaking_to_ground_or_supply(target_v, gradient):
+    cell = Cell(coefficients=CUBIC, gradient=gradient, surrogate_slope=19.3)
+    leakage = Leakage(tau_s=1.0, token_time_s=0.01, target_v=target_v)
+    assert_equals_eager(machine(cell=cell, leakage=leakage, noise=ALL_NOISE), 50)
+
+
+@pytest.mark.parametrize("n_levels", [None, 16])
+def test_bent_converters(n_levels):
+    readout = Converter(n_levels=n_levels, v_min=-0.8, v_max=0.8, coding="sign_magnitude", inl=0.06)
+    dacs = {"input_dac": Converter(inl=-0.1), "storage_dac": Converter(v_max=0.9, inl=0.1)}
+    assert_equals_eager(machine(readout=readout, **dacs), 50)
+
+
+def test_spread_of_retention_is_refused_and_means_nothing_without_leakage():
+    hardware = machine(noise=Noise(tau_spread=0.1))
+    reason = check_triton((1, 1, 50, 32), torch.float32, DEVICE, hardware)
+    assert "noise.tau_spread" in reason and "blocked" in reason
+    assert check_triton((1, 1, 50, 32), torch.float32, DEVICE, replace(hardware, leakage=Leakage())) is None
+    with pytest.raises(ValueError, match=r"hardware\.backend='triton'.*noise\.tau_spread"):
+        gain_cell_attention(*inputs(20)[:3], replace(hardware, backend="triton"), chip=CHIP)
+
+
+def test_all_noise_without_leakage():
+    assert_equals_eager(machine(noise=ALL_NOISE, leakage=Leakage()), 50)
+
+
+def test_surrogate_gradient_knows_no_mismatch():
+    cell = Cell(coefficients=CUBIC, gradient="linear", surrogate_slope=19.3)
+    assert_equals_eager(machine(noise=ALL_NOISE, cell=cell), 50)
+
+
+@pytest.mark.parametrize(("H", "H_kv"), [(2, 2), (4, 2), (4, 1)])
+def test_grouped_heads(H, H_kv):
+    assert_equals_eager(machine(W=16), 34, H=H, H_kv=H_kv)
+
+
+def test_batch_groups_padding_and_noise_together():
+    assert_equals_eager(machine(W=16, noise=ALL_NOISE), 20, mask=True, B=2, H=2, H_kv=1)
+
+
+@pytest.mark.parametrize("T", [1, 17, 50])
+def test_padding(T):
+    assert_equals_eager(machine(), T, mask=True)
+
+
+def test_a_padded_query_gives_and_gets_nothing():
+    q, k, v, d_out = inputs(34)
+    mask = padding(34, 1)
+    d_out[:, :, mask[0]] = 1e6
+    out, d_q, *d_stored = by_triton(machine(noise=ALL_NOISE), q, k, v, d_out, mask)
+    assert (out[:, :, mask[0]] == 0).all() and (d_q[:, :, mask[0]] == 0).all()
+    assert all((d[:, :, mask[0]] == 0).all() and d.abs().max() < 1e5 for d in d_stored)
+
+
+@pytest.mark.parametrize("D", [20, 64, 80, 96, 128])
+def test_head_sizes(D):
+    assert_equals_eager(machine(D=D, noise=ALL_NOISE), 50, D=D)
+
+
+@pytest.mark.parametrize(("R", "W", "T"), [(32, 64, 100), (64, 64, 100), (128, 128, 140), (16, 16, 50)])
+def test_sub_tile_sizes(R, W, T):
+    assert_equals_eager(machine(R=R, W=W, D=16, noise=ALL_NOISE), T, D=16)
+
+
+def test_old_tokens_do_not_overflow():
+    assert_equals_eager(machine(leakage=Leakage(tau_s=1.0, token_time_s=5.0)), 100)
+
+
+def without_clips() -> Hardware:
+    hardware = machine(readout=Converter(v_min=-50.0, v_max=50.0), noise=Noise(column_offset=1.0))
+    hardware.array.saturation_qk *= 100  # pulses stay off their edges at 0 and 1 but for columns whose offset is there
+    return hardware
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)], ids=["bfloat16", "float16"]
+)
+def test_half_precision_operands(dtype, tolerance):
+    """Tolerance: 8 (11) significant bits per factor. No clip is reached, because rounding moves charges over its
+    edge."""
+    hardware = without_clips()
+    assert_equals_eager(hardware, 50, tolerance=tolerance, operand_dtype=dtype)
+
+
+def test_float16_keeps_small_gradients():
+    hardware = without_clips()
+    q, k, v, d_out = inputs(34)
+    small = by_triton(hardware, q, k, v, 1e-9 * d_out, operand_dtype=torch.float16)
+    for name, a, b in zip(NAMES[1:], small[1:], by_triton(hardware, q, k, v, d_out)[1:], strict=True):
+        assert (1e9 * a - b).abs().max() < 1e-2 * b.abs().max(), name
+
+
+# --- Converters
+# ------------------------------------------------------------------------------------------------------------
+
+READOUTS = {
+    "sign_magnitude": Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+    "rounded": Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="rounded"),
+    "unsigned": Converter(n_levels=9, v_min=-0.4, v_max=0.6),
+}
+
+
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+def test_codes(readout):
+    """A charge on the edge between two codes may fall on either side: at most one in a thousand, by one step."""
+    dacs = {"input_dac": Converter(n_levels=16), "storage_dac": Converter(n_levels=8, v_max=0.9)}
+    hardware, data = machine(readout=readout, noise=ALL_NOISE, **dacs), inputs(60, D=64)
+    (out, *grads), (expected, *expected_grads) = by_triton(hardware, *data), by_eager(hardware, *data)
+    n = readout.n_levels
+    step = (
+        readout.v_max / (n // 2 - 1)
+        if readout.coding == "sign_magnitude"
+        else (readout.v_max - readout.v_min) / (n - 1)
+    )
+    off = (out - expected).abs()
+    assert off.max() < 1.001 * step and (off > 1e-5).float().mean() <= 1e-3
+    assert_close((expected, *grads), (expected, *expected_grads))
+
+
+def test_number_of_levels():
+    readout = READOUTS["sign_magnitude"]
+    hardware = machine(W=16, readout=readout)  # one sub-tile: the output is its counter
+    out = by_triton(hardware, *inputs(100, D=64))[0]
+    levels = torch.arange(-15, 16, device=DEVICE) / 15
+    assert len(out.unique()) > 15 and (out[..., None] - levels).abs().amin(-1).max() == 0
+
+
+# --- What it refuses
+# -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "dtype", "device", "words"),
+    [
+        (256, 16, torch.float32, DEVICE, "head sizes"),
+        (8, 16, torch.float32, DEVICE, "head sizes"),
+        (32, 8, torch.float32, DEVICE, "array.rows"),
+        (32, 16, torch.float64, DEVICE, "float64"),
+    ],
+)
+def test_says_what_it_cannot_do(size, rows, dtype, device, words):
+    reason = check_triton((1, 1, 4, size), dtype, device, machine(R=rows))
+    assert reason is not None and words in reason and "backend=" in reason
+
+
+def test_says_that_it_needs_a_gpu(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    reason = check_triton((1, 1, 4, 32), torch.float32, torch.device("cpu"), machine())
+    assert reason is not None and "CUDA" in reason
+
+
+def test_forced_on_what_it_cannot_do():
+    with pytest.raises(ValueError, match="array.rows"):
+        by_triton(machine(R=8, W=32), *inputs(4))
+
+
+def test_no_tokens():
+    assert by_triton(machine(), *(x[:, :, :0] for x in inputs(4)))[0].shape == (1, 1, 0, 32)
+
+
+# --- GPU
+# -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="published sizes need a GPU")
+@pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["quiet", "all noise"])
+def test_published_sizes(noise):
+    hardware = machine(W=1024, R=64, D=64, noise=noise, leakage=presets.gain_cell_cmos().leakage)
+    assert_equals_eager(hardware, 1500, mask=True, tolerance=1e-4, B=2, H=4, H_kv=2, D=64)
