@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 
 from aimc.circuit.budget import check_cell
-from aimc.circuit.cell import GainCell
+from aimc.circuit.curves.retention import RetentionFit
+from aimc.circuit.curves.transfer import POOR_LSB, TransferFit, fit_transfer, poor_fit
 from aimc.circuit.errors import CircuitError, CircuitWarning
-from aimc.circuit.fit import POOR_LSB, TransferFit, fit_transfer, poor_fit
-from aimc.circuit.retention import RetentionFit
-from aimc.circuit.storage import retention, tau_spread
-from aimc.circuit.transistor import BOLTZMANN
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.storage import retention, tau_spread
+from aimc.circuit.physics.transistor import BOLTZMANN
 from aimc.hardware import Cell, Hardware, Leakage, Noise, presets
 
 MEAN_PULSE = 0.5

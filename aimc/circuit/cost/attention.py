@@ -50,17 +50,17 @@ ADCS, SOFTMAX, PROTECTED, QUEUE = "score ADCs", "digital softmax", "protected to
 _ADDERS_PER_AREA = 16
 
 
-class Parts(dict[str, float]):
-    """Part to value, in a fixed order."""
+class Breakdown(dict[str, float]):
+    """A sum divided into its parts: part to value, in a fixed order."""
 
     @property
     def total(self) -> float:
         """Sum of the parts."""
         return math.fsum(self.values())
 
-    def scaled(self, factor: float) -> Parts:
+    def scaled(self, factor: float) -> Breakdown:
         """Every part times `factor`."""
-        return Parts({name: value * factor for name, value in self.items()})
+        return Breakdown({name: value * factor for name, value in self.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +69,12 @@ class Cost:
 
     scope: str
     """`head`, `layer` or `model`."""
-    energy_j: Parts
+    energy_j: Breakdown
     """Joule per token."""
-    latency_s: Parts
+    latency_s: Breakdown
     """Second from a token's query to its output, attention alone. A layer's total is what `Leakage.step_latency_s`
     should be."""
-    area_m2: Parts
+    area_m2: Breakdown
     """Square metre of the circuits of one sequence."""
     interval_s: float
     """Second after which the same arrays take the next token of a prompt; the latency of a layer where nothing is
@@ -187,14 +187,14 @@ class _Counts:
             self.probability_steps = converter_steps(hardware.probability_dac, "probability_dac")
         self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
 
-    def energy(self) -> Parts:
+    def energy(self) -> Breakdown:
         """Joule per token of one layer."""
         p, d, heads, kv_heads = self.p, self.shape.head_size, self.shape.query_heads, self.shape.kv_heads
         cells, partial_sums = d * self.held, d * self.tiles
         dac_steps = heads * d * self.input_steps + 2 * kv_heads * d * self.storage_steps
         first_pulses = 0 if self.softmax else self.held
         rewritten = 2 * kv_heads * cells * (p.write_energy_j + self.storage_steps * p.dac_energy_j_per_step)
-        parts = Parts(
+        parts = Breakdown(
             {
                 FIRST: heads * cells * p.read_energy_qk_j * self.input_pulse_s / p.read_pulse_s,
                 SECOND: heads * cells * p.read_energy_av_j * self.second_pulse_s / p.read_pulse_s,
@@ -216,7 +216,7 @@ class _Counts:
             parts[PROTECTED] = heads * n_protected * 2 * d * p.mac_energy_j
         return parts
 
-    def latency(self) -> tuple[Parts, float]:
+    def latency(self) -> tuple[Breakdown, float]:
         """Second per token of one layer, by part; and the interval between tokens of a prompt."""
         p = self.p
         stages = {
@@ -231,15 +231,15 @@ class _Counts:
         read_s = math.fsum(stages.values())
         next_read_s = max(read_s / p.pipeline_depth, *stages.values())
         writing_s = p.write_latency_s * (1 + self.held * self._refreshes_per_token())
-        parts = Parts({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
+        parts = Breakdown({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
         parts[QUEUE] = (self.shape.group - 1) * next_read_s
         return parts, writing_s + self.shape.group * next_read_s
 
-    def area(self) -> Parts:
+    def area(self) -> Breakdown:
         """Square metre of one layer."""
         p, d, kv_heads, array = self.p, self.shape.head_size, self.shape.kv_heads, self.hardware.array
         partial_sums = d * array.n_tiles
-        parts = Parts(
+        parts = Breakdown(
             {
                 FIRST: d * array.window * p.cell_area_m2,
                 SECOND: d * array.window * p.cell_area_m2,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aimc.circuit.cell import GainCell
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.hardware import MEAN_PULSE
+from aimc.circuit.physics.gain_cell import GainCell
 
 LAYOUT_FACTOR = 5.0
 """Area of a laid-out cell ÷ area of its channels: contacts, spacing, wells; assumed."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimc.circuit.cost.attention import Cost, Parts, attention_cost
+from aimc.circuit.cost.attention import Breakdown, Cost, attention_cost
 from aimc.circuit.cost.model import LM_HEAD, digital_rest
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
@@ -29,10 +29,10 @@ class ChipCost:
     """Gain cells, all layers."""
     static: StaticCost
     """Static tiles, all layers on them."""
-    rest_energy_j: Parts
+    rest_energy_j: Breakdown
     """What stays digital, joule per token: the LM head and linear layers that are not on tiles. Norms, embeddings and
     sampling are not counted."""
-    rest_latency_s: Parts
+    rest_latency_s: Breakdown
     """Likewise, second per token."""
 
     @property
@@ -127,6 +127,6 @@ def chip_cost(
     return ChipCost(
         attention=attention_cost(shape, hardware, parameters, window_fill),
         static=static_cost(on_tiles, tiles or hermes_chip(), n_steps=steps),
-        rest_energy_j=Parts({name: energy[LM_HEAD] * part for name, part in share.items()}),
-        rest_latency_s=Parts({name: latency[LM_HEAD] * part for name, part in share.items()}),
+        rest_energy_j=Breakdown({name: energy[LM_HEAD] * part for name, part in share.items()}),
+        rest_latency_s=Breakdown({name: latency[LM_HEAD] * part for name, part in share.items()}),
     )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimc.circuit.cost.attention import Cost, Parts, attention_cost
+from aimc.circuit.cost.attention import Breakdown, Cost, attention_cost
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.published import GPU_FIGURES, HEAD_SIZE, HEADS, WINDOW
 from aimc.circuit.cost.report import si, table, times
@@ -124,7 +124,7 @@ def published_baselines(shape: ModelShape, window: int) -> list[DigitalBaseline]
     ]
 
 
-def digital_rest(shape: ModelShape, parameters: CostParameters | None = None) -> tuple[Parts, Parts]:
+def digital_rest(shape: ModelShape, parameters: CostParameters | None = None) -> tuple[Breakdown, Breakdown]:
     """Energy (joule per token) and latency (second per step) of projections, MLPs and LM head.
 
     Energy: every weight takes one multiply-accumulate, and is read from memory once per `batch` tokens. Latency: the
@@ -139,8 +139,8 @@ def digital_rest(shape: ModelShape, parameters: CostParameters | None = None) ->
     macs = {PROJECTIONS: shape.projection_macs, MLP: shape.mlp_macs, LM_HEAD: shape.lm_head_macs}
     reading_j = p.value_bytes * p.memory_energy_j_per_byte / p.batch
     slowest_s = max(p.batch / p.mac_rate_per_s, p.value_bytes / p.memory_rate_bytes_per_s)
-    energy = Parts({name: n * (p.mac_energy_j + reading_j) for name, n in macs.items()})
-    return energy, Parts({name: n * slowest_s for name, n in macs.items()})
+    energy = Breakdown({name: n * (p.mac_energy_j + reading_j) for name, n in macs.items()})
+    return energy, Breakdown({name: n * slowest_s for name, n in macs.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +168,9 @@ class ModelCost:
     """A decoder with attention on arrays, per token."""
 
     attention: Cost
-    rest_energy_j: Parts
+    rest_energy_j: Breakdown
     """Joule per token of what stays digital."""
-    rest_latency_s: Parts
+    rest_latency_s: Breakdown
     """Second per step of what stays digital."""
     gains: list[Gain]
     """Against each baseline."""
