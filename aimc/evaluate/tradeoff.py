@@ -155,7 +155,7 @@ def sweep(
 
 def _shape(model: PreTrainedModel) -> ModelShape:
     """The layers on arrays, of a model whose others are digital."""
-    return ModelShape.from_config(model.config, layers=len(list(gain_cell_layers(model))))
+    return ModelShape.from_config(model.config, on_arrays=[layer.layer for _, layer in gain_cell_layers(model)])
 
 
 def _move(

@@ -16,9 +16,8 @@ from aimc.hardware import Hardware
 
 OTHER = "other linear layers"
 """What is neither the LM head nor on tiles."""
-STEPS_PER_LAYER = 4
-"""Products that follow each other in a decoder's layer: q, k and v from one input; output projection; up (and gate);
-down."""
+STEPS_PER_ATTENTION, STEPS_PER_MLP = 2, 2
+"""Products that follow each other in a layer: q, k and v from one input, output projection; up (and gate), down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +103,8 @@ def chip_cost(
         tiles: of the static tiles; None: those of the published 64-core chip,
             :func:`aimc.circuit.cost.static.hermes_chip`.
         layers: `(in_features, out_features)` of what is on tiles, without embeddings; None: all projections and MLPs of
-            the shape (and its head). Four products a layer follow each other at most; where only MLPs with a gate are
-            on tiles, that counts the gate twice.
+            the shape (and its head). Two products of attention and two of an MLP follow each other at most; where only
+            MLPs with a gate are on tiles, that counts the gate twice.
         head_on_tiles: whether the LM head is on tiles (it is then part of `layers`, where they are given) or digital.
         window_fill: tokens in the arrays, as for :func:`aimc.circuit.attention_cost`.
 
@@ -114,7 +113,7 @@ def chip_cost(
             :func:`aimc.circuit.cost.static.static_cost`.
     """
     on_tiles = shape.linear_layers(head=head_on_tiles) if layers is None else list(layers)
-    steps = min(len(on_tiles), STEPS_PER_LAYER * shape.layers + head_on_tiles)
+    steps = min(len(on_tiles), STEPS_PER_ATTENTION * shape.n_attention + STEPS_PER_MLP * shape.layers + head_on_tiles)
     energy, latency = digital_rest(shape, parameters)
     of_head = 0 if head_on_tiles else shape.lm_head_macs
     macs = {LM_HEAD: of_head, OTHER: shape.digital_macs - of_head - sum(a * b for a, b in on_tiles)}

@@ -6,7 +6,6 @@ for every token, so the end-to-end gain is bounded by (attention + rest) / rest 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from aimc.circuit.cost.published import GPU_FIGURES, HEAD_SIZE, HEADS, WINDOW
 from aimc.circuit.cost.report import si, table, times
 from aimc.circuit.cost.shape import ModelShape
 from aimc.hardware import Hardware
+from aimc.hardware.checks import check_fields
 
 PROJECTIONS, MLP, LM_HEAD = "projections", "MLP", "LM head"
 
@@ -40,9 +40,10 @@ class DigitalBaseline:
     """Second per token of everything else; None: as estimated."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("attention_energy_j", "attention_latency_s", "rest_energy_j", "rest_latency_s"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and value <= 0:
                 raise ValueError(
                     f"{name}={value!r}: a machine takes some energy and time; give a positive number, or None where it"
                     " is not known"
@@ -77,8 +78,8 @@ class DigitalBaseline:
         Raises:
             ValueError: `tokens` is below one.
         """
-        if tokens < 1:
-            raise ValueError(f"tokens={tokens}: a query sees at least itself; give 1 or more")
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"tokens={tokens}: a query sees at least itself; give a whole number, 1 or more")
         p = parameters or CostParameters()
         rest_energy, rest_latency = digital_rest(shape, p)
         macs, stored_bytes = shape.attention_macs(tokens), shape.kv_values(tokens) * p.value_bytes
@@ -99,23 +100,23 @@ def published_baselines(shape: ModelShape, window: int) -> list[DigitalBaseline]
     `CostParameters.batch` tokens: 1 unless it is set, and 64 for the same batch.
 
     Args:
-        shape: 12 heads of 64 features, because that is what was published.
+        shape: 12 heads of 64 features and no sliding windows, because that is what was published.
         window: keys that a query sees, 1024.
 
     Raises:
         ValueError: other sizes; published numbers are not scaled.
     """
     sizes = (shape.query_heads, shape.kv_heads, shape.head_size, window)
-    if sizes != (HEADS, HEADS, HEAD_SIZE, WINDOW):
+    if sizes != (HEADS, HEADS, HEAD_SIZE, WINDOW) or set(shape.held(window)) != {window}:
         raise ValueError(
             f"query_heads, kv_heads, head_size, window = {sizes}: the published figures are for"
-            f" {(HEADS, HEADS, HEAD_SIZE, WINDOW)}, and how they grow with size was not published; measure with `python"
-            " -m benchmarks`, or use DigitalBaseline.estimated"
+            f" {(HEADS, HEADS, HEAD_SIZE, WINDOW)} without sliding windows, and how they grow with size was not"
+            " published; measure with `python -m benchmarks`, or use DigitalBaseline.estimated"
         )
     return [
         DigitalBaseline.of_layer(
             f"{figure.name} (published)",
-            layers=shape.layers,
+            layers=shape.n_on_arrays,
             energy_j=figure.energy_j,
             latency_s=figure.latency_s,
             source=f"{figure.source}; a step of {figure.batch} sequences ÷ {figure.batch}",

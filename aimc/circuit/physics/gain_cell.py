@@ -9,7 +9,7 @@ bit line follow N. Leroux et al., Nature Computational Science (2025); transisto
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.optimize import nnls
 
 from aimc.circuit.physics.transistor import BOLTZMANN, REFERENCE_K, Transistor
 from aimc.circuit.typing import FloatArray
-from aimc.hardware.checks import require, require_positive
+from aimc.hardware.checks import check_fields, require, require_positive
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,15 +70,12 @@ class GainCell:
     """Temperature in kelvin."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         units = {"supply_v": "volts", "read_v": "volts", "pulse_max_s": "seconds", "write_pulse_s": "seconds"}
         for name, unit in (units | {"capacitance_f": "farads", "temperature_k": "kelvins"}).items():
             require_positive(name, getattr(self, name), unit)
         for name in ("leak_conductance_s", "read_line_time_s", "line_f"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it is not negative", "0 switches it off")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float):
-                require(math.isfinite(value), f.name, value, "it is not a finite number", "give a number")
         require(
             self.read_n.polarity == "n",
             "read_n.polarity",

@@ -12,13 +12,13 @@ Sources:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from aimc.circuit.typing import FloatArray
-from aimc.hardware.checks import require, require_choice, require_positive
+from aimc.hardware.checks import check_fields, require, require_choice, require_positive
 
 BOLTZMANN = 1.380649e-23
 """k in J/K, exact since the SI of 2019."""
@@ -79,6 +79,7 @@ class Transistor:
     """A_β in metre: relative spread of the current factor, `A_β/√(W·L)` [P89]; 0: they match."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_choice("polarity", self.polarity, POLARITIES)
         for name, unit in (
             ("width_m", "metres"),
@@ -105,10 +106,6 @@ class Transistor:
         )
         for name in ("channel_length_modulation_per_v", "pelgrom_threshold_v_m", "pelgrom_gain_m"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it is not negative", "0 switches it off")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float):
-                require(math.isfinite(value), f.name, value, "it is not a finite number", "give a number")
 
     @property
     def area_m2(self) -> float:
