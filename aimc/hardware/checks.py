@@ -148,10 +148,9 @@ def _list(value: Any, plain: frozenset[type], convert: _Convert) -> list[Any]:
         value = value.tolist() if hasattr(value, "tolist") else value  # an array of numpy
         if not isinstance(value, list):
             _refuse(value, "a list", "give a list")
-    return [
-        item if type(item) in plain and (type(item) is not float or math.isfinite(item)) else convert(item)
-        for item in value
-    ]
+    if plain.issuperset(map(type, value)) and (float not in plain or all(map(math.isfinite, value))):
+        return list(value)
+    return [convert(item) for item in value]
 
 
 def _refuse(value: Any, expected: str, remedy: str) -> NoReturn:

@@ -36,10 +36,10 @@ class Noise:
 
     def __post_init__(self) -> None:
         check_fields(self, "noise")
-        for f in fields(self):
-            value = getattr(self, f.name)
+        for name in self.__slots__:  # the fields; noises are made for every call of an operator
+            value = getattr(self, name)
             if value < 0:
-                raise ConfigError(f"noise.{f.name}={value!r}: a standard deviation is not negative; 0 switches it off")
+                raise ConfigError(f"noise.{name}={value!r}: a standard deviation is not negative; 0 switches it off")
 
     def only(self, name: str) -> Noise:
         """This noise with every field but `name` switched off."""
