@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backends = options.backends or ["eager", "triton" if device == "cuda" else "blocked"]
-    tokens = options.tokens or ([64, 128] if options.quick else [256, 1024])
+    tokens = options.tokens or ([32, 64] if options.quick else [256, 1024])
     sizes, console = (QUICK_SIZES if options.quick else SIZES), Console()
     trees: dict[str, Tree] = {}
     try:
