@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 
 from aimc import presets
-from aimc.circuit import CostParameters, DigitalBaseline, ModelShape, hermes_chip, oxide_cell, silicon_cell
+from aimc.circuit import (
+    CostParameters,
+    DigitalBaseline,
+    FullScales,
+    ModelShape,
+    hermes_chip,
+    oxide_cell,
+    silicon_cell,
+    to_cost,
+    to_hardware,
+)
 from aimc.hardware import Array, Cell, ConfigError, Converter, Hardware, Leakage, Noise, Protection
 from aimc.hardware.checks import check_fields
 
@@ -127,3 +137,17 @@ def test_every_field_of_the_hardware_has_its_type_after_all() -> None:
                 yield value
 
     assert {type(value) for value in walk(presets.gain_cell_cmos())} == {int, float, str, list, type(None)}
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0, -1.0])
+def test_arguments_of_the_circuit_are_held_to_the_same(value: float) -> None:
+    cell = silicon_cell()
+    for name in ("head_size", "mean_pulse", "phi_pulse_s"):
+        with pytest.raises(ConfigError, match=f"{name}="):
+            to_hardware(cell, **{name: value})
+    for name in ("qk_c", "av_c"):
+        with pytest.raises(ConfigError, match=f"full_scales.{name}="):
+            to_hardware(cell, full_scales=FullScales(1e-12, 1e-12)._replace(**{name: value}))
+    for name in ("mean_pulse", "mean_phi", "layout_factor", "capacitor_f_m2"):
+        with pytest.raises(ConfigError, match=f"{name}="):
+            to_cost(cell, **{name: value})
