@@ -47,10 +47,10 @@ class Tree:
     def __init__(self, folder: Path, sizes: dict[str, int], device: str, threads: int) -> None:
         self.folder = folder.resolve()
         script = Path(__file__).with_name("contenders.py")
-        command = [sys.executable, "-P", str(script), "--sizes", json.dumps(sizes), "--device", device]
+        command = [sys.executable, str(script), "--sizes", json.dumps(sizes), "--device", device]
         self.process = subprocess.Popen(
             [*command, "--threads", str(threads)],
-            env=os.environ | {"PYTHONPATH": str(self.folder)},
+            env=os.environ | {"PYTHONPATH": str(self.folder), "PYTHONSAFEPATH": "1"},
             cwd=self.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -48,15 +48,14 @@ class Leakage:
         """`token_time_s`, where it is known.
 
         Raises:
-            ConfigError: it is None, and no model has filled it in.
+            ConfigError: it is None: left to a model.
         """
         require(
             self.token_time_s is not None,
             "leakage.token_time_s",
             None,
-            "the time of a token is the model's layers × leakage.step_latency_s, and this hardware belongs to no"
-            " model yet",
-            "give it in second, or leave it to aimc.convert, whose layers know it",
+            "the time of a token is the model's layers × leakage.step_latency_s, and this description leaves it open",
+            "give it in second; aimc.convert works it out for the layers of a model",
         )
         return self.token_time_s  # type: ignore[return-value]  # required above
 
