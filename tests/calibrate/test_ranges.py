@@ -100,7 +100,7 @@ def test_ranges_are_what_the_percentile_says() -> None:
             seen[part] = max(seen.get(part, 0.0), float((x - (0.0 if part == "query" else 0.45)).abs().max()))
 
     with aimc.calibrate.observation.observing(model, observe):
-        aimc.calibrate.observation.run(model, BATCHES)
+        aimc.calibrate.observation.run_batches(model, BATCHES)
     assert seen["query"] == pytest.approx(1.0, rel=1e-3)
     assert seen["key"] == pytest.approx(0.45, rel=1e-3)
     assert seen["value"] == pytest.approx(0.45, rel=1e-3)
@@ -205,7 +205,8 @@ def test_with_everything_protected_and_with_noise() -> None:
         ({"percentile": 0.0}, "percentile=0.0"),
         ({"percentile": 100.1}, "percentile=100.1"),
         ({"n_std": 0.0}, "n_std=0.0"),
-        ({"fill": 1.5}, "fill=1.5"),
+        ({"range_share": 1.5}, "range_share=1.5"),
+        ({"n_std": float("inf")}, "n_std=inf"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:

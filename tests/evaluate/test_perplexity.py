@@ -10,7 +10,9 @@ from transformers import GPT2LMHeadModel
 
 import aimc
 from aimc import presets
-from aimc.evaluate.perplexity import Perplexity, _without_each, ablation, nonideality_sweep, perplexity
+from aimc.evaluate.ablation import _without_each, ablation
+from aimc.evaluate.perplexity import Perplexity, perplexity
+from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Hardware, Noise
 from aimc.models.hook import gain_cell_layers, hardware_of
 
