@@ -300,7 +300,7 @@ class EvaluationConfig:
     """True: also switch each deterministic effect off in turn."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over
-    `chips`; empty: none. With `eval_data`, `lambada` means the one of `aimc/evaluate/task_definitions/` on a local file; with null, the
+    `chips`; empty: none. With `eval_data`, `lambada` means the one on a local file; with null, the
     harness's own task of that name."""
     eval_data: str | None = None
     """Folder of the JSONL files that the tasks on local files read, without a network; null: `tasks` are the

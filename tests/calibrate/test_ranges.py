@@ -53,8 +53,17 @@ def test_skipped_layers_and_other_windows() -> None:
     reference = tiny_model("llama")
     model = copy.deepcopy(reference)
     aimc.convert(model, ideal(), skip_layers=[0])
-    calibrate_ranges(model, reference, BATCHES, percentile=100.0)
+    report = calibrate_ranges(model, reference, BATCHES, percentile=100.0)
     assert error(model, reference) < 1e-4
+    assert [layer.layer for layer in report.layers] == [1]
+
+
+def test_the_former_name_of_the_share_still_works() -> None:
+    reference = tiny_model("llama")
+    now = calibrated(reference, ideal(), range_share=0.5)
+    with pytest.warns(DeprecationWarning, match="range_share"):
+        former = calibrated(reference, ideal(), fill=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(now.parameters(), former.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,49 @@ def test_bad_arguments(model: GPT2LMHeadModel, linear: GPT2LMHeadModel, batches:
         aimc.match_statistics(linear, bigger, batches)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parts": ()}, "name one or more of query, key, value, output"),
+        ({"parts": ("keys",)}, "parts=.'keys',."),
+        ({"parts": "key"}, "a sequence of names is needed"),
+        ({"parts": ("key", "key")}, "each once"),
+        ({"iterations": -1}, "iterations=-1"),
+        ({"iterations": 1.5}, "iterations=1.5"),
+        ({"damping": float("nan")}, "damping=nan"),
+        ({"tolerance": -0.1}, "tolerance=-0.1"),
+        ({"tolerance": float("inf")}, "tolerance=inf"),
+    ],
+)
+def test_settings_out_of_range(
+    linear: GPT2LMHeadModel, batches: Batches, settings: dict[str, object], message: str
+) -> None:
+    before = scalers(linear)
+    with pytest.raises(ValueError, match=message):
+        aimc.match_statistics(linear, copy.deepcopy(linear), batches, **settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in scalers(linear).items())
+
+
+def test_skipped_layers_keep_their_numbers_and_have_to_be_the_same(
+    model: GPT2LMHeadModel, batches: Batches, hardware: Hardware
+) -> None:
+    first, second = copy.deepcopy(model), copy.deepcopy(model)
+    aimc.convert(first, hardware, skip_layers=[1])
+    aimc.convert(second, hardware, skip_layers=[0])
+    other = disturbed(second)
+    report = aimc.match_statistics(other, second, batches, iterations=0)
+    assert {d.layer for d in report.unmatched} == {1} and "layer 1 " in str(report)
+    with pytest.raises(ValueError, match="layers 1 on arrays and the reference 0; .*skip_layers"):
+        aimc.match_statistics(second, first, batches)
+    report = aimc.initialise_scalers(second, model, batches, iterations=0)
+    assert {d.layer for d in report.unmatched} <= {1}
+
+
+def test_the_start_needs_a_digital_reference(linear: GPT2LMHeadModel, batches: Batches) -> None:
+    with pytest.raises(ValueError, match="runs on arrays itself"):
+        aimc.initialise_scalers(linear, copy.deepcopy(linear), batches)
+
+
 _WORKER = """
 import copy, sys, torch, torch.distributed as dist
 sys.path.insert(0, {root!r})

@@ -291,3 +291,46 @@ def test_programming_drift_and_reads_are_independent_draws():
         assert abs(float(torch.corrcoef(torch.stack([drawn[a], drawn[b]]))[0, 1])) < 0.08
     with seeded(1, "drift"):
         assert torch.equal(torch.randn(4096), drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"times_s": []}, "at least one time"),
+        ({"times_s": [1.0, 1.0]}, "each once"),
+        ({"times_s": [1.0, -1.0]}, "times_s has -1.0"),
+        ({"compensation": []}, "each once"),
+        ({"compensation": [True, True]}, "each once"),
+        ({"compensation": ["yes"]}, "give .True., .False., or both"),
+    ],
+)
+def test_ageing_refuses_before_it_programs(settings: dict[str, object], message: str) -> None:
+    model = on_pcm()
+    before = logits(model)
+    with pytest.raises(ValueError, match=message):
+        ageing(model, ids().flatten(), **settings)
+    assert torch.equal(logits(model), before)
+
+
+def test_programmings_are_chips() -> None:
+    model, tokens = on_pcm(), ids().flatten()
+    rule = {"times_s": [DAY_S], "compensation": [True]}
+    now = ageing(model, tokens, chips=2, **rule)
+    with pytest.warns(DeprecationWarning, match="called chips now"):
+        former = ageing(model, tokens, programmings=2, **rule)
+    assert now == former and len(now[0].perplexity.per_chip) == 2
+
+
+def test_the_budget_refuses_before_it_measures() -> None:
+    digital, analog, seen = tiny_model("gpt2"), tiny_model("gpt2"), []
+    aimc.convert(analog, hardware_presets.gain_cell_cmos())
+    for batches, settings, message in (
+        ([], {}, "batches is empty"),
+        ([ids()], {"since_programming_s": -1.0}, "since_programming_s=-1"),
+        ([ids()], {"chips": 0}, "chips=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            error_budget(
+                digital, analog, ids().flatten(), batches, on_result=lambda name, _: seen.append(name), **settings
+            )
+    assert seen == []
