@@ -12,7 +12,6 @@ from aimc.evaluate.measurement import Measurement, MeasurementFields, measuremen
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import Hardware, Noise
 from aimc.models.hook import hardware_of, set_hardware
-from aimc.ops.effects.cell import leaking_cell
 
 
 def ablation(
@@ -61,7 +60,7 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
         "leak target": replace(hardware, leakage=replace(hardware.leakage, target_v=None)),
         "converter INL": replace(hardware, **straight),
     }
-    if leaking_cell(hardware) == hardware.cell:
+    if hardware.leakage.tau_s is None or hardware.leakage.target_v in (None, hardware.cell.offset_v):
         del sometimes["leak target"]
     if straight == converters:
         del sometimes["converter INL"]

@@ -221,3 +221,9 @@ def test_the_face_gives_the_functions_whatever_was_imported() -> None:
             assert callable(getattr(aimc.evaluate, name)), name
     with pytest.warns(DeprecationWarning, match="aimc.evaluate.ageing.ageing now"):
         assert aimc.evaluate.retention is aimc.evaluate.ageing
+
+
+def test_ablation_needs_no_token_time(hardware: Hardware) -> None:
+    """A model's own description may leave it to its layers."""
+    hardware.leakage.tau_s, hardware.leakage.target_v, hardware.leakage.token_time_s = 5e-3, 0.0, None
+    assert _without_each(hardware)["leak target"].leakage.target_v is None
