@@ -22,7 +22,7 @@ _PUBLIC = {
     "initialise_scalers": "aimc.calibrate.statistics",
     "match_statistics": "aimc.calibrate.statistics",
     "calibrate_ranges": "aimc.calibrate.ranges",
-    "clip_fractions": "aimc.calibrate.observation",
+    "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",
 }
 _PACKAGES = ("calibrate", "circuit", "evaluate", "hardware", "models", "nn", "ops", "plot", "static")

@@ -54,7 +54,10 @@ def evaluate(config: EvaluationConfig) -> None:
 
 def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path, say: Say) -> None:
     import aimc
-    from aimc.evaluate.perplexity import ablation, nonideality_sweep, perplexity
+    from aimc.evaluate.ablation import ablation
+    from aimc.evaluate.measurement import Measurement
+    from aimc.evaluate.perplexity import perplexity
+    from aimc.evaluate.sweeps import nonideality_sweep
 
     from . import report
     from .models import context_of, require_vocabulary
@@ -64,26 +67,23 @@ def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path
     data = prepare(config.data, config.checkpoint, context)
     require_vocabulary(data.tokenizer, model.config, config.checkpoint)
     tokens = data.tensor(config.split, config.tokens)
-    rule = {"context": context, "stride": config.stride, "batch_size": config.batch_size}
+    measurement = Measurement(context=context, stride=config.stride, batch_size=config.batch_size, chips=config.chips)
     if aimc.models.hook.is_digital(model):
-        sweep = {
-            "clean": perplexity(model, tokens, context=context, stride=config.stride, batch_size=config.batch_size)
-        }
+        sweep = {"clean": perplexity(model, tokens, measurement)}
     else:
         sweep = nonideality_sweep(
             model,
             tokens,
             config.nonideality,
-            chips=config.chips,
+            measurement,
             on_result=lambda name, value: say(f"  {aimc.plot.label(name)}: {value}"),
-            **rule,
         )
     say(report.sweep_table(sweep))
     without = {}
     if config.ablate and not aimc.models.hook.is_digital(model):
         without = {
             f"without {name}" if name != "all effects" else name: float(value)
-            for name, value in ablation(model, tokens, **rule).items()
+            for name, value in ablation(model, tokens, measurement).items()
         }
         say(report.ablation_table(without))
     report.write_results(folder, without, sweep)

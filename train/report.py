@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import aimc
-from aimc.evaluate.perplexity import Perplexity, nonideality_sweep
+from aimc.evaluate.perplexity import Perplexity
+from aimc.evaluate.sweeps import nonideality_sweep
 
 from .errors import RunError
 from .files import write_json, write_text

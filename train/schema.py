@@ -300,16 +300,16 @@ class EvaluationConfig:
     """True: also switch each deterministic effect off in turn."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over
-    `chips`; empty: none. With `eval_data`, `lambada` means the one of `train/tasks/` on a local file; with null, the
+    `chips`; empty: none. With `eval_data`, `lambada` means the one on a local file; with null, the
     harness's own task of that name."""
     eval_data: str | None = None
-    """Folder of the JSONL files that the tasks of `train/tasks/` read, without a network; null: `tasks` are the
+    """Folder of the JSONL files that the tasks on local files read, without a network; null: `tasks` are the
     harness's own, which download theirs."""
     task_limit: int | None = None
     """Items a task, from its file's start; null: all."""
     num_fewshot: int | None = None
-    """Solved items before each item, drawn from the same file, never the item itself; null: as the task says (those of
-    `train/tasks/`: none)."""
+    """Solved items before each item, drawn from the same file, never the item itself; null: as the task says (those on
+    local files: none)."""
     with_perplexity: bool = False
     """True: measure the perplexity on the text (and `ablate`) also when `tasks` are given; without tasks that is what
     is measured."""

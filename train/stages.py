@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import aimc
+from aimc.evaluate.ageing import ageing
 from aimc.hardware.presets import linearised, with_softmax
 from aimc.static.programming import DAY_S
 
@@ -275,12 +276,12 @@ def _after_a_day(run: Run, result: StageResult, name: str) -> None:
     """Held-out perplexity with the weights as they are wanted, and as devices hold them a day after programming, drift
     compensated."""
     result.perplexity[f"{name}, weights as wanted"] = run.measure(result.model)
-    (day,) = aimc.evaluate.retention(
+    (day,) = ageing(
         result.model,
         run.test_tokens,
         times_s=[DAY_S],
         compensation=[True],
-        programmings=run.config.static.programmings,
+        chips=run.config.static.programmings,
         nonideality=aimc.Noise(),
         context=run.context,
         stride=run.config.stage.stride,

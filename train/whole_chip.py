@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from aimc.circuit import ChipCost
-    from aimc.evaluate.ageing import Aged
+    from aimc.evaluate.ageing import AgedPerplexity
     from aimc.evaluate.perplexity import Perplexity
 
     from .report import Say
@@ -52,7 +52,7 @@ def measure(config: WholeChipConfig) -> None:
         RunError: no such checkpoint, unusable text, aihwkit missing, or no write permission.
     """
     from aimc import plot
-    from aimc.plot.chip import budget_points, retention_curve
+    from aimc.plot.chip import ageing_curve, budget_points
 
     from . import report
     from .files import require_writable, write_json
@@ -64,11 +64,11 @@ def measure(config: WholeChipConfig) -> None:
     budget = _budget(config, subject, say)
     say(budget_table(budget, config.since_programming_s))
     plot.save(budget_points(budget), folder / "budget.png")
-    curves: dict[str, list[Aged]] = {}
+    curves: dict[str, list[AgedPerplexity]] = {}
     if config.with_curve:
         curves = _curves(config, subject, say)
         say(retention_table(curves, budget["digital"].mean))
-        plot.save(retention_curve(curves, digital=budget["digital"].mean), folder / "retention.png")
+        plot.save(ageing_curve(curves, digital=budget["digital"].mean), folder / "retention.png")
     cost = _cost(subject.analog, config)
     say(cost_lines(cost))
     write_json(folder / "whole_chip.json", _results(config, budget, curves, cost))
@@ -76,8 +76,8 @@ def measure(config: WholeChipConfig) -> None:
 
 
 def _subject(config: WholeChipConfig) -> Subject:
-    from aimc.evaluate.error_budget import on_tiles, static_of
     from aimc.models.hook import is_digital
+    from aimc.static.copies import on_tiles, static_of
     from aimc.static.install import MissingAihwkit, require_aihwkit
     from aimc.static.tiles import has_static
 
@@ -122,7 +122,7 @@ def _subject(config: WholeChipConfig) -> Subject:
 
 
 def _budget(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, Perplexity]:
-    from aimc.evaluate.ageing import retention
+    from aimc.evaluate.ageing import ageing
     from aimc.evaluate.error_budget import error_budget
     from aimc.static.tiles import has_static
 
@@ -142,12 +142,12 @@ def _budget(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, Pe
     if has_static(subject.analog):
         rows[f"both, {TRAINED}"] = rows.pop("both")
     if subject.untrained is not None:
-        (then,) = retention(
+        (then,) = ageing(
             subject.untrained,
             subject.tokens,
             times_s=[config.since_programming_s],
             compensation=[True],
-            programmings=chips,
+            chips=chips,
             nonideality=config.nonideality,
             **subject.rule,
         )
@@ -156,9 +156,9 @@ def _budget(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, Pe
     return rows
 
 
-def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, list[Aged]]:
-    from aimc.evaluate.ageing import retention
-    from aimc.evaluate.error_budget import on_tiles
+def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, list[AgedPerplexity]]:
+    from aimc.evaluate.ageing import ageing
+    from aimc.static.copies import on_tiles
     from aimc.static.tiles import has_static
 
     if has_static(subject.analog):
@@ -170,10 +170,10 @@ def _curves(config: WholeChipConfig, subject: Subject, say: Say) -> dict[str, li
     curves = {}
     for name, model in models.items():
         say(f"  {name}: {config.static.programmings} programmings, each let drift for a year")
-        curves[name] = retention(
+        curves[name] = ageing(
             model,
             subject.tokens,
-            programmings=config.static.programmings,
+            chips=config.static.programmings,
             nonideality=config.nonideality,
             **subject.rule,
         )
@@ -227,7 +227,7 @@ def budget_table(budget: dict[str, Perplexity], since_programming_s: float) -> A
     return table
 
 
-def retention_table(curves: dict[str, list[Aged]], digital: float) -> Any:
+def retention_table(curves: dict[str, list[AgedPerplexity]], digital: float) -> Any:
     """Perplexity by time since programming: mean ± standard deviation over programmings, and its ratio to the digital
     model."""
     from rich.table import Table
@@ -262,7 +262,7 @@ def cost_lines(cost: ChipCost) -> str:
 
 
 def _results(
-    config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Aged]], cost: ChipCost
+    config: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[AgedPerplexity]], cost: ChipCost
 ) -> dict[str, Any]:
     settings = json.loads(json.dumps(asdict(config)))
     static = cost.static

@@ -101,7 +101,7 @@ class GainCellAttention(nn.Module):
         if (
             self.sliding_window is not None
             and self.sliding_window < hardware.array.window
-            and self.sliding_window % rows
+            and self.sliding_window % min(rows, self.sliding_window)
         ):
             raise ConfigError(
                 f"array.rows={rows}: layer {self.layer} sees a sliding window of {self.sliding_window} tokens, which is"
@@ -116,11 +116,14 @@ class GainCellAttention(nn.Module):
 
     @property
     def machine(self) -> Hardware:
-        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays."""
+        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays, in one sub-tile
+        where sub-tiles are longer."""
         array = self.hardware.array
         if self.sliding_window is None or self.sliding_window >= array.window:
             return self.hardware
-        return replace(self.hardware, array=replace(array, window=self.sliding_window))
+        return replace(
+            self.hardware, array=replace(array, window=self.sliding_window, rows=min(array.rows, self.sliding_window))
+        )
 
     def _line(self, hardware: Hardware) -> AffineScaler:
         """A cell near its rest, `c_0 + c_1·u`."""
