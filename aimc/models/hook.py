@@ -203,9 +203,15 @@ def gain_cell_layers(model: nn.Module) -> Iterator[tuple[str, GainCellAttention]
             yield name, module
 
 
+def has_arrays(model: nn.Module) -> bool:
+    """Whether some layer of the model runs on arrays."""
+    return next(gain_cell_layers(model), None) is not None
+
+
 def is_digital(model: nn.Module) -> bool:
-    """Whether no layer of the model runs on arrays."""
-    return next(gain_cell_layers(model), None) is None
+    """Whether no layer of the model runs on arrays; :func:`has_arrays` is its truthful opposite, for a model without
+    arrays may have static tiles."""
+    return not has_arrays(model)
 
 
 def hardware_of(model: PreTrainedModel) -> Hardware:
