@@ -62,7 +62,7 @@ def test_chips_differ_and_come_back(model: GPT2LMHeadModel, tokens: torch.Tensor
         aimc.perplexity(model, tokens, chips=1, nonideality=aimc.presets.typical(), seed=2).per_chip
         == result.per_chip[2:]
     )
-    assert hardware_of(model) is hardware and all(layer.chip_seed is None for _, layer in gain_cell_layers(model))
+    assert hardware_of(model) == hardware and all(layer.chip_seed is None for _, layer in gain_cell_layers(model))
 
 
 def test_without_noise_one_chip_is_enough(model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware) -> None:
@@ -97,7 +97,7 @@ def test_ablation_switches_one_effect_off_and_back_on(
     aimc.convert(model, hardware)
     rows = ablation(model, tokens)
     assert "leakage" in rows and "readout levels" in rows
-    assert hardware_of(model) is hardware
+    assert hardware_of(model) == hardware
     assert float(rows["all effects"]) == float(perplexity(model, tokens))
     assert float(rows["storage levels"]) != float(rows["all effects"])
 
