@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 GUESTS = {"aimc.static.layer": "aihwkit", "aimc.ops.triton.cell": "triton", "aimc.ops.triton.kernels": "triton"}
 """Modules behind a door that asks for their package first (`aimc.static.install`, `aimc.ops.triton.launch`)."""
+TRAIN = ("accelerate", "datasets", "hydra", "rich", "tokenizers", "wandb")
+"""What the pipeline imports, much of it only when a run comes to it."""
 REPORTED = ("torch", "numpy", "scipy", "transformers", "safetensors", "matplotlib", "tokenizers", "hydra-core")
 
 
@@ -49,6 +51,9 @@ def main() -> None:
     versions = {name: _version(name) for name in REPORTED}
     sys.stdout.write(", ".join(f"{name} {version}" for name, version in versions.items() if version) + "\n")
     packages = ("aimc", "train") if with_train else ("aimc",)
+    if with_train:
+        for name in TRAIN:
+            importlib.import_module(name)
     wrong = [*(line for package in packages for line in failures(package)), *silent_doors(with_train)]
     sys.exit("\n".join(wrong) or None)
 
