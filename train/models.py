@@ -85,7 +85,7 @@ def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
     """
     try:
         tiles = Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
-        return str(aimc.convert(model, None, static=tiles))
+        return str(aimc.convert(model, tiles))
     except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
 
