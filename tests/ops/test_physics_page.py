@@ -102,8 +102,9 @@ def test_the_operator_has_the_rows_of_the_table_in_their_order():
     rows = rows_of_table()
     assert rows[0] == "Scale" and rows[-1] == "Digital sum" and len(rows) == 13
     comments = "\n".join(re.findall(r"^ +# (.*)$", inspect.getsource(eager_attention), re.MULTILINE))
-    places = [comments.find(row) for row in rows]
-    assert -1 not in places, f"no comment of eager_attention names {rows[places.index(-1)]!r}"
+    found = [re.search(rf"\b{row}\b", comments) for row in rows]
+    assert None not in found, f"no comment of eager_attention names {rows[found.index(None)]!r}"
+    places = [match.start() for match in found]
     assert places == sorted(places)
 
 
