@@ -294,12 +294,14 @@ def test_loading_another_version(
 
 
 def test_converted_folder_is_a_plain_model_to_transformers(
-    model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path
+    model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without aimc, the digital weights load; and converting those again works."""
+    """Without aimc, the digital weights load, not silently; and converting those again works."""
     digital = logits(model)
     saved(model, hardware, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "gain_cell.query_scaler.scale" in caplog.text and "UNEXPECTED" in caplog.text
+    assert is_converted(loaded.config)
     assert torch.equal(logits(loaded), digital)
     assert len(aimc.convert(loaded, hardware).layers) == 2
 
