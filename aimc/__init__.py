@@ -5,6 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -28,6 +33,26 @@ _PUBLIC = {
     "perplexity": "aimc.evaluate.perplexity",
 }
 _PACKAGES = ("calibrate", "circuit", "evaluate", "hardware", "models", "nn", "ops", "plot", "static")
+_MOVED = {
+    "config": "aimc.hardware",
+    "converter": "aimc.hardware.converter",
+    "nonideality": "aimc.hardware.noise",
+    "presets": "aimc.hardware.presets",
+    "checkpoint": "aimc.models.checkpoint",
+    "conversion": "aimc.models.conversion",
+    "families": "aimc.models.families",
+    "hf": "aimc.models.hook",
+    "llama2c": "aimc.models.llama2c",
+    "ranges": "aimc.calibrate.ranges",
+    "record": "aimc.calibrate.observation",
+    "design": "aimc.evaluate.design",
+    "explore": "aimc.evaluate.tradeoff",
+    "plot_attention": "aimc.plot.attention",
+    "plot_chip": "aimc.plot.chip",
+    "plot_circuit": "aimc.plot.circuit",
+    "plot_cost": "aimc.plot.cost",
+}
+"""Modules that lay here until version 0.1, and where each is now; the old names are kept for one version."""
 
 __all__ = [*_PUBLIC, *_PACKAGES]
 
@@ -39,7 +64,35 @@ def __getattr__(name: str) -> Any:
         return module if module.__name__.endswith(f".{name}") and not hasattr(module, name) else getattr(module, name)
     if name in _PACKAGES:
         return importlib.import_module(f"aimc.{name}")
+    if name in _MOVED:
+        return _moved(name, stacklevel=3)
     raise AttributeError(f"module 'aimc' has no attribute {name!r}")
+
+
+def _moved(name: str, stacklevel: int) -> ModuleType:
+    """The module itself under its old name, told once: the name stands in `sys.modules` and here afterwards."""
+    warnings.warn(f"aimc.{name} is {_MOVED[name]} now", DeprecationWarning, stacklevel=stacklevel)
+    module = importlib.import_module(_MOVED[name])
+    sys.modules[f"aimc.{name}"] = module
+    globals().setdefault(name, module)
+    return module
+
+
+class _MovedModules(MetaPathFinder, Loader):
+    """Finds and loads `import aimc.hf` and `from aimc.hf import …`, which ask no `__getattr__`."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        package, _, module = name.rpartition(".")
+        return ModuleSpec(name, self) if package == "aimc" and module in _MOVED else None
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """An empty one, which :meth:`exec_module` replaces."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        _moved(module.__name__.removeprefix("aimc."), stacklevel=3)
+
+
+sys.meta_path.append(_MovedModules())
 
 
 def _command() -> None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from aimc.models.hook import gain_cell_layers
 from aimc.models.modes import evaluating
+from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import PARTS, GainCellAttention
 from aimc.ops.attention import Details
 
@@ -160,10 +161,14 @@ def observing_digital(model: PreTrainedModel, observe: DigitalObserver) -> Itera
 
     q, k and v are as the attention receives them, `[B, H, T, D]` and `[B, H_kv, T, D]`, the output is `[B, T, H, D]`,
     and `scaling` is what the scores are multiplied by.
+
+    Raises:
+        ValueError: a converted model that a plain loader has read.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    require_as_saved(model)
     AttentionInterface.register(OBSERVED, _observed_attention)
     AttentionMaskInterface.register(OBSERVED, sdpa_mask)
     before = model.config._attn_implementation

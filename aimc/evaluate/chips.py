@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from aimc.hardware import Noise
 from aimc.models.hook import gain_cell_layers, set_chip, set_generator, write_record
+from aimc.models.substrates import require_as_saved
 from aimc.static.tiles import seeded, static_layers
 
 
@@ -29,12 +30,13 @@ class chips_of:
         seed: number of the first chip; the others follow it.
 
     Raises:
-        ValueError: no chip, or noise asked of a model without gain cells.
+        ValueError: no chip, noise asked of a model without gain cells, or a converted model that a plain loader read.
     """
 
     def __init__(self, model: PreTrainedModel, n: int = 1, noise: Noise | None = None, seed: int = 0) -> None:
         if n < 1:
             raise ValueError(f"chips={n}: at least one chip is needed; give chips=1 or more")
+        require_as_saved(model)
         layers = list(gain_cell_layers(model))
         if not layers and noise is not None and noise.active():
             raise ValueError(

@@ -3,7 +3,7 @@
 Calibration, measurements and the pipeline call it. It imports `aimc.nn` and below.
 """
 
-from aimc.models.checkpoint import from_pretrained
+from aimc.models.checkpoint import from_pretrained, is_converted
 from aimc.models.conversion import convert, to_digital
 from aimc.models.families import FAMILIES, attention_layers
 from aimc.models.hook import (
@@ -26,6 +26,7 @@ __all__ = [
     "gain_cell_layers",
     "hardware_of",
     "has_arrays",
+    "is_converted",
     "is_digital",
     "set_chip",
     "set_generator",

@@ -4,26 +4,32 @@ wrote."""
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
-from huggingface_hub.utils import get_session
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers import logging as hf_logging
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from aimc.models.hub import quiet_libraries, require_reachable
 from aimc.models.substrates import Substrate, substrates
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Options of transformers' `from_pretrained` that say where files are."""
-NETWORK_TIMEOUT_S = 5.0
-"""How long the hub may take to answer at all."""
+INDEX = "model.safetensors.index.json"
+CACHE_OPTIONS = ("cache_dir", "revision", "subfolder")
+"""Those of them that say where in the hub's cache."""
+
+
+class _IncompleteWeights(Exception):
+    """The files can be read, and some of the model is not in them or has another shape."""
+
+
+READ_ERRORS = (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, _IncompleteWeights)
+"""What a damaged copy raises while its weights are read. Anything else, such as a wrong keyword, is told as it is."""
 
 
 def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -39,82 +45,73 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
             are float32 always.
 
     Raises:
-        FileNotFoundError: no such folder or hub repository, or no network to ask for it.
+        FileNotFoundError: no such folder or hub repository, no network to ask for it, or no weights in it.
         ValueError: it holds a plain digital model, is incomplete or damaged, or was written for an unknown hardware
             version.
+        TypeError: a keyword that neither transformers nor the model knows.
         aimc.static.MissingAihwkit: it has static tiles, and aihwkit is not installed.
     """
     path = str(path)
     where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-    if not Path(path).is_dir() and not where.get("local_files_only") and not _hub_answers(path):
-        kwargs["local_files_only"] = where["local_files_only"] = (
-            True  # downloaded before, or FileNotFoundError without minutes of retries
-        )
-        kwargs.setdefault(
-            "adapter_kwargs", {"local_files_only": True}
-        )  # where peft is installed, transformers asks for an adapter, too
+    cache = {name: where[name] for name in CACHE_OPTIONS if where.get(name)}
+    if not Path(path).is_dir() and not where.get("local_files_only") and not require_reachable(path, **cache):
+        kwargs["local_files_only"] = where["local_files_only"] = True  # asks nothing of a hub that does not answer
+        # where peft is installed, transformers asks for an adapter, too
+        kwargs.setdefault("adapter_kwargs", {"local_files_only": True})
     records = _records(path, where)
     try:
         read = [(substrate, substrate.read_record(record)) for substrate, record in records]
     except ValueError as error:
         raise ValueError(f"{path}/config.json: {error}") from error
-    with _reading_weights(path):
-        model = _digital_part(path, kwargs)
-        saved = _analog_tensors(path, where)
+    with quiet_libraries():
+        files = _weight_files(path, where)
+        with _reading_weights(path):
+            saved = _analog_tensors(files)
+            model = _digital_part(path, kwargs)
     for substrate, _ in records:
         delattr(model.config, substrate.record_key)  # written again as it is rebuilt
     for substrate, what in read:
         substrate.rebuild(model, what)
-    expected = {name for name in model.state_dict() if _is_analog(name)}
-    if expected != set(saved):
-        odd = sorted(expected ^ set(saved))
-        raise ValueError(
-            f"{path}: the scalers or tiles do not fit the model (first: {odd[0]}); the folder is incomplete or from"
-            " another version, convert again"
-        )
-    model.load_state_dict(saved, strict=False)  # exactly the analog parts, checked above; the others are in place
+    _load_analog(model, saved, path)
     for substrate, what in read:
         substrate.finish(model, what)
     return model
 
 
-def _hub_answers(name: str) -> bool:
-    """Whether the hub can be asked for a repository: one request, where its client would retry for half a minute.
+def is_converted(model: str | Path | PretrainedConfig) -> bool:
+    """Whether a folder, or a model's config, is that of a converted model: gain-cell arrays, static tiles, or both.
+
+    A plain loader, such as transformers' `AutoModelForCausalLM`, makes a digital model of such a folder, with weights
+    that were trained for arrays; whoever reads folders he did not write should ask first.
+
+    Args:
+        model: folder with a `config.json`, that file itself, or a config that was read already. Of a hub name, give
+            `transformers.AutoConfig.from_pretrained(name)`.
 
     Raises:
-        FileNotFoundError: the name is a path, which the hub cannot have.
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged.
     """
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-        raise FileNotFoundError(
-            f"{name}: no model there (no such folder); give a folder written by save_pretrained, or a hub name"
-            " owner/name"
-        )
-    try:
-        get_session().head(constants.ENDPOINT, timeout=NETWORK_TIMEOUT_S)
-    except Exception:  # no route, no name service, offline mode: each client library has its own kind
-        return False
-    return True
+    if isinstance(model, PretrainedConfig):
+        return any(getattr(model, key, None) is not None for key in _keys())
+    file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
+    if not file.is_file():
+        raise FileNotFoundError(f"{model}: no model there (no config.json); give a folder written by save_pretrained")
+    config = _config(str(model), str(file))
+    return any(config.get(key) is not None for key in _keys())
+
+
+def _keys() -> list[str]:
+    """Where records of analog hardware stand in a `config.json`."""
+    return [substrate.record_key for substrate in substrates()]
 
 
 def _records(path: str, where: dict[str, Any]) -> list[tuple[Substrate, Any]]:
     """What stands in `config.json` of each kind of hardware that the model is on."""
-    reason: OSError | None = None
-    try:
-        config_file = cached_file(path, "config.json", **where)
-    except OSError as error:
-        config_file, reason = None, error
-    if config_file is None:
-        raise FileNotFoundError(
-            f"{path}: no model there (no config.json); give a folder written by save_pretrained, or a hub name and a"
-            " network"
-        ) from reason
-    try:
-        config = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path}: config.json is damaged ({error}), so nothing is known of the model; use another copy"
-        ) from error
-    records = [(kind, config[kind.record_key]) for kind in substrates() if kind.record_key in config]
+    with quiet_libraries():
+        config_file = _file(path, "config.json", where)
+    config = _config(path, config_file)
+    records = [(kind, config[kind.record_key]) for kind in substrates() if config.get(kind.record_key) is not None]
     if not records:
         raise ValueError(
             f"{path}: a digital model, without analog hardware in its config.json; load it with transformers and call"
@@ -123,32 +120,68 @@ def _records(path: str, where: dict[str, Any]) -> list[tuple[Substrate, Any]]:
     return records
 
 
+def _file(path: str, name: str, where: dict[str, Any]) -> str:
+    """Where a file of a model is on this machine, downloaded if need be.
+
+    Raises:
+        FileNotFoundError: it is not there; of a hub, with the hub's reason.
+    """
+    reason: OSError | None = None
+    try:
+        found = cached_file(path, name, **where)
+    except OSError as error:
+        found, reason = None, error
+    if found is None:
+        told = "" if reason is None or Path(path).is_dir() else f": {str(reason).splitlines()[0]}"
+        if name == "config.json":
+            what, do = "no model there", "give a folder written by save_pretrained, or a hub name and a network"
+        else:
+            what, do = "incomplete", "use another copy, or save it again"
+        raise FileNotFoundError(f"{path}: {what} (no {name}{told}); {do}") from reason
+    return found
+
+
+def _config(path: str, config_file: str) -> dict[str, Any]:
+    """The JSON object in `config.json`, with objects where it speaks of arrays and tiles."""
+    try:
+        config = json.loads(Path(config_file).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or any(not isinstance(config.get(key) or {}, dict) for key in _keys()):
+            raise ValueError("a JSON object is missing")
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: config.json is damaged ({error}), so nothing is known of the model; use another copy"
+        ) from error
+    return config
+
+
 @contextmanager
 def _reading_weights(path: str) -> Iterator[None]:
-    """Whatever goes wrong with the weights, told with the folder's name; transformers keeps quiet about the scalers,
-    which we load."""
-    verbosity = hf_logging.get_verbosity()
-    hf_logging.set_verbosity_error()
+    """Whatever a damaged copy of the weights raises, told with the folder's name."""
     try:
         yield
-    except Exception as error:  # the file formats raise a different kind for each damage
+    except READ_ERRORS as error:
         raise ValueError(
-            f"{path}: its weights cannot be read ({type(error).__name__}:"
+            f"{path}: its weights cannot be read ({type(error).__name__.lstrip('_')}:"
             f" {str(error).splitlines()[0] if str(error) else 'no message'}); the folder is incomplete or damaged, use"
             " another copy"
         ) from error
-    finally:
-        hf_logging.set_verbosity(verbosity)
 
 
 def _digital_part(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     """The model without its arrays, in the dtype it was saved in, every weight of it from the file."""
     if not {"dtype", "torch_dtype"} & kwargs.keys():
         kwargs = {**kwargs, "dtype": "auto"}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **{**kwargs, "output_loading_info": True})
+    # Tensors of another shape are let through, and refused below by name.
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **{**kwargs, **told})
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
-        raise KeyError(f"{len(missing)} weights are not in the file, the first is {missing[0]}")
+        raise _IncompleteWeights(f"{len(missing)} weights are not in the file, the first is {missing[0]}")
+    if other := sorted(info["mismatched_keys"]):
+        name, in_file, in_model = other[0]
+        raise _IncompleteWeights(
+            f"size mismatch for {name}: {tuple(in_file)} in the file, {tuple(in_model)} in the model"
+        )
     return model
 
 
@@ -157,12 +190,50 @@ def _is_analog(name: str) -> bool:
     return any(substrate.owns(name) for substrate in substrates())
 
 
-def _analog_tensors(path: str, where: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of arrays and tiles, by name, from one safetensors file or from shards."""
-    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **where)
-    names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else ["model.safetensors"]
+def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
+    """The safetensors files of a model, one or shards, all of them there.
+
+    Raises:
+        FileNotFoundError: one is missing.
+        ValueError: the list of shards is damaged.
+    """
+    index = cached_file(path, INDEX, _raise_exceptions_for_missing_entries=False, **where)
+    if not index:
+        return [_file(path, "model.safetensors", where)]
+    with _reading_weights(path):
+        listed = json.loads(Path(index).read_text(encoding="utf-8"))
+        shards = listed.get("weight_map") if isinstance(listed, dict) else None
+        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
+            raise _IncompleteWeights(f"{INDEX} has no weight_map")
+    return [_file(path, name, where) for name in sorted(set(shards.values()))]
+
+
+def _analog_tensors(files: list[str]) -> dict[str, Tensor]:
+    """The tensors of arrays and tiles, by name."""
     found: dict[str, Tensor] = {}
-    for name in names:
-        with safe_open(cached_file(path, name, **where), framework="pt") as tensors:
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
             found |= {key: tensors.get_tensor(key) for key in tensors.keys() if _is_analog(key)}  # noqa: SIM118 (not a dict)
     return found
+
+
+def _load_analog(model: PreTrainedModel, saved: dict[str, Tensor], path: str) -> None:
+    """Fill arrays and tiles, exactly those; the other weights are in place.
+
+    Raises:
+        ValueError: one is missing, too many, or of another shape.
+    """
+    odd = sorted({name for name in model.state_dict() if _is_analog(name)} ^ set(saved))
+    reason: RuntimeError | None = None
+    if not odd:
+        try:
+            model.load_state_dict(saved, strict=False)
+        except RuntimeError as error:
+            odd, reason = [line.strip() for line in str(error).splitlines() if "size mismatch" in line], error
+            if not odd:  # a full memory, say, which is no damage
+                raise
+    if odd:
+        raise ValueError(
+            f"{path}: the scalers or tiles do not fit the model (first: {odd[0]}); the folder is incomplete or from"
+            " another version, convert again"
+        ) from reason

@@ -89,6 +89,22 @@ def substrates_under(model: PreTrainedModel) -> list[Substrate]:
     return [substrate for substrate in substrates() if substrate.is_under(model)]
 
 
+def require_as_saved(model: PreTrainedModel) -> None:
+    """Refuse a model whose config says that it is on hardware which is not there.
+
+    Raises:
+        ValueError: a plain loader has read a converted model's folder and left the arrays or tiles out, so what its
+            weights were trained for is gone.
+    """
+    for substrate in substrates():
+        if hasattr(model.config, substrate.record_key) and not substrate.is_under(model):
+            raise ValueError(
+                f"config.{substrate.record_key} says that this {type(model).__name__} is converted, and a plain loader"
+                " has left the analog part out: its weights were trained for it, so every number would be wrong; load"
+                " the folder with aimc.from_pretrained (then aimc.to_digital for its digital part)"
+            )
+
+
 def forget_stale_records(model: PreTrainedModel) -> None:
     """Drop records of hardware that the model is not on: its folder was read as a digital model's."""
     for substrate in substrates():

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 
 import aimc
 from aimc.hardware import HARDWARE_VERSION, Array, Hardware
+from aimc.models.checkpoint import is_converted
 from aimc.models.hook import gain_cell_layers, hardware_of, set_generator
 from tests.conftest import REPOSITORY
 from tests.tiny_models import FAMILIES, ids, tiny_model
@@ -139,7 +140,7 @@ def test_hub_model_from_the_cache_without_network(
 ) -> None:
     trained(model, hardware).save_pretrained(tmp_path / "m", max_shard_size=shards)
     repository_in_cache(tmp_path / "cache", tmp_path / "m")
-    monkeypatch.setattr("aimc.models.checkpoint._hub_answers", lambda name: False)
+    monkeypatch.setattr("aimc.models.hub.hub_answers", lambda name: False)
     assert_same(aimc.from_pretrained("someone/model", cache_dir=tmp_path / "cache"), model)
 
 
@@ -178,14 +179,68 @@ def test_loading_a_truncated_file(model: GPT2LMHeadModel, hardware: Hardware, tm
 
 def test_loading_without_the_weights(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
     (saved(model, hardware, tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="weights cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"incomplete \(no model.safetensors\)"):
         aimc.from_pretrained(tmp_path)
 
 
 def test_loading_with_a_shard_missing(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
     trained(model, hardware).save_pretrained(tmp_path, max_shard_size="20KB")
-    sorted(tmp_path.glob("model-*.safetensors"))[-1].unlink()
-    with pytest.raises(ValueError, match="weights cannot be read"):
+    lost = sorted(tmp_path.glob("model-*.safetensors"))[-1]
+    lost.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"incomplete \(no {lost.name}\)"):
+        aimc.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"a": 1}}'])
+def test_loading_with_a_damaged_list_of_shards(
+    index: str, model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path
+) -> None:
+    (saved(model, hardware, tmp_path) / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match="incomplete or damaged"):
+        aimc.from_pretrained(tmp_path)
+
+
+def test_a_wrong_keyword_is_told_as_such(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
+    saved(model, hardware, tmp_path)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        aimc.from_pretrained(tmp_path, colour="red")
+
+
+@pytest.mark.parametrize("error", [AttributeError("a mistake"), RuntimeError("out of memory")])
+def test_other_errors_are_no_damage(
+    error: Exception, model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistakes in a program, or a machine that is too small, come out as they are."""
+    saved(model, hardware, tmp_path)
+
+    def fails(self: PreTrainedModel, *args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(GPT2LMHeadModel, "__init__", fails)
+    with pytest.raises(type(error), match=str(error)) as caught:
+        aimc.from_pretrained(tmp_path)
+    assert caught.value is error
+    monkeypatch.undo()
+    monkeypatch.setattr(GPT2LMHeadModel, "load_state_dict", fails)
+    with pytest.raises(type(error), match=str(error)):
+        aimc.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("transformer.h.1.mlp.c_fc.weight", "size mismatch for .*c_fc.*incomplete or damaged"),
+        ("transformer.h.1.attn.gain_cell.key_scaler.offset", "do not fit.*size mismatch for .*key_scaler"),
+    ],
+)
+def test_loading_a_tensor_of_another_shape(
+    changed: str, message: str, model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path
+) -> None:
+    file = saved(model, hardware, tmp_path) / "model.safetensors"
+    tensors = load_file(file)
+    tensors[changed] = torch.zeros(3, 5)
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
         aimc.from_pretrained(tmp_path)
 
 
@@ -213,6 +268,15 @@ def test_loading_a_damaged_config(model: GPT2LMHeadModel, hardware: Hardware, tm
     file.write_text(file.read_text()[:100])
     with pytest.raises(ValueError, match="config.json is damaged"):
         aimc.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        is_converted(tmp_path)
+
+
+@pytest.mark.parametrize("config", ["[]", '{"aimc": 3}', '{"aimc_static": "tiles"}'])
+def test_loading_a_config_of_other_kinds(config: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        aimc.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -230,11 +294,42 @@ def test_loading_another_version(
 
 
 def test_converted_folder_is_a_plain_model_to_transformers(
-    model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path
+    model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without aimc, the digital weights load; and converting those again works."""
+    """Without aimc, the digital weights load, not silently; and converting those again works."""
     digital = logits(model)
     saved(model, hardware, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "gain_cell.query_scaler.scale" in caplog.text and "UNEXPECTED" in caplog.text
+    assert is_converted(loaded.config)
     assert torch.equal(logits(loaded), digital)
     assert len(aimc.convert(loaded, hardware).layers) == 2
+
+
+def test_a_folder_says_whether_it_is_converted(model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path) -> None:
+    digital, analog, tiles = tmp_path / "digital", tmp_path / "analog", tmp_path / "tiles"
+    model.save_pretrained(digital)
+    model.config.aimc_static = {"version": 1}
+    model.config.save_pretrained(tiles)
+    del model.config.aimc_static
+    saved(model, hardware, analog)
+    for folder, expected in ((digital, False), (analog, True), (tiles, True)):
+        assert is_converted(folder) is is_converted(str(folder)) is is_converted(folder / "config.json") is expected
+        assert is_converted(AutoConfig.from_pretrained(folder)) is expected
+    assert is_converted(model.config) and not is_converted(aimc.to_digital(model).config)
+    with pytest.raises(FileNotFoundError, match="no config.json"):
+        is_converted(tmp_path)
+
+
+def test_a_converted_folder_that_a_plain_loader_has_read_is_not_measured_as_digital(
+    model: GPT2LMHeadModel, hardware: Hardware, tmp_path: Path, tokens: torch.Tensor
+) -> None:
+    """Its weights were trained for the arrays that the loader leaves out, so every ratio to it would be wrong."""
+    aimc.convert(model, hardware)
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"config\.aimc says that this GPT2LMHeadModel is converted.*from_pretrained"):
+        aimc.perplexity(plain, tokens)
+    with pytest.raises(ValueError, match="a plain loader has left the analog part out"):
+        aimc.match_statistics(model, plain, [tokens[:32].view(1, 32)], parts=("output",))
+    aimc.perplexity(aimc.to_digital(aimc.from_pretrained(tmp_path)), tokens)

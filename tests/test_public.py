@@ -1,0 +1,66 @@
+"""The public face: names of the flat layout of version 0.1 work on, with one warning that says where each is now."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import aimc
+
+SAYS = "import warnings; warnings.simplefilter('always')\n"
+MOVED = dict(aimc._MOVED)
+
+
+def run(code: str) -> tuple[str, list[str]]:
+    """What a fresh interpreter prints, and the lines in which it warns."""
+    done = subprocess.run([sys.executable, "-c", SAYS + code], capture_output=True, text=True, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "DeprecationWarning: aimc." in line]
+
+
+def test_a_moved_module_is_the_one_at_its_new_place() -> None:
+    """By attribute, by import and by `from … import`; each is told once, with the place to go."""
+    code = (
+        "import sys, importlib, aimc\n"
+        f"moved = {MOVED!r}\n"
+        "for old, new in moved.items():\n"
+        "    first = importlib.import_module('aimc.' + old)\n"
+        "    exec(f'import aimc.{old}; from aimc import {old} as second')\n"
+        "    real = importlib.import_module(new)\n"
+        "    assert first is second is getattr(aimc, old) is sys.modules['aimc.' + old] is real, old\n"
+        "    assert real.__name__ == real.__spec__.name == new, old\n"
+    )
+    _, warned = run(code)
+    assert len(warned) == len(MOVED)
+    for (old, new), line in zip(MOVED.items(), warned, strict=True):
+        assert line.endswith(f"DeprecationWarning: aimc.{old} is {new} now")
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import aimc; aimc.converter",
+        "import aimc.converter",
+        "from aimc import converter",
+        "from aimc.nonideality import Noise",
+        "from aimc.presets import typical",
+    ],
+)
+def test_the_warning_names_the_users_line(use: str) -> None:
+    """Python shows a deprecation by default only where the user's own program is the one to change."""
+    done = subprocess.run([sys.executable, "-c", use], capture_output=True, text=True, check=True)
+    assert done.stderr.count("DeprecationWarning: aimc.") == 1 and "<string>:1: Dep" in done.stderr
+
+
+def test_new_names_warn_nothing() -> None:
+    names = sorted({*aimc.__all__} - {"static", "plot"})
+    out, warned = run(f"import aimc\nfor name in {names!r}: getattr(aimc, name)\nprint(aimc.presets.__name__)")
+    assert (out.strip(), warned) == ("aimc.hardware.presets", [])
+
+
+def test_an_unknown_module_is_unknown() -> None:
+    for name in ("aimc.nonsense", "aimc.models.hf", "aimc.hf.nonsense"):
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module(name)
