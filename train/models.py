@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     PretrainedConfig,
@@ -18,14 +22,17 @@ from transformers import (
 import aimc
 from aimc.hardware import Hardware
 from aimc.models import llama2c
+from aimc.models.checkpoint import _hub_answers
 from aimc.models.families import attention_layers
-from aimc.models.hook import CONFIG_KEY
+from aimc.models.hook import CONFIG_KEY, is_digital
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 from aimc.static.tiles import STATIC_KEY
 
 from .errors import RunError
-from .schema import DataConfig, ModelConfig, StaticConfig
+
+if TYPE_CHECKING:
+    from .schema import DataConfig, ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -77,6 +84,11 @@ def onto_arrays(model: PreTrainedModel, hardware: Hardware) -> str:
         raise RunError(str(error)) from error
 
 
+def static_from(static: StaticConfig) -> Static:
+    """The library's configuration of static tiles."""
+    return Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
+
+
 def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
     """Linear layers onto static tiles, in place; returns the report of :func:`aimc.convert`.
 
@@ -84,17 +96,16 @@ def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
         RunError: the tiles cannot be made, or aihwkit is not installed.
     """
     try:
-        tiles = Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
-        return str(aimc.convert(model, None, static=tiles))
+        return str(aimc.convert(model, None, static=static_from(static)))
     except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
 
 
-def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) -> int:
+def context_of(data: DataConfig, model: PretrainedConfig) -> int:
     """Tokens a sequence: `data.context`, or as many as the model has positions.
 
     Raises:
-        RunError: more than that, or a stride that would leave tokens out.
+        RunError: more than that, or neither is known.
     """
     positions = getattr(model, "max_position_embeddings", None)
     context = data.context or positions
@@ -107,11 +118,12 @@ def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) ->
             f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set"
             f" data.context={positions} or less"
         )
-    if stride is not None and stride > context:
-        raise RunError(
-            f"stride={stride}: windows of {context} tokens that far apart leave tokens out; set it to {context} or less"
-        )
     return context
+
+
+def has_arrays(model: PreTrainedModel) -> bool:
+    """Whether some layer's attention runs on gain-cell arrays."""
+    return not is_digital(model)
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
@@ -127,8 +139,92 @@ def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConf
         )
 
 
-def load_digital(source: str) -> PreTrainedModel:
+@cache
+def where(source: str) -> dict[str, bool]:
+    """The options with which transformers looks for `source`: only in earlier downloads where the hub does not answer.
+
+    It is asked once a command, shortly; the library's own client would try for half a minute, aloud.
+    """
+    if Path(source).exists():
+        return {}
+    try:
+        return {} if _hub_answers(source) else {"local_files_only": True}
+    except FileNotFoundError:  # a path, not a name
+        return {"local_files_only": True}
+
+
+def _not_there(source: str, setting: str, error: Exception) -> RunError:
+    if isinstance(error, (OSError, ValueError)) and where(source) and not Path(source).exists():
+        return RunError(
+            f"{setting}={source}: no model there: no such folder, the hub does not answer, and no earlier download"
+            " holds it; check the path or the network"
+        )
+    reason = next(iter(str(error).splitlines()), "no reason given")
+    return RunError(
+        f"{setting}={source}: cannot be loaded ({type(error).__name__}: {reason}); check the path or the network"
+    )
+
+
+def config_of(source: str, setting: str = "model.source") -> PretrainedConfig:
+    """The config of a digital model, from a folder, the hub or a llama2.c checkpoint.
+
+    Raises:
+        RunError: there is none, or it is that of a converted model.
+    """
+    try:
+        checkpoint = llama2c.find_checkpoint(source)
+        config = AutoConfig.from_pretrained(source, **where(source)) if checkpoint is None else None
+    except Exception as error:  # missing, damaged, no network: the library raises a different kind for each
+        raise _not_there(source, setting, error) from error
+    if config is None:
+        assert checkpoint is not None
+        return _of_llama2c(llama2c.load_config, checkpoint, source, setting)
+    if is_converted(config.to_dict()):
+        raise RunError(
+            f"{setting}={source}: a converted model, whose gain-cell arrays or static tiles a digital model has not;"
+            " read as one it would lose them without a word, and whatever is compared with it would be wrong; give the"
+            " folder of the digital model, such as checkpoints/shipped/digital"
+        )
+    return config
+
+
+def _of_llama2c(load: Any, checkpoint: Path, source: str, setting: str) -> Any:
+    try:
+        return load(checkpoint)
+    except Exception as error:  # truncated, or another layout
+        raise _not_there(source, setting, error) from error
+
+
+def is_converted(config: dict[str, Any]) -> bool:
+    """Whether a `config.json` tells of gain-cell arrays or static tiles."""
+    return any(config.get(key) is not None for key in (CONFIG_KEY, STATIC_KEY))
+
+
+def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
     """A pretrained causal language model from a folder, the hub or a llama2.c checkpoint, in float32.
+
+    Args:
+        source: folder or hub name.
+        setting: what the user calls it.
+
+    Raises:
+        RunError: it cannot be loaded, or is a converted one.
+    """
+    config = config_of(source, setting)
+    checkpoint = llama2c.find_checkpoint(source)
+    if checkpoint is not None:
+        return _of_llama2c(llama2c.load_model, checkpoint, source, setting)
+    quiet = {"adapter_kwargs": {"local_files_only": True}} if where(source) else {}  # peft would ask, too
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=torch.float32, **where(source), **quiet
+        )
+    except Exception as error:  # as above
+        raise _not_there(source, setting, error) from error
+
+
+def load_tokenizer(source: str, setting: str = "model.source") -> PreTrainedTokenizerBase:
+    """The tokenizer of a pretrained model.
 
     Raises:
         RunError: it cannot be loaded.
@@ -136,12 +232,12 @@ def load_digital(source: str) -> PreTrainedModel:
     checkpoint = llama2c.find_checkpoint(source)
     try:
         if checkpoint is not None:
-            return llama2c.load_model(checkpoint)
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except Exception as error:  # missing, truncated, no network: the library raises a different kind for each
+            return llama2c.load_tokenizer(checkpoint)
+        return AutoTokenizer.from_pretrained(source, **where(source))
+    except (OSError, ValueError) as error:
         raise RunError(
-            f"model.source={source}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); check the"
-            " path or the network"
+            f"{setting}={source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a folder that"
+            " holds one, or check the network"
         ) from error
 
 
@@ -169,7 +265,7 @@ def load_any(folder: str) -> PreTrainedModel:
             f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
         )
     try:
-        converted = bool({CONFIG_KEY, STATIC_KEY} & json.loads(config_file.read_text(encoding="utf-8")).keys())
+        converted = is_converted(json.loads(config_file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise RunError(f"checkpoint={folder}: config.json is damaged ({error}); use another copy") from error
-    return load_analog(Path(folder)) if converted else load_digital(folder)
+    return load_analog(Path(folder)) if converted else load_digital(folder, "checkpoint")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,7 +20,10 @@ from aimc.models import llama2c
 from . import corpus
 from .errors import RunError
 from .files import write_json
-from .schema import DataConfig
+from .models import load_tokenizer
+
+if TYPE_CHECKING:
+    from .schema import DataConfig
 
 END_OF_TEXT = "<|endoftext|>"
 _BATCH = 256
@@ -123,16 +126,7 @@ def _fingerprint(config: DataConfig, model_source: str | None) -> str:
 
 def _tokenizer(config: DataConfig, model_source: str | None, folder: Path) -> PreTrainedTokenizerBase:
     if model_source is not None:
-        checkpoint = llama2c.find_checkpoint(model_source)
-        try:
-            if checkpoint is not None:
-                return llama2c.load_tokenizer(checkpoint)
-            return AutoTokenizer.from_pretrained(model_source)
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"model.source={model_source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a"
-                " folder that holds one, or check the network"
-            ) from error
+        return load_tokenizer(model_source)
     if (folder / "tokenizer").exists():
         return AutoTokenizer.from_pretrained(folder / "tokenizer")
     tokenizer = train_tokenizer((text for split, text in documents(config) if split == "train"), config.vocab_size)

@@ -1,0 +1,81 @@
+"""One checkpoint on one text: what is opened for it, what is measured, what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel
+
+import aimc
+from aimc.evaluate.measurement import Measurement
+from aimc.evaluate.perplexity import ablation, nonideality_sweep, perplexity
+from aimc.hardware import Noise
+
+from .errors import RunError
+from .measuring import handed_on, placed
+from .models import context_of, has_arrays, load_any, require_vocabulary
+from .report import write_results
+from .tables import Say, ablation_table, announced, sweep_table
+from .tokens import prepare
+
+if TYPE_CHECKING:
+    from .schema import EvaluationConfig
+
+
+def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
+    """The model to measure.
+
+    Raises:
+        RunError: none is there, or it has nothing that could be non-ideal.
+    """
+    model = load_any(checkpoint)
+    if nonideality.active() and not has_arrays(model):
+        raise RunError(
+            f"checkpoint={checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
+            " name a converted model"
+        )
+    return model
+
+
+def text_of(settings: EvaluationConfig, model: PretrainedConfig) -> tuple[Tensor, Measurement]:
+    """The text, int64 `[N]`, in the model's own tokens, and the measurement with its windows settled.
+
+    Raises:
+        RunError: unusable text, windows or tokenizer.
+    """
+    context = settings.measure.context or context_of(settings.data, model)
+    measurement = placed(settings.measure, context, getattr(model, "max_position_embeddings", None))
+    data = prepare(settings.data, settings.checkpoint, context)
+    require_vocabulary(data.tokenizer, model, settings.checkpoint)
+    return data.tensor(settings.split, measurement.tokens), measurement
+
+
+def measure(
+    model: PreTrainedModel,
+    text: Tensor,
+    measurement: Measurement,
+    nonideality: Noise,
+    ablate: bool,
+    folder: Path,
+    say: Say,
+) -> None:
+    """Measure perplexity clean and under each non-ideality, where asked also with each effect off; write and show
+    it."""
+    rule = handed_on(measurement)
+    without = {}
+    if has_arrays(model):
+        sweep = nonideality_sweep(model, text, nonideality, on_result=announced(say), **rule)
+        if ablate:
+            without = {
+                name if name == "all effects" else f"without {name}": float(value)
+                for name, value in ablation(model, text, **rule).items()
+            }
+    else:
+        sweep = {"clean": perplexity(model, text, **rule)}
+    say(sweep_table(sweep))
+    if without:
+        say(ablation_table(without))
+    write_results(folder, without, sweep)
+    aimc.plot.save(aimc.plot.nonideality_bars(sweep), folder / "nonidealities.png")
