@@ -1,11 +1,11 @@
-# aihwkit comes without what it declares: torchvision, which its tiles never use, breaks transformers beside a CPU-only torch.
 # Two commands are the set-up: `make demo` and `make test`. Both make their own environment in .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST := .venv-oldest
 
-.PHONY: setup demo test slow bench lint format clean
+.PHONY: setup demo test slow bench lint format oldest clean
 
 setup: $(INSTALLED)
 
@@ -38,5 +38,17 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Every module imports with the oldest versions that pyproject.toml allows: first the library with its core dependencies
+# alone, then the pipeline with its extra.
+oldest:
+	rm -rf $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/lower_bounds.py > $(OLDEST)/core.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/core.txt --editable .
+	$(OLDEST)/bin/python .ci/import_all.py
+	$(PYTHON) .ci/lower_bounds.py train > $(OLDEST)/train.txt
+	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/train.txt --editable '.[train]'
+	$(OLDEST)/bin/python .ci/import_all.py --train
+
 clean:
-	rm -rf $(VENV) data checkpoints/demo checkpoints/run
+	rm -rf $(VENV) $(OLDEST) data checkpoints/demo checkpoints/run

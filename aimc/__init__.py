@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 from typing import Any
 
 __version__ = "0.1.0"
@@ -22,7 +24,7 @@ _PUBLIC = {
     "initialise_scalers": "aimc.calibrate.statistics",
     "match_statistics": "aimc.calibrate.statistics",
     "calibrate_ranges": "aimc.calibrate.ranges",
-    "clip_fractions": "aimc.calibrate.observation",
+    "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",
 }
 _PACKAGES = ("calibrate", "circuit", "evaluate", "hardware", "models", "nn", "ops", "plot", "static")
@@ -38,3 +40,13 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"aimc.{name}")
     raise AttributeError(f"module 'aimc' has no attribute {name!r}")
+
+
+def _command() -> None:
+    """The console command `aimc`: its code is in `aimc.train` once installed, in `train` beside `aimc` in a clone."""
+    package = "aimc.train" if importlib.util.find_spec("aimc.train") else "train"
+    try:
+        command = importlib.import_module(f"{package}.cli")
+    except ImportError as error:
+        sys.exit(f"error: {error}")
+    command.main()

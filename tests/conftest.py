@@ -85,3 +85,9 @@ def shared_model(name: str) -> PreTrainedModel:
     if not folder.exists():
         pytest.skip(f"{name} is part of the shared data, which is not beside this checkout")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A test that is asked for by its name runs in this process, without workers that import torch again."""
+    named = config.args and all("::" in argument for argument in config.args)
+    return 0 if named else None

@@ -1,95 +1,177 @@
-"""What the README says works: its Python runs, its commands compose, and the quick ones run."""
+"""What README.md and docs/ say works: their Python runs, their commands compose, the quick ones run, their names exist.
+
+A block may be marked by a comment on the line above it: `<!-- not run: why -->` is composed by Hydra or compiled, not
+run; `<!-- needs: module -->` is skipped where that module is missing.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for kind, block in BLOCKS
-    if kind == "bash"
-    for line in block.splitlines()
-    if line.strip()
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", flags=re.DOTALL)
+ENTRY_POINTS = {"train": "train", "evaluate": "train.evaluate", "chip": "train.whole_chip"}
+"""Sub-commands of `aimc` and the modules that they run."""
+SAYS = {
+    "README.md": ["4 attention layers on gain-cell arrays", "over 8 chips"],
+    "researcher.md": ["True"],
+    "evaluator.md": ["4 layers calibrated", "over 4 chips", "86400.0 True"],
+    "designer.md": ["300 mV", "1.48 mm²"],
+}
+"""What the Python of a page prints, among other things."""
+WRITTEN_BY_RUNS = ("checkpoints/run", "checkpoints/smoke", "checkpoints/demo")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    mark: str
+    about: str
+    """What the mark says: a reason, or a module."""
+    kind: str
+    text: str
+
+
+BLOCKS = [Block(page, *found) for page in PAGES for found in BLOCK.findall(page.read_text(encoding="utf-8"))]
+LINES = [
+    (block, line.partition("  #")[0].strip())
+    for block in BLOCKS
+    if block.kind == "bash"
+    for line in block.text.splitlines()
 ]
-TRAIN = [command for command in COMMANDS if command.startswith("python -m train ")]
+COMMANDS = list(dict.fromkeys(line for _, line in LINES if line))
 
 
-def test_the_readme_has_what_this_tests() -> None:
+def module_call(command: str) -> list[str] | None:
+    """The words after `python` that run what a command line runs; None: it runs none of our entry points."""
+    words = shlex.split(command)
+    if words[0] == "torchrun":
+        words = ["python", *words[words.index("-m") :]]
+    if words[:2] == ["python", "-m"] and words[2].removeprefix("aimc.").partition(".")[0] == "train":
+        return ["-m", words[2].removeprefix("aimc."), *words[3:]]
+    if words[0] == "aimc" and words[1] in ENTRY_POINTS:
+        return ["-m", ENTRY_POINTS[words[1]], *words[2:]]
+    return None
+
+
+COMPOSED = {command: call for command in COMMANDS if (call := module_call(command)) is not None}
+
+
+def test_the_readme_is_short_and_has_what_this_tests() -> None:
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 150
     assert {"make demo", "make test"} <= set(COMMANDS)
-    assert len(TRAIN) >= 4
-    others = [
-        c
-        for c in COMMANDS
-        if c not in TRAIN and not c.startswith(("make ", "python -m train.evaluate ", "python -m train.whole_chip "))
+    assert len(COMPOSED) >= 12
+    assert {block.kind for block in BLOCKS} <= {"bash", "python", "text", "yaml"}
+
+
+def test_every_command_is_composed_or_says_why_not() -> None:
+    loose = [
+        line
+        for block, line in LINES
+        if line and line not in COMPOSED and not line.startswith("make ") and block.mark != "not run"
     ]
-    assert others == [], f"commands that no test runs: {others}"
+    assert loose == [], f"commands that no test runs: {loose}"
 
 
 def test_make_targets_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE))
-    assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} <= targets
+    named = re.findall(r"`make (\w+)`", "".join(page.read_text(encoding="utf-8") for page in PAGES))
+    assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} | set(named) <= targets
 
 
-@pytest.mark.parametrize("command", TRAIN)
-def test_train_commands_compose(command: str) -> None:
-    """Hydra's own composition of the exact words, without running them: `--cfg job` prints the config."""
-    words = shlex.split(command)[1:]
+@pytest.mark.parametrize("command", COMPOSED)
+def test_commands_compose(command: str) -> None:
+    """Hydra's own composition of the exact words, without running them: `--cfg job` prints the config. Of a sweep, the
+    first job."""
+    words = [re.sub(r"=([^\[,]*),.*", r"=\1", word) for word in COMPOSED[command] if word != "-m"]
     done = subprocess.run(
-        [sys.executable, *words, "--cfg", "job"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        [sys.executable, "-m", *words, "--cfg", "job"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "hardware:" in done.stdout and "trainer:" in done.stdout
+    assert "nonideality:" in done.stdout
+
+
+def run(words: list[str]) -> str:
+    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_adaptation_command_runs(tmp_path: Path) -> None:
     """The one-stage command, as written, on the shipped linear model; only its size and its output folder are
     changed."""
-    command = next(c for c in TRAIN if "stage=adapt" in c)
-    small = [
-        "stage.test_tokens=2048",
-        "stage.adapt_iterations=1",
-        "stage.calibration_batches=1",
-        "stage.calibration_batch_size=4",
-    ]
-    words = [*shlex.split(command)[1:], *small, f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'data'}"]
-    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    words = next(call for call in COMPOSED.values() if "stage=adapt" in call)
+    small = ["stage.adapt_iterations=1", "stage.calibration_batches=1", "stage.calibration_batch_size=4"]
+    places = [f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'data'}"]
+    run([*words, "measure.tokens=2048", *small, *places])
     assert (tmp_path / "out" / "adapted" / "model.safetensors").exists()
 
 
 def test_evaluation_command_runs(tmp_path: Path) -> None:
     """`python -m train.evaluate` as written, on less text and over fewer chips."""
-    command = next(c for c in COMMANDS if c.startswith("python -m train.evaluate "))
-    small = ["chips=2", "tokens=1024", f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'data'}"]
-    words = [word for word in shlex.split(command)[1:] if not word.startswith("chips=")] + small
-    done = subprocess.run([sys.executable, *words], cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all together" in done.stdout
+    words = next(call for call in COMPOSED.values() if "train.evaluate" in call)
+    small = [word for word in words if not word.startswith("measure.chips=")] + [
+        "measure.chips=2",
+        "measure.tokens=1024",
+    ]
+    printed = run([*small, f"output_dir={tmp_path / 'out'}", f"data.cache_dir={tmp_path / 'data'}"])
+    assert "all together" in printed
     assert {"results.json", "results.csv", "nonidealities.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_python_runs_as_written(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page", SAYS)
+def test_python_runs_as_written(page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
-    snippets = [block for kind, block in BLOCKS if kind == "python"]
-    assert len(snippets) == 4
-    for snippet in snippets:
-        exec(compile(snippet, "README.md", "exec"), {})
+    blocks = [block for block in BLOCKS if block.page.name == page and block.kind == "python"]
+    for block in blocks:
+        code = compile(block.text, page, "exec")
+        if block.mark == "needs" and importlib.util.find_spec(block.about) is None:
+            pytest.skip(f"{page} needs {block.about}, which is not installed")
+        if block.mark != "not run":
+            exec(code, {"__name__": page})
     printed = capsys.readouterr().out
-    assert "4 attention layers on gain-cell arrays" in printed
-    assert "over 8 chips" in printed
-    assert "4 layers calibrated" in printed
-    assert "300 mV" in printed and "1.48 mm²" in printed
+    for text in SAYS[page]:
+        assert text in printed
 
 
-def test_every_link_and_picture_exists() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("http") or (REPOSITORY / target).exists(), target
+def test_every_page_with_python_is_run() -> None:
+    assert {block.page.name for block in BLOCKS if block.kind == "python" and block.mark != "not run"} <= {*SAYS}
+
+
+@pytest.mark.parametrize("page", [*PAGES, REPOSITORY / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_link_path_and_name_exists(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+    for other, anchor in re.findall(r"\]\(([^)#]+\.md)#([^)]+)\)", text):
+        headings = re.findall(r"^#+ (.*)$", (page.parent / other).read_text(encoding="utf-8"), flags=re.MULTILINE)
+        assert anchor in [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings], anchor
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for path in re.findall(r"`((?:aimc|train|conf|tests|docs|notebooks|checkpoints|benchmarks|\.ci)/[\w./-]*)", prose):
+        assert (REPOSITORY / path).exists() or path.startswith(WRITTEN_BY_RUNS), path
+    for name in re.findall(r"`(aimc(?:\.\w+)+)", prose):
+        assert named(name) is not None, name
+
+
+def named(dotted: str) -> object:
+    """What a dotted name stands for; `aimc.train`, which only an installation has, is `train` here."""
+    module, *names = re.sub(r"^aimc\.train\b", "train", dotted).split(".")
+    found: object = importlib.import_module(module)
+    for name in names:
+        module = f"{module}.{name}"
+        if not hasattr(found, name):
+            importlib.import_module(module)
+        found = getattr(found, name)
+    return found

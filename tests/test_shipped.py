@@ -100,6 +100,7 @@ def test_scores_exactly_what_its_card_says(stage: str) -> None:
 def test_the_whole_chip_scores_exactly_what_its_card_says() -> None:
     """Three programmings, a day later, drift compensated."""
     pytest.importorskip("aihwkit")
+    from aimc.evaluate.ageing import ageing
     from aimc.static.programming import DAY_S
     from train.schema import DataConfig
     from train.tokens import prepare
@@ -110,9 +111,7 @@ def test_the_whole_chip_scores_exactly_what_its_card_says() -> None:
             " other text"
         )
     tokens = prepare(DataConfig(), str(SHIPPED / "digital"), 256).tensor("test", 65536)
-    (day,) = aimc.evaluate.retention(
-        load("joint"), tokens, times_s=[DAY_S], compensation=[True], nonideality=aimc.Noise(), context=256
-    )
+    (day,) = ageing(load("joint"), tokens, times_s=[DAY_S], compensation=[True], nonideality=aimc.Noise(), context=256)
     assert float(day.perplexity) == pytest.approx(
         record("joint")["perplexity"]["trained together, a day after programming"], rel=1e-3
     )

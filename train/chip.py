@@ -10,24 +10,25 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from aimc.circuit import ChipCost, ModelShape, chip_cost
-from aimc.evaluate.ageing import retention
-from aimc.evaluate.error_budget import error_budget, on_tiles, static_of
+from aimc.evaluate.ageing import ageing
+from aimc.evaluate.error_budget import error_budget
 from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Noise
-from aimc.models.hook import hardware_of
+from aimc.models.hook import gain_cell_layers, hardware_of
 from aimc.static.config import Static
+from aimc.static.copies import on_tiles, static_of
 from aimc.static.install import MissingAihwkit, require_aihwkit
 from aimc.static.layers import plan
 from aimc.static.tiles import has_static, static_layers
 
 from .errors import RunError
-from .measuring import handed_on, placed
+from .measuring import placed
 from .models import context_of, has_arrays, load_any, load_digital, require_vocabulary, static_from
 from .tables import Say
 from .tokens import TokenData, prepare
 
 if TYPE_CHECKING:
-    from aimc.evaluate.ageing import Aged
+    from aimc.evaluate.ageing import AgedPerplexity
     from aimc.evaluate.perplexity import Perplexity
 
     from .schema import WholeChipConfig
@@ -130,29 +131,29 @@ def budget(subject: Subject, since_programming_s: float, say: Say) -> dict[str, 
         subject.analog,
         subject.text,
         subject.batches,
+        subject.measurement,
         static=subject.static,
         since_programming_s=since_programming_s,
         nonideality=subject.nonideality,
         on_result=lambda name, value: say(f"  {name}: {value}"),
-        **handed_on(subject.measurement),
     )
     if has_static(subject.analog):
         rows[f"both, {TRAINED}"] = rows.pop("both")
     if subject.untrained is not None:
-        (then,) = retention(
+        (then,) = ageing(
             subject.untrained,
             subject.text,
+            subject.measurement,
             times_s=[since_programming_s],
             compensation=[True],
             nonideality=subject.nonideality,
-            **handed_on(subject.measurement, "programmings"),
         )
         rows[f"both, {UNTRAINED}"] = then.perplexity
         say(f"  both, {UNTRAINED}: {then.perplexity}")
     return rows
 
 
-def curves(subject: Subject, say: Say) -> dict[str, list[Aged]]:
+def curves(subject: Subject, say: Say) -> dict[str, list[AgedPerplexity]]:
     """Held-out perplexity from a second to a year after programming."""
     if has_static(subject.analog):
         models = {TRAINED: subject.analog}
@@ -163,8 +164,7 @@ def curves(subject: Subject, say: Say) -> dict[str, list[Aged]]:
     found = {}
     for name, model in models.items():
         say(f"  {name}: {subject.measurement.chips} programmings, each let drift for a year")
-        rule = handed_on(subject.measurement, "programmings")
-        found[name] = retention(model, subject.text, nonideality=subject.nonideality, **rule)
+        found[name] = ageing(model, subject.text, subject.measurement, nonideality=subject.nonideality)
     return found
 
 
@@ -178,4 +178,5 @@ def cost(subject: Subject) -> ChipCost:
     )
     # Embeddings are looked up, not multiplied: they are not counted.
     sizes = [(layer.in_features, layer.out_features) for layer in layers.values() if not layer.is_embedding]
-    return chip_cost(ModelShape.from_config(model.config), hardware_of(model), layers=sizes, head_on_tiles=head)
+    shape = ModelShape.from_config(model.config, on_arrays=[layer.layer for _, layer in gain_cell_layers(model)])
+    return chip_cost(shape, hardware_of(model), layers=sizes, head_on_tiles=head)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from aimc import plot
-from aimc.plot.chip import budget_points, retention_curve
+from aimc.plot.chip import ageing_curve, budget_points
 from aimc.static.programming import TIMES_S
 
 from .files import write_json
 
 if TYPE_CHECKING:
     from aimc.circuit import ChipCost
-    from aimc.evaluate.ageing import Aged
+    from aimc.evaluate.ageing import AgedPerplexity
     from aimc.evaluate.perplexity import Perplexity
 
     from .schema import WholeChipConfig
@@ -43,7 +43,7 @@ def budget_table(budget: dict[str, Perplexity], since_programming_s: float) -> T
     return table
 
 
-def ageing_table(curves: dict[str, list[Aged]], digital: float) -> Table:
+def ageing_table(curves: dict[str, list[AgedPerplexity]], digital: float) -> Table:
     """Perplexity by time since programming: mean ± standard deviation over programmings, and its ratio to the digital
     model."""
     table = Table(title="Perplexity since programming (÷ digital)")
@@ -77,18 +77,18 @@ def write(
     folder: Path,
     settings: WholeChipConfig,
     budget: dict[str, Perplexity],
-    curves: dict[str, list[Aged]],
+    curves: dict[str, list[AgedPerplexity]],
     cost: ChipCost,
 ) -> None:
     """whole_chip.json and the figures."""
     plot.save(budget_points(budget), folder / "budget.png")
     if curves:
-        plot.save(retention_curve(curves, digital=budget["digital"].mean), folder / "retention.png")
+        plot.save(ageing_curve(curves, digital=budget["digital"].mean), folder / "retention.png")
     write_json(folder / "whole_chip.json", _results(settings, budget, curves, cost))
 
 
 def _results(
-    settings: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[Aged]], cost: ChipCost
+    settings: WholeChipConfig, budget: dict[str, Perplexity], curves: dict[str, list[AgedPerplexity]], cost: ChipCost
 ) -> dict[str, Any]:
     told = json.loads(json.dumps(asdict(settings)))
     static = cost.static

@@ -13,12 +13,12 @@ def evaluate(settings: EvaluationConfig) -> None:
     Raises:
         RunError: no such checkpoint, unusable text or tasks, or no write permission.
     """
-    from . import evaluation, scoring, tables  # seconds to import; a wrong config is refused before that
+    from . import evaluation, harness, tables  # seconds to import; a wrong config is refused before that
     from .files import require_writable
     from .lock import one_job
 
     say, folder = tables.terminal(), settings.folder
-    tasks = scoring.tasks_of(settings)
+    tasks = harness.load_tasks(settings)
     model = evaluation.model_of(settings.checkpoint, settings.nonideality)
     require_writable(folder)
     with one_job(folder, say):
@@ -26,7 +26,7 @@ def evaluate(settings: EvaluationConfig) -> None:
             text, measurement = evaluation.text_of(settings, model.config)
             evaluation.measure(model, text, measurement, settings.nonideality, settings.ablate, folder, say)
         if tasks:
-            scoring.score(model, tasks, settings, folder, say)
+            harness.score(model, tasks, settings, folder, say)
     say(f"Results are in {folder}.")
 
 

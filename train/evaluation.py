@@ -9,12 +9,14 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 import aimc
+from aimc.evaluate.ablation import ablation
 from aimc.evaluate.measurement import Measurement
-from aimc.evaluate.perplexity import ablation, nonideality_sweep, perplexity
+from aimc.evaluate.perplexity import perplexity
+from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
 
 from .errors import RunError
-from .measuring import handed_on, placed
+from .measuring import placed
 from .models import context_of, has_arrays, load_any, require_vocabulary
 from .report import write_results
 from .tables import Say, ablation_table, announced, sweep_table
@@ -63,17 +65,16 @@ def measure(
 ) -> None:
     """Measure perplexity clean and under each non-ideality, where asked also with each effect off; write and show
     it."""
-    rule = handed_on(measurement)
     without = {}
     if has_arrays(model):
-        sweep = nonideality_sweep(model, text, nonideality, on_result=announced(say), **rule)
+        sweep = nonideality_sweep(model, text, nonideality, measurement, on_result=announced(say))
         if ablate:
             without = {
                 name if name == "all effects" else f"without {name}": float(value)
-                for name, value in ablation(model, text, **rule).items()
+                for name, value in ablation(model, text, measurement).items()
             }
     else:
-        sweep = {"clean": perplexity(model, text, **rule)}
+        sweep = {"clean": perplexity(model, text, measurement)}
     say(sweep_table(sweep))
     if without:
         say(ablation_table(without))

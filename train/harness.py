@@ -1,318 +1,95 @@
-"""Tasks on EleutherAI's lm-evaluation-harness: its Hugging Face adapter around a model that is already loaded, over
-chips.
-
-`train/tasks/` holds a definition a task that reads a local file, so that nothing goes to the network. Other tasks are
-the harness's own.
-"""
+"""One checkpoint on tasks: :mod:`aimc.evaluate.tasks` with settings from a config, and errors for the command line."""
 
 from __future__ import annotations
 
 import json
-import logging
-import math
-import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from omegaconf import OmegaConf
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from aimc.evaluate.perplexity import other_noise
-from aimc.hardware import Noise
-from aimc.models.hook import is_digital, set_chip, set_generator
+from aimc.evaluate import tasks as library
+from aimc.evaluate.tasks import DEFINITIONS, Score, caveats
 
 from .errors import RunError
-from .schema import EvaluationConfig
+from .files import write_json
+from .models import require_vocabulary
+from .tables import Say, task_table
 
-DEFINITIONS = {file.stem: file for file in sorted((Path(__file__).parent / "tasks").glob("*.yaml"))}
-"""The tasks on local files, by the name that a user gives."""
-_LOCAL = "local_"
-"""What their names begin with inside the harness, whose own tasks have the same names."""
-_SHOT_SEED = 1234
-"""Which examples precede an item; the harness's own default."""
+if TYPE_CHECKING:
+    from .schema import EvaluationConfig
 
-
-@dataclass(slots=True, kw_only=True)
-class Score:
-    """One metric of one task."""
-
-    task: str
-    metric: str
-    mean: float
-    """Mean over the chips."""
-    std: float
-    """Sample standard deviation over the chips; 0 for a single one."""
-    per_chip: list[float]
-    """One value a chip."""
-    stderr: float | None
-    """Standard error over the items, of an accuracy; None for other metrics."""
-    n_items: int
-    """Items that were scored; 0 for a group of tasks."""
-    n_cut: int = 0
-    """Requests (an item has one an answer) whose beginning was cut off, because the model has fewer positions."""
-    n_left_out: int = 0
-    """Items left out, because an answer alone is longer than the model's positions."""
+__all__ = ["DEFINITIONS", "Score", "caveats", "load_tasks", "run_tasks", "score", "tokenizer_of"]
 
 
 def load_tasks(config: EvaluationConfig) -> dict[str, Any]:
-    """The configured tasks with their data, as the harness has them; needs no model.
+    """The configured tasks, see :func:`aimc.evaluate.tasks.load_tasks`; none asked, none loaded.
 
     Raises:
         RunError: no harness, an unknown task, or data that is missing or unusable.
     """
-    try:
-        import lm_eval  # noqa: F401 (an optional dependency; what it is needed for is imported where it is used)
-    except ImportError as error:
-        raise RunError(
-            f"tasks: they need EleutherAI's lm-evaluation-harness, which cannot be imported ({error}); pip install"
-            " 'aimc[eval]'"
-        ) from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # a warning for each request that it cuts; Score counts them
-    names = list(dict.fromkeys(config.tasks))
-    tasks = (
-        _own_tasks(names)
-        if config.eval_data is None
-        else _local_tasks(names, Path(config.eval_data), config.num_fewshot or 0)
-    )
-    for task in tasks.values():
-        if config.num_fewshot is not None or task.config.num_fewshot is None:
-            task.set_config("num_fewshot", config.num_fewshot or 0)
-    return tasks
+    if not config.tasks:
+        return {}
+    with _told():
+        return library.load_tasks(config.tasks, eval_data=config.eval_data, num_fewshot=config.num_fewshot)
 
 
 def tokenizer_of(checkpoint: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model.
+    """See :func:`aimc.evaluate.tasks.tokenizer_of`.
 
     Raises:
         RunError: it cannot be loaded.
     """
-    try:
-        return AutoTokenizer.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"checkpoint={checkpoint}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); tasks are text,"
-            " so put the model's tokenizer beside it"
-        ) from error
+    with _told():
+        return library.tokenizer_of(checkpoint)
 
 
 def run_tasks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: dict[str, Any],
-    *,
-    nonideality: Noise,
-    chips: int,
-    batch_size: int = 16,
-    limit: int | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, Any], **settings: Any
 ) -> list[Score]:
-    """Score a model on tasks.
-
-    Args:
-        model: digital or converted.
-        tokenizer: the model's own.
-        tasks: of :func:`load_tasks`.
-        nonideality: noise in place of the hardware's own; a digital model takes none.
-        chips: how many chips, numbered from 0; without noise one is enough.
-        batch_size: requests computed together, padded on the right, where a causal model does not look; write and read
-            noise are other draws in other batches.
-        limit: items a task, from its start; None: all.
+    """See :func:`aimc.evaluate.tasks.run_tasks`.
 
     Raises:
         RunError: no item of a task fits into the model.
     """
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    with _told():
+        return library.run_tasks(model, tokenizer, tasks, **settings)
 
-    with _without_cache(model), nullcontext() if is_digital(model) else other_noise(model, nonideality):
-        adapter = HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)
-        kept, left_out = _readable(adapter, tasks, limit)
-        results = []
-        for chip in range(chips if nonideality.active() else 1):
-            if not is_digital(model):
-                set_chip(model, chip)
-                set_generator(model, torch.Generator().manual_seed(chip))
-            for task in tasks.values():
-                task.set_fewshot_seed(_SHOT_SEED)  # every chip reads the same text
-            results.append(
-                lm_eval.evaluate(
-                    lm=adapter, task_dict={"tasks": tasks}, samples=kept, log_samples=False, bootstrap_iters=0
-                )
-            )
-    cut = {
-        name: sum(length > adapter.max_length + 1 for length, _ in _lengths(adapter, task))
-        for name, task in tasks.items()
+
+def score(model: PreTrainedModel, tasks: dict[str, Any], settings: EvaluationConfig, folder: Path, say: Say) -> None:
+    """Score the model, show it, and write it into results.json.
+
+    Raises:
+        RunError: the model has no tokenizer that fits it.
+    """
+    tokenizer = tokenizer_of(settings.checkpoint)
+    require_vocabulary(tokenizer, model.config, settings.checkpoint)
+    scores = run_tasks(
+        model,
+        tokenizer,
+        tasks,
+        measurement=settings.measure,
+        nonideality=settings.nonideality,
+        limit=settings.task_limit,
+    )
+    say(task_table(scores))
+    for line in caveats(scores):
+        say(line)
+    rule = {name: getattr(settings, name) for name in ("eval_data", "task_limit", "num_fewshot")} | {
+        "nonideality": asdict(settings.nonideality)
     }
-    return _scores(results, cut, left_out)
-
-
-def caveats(scores: list[Score]) -> list[str]:
-    """What a reader of the scores has to know about texts that are longer than the model's positions; a line a task."""
-    lines = []
-    for score in {score.task: score for score in scores}.values():
-        if score.n_left_out:
-            lines.append(
-                f"{score.task}: {score.n_left_out} items left out, whose answers alone are longer than the model's"
-                " positions."
-            )
-        if score.n_cut:
-            lines.append(
-                f"{score.task}: {score.n_cut} requests lost their beginning, because they are longer than the model's"
-                " positions."
-            )
-    return lines
+    file = folder / "results.json"
+    # Without a text, what an earlier command measured on one is not part of these results.
+    text = json.loads(file.read_text(encoding="utf-8")) if settings.with_perplexity else {}
+    write_json(file, {**text, "tasks": {"rule": rule, "scores": [asdict(one) for one in scores]}})
 
 
 @contextmanager
-def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Keys and values of a text that is read once need not be kept."""
-    before = model.config.use_cache
-    model.config.use_cache = False
+def _told() -> Iterator[None]:
     try:
         yield
-    finally:
-        model.config.use_cache = before
-
-
-def _own_tasks(names: list[str]) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
-
-    try:
-        return TaskManager().load(names)["tasks"]
-    except Exception as error:  # an unknown name, no network, an offline hub: a different kind for each
-        reason = next(iter(str(error).splitlines()), "no reason given")
-        raise RunError(
-            f"tasks=[{','.join(names)}]: the harness cannot load them ({type(error).__name__}: {reason}); its own tasks"
-            " come from the network: check names and network, or give local files with eval_data=<folder> (it has"
-            f" {', '.join(DEFINITIONS)})"
-        ) from error
-
-
-def _local_tasks(names: list[str], folder: Path, num_fewshot: int) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
-
-    if unknown := [name for name in names if name not in DEFINITIONS]:
-        raise RunError(
-            f"tasks: {', '.join(unknown)} is not among the tasks on local files, which eval_data={folder} asks for; use"
-            f" some of {', '.join(DEFINITIONS)}, or eval_data=null for the harness's own tasks"
-        )
-    return TaskManager(include_defaults=False).load([_definition(name, folder, num_fewshot) for name in names])["tasks"]
-
-
-def _definition(name: str, folder: Path, num_fewshot: int) -> dict[str, Any]:
-    """The definition of a task, with its items. They are read here: `datasets.load_dataset` tells a server, also of a
-    local file."""
-    from datasets import Dataset
-
-    definition: Any = OmegaConf.to_container(OmegaConf.load(DEFINITIONS[name]))
-    file = folder / definition["dataset_kwargs"]["data_files"]["test"]
-    items = _items(file, definition["metadata"]["columns"], definition.get("doc_to_choice"))
-    if num_fewshot >= len(items):
-        raise RunError(
-            f"num_fewshot={num_fewshot}: {file} has {len(items)} items, and an item is never its own example; use"
-            f" {len(items) - 1} at most"
-        )
-
-    def read(**_: Any) -> dict[str, Dataset]:
-        return {"test": Dataset.from_list(items)}
-
-    return definition | {"custom_dataset": read}
-
-
-def _items(file: Path, columns: list[str], choices: str | None) -> list[dict[str, Any]]:
-    """The items of a file, all of them sound: the harness would score nonsense without a word."""
-    if not file.is_file():
-        raise RunError(
-            f"eval_data={file.parent}: no file {file.name} there; give the folder that holds it, or leave that task out"
-            " of tasks"
-        )
-    items = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-            if missing := [column for column in columns if column not in item]:
-                raise ValueError(f"it has no {', '.join(missing)}")
-            if choices is not None and not 0 <= item["gold"] < len(item[choices]):
-                raise ValueError(f"gold={item['gold']}, of {len(item[choices])} {choices} counted from 0")
-        except (ValueError, TypeError) as error:
-            raise RunError(
-                f"eval_data={file.parent}: line {number} of {file.name} is not an item of this task ({error}); each"
-                f" line is a JSON object with {', '.join(columns)}"
-            ) from error
-        items.append({column: item[column] for column in columns})
-    if not items:
-        raise RunError(f"eval_data={file.parent}: {file.name} is empty, so there is nothing to score; use another copy")
-    return items
-
-
-def _readable(adapter: Any, tasks: dict[str, Any], limit: int | None) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Of each task's first `limit` items, the numbers of those whose answers fit into the model, and how many do not.
-
-    The harness stops at an answer that is longer than the model's positions.
-    """
-    kept, left_out = {}, {}
-    for name, task in tasks.items():
-        task.set_fewshot_seed(_SHOT_SEED)
-        task.build_all_requests(limit=limit)
-        items = {instance.doc_id for instance in task.instances}
-        too_long = {
-            i.doc_id
-            for i, (_, n) in zip(_likelihoods(task), _lengths(adapter, task), strict=True)
-            if n > adapter.max_length
-        }
-        if not items - too_long:
-            raise RunError(
-                f"tasks: the answers of all {len(items)} items of {_shown(name)} are longer than the model's"
-                f" {adapter.max_length} positions; leave it out"
-            )
-        kept[name], left_out[name] = sorted(items - too_long), len(too_long)
-    return kept, left_out
-
-
-def _likelihoods(task: Any) -> list[Any]:
-    return [instance for instance in task.instances if instance.request_type == "loglikelihood"]
-
-
-def _lengths(adapter: Any, task: Any) -> Iterator[tuple[int, int]]:
-    """Tokens of each request, and of its answer alone, split as the adapter splits them."""
-    for instance in _likelihoods(task):
-        text, answer = instance.args
-        whole = len(adapter.tok_encode(text + answer))
-        yield whole, whole - len(adapter.tok_encode(text.rstrip()))
-
-
-def _scores(results: list[dict[str, Any]], cut: dict[str, int], left_out: dict[str, int]) -> list[Score]:
-    """One score a task and metric, from the harness's results, one a chip."""
-    scores = []
-    for name, metrics in results[0]["results"].items():
-        n_items = results[0]["n-samples"].get(name, {}).get("effective", 0)
-        for key, value in metrics.items():
-            metric, _, variant = key.partition(",")
-            if not variant or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            per_chip = [float(result["results"][name][key]) for result in results]
-            mean = statistics.fmean(per_chip)
-            accuracy = metric in ("acc", "acc_norm") and n_items > 1
-            scores.append(
-                Score(
-                    task=_shown(name),
-                    metric=metric if variant == "none" else f"{metric} ({variant})",
-                    mean=mean,
-                    std=statistics.stdev(per_chip) if len(per_chip) > 1 else 0.0,
-                    per_chip=per_chip,
-                    stderr=math.sqrt(mean * (1 - mean) / (n_items - 1)) if accuracy else None,
-                    n_items=n_items,
-                    n_cut=cut.get(name, 0),
-                    n_left_out=left_out.get(name, 0),
-                )
-            )
-    return scores
-
-
-def _shown(name: str) -> str:
-    return name.removeprefix(_LOCAL)
+    except library.TaskError as error:
+        raise RunError(str(error)) from error

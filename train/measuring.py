@@ -1,9 +1,8 @@
-"""How a measurement of the config reaches what measures: the one place that hands it on."""
+"""The measurement of a config, settled for one model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from aimc.evaluate.measurement import Measurement
 
@@ -28,14 +27,3 @@ def placed(measure: Measurement, context: int, positions: int | None) -> Measure
             f" {context} or less"
         )
     return replace(measure, context=context)
-
-
-def handed_on(measurement: Measurement, chips: str | None = "chips") -> dict[str, Any]:
-    """The measurement as the keywords of what measures.
-
-    Args:
-        measurement: placed.
-        chips: what the number of chips is called there; None: it measures one chip.
-    """
-    rule = {"context": measurement.context, "stride": measurement.stride, "batch_size": measurement.batch_size}
-    return rule | ({} if chips is None else {chips: measurement.chips, "seed": measurement.seed})

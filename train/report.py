@@ -11,11 +11,11 @@ from typing import Any
 from accelerate import PartialState
 
 import aimc
-from aimc.evaluate.perplexity import Perplexity, nonideality_sweep
+from aimc.evaluate.perplexity import Perplexity
+from aimc.evaluate.sweeps import nonideality_sweep
 
 from .errors import RunError
 from .files import write_json, write_text
-from .measuring import handed_on
 from .models import load_analog
 from .record import history_of, record_of
 from .run import Run
@@ -43,8 +43,8 @@ def evaluate_run(run: Run) -> None:
         load_analog(root / STAGES[last].folder),
         run.text,
         run.config.nonideality,
+        run.measurement,
         on_result=announced(run.say),
-        **handed_on(run.measurement),
     )
     if not PartialState().is_main_process:
         return

@@ -11,13 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import aimc
-from aimc.evaluate.ageing import retention
+from aimc.evaluate.ageing import ageing
 from aimc.evaluate.measurement import Measurement
 from aimc.static.programming import DAY_S
 
 from .callbacks import WandbLog
 from .errors import RunError
-from .measuring import handed_on
 from .models import has_arrays, load_analog, load_digital
 from .stages import STAGES
 from .stages.stage import Stage
@@ -125,16 +124,16 @@ class Run:
     def measure(self, model: PreTrainedModel) -> float:
         """Held-out perplexity, clean."""
         noise = aimc.Noise() if has_arrays(model) else None
-        return float(aimc.perplexity(model, self.text, nonideality=noise, **handed_on(self.measurement, None)))
+        return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1))
 
     def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:
         """Held-out perplexity a day after static tiles were programmed, drift compensated, gain cells clean."""
-        (day,) = retention(
+        (day,) = ageing(
             model,
             self.text,
+            self.measurement,
             times_s=[DAY_S],
             compensation=[True],
             nonideality=aimc.Noise(),
-            **handed_on(self.measurement, "programmings"),
         )
         return day.perplexity

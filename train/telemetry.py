@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.calibrate.observation import clip_fractions
+from aimc.evaluate.clipping import clip_fractions
 from aimc.models.hook import gain_cell_layers
 from aimc.nn.attention import PARTS
 

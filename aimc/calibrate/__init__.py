@@ -1,5 +1,33 @@
-"""Bring a converted model to where its hardware works, without a gradient: statistics matching, range calibration, what
-they observe.
+"""Bring a converted model to where its hardware works, without a gradient: what passes through attention
+(`observation`), statistics matching and the start that it makes of a digital model's statistics (`statistics`), range
+calibration for softmax (`ranges`).
 
 Measurements and the pipeline call it. It imports `aimc.models` and below.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Moments": "observation",
+    "analog_moments": "observation",
+    "digital_moments": "observation",
+    "observing": "observation",
+    "observing_digital": "observation",
+    "run_batches": "observation",
+    "MatchReport": "statistics",
+    "match_statistics": "statistics",
+    "initialise_scalers": "statistics",
+    "RangeReport": "ranges",
+    "calibrate_ranges": "ranges",
+}
+__all__ = [*_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use."""
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Watch what passes through attention: statistics per layer and head, and how often a value hits a bound."""
+"""Watch what passes through attention, and its statistics per layer and head."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from aimc.hardware import Converter
 from aimc.models.hook import gain_cell_layers
+from aimc.models.modes import evaluating
 from aimc.nn.attention import PARTS, GainCellAttention
 from aimc.ops.attention import Details
 
@@ -62,8 +63,8 @@ LayerMoments = dict[str, Moments]
 
 
 class RealTokens:
-    """Which tokens of the batch at hand are not padding; given to :func:`run`, which tells it each batch's attention
-    mask."""
+    """Which tokens of the batch at hand are not padding; given to :func:`run_batches`, which tells it each batch's
+    attention mask."""
 
     mask: Tensor | None = None
 
@@ -75,46 +76,43 @@ class RealTokens:
         return x.movedim(dim, 1)[self.mask.to(x.device).bool()][None].movedim(1, dim)
 
 
-def run(model: PreTrainedModel, batches: Batches, real: RealTokens | None = None) -> None:
+def run_batches(model: PreTrainedModel, batches: Batches, real: RealTokens | None = None) -> None:
     """Forward passes without gradients or cache, in evaluation mode, with the global random state put back
     afterwards."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    with torch.no_grad(), torch.random.fork_rng():
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         for batch in batches:
             inputs = batch if isinstance(batch, dict) else {"input_ids": batch}
             if real is not None:
                 real.mask = inputs.get("attention_mask")
             model(**{name: x.to(device) for name, x in inputs.items()}, use_cache=False)
-    model.train(was_training)
 
 
 @contextmanager
 def observing(
     model: PreTrainedModel, observer: Callable[[int, dict[str, Tensor], Details | None], None], details: bool = False
 ) -> Iterator[None]:
-    """Call `observer(layer number, scaled parts, details)` at every gain-cell layer inside the block."""
+    """Call `observer(layer, scaled parts, details)` at every gain-cell layer inside the block; a layer goes by its
+    number in the model, in which skipped layers count."""
     layers = [layer for _, layer in gain_cell_layers(model)]
 
-    def forward(number: int) -> Callable[[GainCellAttention, dict[str, Tensor], Details | None], None]:
-        return lambda _, parts, inside: observer(number, parts, inside)
+    def forward(layer: GainCellAttention, parts: dict[str, Tensor], inside: Details | None) -> None:
+        observer(layer.layer, parts, inside)
 
-    for number, layer in enumerate(layers):
-        layer.observer, layer.observe_details = forward(number), details
     try:
+        for layer in layers:
+            layer.observer, layer.observe_details = forward, details
         yield
     finally:
         for layer in layers:
             layer.observer, layer.observe_details = None, False
 
 
-def analog_moments(model: PreTrainedModel, batches: Batches) -> list[LayerMoments]:
-    """Moments of scaled q, k, v (before their converters) and of the scaled output, per layer and head of a converted
-    model."""
-    moments: list[LayerMoments] = [{part: Moments() for part in PARTS} for _ in gain_cell_layers(model)]
-
+def analog_moments(model: PreTrainedModel, batches: Batches) -> dict[int, LayerMoments]:
+    """Moments of scaled q, k, v (before their converters) and of the scaled output, per head of every converted layer,
+    by its number in the model."""
+    moments = {layer.layer: {part: Moments() for part in PARTS} for _, layer in gain_cell_layers(model)}
     real = RealTokens()
 
     def observe(number: int, parts: dict[str, Tensor], _: Details | None) -> None:
@@ -122,102 +120,80 @@ def analog_moments(model: PreTrainedModel, batches: Batches) -> list[LayerMoment
             moments[number][part].add(real.of(x, 2))
 
     with observing(model, observe):
-        run(model, batches, real)
+        run_batches(model, batches, real)
     return _reduced(moments)
 
 
-def digital_moments(model: PreTrainedModel, batches: Batches) -> list[LayerMoments]:
+def digital_moments(model: PreTrainedModel, batches: Batches) -> dict[int, LayerMoments]:
     """The same for a digital model: its q, k and v as the attention receives them, and the attention's output per
     head."""
-    seen: dict[nn.Module, LayerMoments] = {}
+    moments: dict[int, LayerMoments] = {}
     real = RealTokens()
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
-        of_layer = seen.setdefault(module, {part: Moments() for part in PARTS})
+        of_layer = moments.setdefault(number_of(module), {part: Moments() for part in PARTS})
         for part, x in zip(PARTS, (query, key, value, output.transpose(1, 2)), strict=True):
             of_layer[part].add(real.of(x, 2))
 
     with observing_digital(model, observe):
-        run(model, batches, real)
-    return _reduced(list(seen.values()))  # layers report in the order they run
+        run_batches(model, batches, real)
+    return _reduced(moments)
+
+
+def number_of(attention: nn.Module) -> int:
+    """The number of an attention layer of a digital model, in which layers without attention count."""
+    return int(attention.layer_idx)  # type: ignore[arg-type]
+
+
+DigitalObserver = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, float], None]
+"""Called with (attention layer, query, key, value, output, scaling)."""
+OBSERVED = "aimc_observer"
+"""Name of the attention implementation that shows what it computes."""
+_observers: WeakKeyDictionary[nn.Module, DigitalObserver] = WeakKeyDictionary()
+"""Who looks at which module; weak, because transformers keeps what is registered for ever, and no model should be kept
+by having been looked at."""
 
 
 @contextmanager
-def observing_digital(
-    model: PreTrainedModel, observe: Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, float], None]
-) -> Iterator[None]:
+def observing_digital(model: PreTrainedModel, observe: DigitalObserver) -> Iterator[None]:
     """Call `observe(layer, query, key, value, output, scaling)` at every attention of a digital model inside the block.
 
     q, k and v are as the attention receives them, `[B, H, T, D]` and `[B, H_kv, T, D]`, the output is `[B, T, H, D]`,
     and `scaling` is what the scores are multiplied by.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        scaling = kwargs.get("scaling")
-        observe(module, query, key, value, output, query.shape[-1] ** -0.5 if scaling is None else scaling)
-        return output, None
-
+    AttentionInterface.register(OBSERVED, _observed_attention)
+    AttentionMaskInterface.register(OBSERVED, sdpa_mask)
     before = model.config._attn_implementation
-    AttentionInterface.register("aimc_observer", attention)
-    AttentionMaskInterface.register("aimc_observer", sdpa_mask)
-    model.set_attn_implementation("aimc_observer")
+    modules = list(model.modules())
     try:
+        for module in modules:
+            _observers[module] = observe
+        model.set_attn_implementation(OBSERVED)
         yield
     finally:
         model.set_attn_implementation(before)
+        for module in modules:
+            _observers.pop(module, None)
 
 
-def _reduced(moments: list[LayerMoments]) -> list[LayerMoments]:
-    for of_layer in moments:
+def _observed_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scaling = kwargs.get("scaling")
+    _observers[module](module, query, key, value, output, query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return output, None
+
+
+def _reduced(moments: dict[int, LayerMoments]) -> dict[int, LayerMoments]:
+    if not moments or any(of_part.count == 0 for of_layer in moments.values() for of_part in of_layer.values()):
+        raise ValueError("no batch was given, so there are no statistics; pass at least one batch of token ids [B, T]")
+    for of_layer in moments.values():
         for of_part in of_layer.values():
-            if of_part.count == 0:
-                raise ValueError(
-                    "no batch was given, so there are no statistics; pass at least one batch of token ids [B, T]"
-                )
             of_part.reduce()
     return moments
-
-
-def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]:
-    """Fraction of values that meet a bound of the hardware, over all layers: q, k and v at their converters, S at the
-    charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest) or, as `S`, at the ADC, A at the counters.
-    Causal entries only.
-    """
-    hits: dict[str, float] = {}
-    counts: dict[str, float] = {}
-
-    def add(name: str, hit: Tensor) -> None:
-        hits[name] = hits.get(name, 0.0) + float(hit.sum())
-        counts[name] = counts.get(name, 0.0) + hit.numel()
-
-    def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
-        hardware = layers[number].hardware
-        add("query", _outside(parts["query"], hardware.input_dac))
-        for part in ("key", "value"):
-            add(part, _outside(parts[part], hardware.storage_dac))
-        assert inside is not None  # observing(details=True) below
-        n_tokens = inside.S.shape[-1]
-        window = layers[number].machine.array.window
-        past = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=inside.S.device).tril().triu(1 - window)
-        visible = inside.S[..., past]
-        if hardware.activation == "softmax":
-            add("S", _outside(visible / hardware.array.saturation_qk, hardware.score_adc))
-        else:
-            add("S_off", visible <= 0)
-            add("S_full", visible >= hardware.array.saturation_qk)
-        add("A", (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A))
-
-    layers = [layer for _, layer in gain_cell_layers(model)]
-    with observing(model, observe, details=True):
-        run(model, batches)
-    return {name: hits[name] / counts[name] for name in hits}
-
-
-def _outside(x: Tensor, converter: Converter) -> Tensor:
-    return (x < converter.v_min) | (x > converter.v_max)

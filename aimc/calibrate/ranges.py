@@ -7,6 +7,7 @@ the arrays; then the full scales of the ADC and of the counters are set to the c
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from aimc.calibrate.observation import Batches, RealTokens, observing, observing_digital, run
+from aimc.calibrate.observation import Batches, RealTokens, number_of, observing, observing_digital, run_batches
 from aimc.hardware import Cell, Converter, Hardware, Noise
-from aimc.models.hook import gain_cell_layers, hardware_of, is_digital, set_hardware
+from aimc.models.hook import gain_cell_layers, hardware_of, set_hardware
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
 from aimc.ops.effects.cell import transfer
@@ -24,7 +25,7 @@ from aimc.ops.effects.cell import transfer
 Batch = Tensor | dict[str, Tensor]
 METHODS = ("percentile", "statistics", "search")
 SEARCHED_PERCENTILES = (99.0, 99.9, 100.0)
-SEARCHED_FILLS = (0.5, 0.7, 1.0)
+SEARCHED_SHARES = (0.5, 0.7, 1.0)
 SAMPLES = 20_000
 """Most values per head and batch that a percentile is taken from."""
 MOST_CHARGES = 10**6
@@ -35,6 +36,8 @@ MOST_CHARGES = 10**6
 class LayerRanges:
     """What one layer was calibrated to."""
 
+    layer: int = 0
+    """Its number in the model, in which skipped layers count."""
     query: list[float] = field(default_factory=list)
     """Per head, |q| that gives the longest pulse."""
     key: list[float] = field(default_factory=list)
@@ -50,7 +53,7 @@ class RangeReport:
     layers: list[LayerRanges] = field(default_factory=list)
     percentile: float = 0.0
     """Percentile of the converters' full scales, and of the ranges unless they were chosen by statistics."""
-    fill: float = 0.0
+    range_share: float = 0.0
     """Share of the storage range that is used."""
     score_full_scale: float = 0.0
     """Full scale of the ADC, in units of `array.saturation_qk`."""
@@ -59,8 +62,8 @@ class RangeReport:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.layers)} layers calibrated (percentile {self.percentile:g}, {self.fill:.0%} of the storage"
-            f" range); score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, counters to"
+            f"{len(self.layers)} layers calibrated (percentile {self.percentile:g}, {self.range_share:.0%} of the"
+            f" storage range); score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, counters to"
             f" ±{self.readout_full_scale:.3g} of array.saturation_av"
         )
 
@@ -84,7 +87,8 @@ def calibrate_ranges(
     method: str = "percentile",
     percentile: float = 99.9,
     n_std: float = 4.0,
-    fill: float = 1.0,
+    range_share: float = 1.0,
+    fill: float | None = None,
 ) -> RangeReport:
     """Set scalers, score gains and the full scales of ADC and counters of a model with softmax activation, without a
     gradient.
@@ -97,42 +101,46 @@ def calibrate_ranges(
         reference: the digital model it was converted from.
         batches: token batches, re-iterable.
         method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std`
-            standard deviations. `search` tries percentiles and fills and keeps the pair with the lowest loss on the
-            batches.
+            standard deviations. `search` tries percentiles and shares of the range and keeps the pair with the lowest
+            loss on the batches.
         percentile: in (0, 100]; 100 clips next to nothing of what these batches hold (large ones are
             sampled). ADC and counters clip ten times less.
         n_std: standard deviations, above 0.
-        fill: share of the storage range, in (0, 1], that keys and values fill; less of it meets less of the cell's
-            curvature, and fewer levels.
+        range_share: share of the storage range, in (0, 1], that keys and values use; less of it meets less of the
+            cell's curvature, and fewer levels.
+        fill: former name of `range_share`.
 
     Raises:
         ValueError: a model that is not converted or has another activation, a reference that is not digital or has
             other layers, no batches, or settings out of range.
     """
-    hardware = _check(model, reference, method, percentile, n_std, fill)
+    if fill is not None:
+        warnings.warn("calibrate_ranges(fill=…) is called range_share now", DeprecationWarning, stacklevel=2)
+        range_share = fill
+    hardware = _check(model, reference, method, percentile, n_std, range_share)
     batches = list(batches)
     samples = _digital_samples(reference, batches)
     _check_same_layers(model, samples)
     set_hardware(model, replace(hardware, noise=Noise()))
     try:
         if method == "search":
-            percentile, fill = _search(model, samples, batches)
+            percentile, range_share = _search(model, samples, batches)
             method = "percentile"
-        return _calibrate(model, samples, batches, method, percentile, n_std, fill)
+        return _calibrate(model, samples, batches, method, percentile, n_std, range_share)
     finally:
         set_hardware(model, replace(hardware_of(model), noise=hardware.noise))
 
 
 def _calibrate(
     model: PreTrainedModel,
-    samples: list[_Samples],
+    samples: dict[int, _Samples],
     batches: list[Batch],
     method: str,
     percentile: float,
     n_std: float,
-    fill: float,
+    range_share: float,
 ) -> RangeReport:
-    report = RangeReport(percentile=percentile, fill=fill)
+    report = RangeReport(percentile=percentile, range_share=range_share)
     for _, layer in gain_cell_layers(model):
         of_layer = samples[layer.layer]
         ranges = {}
@@ -142,27 +150,27 @@ def _calibrate(
             distance = (x - centre[:, None]).abs()
             reach = distance.quantile(percentile / 100, dim=1) if method == "percentile" else n_std * x.std(dim=1)
             ranges[part] = reach.clamp(min=torch.finfo(torch.float32).eps)
-            _set_scaler(layer, part, ranges[part], centre, fill)
+            _set_scaler(layer, part, ranges[part], centre, range_share)
         _undo_scaling(layer, of_layer, layer.hardware.cell)
-        report.layers.append(LayerRanges(**{part: reach.tolist() for part, reach in ranges.items()}))
+        report.layers.append(LayerRanges(layer=layer.layer, **{part: reach.tolist() for part, reach in ranges.items()}))
     return _calibrate_converters(model, batches, percentile, report)
 
 
-def _search(model: PreTrainedModel, samples: list[_Samples], batches: list[Batch]) -> tuple[float, float]:
-    """Percentile and fill of the lowest loss on the batches."""
+def _search(model: PreTrainedModel, samples: dict[int, _Samples], batches: list[Batch]) -> tuple[float, float]:
+    """Percentile and share of the range of the lowest loss on the batches."""
     losses = {}
     for percentile in SEARCHED_PERCENTILES:
-        for fill in SEARCHED_FILLS:
-            _calibrate(model, samples, batches, "percentile", percentile, 0.0, fill)
-            losses[percentile, fill] = _loss(model, batches)
+        for share in SEARCHED_SHARES:
+            _calibrate(model, samples, batches, "percentile", percentile, 0.0, share)
+            losses[percentile, share] = _loss(model, batches)
     return min(losses, key=lambda settings: losses[settings])
 
 
-def _check_same_layers(model: PreTrainedModel, samples: list[_Samples]) -> None:
+def _check_same_layers(model: PreTrainedModel, samples: dict[int, _Samples]) -> None:
     for _, layer in gain_cell_layers(model):
         wanted = (len(layer.query_scaler.scale), len(layer.key_scaler.scale))
         found = None
-        if layer.layer < len(samples):
+        if layer.layer in samples:
             parts = samples[layer.layer].parts
             found = (len(parts["query"][0]), len(parts["key"][0]))
         if found != wanted:
@@ -179,7 +187,7 @@ def _loss(model: PreTrainedModel, batches: list[Batch]) -> float:
         lambda _, args, kwargs, out: losses.append(_next_token_loss(kwargs, out.logits)), with_kwargs=True
     )
     try:
-        run(model, batches)
+        run_batches(model, batches)
     finally:
         hook.remove()
     return sum(losses) / len(losses)
@@ -194,7 +202,7 @@ def _next_token_loss(inputs: dict[str, Tensor], logits: Tensor) -> float:
 
 
 def _check(
-    model: PreTrainedModel, reference: PreTrainedModel, method: str, percentile: float, n_std: float, fill: float
+    model: PreTrainedModel, reference: PreTrainedModel, method: str, percentile: float, n_std: float, range_share: float
 ) -> Hardware:
     hardware = hardware_of(model)
     if hardware.activation != "softmax":
@@ -202,26 +210,26 @@ def _check(
             f"hardware.activation={hardware.activation!r}: ranges are calibrated for the softmax activation, which"
             " needs no training; for the hard sigmoid use aimc.initialise_scalers and train"
         )
-    if not is_digital(reference):
+    if next(gain_cell_layers(reference), None) is not None:
         raise ValueError("the reference runs on arrays itself; pass the digital model that this one was converted from")
     for name, ok, rule in (
         ("method", method in METHODS, f"use one of {', '.join(METHODS)}"),
         ("percentile", 0 < percentile <= 100, "must be above 0 and at most 100; 99.9 is usual"),
-        ("n_std", n_std > 0, "must be above 0; 4 is usual"),
-        ("fill", 0 < fill <= 1, "must be above 0 and at most 1"),
+        ("n_std", 0 < n_std < math.inf, "must be a finite number above 0; 4 is usual"),
+        ("range_share", 0 < range_share <= 1, "must be above 0 and at most 1"),
     ):
         if not ok:
             raise ValueError(f"{name}={locals()[name]}: {rule}")
     return hardware
 
 
-def _digital_samples(reference: PreTrainedModel, batches: Batches) -> list[_Samples]:
-    """Of every layer, in the order they run."""
-    seen: dict[nn.Module, _Samples] = {}
+def _digital_samples(reference: PreTrainedModel, batches: Batches) -> dict[int, _Samples]:
+    """Of every layer, by its number."""
+    seen: dict[int, _Samples] = {}
     real = RealTokens()
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
-        of_layer = seen.setdefault(module, _Samples(scaling=scaling))
+        of_layer = seen.setdefault(number_of(module), _Samples(scaling=scaling))
         for part, x in (("query", query), ("key", key), ("value", value)):
             of_heads = real.of(x.detach(), 2).transpose(0, 1).flatten(1).float().cpu()  # [H, B·T·D]
             step = -(-of_heads.shape[1] // SAMPLES)
@@ -230,15 +238,15 @@ def _digital_samples(reference: PreTrainedModel, batches: Batches) -> list[_Samp
             of_layer.parts.setdefault(part, []).append(of_heads[:, ::step])
 
     with observing_digital(reference, observe):
-        run(reference, batches, real)
+        run_batches(reference, batches, real)
     if not seen:
         raise ValueError(
             "no batch was given, so there is nothing to calibrate on; pass at least one batch of token ids [B, T]"
         )
-    return list(seen.values())
+    return seen
 
 
-def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tensor, fill: float) -> None:
+def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tensor, range_share: float) -> None:
     """A head's reach to the converter's; a shift of all keys is the same for every score of a query, so the softmax
     does not see it."""
     hardware, scaler = layer.hardware, layer.scaler(part)
@@ -246,7 +254,7 @@ def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tens
         high, rest = min(hardware.input_dac.v_max, -hardware.input_dac.v_min), 0.0
     else:
         rest = hardware.cell.offset_v
-        high = fill * min(hardware.storage_dac.v_max - rest, rest - hardware.storage_dac.v_min)
+        high = range_share * min(hardware.storage_dac.v_max - rest, rest - hardware.storage_dac.v_min)
     with torch.no_grad():
         scaler.scale.copy_(high / reach)
         scaler.offset.copy_(rest - high / reach * centre)
@@ -316,7 +324,7 @@ def _calibrate_converters(
     set_hardware(model, replace(hardware, score_adc=wide, readout=wide))
     try:
         with observing(model, observe, details=True):
-            run(model, batches, real)
+            run_batches(model, batches, real)
     finally:
         set_hardware(model, hardware)
     score, readout = (

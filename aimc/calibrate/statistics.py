@@ -7,7 +7,7 @@ standard deviation of the scaled q, k, v and of the output are matched to those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, LayerMoments, Moments, analog_moments, digital_moments
-from aimc.models.hook import gain_cell_layers, hardware_of, is_digital
+from aimc.models.hook import gain_cell_layers, hardware_of
 from aimc.nn.attention import PARTS, GainCellAttention
 
 LARGEST_STEP = 4.0
@@ -28,6 +28,7 @@ class HeadDeviation:
     """How far one head is from its target."""
 
     layer: int
+    """Its number in the model, in which skipped layers count."""
     part: str
     head: int
     mean: float
@@ -100,16 +101,17 @@ def match_statistics(
         on_iteration: called with (updates made so far, largest deviation), before the first update and after each.
 
     Raises:
-        ValueError: a model that is not converted, a reference of another shape, or parts that it cannot give.
+        ValueError: a model that is not converted, a reference of another shape or with other layers on arrays, settings
+            out of range, or parts that there are none of or that the reference cannot give.
     """
     hardware_of(model)
-    analog_reference = not is_digital(reference)
-    if not analog_reference and tuple(parts) != ("output",):
+    parts = _checked_parts(parts)
+    _check_rule(iterations, damping, tolerance)
+    analog_reference = next(gain_cell_layers(reference), None) is not None
+    if not analog_reference and parts != ("output",):
         raise ValueError(
             "a digital reference has no scaled q, k, v; pass parts=('output',), or a model converted to the linear cell"
         )
-    if not 0 < damping <= 1:
-        raise ValueError(f"damping={damping}: must be above 0 and at most 1; 0.7 is usual")
     batches = list(batches)
     target = analog_moments(reference, batches) if analog_reference else _digital_target(model, reference, batches)
     _check_same_shape(model, target)
@@ -123,42 +125,75 @@ def match_statistics(
             on_iteration(report.iterations, report.history[-1])
         if report.converged or report.iterations == iterations:
             return report
-        for (_, layer), now, wanted in zip(gain_cell_layers(model), current, target, strict=True):
+        for _, layer in gain_cell_layers(model):
             for part in parts:
-                _step(layer, part, now[part], wanted[part], damping)
+                _step(layer, part, current[layer.layer][part], target[layer.layer][part], damping)
         report.iterations += 1
 
 
-def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches: Batches) -> list[LayerMoments]:
+def _checked_parts(parts: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(parts, str):
+        raise ValueError(f"parts={parts!r}: a sequence of names is needed; give ({parts!r},)")
+    known = [part for part in parts if part in PARTS]
+    if not parts or len(known) < len(parts) or len(set(known)) < len(known):
+        raise ValueError(f"parts={tuple(parts)}: name one or more of {', '.join(PARTS)}, each once")
+    return tuple(parts)
+
+
+def _check_rule(iterations: int, damping: float, tolerance: float) -> None:
+    if not isinstance(iterations, int) or isinstance(iterations, bool) or iterations < 0:
+        raise ValueError(f"iterations={iterations}: must be a whole number of at least 0; 10 is usual")
+    if not 0 < damping <= 1:
+        raise ValueError(f"damping={damping}: must be above 0 and at most 1; 0.7 is usual")
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance}: must be a finite number of at least 0; 0.02 is usual")
+
+
+def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches: Batches) -> dict[int, LayerMoments]:
     """Moments of those layers of a digital reference that are on arrays in the model."""
     of_layers = digital_moments(reference, batches)
     wanted = [layer.layer for _, layer in gain_cell_layers(model)]
-    if max(wanted) >= len(of_layers):
+    if missing := [number for number in wanted if number not in of_layers]:
         raise ValueError(
-            f"the reference has {len(of_layers)} layers and the model more; use a reference of the same architecture"
+            f"the reference has no attention layer {', '.join(map(str, missing))}, which the model has on arrays; use a"
+            " reference of the same architecture"
         )
-    return [of_layers[number] for number in wanted]
+    return {number: of_layers[number] for number in wanted}
 
 
-def _check_same_shape(model: PreTrainedModel, target: list[LayerMoments]) -> None:
-    shape = [[len(layer.scaler(part).scale) for part in PARTS] for _, layer in gain_cell_layers(model)]
-    wanted = [[of_layer[part].total.numel() for part in PARTS] for of_layer in target]
-    if shape != wanted:
+def _check_same_shape(model: PreTrainedModel, target: dict[int, LayerMoments]) -> None:
+    """The same layers, with the same heads: statistics of another layer would be matched without a word."""
+    own = {layer.layer: [len(layer.scaler(part).scale) for part in PARTS] for _, layer in gain_cell_layers(model)}
+    wanted = {number: [of_layer[part].total.numel() for part in PARTS] for number, of_layer in target.items()}
+    if own.keys() != wanted.keys():
         raise ValueError(
-            f"the reference has heads {wanted} a layer where the model has {shape}; use a reference of the same"
-            " architecture"
+            f"the model has layers {_numbers(own)} on arrays and the reference {_numbers(wanted)}; use a reference of"
+            " the same architecture, converted with the same skip_layers"
         )
+    for number, heads in own.items():
+        if heads != wanted[number]:
+            raise ValueError(
+                f"layer {number}: the reference has heads {wanted[number]} (of {', '.join(PARTS)}) where the model has"
+                f" {heads}; use a reference of the same architecture"
+            )
 
 
-def _deviations(current: list[LayerMoments], target: list[LayerMoments], parts: Sequence[str]) -> list[HeadDeviation]:
+def _numbers(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _deviations(
+    current: dict[int, LayerMoments], target: dict[int, LayerMoments], parts: Sequence[str]
+) -> list[HeadDeviation]:
     deviations = []
-    for layer, (now, wanted) in enumerate(zip(current, target, strict=True)):
+    for number, now in current.items():
+        wanted = target[number]
         for part in parts:
             spread = wanted[part].std.clamp(min=torch.finfo(torch.float32).tiny)
             mean = (now[part].mean - wanted[part].mean) / spread
             std = now[part].std / spread - 1
             deviations += [
-                HeadDeviation(layer=layer, part=part, head=h, mean=float(m), std=float(s))
+                HeadDeviation(layer=number, part=part, head=h, mean=float(m), std=float(s))
                 for h, (m, s) in enumerate(zip(mean, std, strict=True))
             ]
     return deviations
@@ -206,13 +241,20 @@ def initialise_scalers(
 
     Returns:
         The report of the output matching.
+
+    Raises:
+        ValueError: a model that is not converted, a reference that is, or one of another architecture.
     """
     hardware = hardware_of(model)
+    if next(gain_cell_layers(reference), None) is not None:
+        raise ValueError("the reference runs on arrays itself; pass the digital model that this one was converted from")
+    _check_rule(iterations, 1.0, 0.0)
     batches = list(batches)
     digital = _digital_target(model, reference, batches)
     _check_same_shape(model, digital)
     rest_v = hardware.cell.offset_v
-    for (_, layer), of_layer in zip(gain_cell_layers(model), digital, strict=True):
+    for _, layer in gain_cell_layers(model):
+        of_layer = digital[layer.layer]
         for part, range_in_std in RANGE_IN_STD.items():
             low, rest, high = _range(layer, part, rest_v)
             spread = of_layer[part].std.clamp(min=torch.finfo(torch.float32).eps)

@@ -1,12 +1,12 @@
-"""Circuit level: from transistors and measured curves to the numbers that the operator needs; :mod:`aimc.circuit.cost`
-says what it costs.
+"""Circuit level: from transistors and measured curves to the numbers that the operator needs, and to what they cost.
 
-Designs, figures and notebooks call it. It imports `aimc.hardware`, numpy and scipy, no torch.
+`physics/` is a gain cell made of transistors, `curves/` one fitted to measurements, `hardware.py` makes either a
+:class:`aimc.hardware.Hardware`, `budget.py` says what limits it, `cost/` its energy, latency and area. Designs, figures
+and notebooks call it. It imports `aimc.hardware`, numpy and scipy, no torch.
 """
 
 from aimc.circuit.budget import BudgetLine, noise_budget
-from aimc.circuit.cell import GainCell
-from aimc.circuit.cost.attention import Cost, Parts, attention_cost
+from aimc.circuit.cost.attention import Breakdown, Cost, attention_cost
 from aimc.circuit.cost.cell import to_cost
 from aimc.circuit.cost.chip import ChipCost, chip_cost
 from aimc.circuit.cost.model import DigitalBaseline, ModelCost, model_cost, published_baselines
@@ -14,16 +14,24 @@ from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.sensitivity import Sensitivity, sensitivity
 from aimc.circuit.cost.shape import ModelShape
 from aimc.circuit.cost.static import StaticCost, TileParameters, hermes_chip, hermes_core, static_cost
-from aimc.circuit.curves import Sweep, read_sweep
+from aimc.circuit.curves.extraction import Extraction, fit_transistor
+from aimc.circuit.curves.retention import RetentionFit, fit_retention
+from aimc.circuit.curves.surface import SurfaceFit, collapse, fit_surface
+from aimc.circuit.curves.sweep import Sweep, read_sweep
+from aimc.circuit.curves.transfer import TransferFit, choose_degree, fit_transfer, held_out_error
 from aimc.circuit.errors import CircuitError, CircuitWarning
-from aimc.circuit.extract import Extraction, fit_transistor
-from aimc.circuit.fit import TransferFit, choose_degree, fit_transfer, held_out_error
 from aimc.circuit.hardware import FullScales, fit_cell, to_hardware
-from aimc.circuit.retention import RetentionFit, fit_retention
-from aimc.circuit.storage import Retention, leakage_current, retention, settling_error, tau_spread, write_time_constant
-from aimc.circuit.surface import SurfaceFit, collapse, fit_surface
-from aimc.circuit.technology import oxide_cell, silicon_cell
-from aimc.circuit.transistor import Transistor
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.storage import (
+    Retention,
+    leakage_current,
+    retention,
+    settling_error,
+    tau_spread,
+    write_time_constant,
+)
+from aimc.circuit.physics.technology import oxide_cell, silicon_cell
+from aimc.circuit.physics.transistor import Transistor
 
 __all__ = [
     "ChipCost",
@@ -44,7 +52,7 @@ __all__ = [
     "GainCell",
     "ModelCost",
     "ModelShape",
-    "Parts",
+    "Breakdown",
     "Retention",
     "RetentionFit",
     "Sensitivity",

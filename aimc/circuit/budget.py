@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aimc.circuit.cell import GainCell
+from aimc.circuit.curves.retention import RetentionFit
 from aimc.circuit.errors import CircuitError
-from aimc.circuit.retention import RetentionFit
-from aimc.circuit.storage import settling_error
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.storage import settling_error
 from aimc.hardware import Hardware
 
 SETTLED_LSB = 0.5

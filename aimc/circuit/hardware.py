@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from aimc.circuit.budget import check_cell
-from aimc.circuit.cell import GainCell
+from aimc.circuit.curves.retention import RetentionFit
+from aimc.circuit.curves.transfer import POOR_LSB, TransferFit, fit_transfer, poor_fit
 from aimc.circuit.errors import CircuitError, CircuitWarning
-from aimc.circuit.fit import POOR_LSB, TransferFit, fit_transfer, poor_fit
-from aimc.circuit.retention import RetentionFit
-from aimc.circuit.storage import retention, tau_spread
-from aimc.circuit.transistor import BOLTZMANN
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.storage import retention, tau_spread
+from aimc.circuit.physics.transistor import BOLTZMANN
 from aimc.hardware import Cell, Hardware, Leakage, Noise, presets
+from aimc.hardware.checks import require_positive
 
 MEAN_PULSE = 0.5
 """Mean pulse as a fraction of the longest, where a model's own is not known: noise and energy of a read grow with
@@ -26,6 +27,8 @@ HEAD_SIZE = 64
 
 AT_REST = 1e-3
 """Part of the supply within which a cell counts as leaking to its rest: a fit's own uncertainty."""
+
+_UNITS = {"s": "seconds", "v": "volts", "c": "coulombs"}
 
 
 class FullScales(NamedTuple):
@@ -72,12 +75,17 @@ def to_hardware(
 
     Raises:
         CircuitError: a cell that cannot be read; a fitted curve that does not reach the range that is stored.
-        ConfigError: values that the emulator refuses.
+        ConfigError: values that the emulator refuses, or an argument that is not a positive, finite number.
 
     Warns:
         CircuitWarning: what will hurt the model: retention shorter than the window, a write or a pulse too short to
             settle, a poor fit.
     """
+    given = {"head_size": head_size, "mean_pulse": mean_pulse, "phi_pulse_s": phi_pulse_s, "supply_v": supply_v}
+    given |= {} if full_scales is None else {f"full_scales.{k}": v for k, v in full_scales._asdict().items()}
+    for name, value in given.items():
+        if value is not None:
+            require_positive(name, value, _UNITS.get(name.rpartition("_")[2], "1"))
     base = presets.gain_cell_cmos() if hardware is None else Hardware.from_dict(hardware.to_dict())
     if isinstance(source, TransferFit):
         return _of_curve(source, base, full_scales, supply_v, held)

@@ -3,22 +3,22 @@ together."""
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Unpack
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.evaluate.ageing import retention
+from aimc.evaluate.ageing import ageing
+from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import Noise
-from aimc.models.conversion import convert
-from aimc.models.hook import is_digital
-from aimc.static.config import Static
+from aimc.models.hook import gain_cell_layers
+from aimc.static.copies import on_tiles, static_of
 from aimc.static.programming import DAY_S
-from aimc.static.tiles import calibrate_input_ranges, computing_digitally, has_static, require_static, static_layers
+from aimc.static.tiles import computing_digitally, has_static
 
 ROWS = ("digital", "only attention analog", "only static weights analog", "both")
 """Rows of the budget, in order."""
@@ -29,14 +29,13 @@ def error_budget(
     analog: PreTrainedModel,
     tokens: Tensor,
     batches: Sequence[Tensor],
+    measurement: Measurement | None = None,
     *,
     static: Any = "pcm",
     since_programming_s: float = DAY_S,
-    chips: int = 3,
     nonideality: Noise | None = None,
-    seed: int = 0,
     on_result: Callable[[str, Perplexity], None] | None = None,
-    **rule: Any,
+    **fields: Unpack[MeasurementFields],
 ) -> dict[str, Perplexity]:
     """Held-out perplexity with no part analog, with each, and with both; no weight is changed, programmed tiles go back
     to their targets.
@@ -51,37 +50,49 @@ def error_budget(
             is.
         tokens: int64 `[N]`.
         batches: token ids `[B, T]` each, to set the input ranges of tiles that no training has set.
+        measurement: as for :func:`aimc.perplexity`; None: three chips.
         static: tiles for a model that has none, as in :func:`aimc.convert`; one that has some keeps them, and the
             digital model gets the same.
         since_programming_s: static clock, in second.
-        chips: how many.
         nonideality: of the gain cells; None: the hardware's own.
-        seed: of the first chip.
         on_result: called after each row.
-        rule: `context`, `stride`, `batch_size` of :func:`aimc.perplexity`.
+        fields: of the measurement, in place of its own.
 
     Returns:
         Rows by name, see :data:`ROWS`.
 
     Raises:
-        ValueError: a digital model that is not, or an analog one without gain cells.
+        ValueError: a digital model that is not, an analog one without gain cells, a negative time, no batches, or what
+            :func:`aimc.perplexity` refuses.
     """
-    if not is_digital(digital) or has_static(digital):
+    if _has_gain_cells(digital) or has_static(digital):
         raise ValueError(
             "the first model is to be the digital one, and it is converted; give the model before its conversion"
         )
-    if is_digital(analog):
+    if not _has_gain_cells(analog):
         raise ValueError("the second model has no attention on gain cells; call aimc.convert(model, hardware) first")
+    if not (math.isfinite(since_programming_s) and since_programming_s >= 0):
+        raise ValueError(
+            f"since_programming_s={since_programming_s}: drift begins when programming ends; give 0 or more seconds"
+        )
+    if not batches:
+        raise ValueError("batches is empty: nothing to measure input ranges on; give token ids [B, T]")
+    measurement = measurement_of(measurement, fields, default=Measurement(chips=3))
     tiles = static_of(analog) if has_static(analog) else static
-    drifted = {"times_s": [since_programming_s], "compensation": [True], "programmings": chips, "seed": seed, **rule}
+
+    def drifted(model: PreTrainedModel, noise: Noise | None = None) -> Perplexity:
+        (aged,) = ageing(
+            model, tokens, measurement, times_s=[since_programming_s], compensation=[True], nonideality=noise
+        )
+        return aged.perplexity
 
     def rows() -> Iterator[tuple[str, Perplexity]]:
-        yield ROWS[0], perplexity(digital, tokens, **rule)
+        yield ROWS[0], perplexity(digital, tokens, measurement)
         with computing_digitally(analog) if has_static(analog) else nullcontext():
-            yield ROWS[1], perplexity(analog, tokens, chips=chips, nonideality=nonideality, seed=seed, **rule)
-        yield ROWS[2], retention(on_tiles(digital, tiles, batches), tokens, **drifted)[0].perplexity
+            yield ROWS[1], perplexity(analog, tokens, measurement, nonideality=nonideality)
+        yield ROWS[2], drifted(on_tiles(digital, tiles, batches))
         whole = analog if has_static(analog) else on_tiles(analog, tiles, batches)
-        yield ROWS[3], retention(whole, tokens, nonideality=nonideality, **drifted)[0].perplexity
+        yield ROWS[3], drifted(whole, nonideality)
 
     measured = {}
     for name, value in rows():
@@ -91,28 +102,5 @@ def error_budget(
     return measured
 
 
-def on_tiles(model: PreTrainedModel, static: Any, batches: Sequence[Tensor]) -> PreTrainedModel:
-    """A copy of the model with its linear layers on tiles and their input ranges measured on `batches`; no training."""
-    whole = copy.deepcopy(model)
-    convert(whole, None, static=static)
-    calibrate_input_ranges(whole, batches)
-    return whole
-
-
-def static_of(model: PreTrainedModel) -> Static:
-    """What puts another model of the same architecture on the same tiles.
-
-    Raises:
-        ValueError: no static tiles.
-    """
-    require_static(model)
-    configs = {name: copy.deepcopy(layer.tiles[0].rpu_config) for name, layer in static_layers(model)}
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    names = {id(layer): name for name, layer in static_layers(model)}
-    return Static(
-        rpu_config=next(iter(configs.values())),
-        layers=[name for name in configs if name not in (names.get(id(head)), names.get(id(embedding)))],
-        overrides=configs,
-        head=id(head) in names,
-        embeddings=id(embedding) in names,
-    )
+def _has_gain_cells(model: PreTrainedModel) -> bool:
+    return any(True for _ in gain_cell_layers(model))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from aimc.hardware.checks import require
 
@@ -27,9 +28,9 @@ class Measurement:
     def __post_init__(self) -> None:
         for name, least in (("context", 2), ("stride", 1), ("batch_size", 1), ("tokens", 2), ("chips", 1), ("seed", 0)):
             value = getattr(self, name)
-            is_whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             require(
-                is_whole and (value is None or value >= least),
+                is_whole or (value is None and name in ("context", "stride", "tokens")),
                 name,
                 value,
                 f"must be a whole number of at least {least}",
@@ -43,3 +44,37 @@ class Measurement:
                 f"windows of {self.context} tokens that far apart leave tokens out",
                 f"give {self.context} or less",
             )
+
+
+class MeasurementFields(TypedDict, total=False):
+    """Fields of a :class:`Measurement` as keywords of what measures; the length of the text is the text's own there."""
+
+    context: int | None
+    stride: int | None
+    batch_size: int
+    chips: int
+    seed: int
+
+
+def measurement_of(
+    measurement: Measurement | None, fields: MeasurementFields, default: Measurement | None = None
+) -> Measurement:
+    """What is measured: `measurement` (None: `default`, or one with every field at its default) with `fields` in place
+    of its own.
+
+    Raises:
+        ConfigError: a value that no measurement can have.
+        TypeError: a keyword that no measurement has.
+    """
+    if measurement is not None and not isinstance(measurement, Measurement):
+        raise TypeError(
+            f"measurement={measurement!r}: an aimc.evaluate.Measurement is needed; give single settings by name, such"
+            " as chips=4"
+        )
+    start = measurement or default or Measurement()
+    if unknown := sorted(set(fields) - MeasurementFields.__optional_keys__):
+        raise TypeError(
+            f"{', '.join(unknown)}: a measurement has no such setting; it has"
+            f" {', '.join(MeasurementFields.__annotations__)}"
+        )
+    return replace(start, **fields)

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from aimc.circuit.cost.attention import Cost
 from aimc.circuit.cost.report import si, table
 from aimc.circuit.cost.shape import ModelShape
 from aimc.evaluate.design import Change, Design
+from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import ConfigError, Hardware
 from aimc.models.hook import gain_cell_layers, hardware_of, set_hardware
@@ -85,15 +86,15 @@ def sweep(
     tokens: Tensor,
     parameter: Change,
     values: Iterable[Any],
+    measurement: Measurement | None = None,
     *,
     design: Design | None = None,
     batches: Sequence[Tensor] = (),
-    chips: int = 1,
     name: str | None = None,
     unit: str = "",
     digital: float | None = None,
     on_point: Callable[[Point], None] | None = None,
-    **kwargs: int | None,
+    **fields: Unpack[MeasurementFields],
 ) -> Tradeoff:
     """Perplexity and cost of a converted model as one parameter of a design changes. The model is left as it is.
 
@@ -108,14 +109,14 @@ def sweep(
             `hardware.readout.n_levels`; or a function of (design, value) that gives a design, for what changes together
             (a supply, its read pulse and its write gate).
         values: of the parameter.
+        measurement: as for :func:`aimc.perplexity`; None: one chip, the whole text.
         design: where to start; None: the model's own hardware and the published costs.
         batches: token batches for the matching; none: it is left out.
-        chips: chips a point.
         name: of the parameter; None: its path.
         unit: of the values, to write them with an SI prefix.
         digital: perplexity of the digital model, to be drawn beside.
         on_point: called after each point.
-        kwargs: `context`, `stride`, `batch_size`, `seed` of :func:`aimc.perplexity`.
+        fields: of the measurement, in place of its own.
 
     Returns:
         A point a value. Values that are refused are listed with the reason; only if all are, it is an error.
@@ -124,8 +125,9 @@ def sweep(
         ValueError: a model that is not converted, a path that leads nowhere, or no value that can be built.
     """
     own = hardware_of(model)
+    measurement = measurement_of(measurement, fields)
     design = design or Design(hardware=own)
-    shape, fill = _shape(model), kwargs.get("context") or int(model.config.max_position_embeddings)
+    shape, fill = _shape(model), measurement.context or int(model.config.max_position_embeddings)
     result = Tradeoff(
         parameter=name or (parameter if isinstance(parameter, str) else parameter.__name__), digital=digital
     )
@@ -142,7 +144,7 @@ def sweep(
             continue
         said = [str(w.message) for w in caught if issubclass(w.category, CircuitWarning)]
         _move(trial, model, own, hardware, batches)
-        measured = perplexity(trial, tokens, chips=chips, **kwargs)  # type: ignore[arg-type]
+        measured = perplexity(trial, tokens, measurement)
         result.points.append(Point(label=label, perplexity=measured, cost=cost, hardware=hardware, warnings=said))
         if on_point is not None:
             on_point(result.points[-1])
@@ -155,7 +157,7 @@ def sweep(
 
 def _shape(model: PreTrainedModel) -> ModelShape:
     """The layers on arrays, of a model whose others are digital."""
-    return ModelShape.from_config(model.config, layers=len(list(gain_cell_layers(model))))
+    return ModelShape.from_config(model.config, on_arrays=[layer.layer for _, layer in gain_cell_layers(model)])
 
 
 def _move(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aimc.hardware.checks import require, require_positive
+from aimc.hardware.checks import check_fields, require, require_positive
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,6 +21,7 @@ class Array:
     """A_sat, charge in signal units at which a sub-tile's counter is full."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "array")
         require(
             self.rows >= 1, "array.rows", self.rows, "a sub-tile holds at least one token", "64 is the published size"
         )
@@ -30,7 +31,7 @@ class Array:
             self.window,
             f"the window must be a positive multiple of the sub-tile, array.rows={self.rows}, because every sub-tile is"
             " full size",
-            f"use {max(1, round(self.window / self.rows)) * self.rows}",
+            f"use {max(1, (2 * self.window + self.rows) // (2 * self.rows)) * self.rows}",
         )
         require_positive("array.saturation_qk", self.saturation_qk, "signal units")
         require_positive("array.saturation_av", self.saturation_av, "signal units")

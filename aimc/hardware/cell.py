@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-from aimc.hardware.checks import require, require_choice, require_positive
+from aimc.hardware.checks import check_fields, require, require_choice, require_positive
 
 GRADIENTS = ("exact", "linear")
 
@@ -30,7 +29,7 @@ class Cell:
     """Slope of the surrogate gradient in signal units per volt; used only where `gradient` is `linear`."""
 
     def __post_init__(self) -> None:
-        self.coefficients = [float(c) for c in self.coefficients]
+        check_fields(self, "cell")
         require_positive("cell.supply_v", self.supply_v, "volt")
         require(
             0 <= self.offset_v <= self.supply_v,
@@ -40,10 +39,10 @@ class Cell:
             "half the supply is usual",
         )
         require(
-            len(self.coefficients) >= 2 and all(map(math.isfinite, self.coefficients)),
+            len(self.coefficients) >= 2,
             "cell.coefficients",
             self.coefficients,
-            "a cell needs at least c_0 and c_1, all finite",
+            "a cell needs at least c_0 and c_1",
             "give them lowest power first, or fit a curve with aimc.circuit.fit_transfer",
         )
         require(

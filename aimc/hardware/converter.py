@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from aimc.hardware.checks import require, require_choice
+from aimc.hardware.checks import check_fields, require, require_choice
 
 CODINGS = ("unsigned", "sign_magnitude", "rounded")
 
@@ -34,6 +33,7 @@ class Converter:
     as an offset."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.n_levels is not None:
             require(
                 self.n_levels >= 2,
@@ -43,7 +43,7 @@ class Converter:
                 "use null (None) for an ideal one",
             )
         require(
-            math.isfinite(self.v_min) and math.isfinite(self.v_max) and self.v_min < self.v_max,
+            self.v_min < self.v_max,
             "v_min, v_max",
             (self.v_min, self.v_max),
             "the clip range is empty or upside down",
@@ -51,7 +51,7 @@ class Converter:
         )
         require_choice("coding", self.coding, CODINGS)
         require(
-            math.isfinite(self.inl) and abs(self.inl) < 0.25,
+            abs(self.inl) < 0.25,
             "inl",
             self.inl,
             "from a quarter of the range on the characteristic turns back before it reaches the end of the range",

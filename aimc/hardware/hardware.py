@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from aimc.hardware.array import Array
 from aimc.hardware.cell import Cell
-from aimc.hardware.checks import require, require_choice
+from aimc.hardware.checks import check_fields, require, require_choice
 from aimc.hardware.converter import Converter
 from aimc.hardware.leakage import Leakage
 from aimc.hardware.noise import Noise
@@ -56,6 +56,7 @@ class Hardware:
     (PyTorch, any device), `triton` (NVIDIA GPUs). All compute the same."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_choice("activation", self.activation, ACTIVATIONS)
         require_choice("backend", self.backend, BACKENDS)
         require(

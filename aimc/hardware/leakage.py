@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from aimc.hardware.checks import require, require_positive
+from aimc.hardware.checks import check_fields, require, require_positive
 
 
 @dataclass(slots=True, kw_only=True)
@@ -24,9 +23,10 @@ class Leakage:
     rest voltage, `cell.offset_v`. Without leakage (`tau_s` None) it has no effect."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "leakage")
         if self.tau_s is not None:
             require(
-                math.isfinite(self.tau_s) and self.tau_s > 0,
+                self.tau_s > 0,
                 "leakage.tau_s",
                 self.tau_s,
                 "a retention time is positive and finite",
@@ -37,7 +37,7 @@ class Leakage:
         require_positive("leakage.step_latency_s", self.step_latency_s, "second")
         if self.target_v is not None:
             require(
-                math.isfinite(self.target_v) and self.target_v >= 0,
+                self.target_v >= 0,
                 "leakage.target_v",
                 self.target_v,
                 "a cell leaks to a voltage between ground and supply",
@@ -48,15 +48,14 @@ class Leakage:
         """`token_time_s`, where it is known.
 
         Raises:
-            ConfigError: it is None, and no model has filled it in.
+            ConfigError: it is None: left to a model.
         """
         require(
             self.token_time_s is not None,
             "leakage.token_time_s",
             None,
-            "the time of a token is the model's layers × leakage.step_latency_s, and this hardware belongs to no"
-            " model yet",
-            "give it in second, or use aimc.convert, which fills it in",
+            "the time of a token is the model's layers × leakage.step_latency_s, and this description leaves it open",
+            "give it in second; aimc.convert works it out for the layers of a model",
         )
         return self.token_time_s  # type: ignore[return-value]  # required above
 

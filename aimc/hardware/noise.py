@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
-from aimc.hardware.checks import require
+from aimc.hardware.checks import ConfigError, check_fields
 
 FROZEN_IN_CHIP = ("mismatch_gain", "mismatch_offset_v", "column_gain", "column_offset", "tau_spread")
 """Fields of :class:`Noise` that are drawn once, at fabrication."""
@@ -36,15 +35,11 @@ class Noise:
     spread normally. Felt only where cells leak."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            require(
-                math.isfinite(value) and value >= 0,
-                f"noise.{f.name}",
-                value,
-                "a standard deviation is finite and not negative",
-                "0 switches it off",
-            )
+        check_fields(self, "noise")
+        for name in self.__slots__:  # the fields; noises are made for every call of an operator
+            value = getattr(self, name)
+            if value < 0:
+                raise ConfigError(f"noise.{name}={value!r}: a standard deviation is not negative; 0 switches it off")
 
     def only(self, name: str) -> Noise:
         """This noise with every field but `name` switched off."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aimc.hardware.checks import require
+from aimc.hardware.checks import check_fields, require
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,6 +22,7 @@ class Protection:
     """Newest tokens kept digital, the reading token itself included; 0: none."""
 
     def __post_init__(self) -> None:
+        check_fields(self, "protection")
         for name in ("n_sink", "n_recent"):
             value = getattr(self, name)
             require(value >= 0, f"protection.{name}", value, "a number of tokens is not negative", "0 switches it off")

@@ -6,7 +6,15 @@ Calibration, measurements and the pipeline call it. It imports `aimc.nn` and bel
 from aimc.models.checkpoint import from_pretrained
 from aimc.models.conversion import ConversionReport, convert, to_digital
 from aimc.models.families import FAMILIES, attention_layers
-from aimc.models.hook import gain_cell_layers, hardware_of, is_digital, set_chip, set_generator, set_hardware
+from aimc.models.hook import (
+    gain_cell_layers,
+    hardware_of,
+    has_arrays,
+    is_digital,
+    set_chip,
+    set_generator,
+    set_hardware,
+)
 
 __all__ = [
     "FAMILIES",
@@ -16,6 +24,7 @@ __all__ = [
     "from_pretrained",
     "gain_cell_layers",
     "hardware_of",
+    "has_arrays",
     "is_digital",
     "set_chip",
     "set_generator",

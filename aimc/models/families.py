@@ -7,8 +7,7 @@ that computes its attention elsewhere. Settings that only show in longer texts a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -16,6 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from aimc.models.modes import evaluating
 
 FAMILIES = {
     "gpt2": "GPT-2",
@@ -223,7 +224,7 @@ def _try_two_tokens(model: PreTrainedModel) -> _Trial:
     before, token = model.config._attn_implementation, _TRIAL.set(trial)
     try:
         model.set_attn_implementation(PROBE)
-        with _evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(input_ids=torch.zeros(1, TRIAL_TOKENS, dtype=torch.long, device=device), use_cache=False)
     except Exception as error:  # it is somebody's code; whatever it raises, it could not be tried
         reason = str(error).splitlines()[0] if str(error) else "no message"
@@ -235,18 +236,6 @@ def _try_two_tokens(model: PreTrainedModel) -> _Trial:
         model.set_attn_implementation(before)
         _TRIAL.reset(token)
     return trial
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Every module in evaluation, so that the trial draws no random number and drops no layer; then each as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _described(

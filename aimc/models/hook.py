@@ -8,6 +8,7 @@ digital.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import replace
@@ -202,34 +203,44 @@ def gain_cell_layers(model: nn.Module) -> Iterator[tuple[str, GainCellAttention]
             yield name, module
 
 
+def has_arrays(model: nn.Module) -> bool:
+    """Whether some layer of the model runs on arrays."""
+    return next(gain_cell_layers(model), None) is not None
+
+
 def is_digital(model: nn.Module) -> bool:
-    """Whether no layer of the model runs on arrays."""
-    return next(gain_cell_layers(model), None) is None
+    """Whether no layer of the model runs on arrays; :func:`has_arrays` is its truthful opposite, for a model without
+    arrays may have static tiles."""
+    return not has_arrays(model)
 
 
 def hardware_of(model: PreTrainedModel) -> Hardware:
-    """The hardware that a converted model runs on.
+    """The hardware that a converted model runs on: a copy, which changes nothing until :func:`set_hardware` has it.
 
     Raises:
         ValueError: the model is not converted.
     """
     for _, layer in gain_cell_layers(model):
-        return layer.hardware
+        return copy.deepcopy(layer.hardware)
     raise ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
 
 
 def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
-    """Put a converted model on other hardware, keeping its weights and scalers.
+    """Put a converted model on a copy of other hardware, keeping its weights and scalers; refused, nothing changes.
 
     The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it
     goes, and start anew when it comes back.
 
     Raises:
-        ValueError: the model is not converted.
+        ValueError: the model is not converted. :class:`aimc.hardware.ConfigError`: the arrays do not fit a layer's
+            sliding window.
     """
     hardware_of(model)
     hardware = for_model(hardware, model)
-    for _, layer in gain_cell_layers(model):
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    for layer in layers:
+        layer.machine_on(hardware)  # all are checked before one is changed
+    for layer in layers:
         layer.hardware = hardware
     write_record(model)
 
@@ -249,7 +260,9 @@ def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> 
 
 
 def for_model(hardware: Hardware, model: PreTrainedModel) -> Hardware:
-    """`hardware` with the time of a token filled in, where it is left to the model: its layers, one step each."""
+    """A copy of `hardware` with the time of a token filled in, where it is left to the model: its layers, one step
+    each."""
+    hardware = copy.deepcopy(hardware)
     leakage = hardware.leakage
     if leakage.token_time_s is not None:
         return hardware

@@ -51,7 +51,7 @@ class GainCellAttention(nn.Module):
             all of them.
 
     Raises:
-        ConfigError: `sliding_window` is no multiple of the hardware's sub-tile.
+        ConfigError: `sliding_window` is longer than the hardware's sub-tile and no multiple of it.
     """
 
     def __init__(
@@ -97,16 +97,8 @@ class GainCellAttention(nn.Module):
 
     @hardware.setter
     def hardware(self, hardware: Hardware) -> None:
-        rows = hardware.array.rows
-        if (
-            self.sliding_window is not None
-            and self.sliding_window < hardware.array.window
-            and self.sliding_window % rows
-        ):
-            raise ConfigError(
-                f"array.rows={rows}: layer {self.layer} sees a sliding window of {self.sliding_window} tokens, which is"
-                " no whole number of sub-tiles; choose array.rows that divides it"
-            )
+        self.machine = self.machine_on(hardware)
+        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays."""
         self._hardware = hardware
         if hardware.activation != "softmax":
             self.score_gain = self.memory_key = self.memory_value = None
@@ -114,13 +106,23 @@ class GainCellAttention(nn.Module):
             self.score_gain = nn.Parameter(torch.ones_like(self.query_scaler.scale))
             self.memory_key, self.memory_value = self._line(hardware), self._line(hardware)
 
-    @property
-    def machine(self) -> Hardware:
-        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays."""
-        array = self.hardware.array
-        if self.sliding_window is None or self.sliding_window >= array.window:
-            return self.hardware
-        return replace(self.hardware, array=replace(array, window=self.sliding_window))
+    def machine_on(self, hardware: Hardware) -> Hardware:
+        """What this layer's arrays would be on `hardware`: as many slots as its sliding window has tokens, in one
+        sub-tile where that is shorter than one.
+
+        Raises:
+            ConfigError: a sliding window of more than one sub-tile and no whole number of them.
+        """
+        array, window = hardware.array, self.sliding_window
+        if window is None or window >= array.window:
+            return hardware
+        rows = min(array.rows, window)
+        if window % rows:
+            raise ConfigError(
+                f"array.rows={rows}: layer {self.layer} sees a sliding window of {window} tokens, which is"
+                " no whole number of sub-tiles; choose array.rows that divides it"
+            )
+        return replace(hardware, array=replace(array, window=window, rows=rows))
 
     def _line(self, hardware: Hardware) -> AffineScaler:
         """A cell near its rest, `c_0 + c_1·u`."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from aimc.evaluate.ageing import Aged
+from aimc.evaluate.ageing import AgedPerplexity
 from aimc.evaluate.perplexity import Perplexity
 from aimc.plot.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_axes
 from aimc.static.programming import TIMES_S
@@ -42,12 +42,12 @@ def budget_points(budget: Mapping[str, Perplexity], *, reference: str = "digital
     return figure
 
 
-def retention_curve(curves: Mapping[str, Sequence[Aged]], *, digital: float | None = None) -> Figure:
+def ageing_curve(curves: Mapping[str, Sequence[AgedPerplexity]], *, digital: float | None = None) -> Figure:
     """Perplexity against time since programming, on a logarithmic clock: a panel with global drift compensation, and
     one without.
 
     Args:
-        curves: name of a model to its measurements, see :func:`aimc.evaluate.retention`; error bars are standard
+        curves: name of a model to its measurements, see :func:`aimc.evaluate.ageing`; error bars are standard
             deviations. At least one.
         digital: perplexity of the digital model, drawn as a line.
 
@@ -56,7 +56,7 @@ def retention_curve(curves: Mapping[str, Sequence[Aged]], *, digital: float | No
     """
     kinds = [kind for kind in (True, False) if any(r.compensated is kind for curve in curves.values() for r in curve)]
     if not kinds:
-        raise ValueError("curves holds no measurement; measure some with aimc.evaluate.retention")
+        raise ValueError("curves holds no measurement; measure some with aimc.evaluate.ageing")
     figure = Figure(figsize=(7.0, 1.0 + 2.9 * len(kinds)), layout="constrained")
     panels = figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
     for axes, kind in zip(panels, kinds, strict=True):

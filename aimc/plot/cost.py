@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from aimc.circuit.cost.attention import Cost, Parts
+from aimc.circuit.cost.attention import Breakdown, Cost
 from aimc.circuit.cost.model import Gain
 from aimc.circuit.cost.report import si, times
 from aimc.circuit.cost.sensitivity import Sensitivity
@@ -38,7 +38,7 @@ _LABELLED = 0.04
 """Share of the tallest bar from which a part is named inside it."""
 
 
-def energy_breakdown(costs: Mapping[str, Cost | Parts], *, title: str | None = None) -> Figure:
+def energy_breakdown(costs: Mapping[str, Cost | Breakdown], *, title: str | None = None) -> Figure:
     """Energy per token by part, one stacked bar each.
 
     Args:

@@ -18,6 +18,8 @@ _PUBLIC = {
     "noiseless": "aimc.static.presets",
     "static_layers": "aimc.static.tiles",
     "has_static": "aimc.static.tiles",
+    "on_tiles": "aimc.static.copies",
+    "static_of": "aimc.static.copies",
     "set_rpu_config": "aimc.static.tiles",
     "write_static_record": "aimc.static.tiles",
     "calibrate_input_ranges": "aimc.static.tiles",

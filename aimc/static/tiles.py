@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from aimc.models.modes import evaluating
 from aimc.static.config import resolve
 from aimc.static.encoding import encode
 
@@ -186,20 +187,17 @@ def calibrate_input_ranges(
     if not 0 < quantile <= 1:
         raise ValueError(f"quantile={quantile}: must be above 0 and at most 1; 0.9999 is usual")
     seen: dict[str, list[list[float]]] = {}
-    was_training = model.training
     handles = []
     for name, layer in static_layers(model):
         seen[name] = []
         handles.append(layer.register_forward_pre_hook(_measure(seen[name], quantile)))
-    model.eval()
     try:
-        with computing_digitally(model):
+        with evaluating(model), computing_digitally(model):
             for batch in batches:
                 model(batch.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-        model.train(was_training)
     return {
         name: _set_ranges(layer, torch.tensor(seen[name]))
         for name, layer in static_layers(model)

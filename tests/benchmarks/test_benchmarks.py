@@ -216,7 +216,7 @@ def test_decoding_leaves_no_trace_in_the_time() -> None:
     decoder = decoding.Decoder(analog, aimc.GainCellCache(analog), prompt)
     decoding.check_decoding(analog, prompt, 2, settings)
     fork = decoder.fork()
-    assert hardware_of(analog) is before
+    assert hardware_of(analog) == before
     for cache in (decoder.cache, fork.cache):
         assert isinstance(cache, aimc.GainCellCache)
         for layer in cache.gain_cell_layers:

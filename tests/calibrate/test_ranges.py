@@ -53,8 +53,17 @@ def test_skipped_layers_and_other_windows() -> None:
     reference = tiny_model("llama")
     model = copy.deepcopy(reference)
     aimc.convert(model, ideal(), skip_layers=[0])
-    calibrate_ranges(model, reference, BATCHES, percentile=100.0)
+    report = calibrate_ranges(model, reference, BATCHES, percentile=100.0)
     assert error(model, reference) < 1e-4
+    assert [layer.layer for layer in report.layers] == [1]
+
+
+def test_the_former_name_of_the_share_still_works() -> None:
+    reference = tiny_model("llama")
+    now = calibrated(reference, ideal(), range_share=0.5)
+    with pytest.warns(DeprecationWarning, match="range_share"):
+        former = calibrated(reference, ideal(), fill=0.5)
+    assert all(torch.equal(a, b) for a, b in zip(now.parameters(), former.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,7 @@ def test_ranges_are_what_the_percentile_says() -> None:
             seen[part] = max(seen.get(part, 0.0), float((x - (0.0 if part == "query" else 0.45)).abs().max()))
 
     with aimc.calibrate.observation.observing(model, observe):
-        aimc.calibrate.observation.run(model, BATCHES)
+        aimc.calibrate.observation.run_batches(model, BATCHES)
     assert seen["query"] == pytest.approx(1.0, rel=1e-3)
     assert seen["key"] == pytest.approx(0.45, rel=1e-3)
     assert seen["value"] == pytest.approx(0.45, rel=1e-3)
@@ -205,7 +214,8 @@ def test_with_everything_protected_and_with_noise() -> None:
         ({"percentile": 0.0}, "percentile=0.0"),
         ({"percentile": 100.1}, "percentile=100.1"),
         ({"n_std": 0.0}, "n_std=0.0"),
-        ({"fill": 1.5}, "fill=1.5"),
+        ({"range_share": 1.5}, "range_share=1.5"),
+        ({"n_std": float("inf")}, "n_std=inf"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:

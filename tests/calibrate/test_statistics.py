@@ -79,7 +79,7 @@ def test_nonlinear_cell_reaches_the_linear_statistics(
     aimc.set_hardware(model, hardware)
     report = aimc.match_statistics(model, reference=linear, batches=batches, iterations=20, tolerance=0.02)
     assert report.converged, report
-    for now, wanted in zip(analog_moments(model, batches), target, strict=True):
+    for now, wanted in zip(analog_moments(model, batches).values(), target.values(), strict=True):
         for part, moments in now.items():
             assert ((moments.mean - wanted[part].mean).abs() <= 0.021 * wanted[part].std).all()
             assert ((moments.std / wanted[part].std - 1).abs() <= 0.021).all()
@@ -126,7 +126,7 @@ def test_matching_leaves_the_models_mode_and_random_state_alone(linear: GPT2LMHe
 def test_start_from_digital_statistics(model: GPT2LMHeadModel, linear: GPT2LMHeadModel, batches: Batches) -> None:
     """q, k and v of the digital model, once scaled, put the stated number of standard deviations on the clip range."""
     digital = digital_moments(model, batches)
-    for (_, layer), moments in zip(gain_cell_layers(linear), digital, strict=True):
+    for (_, layer), moments in zip(gain_cell_layers(linear), digital.values(), strict=True):
         for part, full_scale in (("query", 1.0), ("key", 0.45), ("value", 0.45)):
             spread = layer.scaler(part).scale.detach().double() * moments[part].std * RANGE_IN_STD[part]
             torch.testing.assert_close(spread, torch.full_like(spread, full_scale), rtol=1e-5, atol=0)
@@ -156,12 +156,55 @@ def test_bad_arguments(model: GPT2LMHeadModel, linear: GPT2LMHeadModel, batches:
         aimc.match_statistics(linear, bigger, batches)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parts": ()}, "name one or more of query, key, value, output"),
+        ({"parts": ("keys",)}, "parts=.'keys',."),
+        ({"parts": "key"}, "a sequence of names is needed"),
+        ({"parts": ("key", "key")}, "each once"),
+        ({"iterations": -1}, "iterations=-1"),
+        ({"iterations": 1.5}, "iterations=1.5"),
+        ({"damping": float("nan")}, "damping=nan"),
+        ({"tolerance": -0.1}, "tolerance=-0.1"),
+        ({"tolerance": float("inf")}, "tolerance=inf"),
+    ],
+)
+def test_settings_out_of_range(
+    linear: GPT2LMHeadModel, batches: Batches, settings: dict[str, object], message: str
+) -> None:
+    before = scalers(linear)
+    with pytest.raises(ValueError, match=message):
+        aimc.match_statistics(linear, copy.deepcopy(linear), batches, **settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in scalers(linear).items())
+
+
+def test_skipped_layers_keep_their_numbers_and_have_to_be_the_same(
+    model: GPT2LMHeadModel, batches: Batches, hardware: Hardware
+) -> None:
+    first, second = copy.deepcopy(model), copy.deepcopy(model)
+    aimc.convert(first, hardware, skip_layers=[1])
+    aimc.convert(second, hardware, skip_layers=[0])
+    other = disturbed(second)
+    report = aimc.match_statistics(other, second, batches, iterations=0)
+    assert {d.layer for d in report.unmatched} == {1} and "layer 1 " in str(report)
+    with pytest.raises(ValueError, match="layers 1 on arrays and the reference 0; .*skip_layers"):
+        aimc.match_statistics(second, first, batches)
+    report = aimc.initialise_scalers(second, model, batches, iterations=0)
+    assert {d.layer for d in report.unmatched} <= {1}
+
+
+def test_the_start_needs_a_digital_reference(linear: GPT2LMHeadModel, batches: Batches) -> None:
+    with pytest.raises(ValueError, match="runs on arrays itself"):
+        aimc.initialise_scalers(linear, copy.deepcopy(linear), batches)
+
+
 _WORKER = """
 import copy, sys, torch, torch.distributed as dist
 sys.path.insert(0, {root!r})
 import aimc
 from tests.conftest import small_arrays, tiny_gpt2
-from tests.test_calibrate import disturbed, scalers
+from tests.calibrate.test_statistics import disturbed, scalers
 dist.init_process_group("gloo")
 batches = [torch.randint(64, (4, 32), generator=torch.Generator().manual_seed(s)) for s in range(4)]
 linear = tiny_gpt2()
@@ -174,7 +217,7 @@ torch.save(scalers(model), f"{out}/{{dist.get_rank()}}.pt")
 
 
 def test_two_processes_end_with_the_scalers_of_one(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     script = tmp_path / "worker.py"
     script.write_text(_WORKER.format(root=root, out=tmp_path))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -24,7 +24,7 @@ from aimc.circuit import (
     to_hardware,
 )
 from aimc.circuit.hardware import pulse_nonlinearity, signal_unit
-from aimc.hardware import Hardware, Noise
+from aimc.hardware import ConfigError, Hardware, Noise
 
 CELL = silicon_cell()
 UNIT_C = signal_unit(CELL, presets.gain_cell_cmos())
@@ -285,3 +285,10 @@ def test_a_cell_that_cannot_be_read_is_refused():
         to_hardware(replace(oxide, supply_v=0.2, read_n=replace(oxide.read_n, threshold_v=1.6)))
     with pytest.raises(CircuitError, match="does not rise"):
         to_hardware(replace(oxide, read_n=replace(oxide.read_n, threshold_v=40.0)))
+
+
+def test_a_token_time_that_is_left_open_is_asked_for():
+    left_open = presets.gain_cell_cmos()
+    left_open.leakage = replace(left_open.leakage, token_time_s=None)
+    with pytest.raises(ConfigError, match="leakage.token_time_s=None: .*leaves it open; give it in second"):
+        to_hardware(CELL, left_open)

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 import aimc
 from aimc import presets as hardware_presets
-from aimc.evaluate.ageing import retention
-from aimc.evaluate.error_budget import ROWS, error_budget, static_of
-from aimc.static import Static, follow_optimizer, presets, static_layers
+from aimc.evaluate.ageing import ageing
+from aimc.evaluate.error_budget import ROWS, error_budget
+from aimc.static import Static, follow_optimizer, on_tiles, presets, static_layers, static_of
 from aimc.static.layer import StaticLinear
 from aimc.static.programming import DAY_S, YEAR_S, without_compensation
 from aimc.static.tiles import seeded
@@ -92,17 +92,17 @@ def test_weights_trained_after_a_programming_are_those_programmed_next() -> None
         assert torch.allclose(layer(x), layer.digital(x), atol=1e-4)
 
 
-def test_retention() -> None:
+def test_ageing() -> None:
     model = tiny_model("gpt2")
     aimc.convert(model, hardware_presets.gain_cell_cmos(), static="pcm")
     aimc.static.calibrate_input_ranges(model, [ids()])
     before, tokens = logits(model), ids().flatten().repeat(4)
     seen: list[float] = []
-    results = retention(
+    results = ageing(
         model,
         tokens,
         times_s={"now": 1.0, "a year": YEAR_S},
-        programmings=2,
+        chips=2,
         nonideality=hardware_presets.typical(),
         on_result=lambda r: seen.append(r.since_programming_s),
     )
@@ -115,8 +115,8 @@ def test_retention() -> None:
     assert len(seen) == 4 and all(len(r.perplexity.per_chip) == 2 and r.perplexity.std > 0 for r in results)
     assert results[0].perplexity.mean == pytest.approx(results[1].perplexity.mean, rel=0.05)
     assert torch.equal(logits(model), before)  # not programmed, as before
-    again = retention(
-        model, tokens, times_s=[YEAR_S], programmings=2, nonideality=hardware_presets.typical(), compensation=[True]
+    again = ageing(
+        model, tokens, times_s=[YEAR_S], chips=2, nonideality=hardware_presets.typical(), compensation=[True]
     )
     assert again[0].perplexity.per_chip == results[2].perplexity.per_chip
 
@@ -146,7 +146,7 @@ def test_error_budget() -> None:
     assert rows["digital"].per_chip == [float(aimc.perplexity(digital, tokens))]
     assert rows["only attention analog"].per_chip == aimc.perplexity(analog, tokens, **settings).per_chip
     assert len({rows[name].mean for name in ROWS}) == 4 and len(rows["both"].per_chip) == 2
-    whole = aimc.evaluate.on_tiles(analog, "pcm", [ids()])
+    whole = on_tiles(analog, "pcm", [ids()])
     again = error_budget(digital, whole, tokens, [ids()], **settings)
     assert {name: value.per_chip for name, value in again.items()} == {
         name: value.per_chip for name, value in rows.items()
@@ -175,8 +175,8 @@ def test_refusals() -> None:
         aimc.static.drift(model, 1.0)
     with pytest.raises(ValueError, match="since_programming_s=-1"):
         aimc.static.drift(model, -1.0)
-    with pytest.raises(ValueError, match="programmings=0"):
-        retention(model, ids().flatten(), programmings=0)
+    with pytest.raises(ValueError, match="chips=0"):
+        ageing(model, ids().flatten(), chips=0)
     with pytest.raises(ValueError, match="batches is empty"):
         aimc.static.calibrate_input_ranges(model, [])
     with pytest.raises(ValueError, match="quantile=0"):
@@ -273,9 +273,9 @@ def test_joint_training_makes_a_model_that_bears_its_noise() -> None:
         optimizer.step()
         optimizer.zero_grad()
     tokens = ids().flatten()
-    rule = {"times_s": [DAY_S], "programmings": 2, "compensation": [True], "stride": 32}
-    trained = retention(model, tokens, **rule)[0].perplexity
-    assert trained.mean < 0.8 * retention(untrained, tokens, **rule)[0].perplexity.mean
+    rule = {"times_s": [DAY_S], "chips": 2, "compensation": [True], "stride": 32}
+    trained = ageing(model, tokens, **rule)[0].perplexity
+    assert trained.mean < 0.8 * ageing(untrained, tokens, **rule)[0].perplexity.mean
     ranges = [float(tile.input_range) for _, layer in static_layers(model) for tile in layer.tiles]
     before = [float(tile.input_range) for _, layer in static_layers(untrained) for tile in layer.tiles]
     assert ranges != before  # learned
@@ -291,3 +291,46 @@ def test_programming_drift_and_reads_are_independent_draws():
         assert abs(float(torch.corrcoef(torch.stack([drawn[a], drawn[b]]))[0, 1])) < 0.08
     with seeded(1, "drift"):
         assert torch.equal(torch.randn(4096), drawn[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"times_s": []}, "at least one time"),
+        ({"times_s": [1.0, 1.0]}, "each once"),
+        ({"times_s": [1.0, -1.0]}, "times_s has -1.0"),
+        ({"compensation": []}, "each once"),
+        ({"compensation": [True, True]}, "each once"),
+        ({"compensation": ["yes"]}, "give .True., .False., or both"),
+    ],
+)
+def test_ageing_refuses_before_it_programs(settings: dict[str, object], message: str) -> None:
+    model = on_pcm()
+    before = logits(model)
+    with pytest.raises(ValueError, match=message):
+        ageing(model, ids().flatten(), **settings)
+    assert torch.equal(logits(model), before)
+
+
+def test_programmings_are_chips() -> None:
+    model, tokens = on_pcm(), ids().flatten()
+    rule = {"times_s": [DAY_S], "compensation": [True]}
+    now = ageing(model, tokens, chips=2, **rule)
+    with pytest.warns(DeprecationWarning, match="called chips now"):
+        former = ageing(model, tokens, programmings=2, **rule)
+    assert now == former and len(now[0].perplexity.per_chip) == 2
+
+
+def test_the_budget_refuses_before_it_measures() -> None:
+    digital, analog, seen = tiny_model("gpt2"), tiny_model("gpt2"), []
+    aimc.convert(analog, hardware_presets.gain_cell_cmos())
+    for batches, settings, message in (
+        ([], {}, "batches is empty"),
+        ([ids()], {"since_programming_s": -1.0}, "since_programming_s=-1"),
+        ([ids()], {"chips": 0}, "chips=0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            error_budget(
+                digital, analog, ids().flatten(), batches, on_result=lambda name, _: seen.append(name), **settings
+            )
+    assert seen == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,14 @@ from transformers import GPT2LMHeadModel
 
 import aimc
 from aimc import presets
-from aimc.evaluate.perplexity import Perplexity, _without_each, ablation, nonideality_sweep, perplexity
+from aimc.evaluate.ablation import _without_each, ablation
+from aimc.evaluate.measurement import Measurement
+from aimc.evaluate.perplexity import Perplexity, perplexity
+from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Hardware, Noise
 from aimc.models.hook import gain_cell_layers, hardware_of
+from tests.conftest import small_arrays
+from tests.tiny_models import ids, tiny_model
 
 
 def by_hand(model: GPT2LMHeadModel, tokens: torch.Tensor, context: int, stride: int) -> float:
@@ -56,7 +62,7 @@ def test_chips_differ_and_come_back(model: GPT2LMHeadModel, tokens: torch.Tensor
         aimc.perplexity(model, tokens, chips=1, nonideality=aimc.presets.typical(), seed=2).per_chip
         == result.per_chip[2:]
     )
-    assert hardware_of(model) is hardware and all(layer.chip_seed is None for _, layer in gain_cell_layers(model))
+    assert hardware_of(model) == hardware and all(layer.chip_seed is None for _, layer in gain_cell_layers(model))
 
 
 def test_without_noise_one_chip_is_enough(model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware) -> None:
@@ -91,7 +97,7 @@ def test_ablation_switches_one_effect_off_and_back_on(
     aimc.convert(model, hardware)
     rows = ablation(model, tokens)
     assert "leakage" in rows and "readout levels" in rows
-    assert hardware_of(model) is hardware
+    assert hardware_of(model) == hardware
     assert float(rows["all effects"]) == float(perplexity(model, tokens))
     assert float(rows["storage levels"]) != float(rows["all effects"])
 
@@ -150,3 +156,74 @@ def test_what_is_saved_afterwards_is_the_model_as_it_was(model: GPT2LMHeadModel,
     tokens = torch.randint(64, (100,), generator=torch.Generator().manual_seed(0))
     aimc.perplexity(model, tokens, chips=2, nonideality=presets.typical(), context=16)
     assert model.config.to_dict() == before
+
+
+def test_a_measurement_says_how_and_fields_override_it(model: GPT2LMHeadModel, tokens: torch.Tensor) -> None:
+    measurement = Measurement(context=16, stride=4, tokens=50, chips=3)
+    whole = perplexity(model, tokens, measurement)
+    assert (whole.context, whole.stride, whole.n_tokens, len(whole.per_chip)) == (16, 4, 49, 1)
+    assert float(whole) == float(perplexity(model, tokens[:50], context=16, stride=4))
+    assert perplexity(model, tokens, measurement, stride=8).stride == 8
+    with pytest.raises(TypeError, match="windows: a measurement has no such setting; it has context, stride"):
+        perplexity(model, tokens, windows=3)
+    with pytest.raises(TypeError, match=r"aimc\.evaluate\.Measurement is needed"):
+        perplexity(model, tokens, 4)
+
+
+def test_effects_off_one_at_a_time_with_shorter_sliding_windows() -> None:
+    """Gemma 2's first layer sees 8 tokens; one sub-tile of the whole window of 16 would be longer."""
+    model = tiny_model("gemma2")
+    aimc.convert(model, small_arrays())
+    before = model.config.to_dict()
+    rows = ablation(model, ids().flatten(), stride=32)
+    short, long = (layer for _, layer in gain_cell_layers(model))
+    assert float(rows["per-tile readout"]) != float(rows["all effects"])
+    assert model.config.to_dict() == before
+    hardware = _without_each(hardware_of(model))["per-tile readout"]
+    aimc.set_hardware(model, hardware)
+    assert [(layer.machine.array.window, layer.machine.array.rows) for layer in (short, long)] == [(8, 8), (16, 16)]
+
+
+def test_effects_off_one_at_a_time_on_kernels_of_fixed_sizes(hardware: Hardware) -> None:
+    assert _without_each(replace(hardware, backend="triton"))["per-tile readout"].backend == "auto"
+    assert _without_each(replace(hardware, backend="eager"))["per-tile readout"].backend == "eager"
+
+
+def test_an_exception_while_measuring_leaves_the_model_as_it_was(
+    model: GPT2LMHeadModel, hardware: Hardware, tokens: torch.Tensor
+) -> None:
+    aimc.convert(model, hardware)
+    model.train()
+    model.transformer.h[0].eval()
+    modes, record = [module.training for module in model.modules()], model.config.to_dict()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("on purpose")
+
+    handle = model.lm_head.register_forward_pre_hook(fail)
+    for measure in (
+        lambda: perplexity(model, tokens, chips=2, nonideality=presets.typical()),
+        lambda: ablation(model, tokens),
+        lambda: nonideality_sweep(model, tokens, presets.typical()),
+    ):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            measure()
+        assert [module.training for module in model.modules()] == modes
+        assert model.config.to_dict() == record
+    handle.remove()
+
+
+def test_the_face_gives_the_functions_whatever_was_imported() -> None:
+    import aimc.evaluate.ageing
+
+    for name in ("ablation", "ageing", "error_budget", "perplexity"):
+        for _ in range(2):
+            assert callable(getattr(aimc.evaluate, name)), name
+    with pytest.warns(DeprecationWarning, match="aimc.evaluate.ageing.ageing now"):
+        assert aimc.evaluate.retention is aimc.evaluate.ageing
+
+
+def test_ablation_needs_no_token_time(hardware: Hardware) -> None:
+    """A model's own description may leave it to its layers."""
+    hardware.leakage.tau_s, hardware.leakage.target_v, hardware.leakage.token_time_s = 5e-3, 0.0, None
+    assert _without_each(hardware)["leak target"].leakage.target_v is None

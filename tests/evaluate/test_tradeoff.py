@@ -15,7 +15,7 @@ from aimc.evaluate.design import Design
 from aimc.evaluate.perplexity import Perplexity
 from aimc.evaluate.tradeoff import Point, _mark_front, sweep
 from aimc.hardware import ConfigError, Noise
-from aimc.models.hook import hardware_of
+from aimc.models.hook import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays, tiny_gpt2
 
 
@@ -129,3 +129,19 @@ def test_what_cannot_be_swept(converted, tokens):
         sweep(converted, tokens, "hardware.colour", [1])
     with pytest.raises(ValueError, match="not converted|no gain-cell"):
         sweep(tiny_gpt2(), tokens, "hardware.array.window", [16])
+
+
+def test_the_token_time_is_the_designs_also_where_the_model_says_none(converted, tokens):
+    """A model's own description may leave the time of a token to its layers."""
+    expected = sweep(converted, tokens, "hardware.readout.n_levels", [16]).points[0]
+    for _, layer in gain_cell_layers(converted):
+        layer.hardware = replace(layer.hardware, leakage=replace(layer.hardware.leakage, token_time_s=None))
+    point = sweep(converted, tokens, "hardware.readout.n_levels", [16]).points[0]
+    assert point.hardware.leakage.token_time_s == point.cost.latency_s.total
+    assert point.perplexity == expected.perplexity and point.hardware == expected.hardware
+
+
+def test_a_sweep_takes_a_measurement(converted, tokens):
+    measurement = aimc.evaluate.Measurement(context=16, tokens=60)
+    (point,) = sweep(converted, tokens, "hardware.readout.n_levels", [32], measurement).points
+    assert (point.perplexity.context, point.perplexity.n_tokens) == (16, 59)

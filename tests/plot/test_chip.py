@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from aimc.evaluate.ageing import Aged
+from aimc.evaluate.ageing import AgedPerplexity
 from aimc.evaluate.perplexity import Perplexity
-from aimc.plot.chip import budget_points, retention_curve
+from aimc.plot.chip import ageing_curve, budget_points
 from aimc.static.programming import DAY_S, TIMES_S, YEAR_S
 
 
@@ -26,9 +26,9 @@ def test_budget() -> None:
         budget_points({"both": perplexity(1.0)})
 
 
-def test_retention() -> None:
+def test_ageing() -> None:
     curve = [
-        Aged(since_programming_s=time, compensated=kind, perplexity=perplexity(value, value))
+        AgedPerplexity(since_programming_s=time, compensated=kind, perplexity=perplexity(value, value))
         for time, kind, value in (
             (YEAR_S, True, 55.0),
             (DAY_S, True, 52.0),
@@ -36,7 +36,7 @@ def test_retention() -> None:
             (YEAR_S, False, 190.0),
         )
     ]
-    with_it, without = retention_curve({"model": curve, "other": curve[:2]}, digital=50.0).axes
+    with_it, without = ageing_curve({"model": curve, "other": curve[:2]}, digital=50.0).axes
     assert "with global" in with_it.get_title() and "without global" in without.get_title()
     assert with_it.get_xscale() == "log"
     assert [label.get_text() for label in without.get_xticklabels()] == list(TIMES_S)
@@ -47,8 +47,8 @@ def test_retention() -> None:
     assert list(without.containers[0].lines[0].get_ydata()) == [58.0, 190.0]
 
 
-def test_retention_of_one_kind_and_of_nothing() -> None:
-    one = [Aged(since_programming_s=DAY_S, compensated=True, perplexity=perplexity(52.0))]
-    assert len(retention_curve({"model": one}).axes) == 1
+def test_ageing_of_one_kind_and_of_nothing() -> None:
+    one = [AgedPerplexity(since_programming_s=DAY_S, compensated=True, perplexity=perplexity(52.0))]
+    assert len(ageing_curve({"model": one}).axes) == 1
     with pytest.raises(ValueError, match="holds no measurement"):
-        retention_curve({"model": []})
+        ageing_curve({"model": []})

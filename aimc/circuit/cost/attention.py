@@ -16,6 +16,9 @@ polarity). A step lasts one clock.
 | writes | 2·H_kv·D·write | – |
 | refresh | 2·H_kv·D·T·(write + n_store·dac_step)·token time/interval | – |
 
+A layer with a sliding window shorter than W has arrays of that many slots, in energy, time and area. Layers without
+attention, and attention that stays digital, cost nothing here.
+
 So energy doubles with H and L, and in all but DACs and writes with W (full); arrays double with D and W, DACs, counters
 and adders with D; counters and adders halve as R doubles; pulses, hence array energy and latency, are proportional to
 converter steps. Heads work in parallel, except that query heads of a group read the same arrays in turn; layers follow
@@ -27,7 +30,7 @@ The scalers (`x' = a·x + b`) are folded into the projections, and norms, embedd
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
@@ -50,17 +53,21 @@ ADCS, SOFTMAX, PROTECTED, QUEUE = "score ADCs", "digital softmax", "protected to
 _ADDERS_PER_AREA = 16
 
 
-class Parts(dict[str, float]):
-    """Part to value, in a fixed order."""
+class Breakdown(dict[str, float]):
+    """A sum divided into its parts: part to value, in a fixed order."""
 
     @property
     def total(self) -> float:
         """Sum of the parts."""
         return math.fsum(self.values())
 
-    def scaled(self, factor: float) -> Parts:
+    def scaled(self, factor: float) -> Breakdown:
         """Every part times `factor`."""
-        return Parts({name: value * factor for name, value in self.items()})
+        return Breakdown({name: value * factor for name, value in self.items()})
+
+    def plus(self, other: Breakdown) -> Breakdown:
+        """The sum of two, part by part."""
+        return Breakdown({name: self.get(name, 0.0) + other.get(name, 0.0) for name in {**self, **other}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,22 +76,22 @@ class Cost:
 
     scope: str
     """`head`, `layer` or `model`."""
-    energy_j: Parts
+    energy_j: Breakdown
     """Joule per token."""
-    latency_s: Parts
+    latency_s: Breakdown
     """Second from a token's query to its output, attention alone. A layer's total is what `Leakage.step_latency_s`
     should be."""
-    area_m2: Parts
+    area_m2: Breakdown
     """Square metre of the circuits of one sequence."""
     interval_s: float
-    """Second after which the same arrays take the next token of a prompt; the latency of a layer where nothing is
-    pipelined."""
+    """Second after which the same arrays take the next token of a prompt, of the slowest layer; its latency where
+    nothing is pipelined."""
     shape: ModelShape
     """Whose cost it is."""
 
     @property
     def layer(self) -> Cost:
-        """One layer's share."""
+        """One attention layer's share; the mean of the layers on arrays where their windows differ."""
         return self._share("layer", self._n_layers, 1)
 
     @property
@@ -95,7 +102,7 @@ class Cost:
 
     @property
     def _n_layers(self) -> int:
-        return self.shape.layers if self.scope == "model" else 1
+        return self.shape.n_on_arrays if self.scope == "model" else 1
 
     @property
     def _n_heads(self) -> int:
@@ -136,29 +143,52 @@ def attention_cost(
 
     Args:
         shape: of the model.
-        hardware: window, sub-tiles, levels, activation, protected tokens and, for refresh, the time of a token.
+        hardware: window, sub-tiles, levels, activation, protected tokens and, for refresh, the time of a token; where
+            that is None, the model's layers × `leakage.step_latency_s`.
         parameters: unit numbers; None: the defaults, which give the published point.
-        window_fill: T, tokens in the arrays, 1 to W; None: W. Slots that hold nothing are not read.
+        window_fill: T, tokens in the arrays, 1 to W; None: W. Slots that hold nothing are not read, and a layer holds
+            no more than its sliding window.
 
     Returns:
         The whole model's cost; `.layer` and `.head` are shares of it.
 
     Raises:
-        ConfigError: a converter has no level count, so that its cost is not defined; or cells are refreshed and the
-            time of a token is unknown.
+        ConfigError: a converter has no level count, so that its cost is not defined; or a layer's sliding window is no
+            whole number of sub-tiles.
         ValueError: `window_fill` does not fit the window, or refreshing takes longer than the cells may wait.
     """
-    counts = _Counts(shape, hardware, parameters or CostParameters(), window_fill)
-    energy, area = counts.energy(), counts.area()
-    latency, interval_s = counts.latency()
-    return Cost(
-        scope="model",
-        energy_j=energy.scaled(shape.layers),
-        latency_s=latency.scaled(shape.layers),
-        area_m2=area.scaled(shape.layers),
-        interval_s=interval_s,
-        shape=shape,
-    )
+    window = hardware.array.window
+    if window_fill is not None and not (
+        isinstance(window_fill, int) and not isinstance(window_fill, bool) and 1 <= window_fill <= window
+    ):
+        raise ValueError(
+            f"window_fill={window_fill!r}: the arrays hold between 1 and array.window={window} tokens; "
+            "give a whole number of tokens, or None for full arrays"
+        )
+    energy, latency, area = Breakdown(), Breakdown(), Breakdown()
+    interval_s = 0.0
+    for slots, n_layers in sorted(shape.held(window).items()):
+        counts = _Counts(shape, _of_window(hardware, slots), parameters or CostParameters(), window_fill)
+        of_layer, interval = counts.latency()
+        energy, latency, area = (
+            total.plus(part.scaled(n_layers))
+            for total, part in ((energy, counts.energy()), (latency, of_layer), (area, counts.area()))
+        )
+        interval_s = max(interval_s, interval)
+    return Cost(scope="model", energy_j=energy, latency_s=latency, area_m2=area, interval_s=interval_s, shape=shape)
+
+
+def _of_window(hardware: Hardware, window: int) -> Hardware:
+    """The hardware of a layer that uses so many slots."""
+    array = hardware.array
+    if window == array.window:
+        return hardware
+    if window % array.rows:
+        raise ConfigError(
+            f"array.rows={array.rows}: a layer sees a sliding window of {window} tokens, which is no whole number of"
+            " sub-tiles; choose array.rows that divides it"
+        )
+    return replace(hardware, array=replace(array, window=window))
 
 
 class _Counts:
@@ -167,17 +197,9 @@ class _Counts:
     def __init__(
         self, shape: ModelShape, hardware: Hardware, parameters: CostParameters, window_fill: int | None
     ) -> None:
-        window = hardware.array.window
-        if window_fill is not None and (
-            isinstance(window_fill, bool) or window_fill != int(window_fill) or not 1 <= window_fill <= window
-        ):
-            raise ValueError(
-                f"window_fill={window_fill!r}: the arrays hold between 1 and array.window={window} tokens; "
-                "give a whole number of tokens, or None for full arrays"
-            )
         self.shape, self.hardware, self.p = shape, hardware, parameters
-        self.held = int(window_fill or window)
-        self.tiles = math.ceil(self.held / hardware.array.rows)
+        self.held = min(window_fill or hardware.array.window, hardware.array.window)
+        self.sub_tiles = math.ceil(self.held / hardware.array.rows)
         self.softmax = hardware.activation == "softmax"
         self.input_steps = converter_steps(hardware.input_dac, "input_dac")
         self.storage_steps = converter_steps(hardware.storage_dac, "storage_dac")
@@ -187,14 +209,14 @@ class _Counts:
             self.probability_steps = converter_steps(hardware.probability_dac, "probability_dac")
         self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
 
-    def energy(self) -> Parts:
+    def energy(self) -> Breakdown:
         """Joule per token of one layer."""
         p, d, heads, kv_heads = self.p, self.shape.head_size, self.shape.query_heads, self.shape.kv_heads
-        cells, partial_sums = d * self.held, d * self.tiles
+        cells, partial_sums = d * self.held, d * self.sub_tiles
         dac_steps = heads * d * self.input_steps + 2 * kv_heads * d * self.storage_steps
         first_pulses = 0 if self.softmax else self.held
         rewritten = 2 * kv_heads * cells * (p.write_energy_j + self.storage_steps * p.dac_energy_j_per_step)
-        parts = Parts(
+        parts = Breakdown(
             {
                 FIRST: heads * cells * p.read_energy_qk_j * self.input_pulse_s / p.read_pulse_s,
                 SECOND: heads * cells * p.read_energy_av_j * self.second_pulse_s / p.read_pulse_s,
@@ -216,14 +238,14 @@ class _Counts:
             parts[PROTECTED] = heads * n_protected * 2 * d * p.mac_energy_j
         return parts
 
-    def latency(self) -> tuple[Parts, float]:
+    def latency(self) -> tuple[Breakdown, float]:
         """Second per token of one layer, by part; and the interval between tokens of a prompt."""
         p = self.p
         stages = {
             FIRST: p.settle_latency_s + self.input_pulse_s,
             SECOND: p.settle_latency_s + self.second_pulse_s,
             COUNTERS: self.readout_steps * p.clock_s,
-            ADDERS: p.adder_latency_s * math.ceil(math.log2(self.tiles)),
+            ADDERS: p.adder_latency_s * math.ceil(math.log2(self.sub_tiles)),
         }
         if self.softmax:
             stages[ADCS] = p.adc_latency_s_per_bit * math.log2(self.score_levels)
@@ -231,15 +253,15 @@ class _Counts:
         read_s = math.fsum(stages.values())
         next_read_s = max(read_s / p.pipeline_depth, *stages.values())
         writing_s = p.write_latency_s * (1 + self.held * self._refreshes_per_token())
-        parts = Parts({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
+        parts = Breakdown({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
         parts[QUEUE] = (self.shape.group - 1) * next_read_s
         return parts, writing_s + self.shape.group * next_read_s
 
-    def area(self) -> Parts:
+    def area(self) -> Breakdown:
         """Square metre of one layer."""
         p, d, kv_heads, array = self.p, self.shape.head_size, self.shape.kv_heads, self.hardware.array
         partial_sums = d * array.n_tiles
-        parts = Parts(
+        parts = Breakdown(
             {
                 FIRST: d * array.window * p.cell_area_m2,
                 SECOND: d * array.window * p.cell_area_m2,
@@ -268,7 +290,13 @@ class _Counts:
                 f" {si(writing_s, 's')}, so that the arrays would do nothing else; give a longer interval, a smaller"
                 " window or a shorter write_latency_s"
             )
-        return self.hardware.leakage.known_token_time_s() / interval_s
+        return token_time_s(self.shape, self.hardware) / interval_s
+
+
+def token_time_s(shape: ModelShape, hardware: Hardware) -> float:
+    """Time from one token to the next in second: what the hardware says, or the model's layers, one step each."""
+    leakage = hardware.leakage
+    return shape.layers * leakage.step_latency_s if leakage.token_time_s is None else leakage.token_time_s
 
 
 def longest_pulses(hardware: Hardware, parameters: CostParameters) -> tuple[float, float]:

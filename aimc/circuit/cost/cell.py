@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aimc.circuit.cell import GainCell
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.hardware import MEAN_PULSE
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.hardware.checks import require_positive
 
 LAYOUT_FACTOR = 5.0
 """Area of a laid-out cell ÷ area of its channels: contacts, spacing, wells; assumed."""
@@ -36,7 +37,17 @@ def to_cost(
         mean_phi: mean pulse into the second.
         layout_factor: area of a laid-out cell ÷ area of its channels.
         capacitor_f_m2: of the capacitor, which lies above the transistors; the larger of the two areas counts.
+
+    Raises:
+        ConfigError: one of them is not a positive, finite number.
     """
+    for name, value, unit in (
+        ("mean_pulse", mean_pulse, "longest pulses"),
+        ("mean_phi", mean_phi, "longest pulses"),
+        ("layout_factor", layout_factor, "channel areas"),
+        ("capacitor_f_m2", capacitor_f_m2, "F/m²"),
+    ):
+        require_positive(name, value, unit)
     channels = sum(t.area_m2 for t in (cell.write, cell.read_n, cell.read_p) if t is not None)
     return replace(
         parameters or CostParameters(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimc.circuit.cost.attention import Cost, Parts, attention_cost
+from aimc.circuit.cost.attention import Breakdown, Cost, attention_cost
 from aimc.circuit.cost.model import LM_HEAD, digital_rest
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
@@ -16,9 +16,8 @@ from aimc.hardware import Hardware
 
 OTHER = "other linear layers"
 """What is neither the LM head nor on tiles."""
-STEPS_PER_LAYER = 4
-"""Products that follow each other in a decoder's layer: q, k and v from one input; output projection; up (and gate);
-down."""
+STEPS_PER_ATTENTION, STEPS_PER_MLP = 2, 2
+"""Products that follow each other in a layer: q, k and v from one input, output projection; up (and gate), down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +28,10 @@ class ChipCost:
     """Gain cells, all layers."""
     static: StaticCost
     """Static tiles, all layers on them."""
-    rest_energy_j: Parts
+    rest_energy_j: Breakdown
     """What stays digital, joule per token: the LM head and linear layers that are not on tiles. Norms, embeddings and
     sampling are not counted."""
-    rest_latency_s: Parts
+    rest_latency_s: Breakdown
     """Likewise, second per token."""
 
     @property
@@ -104,8 +103,8 @@ def chip_cost(
         tiles: of the static tiles; None: those of the published 64-core chip,
             :func:`aimc.circuit.cost.static.hermes_chip`.
         layers: `(in_features, out_features)` of what is on tiles, without embeddings; None: all projections and MLPs of
-            the shape (and its head). Four products a layer follow each other at most; where only MLPs with a gate are
-            on tiles, that counts the gate twice.
+            the shape (and its head). Two products of attention and two of an MLP follow each other at most; where only
+            MLPs with a gate are on tiles, that counts the gate twice.
         head_on_tiles: whether the LM head is on tiles (it is then part of `layers`, where they are given) or digital.
         window_fill: tokens in the arrays, as for :func:`aimc.circuit.attention_cost`.
 
@@ -114,7 +113,7 @@ def chip_cost(
             :func:`aimc.circuit.cost.static.static_cost`.
     """
     on_tiles = shape.linear_layers(head=head_on_tiles) if layers is None else list(layers)
-    steps = min(len(on_tiles), STEPS_PER_LAYER * shape.layers + head_on_tiles)
+    steps = min(len(on_tiles), STEPS_PER_ATTENTION * shape.n_attention + STEPS_PER_MLP * shape.layers + head_on_tiles)
     energy, latency = digital_rest(shape, parameters)
     of_head = 0 if head_on_tiles else shape.lm_head_macs
     macs = {LM_HEAD: of_head, OTHER: shape.digital_macs - of_head - sum(a * b for a, b in on_tiles)}
@@ -127,6 +126,6 @@ def chip_cost(
     return ChipCost(
         attention=attention_cost(shape, hardware, parameters, window_fill),
         static=static_cost(on_tiles, tiles or hermes_chip(), n_steps=steps),
-        rest_energy_j=Parts({name: energy[LM_HEAD] * part for name, part in share.items()}),
-        rest_latency_s=Parts({name: latency[LM_HEAD] * part for name, part in share.items()}),
+        rest_energy_j=Breakdown({name: energy[LM_HEAD] * part for name, part in share.items()}),
+        rest_latency_s=Breakdown({name: latency[LM_HEAD] * part for name, part in share.items()}),
     )

@@ -6,16 +6,16 @@ for every token, so the end-to-end gain is bounded by (attention + rest) / rest 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aimc.circuit.cost.attention import Cost, Parts, attention_cost
+from aimc.circuit.cost.attention import Breakdown, Cost, attention_cost
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.published import GPU_FIGURES, HEAD_SIZE, HEADS, WINDOW
 from aimc.circuit.cost.report import si, table, times
 from aimc.circuit.cost.shape import ModelShape
 from aimc.hardware import Hardware
+from aimc.hardware.checks import check_fields
 
 PROJECTIONS, MLP, LM_HEAD = "projections", "MLP", "LM head"
 
@@ -40,9 +40,10 @@ class DigitalBaseline:
     """Second per token of everything else; None: as estimated."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("attention_energy_j", "attention_latency_s", "rest_energy_j", "rest_latency_s"):
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
+            if value is not None and value <= 0:
                 raise ValueError(
                     f"{name}={value!r}: a machine takes some energy and time; give a positive number, or None where it"
                     " is not known"
@@ -77,8 +78,8 @@ class DigitalBaseline:
         Raises:
             ValueError: `tokens` is below one.
         """
-        if tokens < 1:
-            raise ValueError(f"tokens={tokens}: a query sees at least itself; give 1 or more")
+        if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+            raise ValueError(f"tokens={tokens}: a query sees at least itself; give a whole number, 1 or more")
         p = parameters or CostParameters()
         rest_energy, rest_latency = digital_rest(shape, p)
         macs, stored_bytes = shape.attention_macs(tokens), shape.kv_values(tokens) * p.value_bytes
@@ -99,23 +100,23 @@ def published_baselines(shape: ModelShape, window: int) -> list[DigitalBaseline]
     `CostParameters.batch` tokens: 1 unless it is set, and 64 for the same batch.
 
     Args:
-        shape: 12 heads of 64 features, because that is what was published.
+        shape: 12 heads of 64 features and no sliding windows, because that is what was published.
         window: keys that a query sees, 1024.
 
     Raises:
         ValueError: other sizes; published numbers are not scaled.
     """
     sizes = (shape.query_heads, shape.kv_heads, shape.head_size, window)
-    if sizes != (HEADS, HEADS, HEAD_SIZE, WINDOW):
+    if sizes != (HEADS, HEADS, HEAD_SIZE, WINDOW) or set(shape.held(window)) != {window}:
         raise ValueError(
             f"query_heads, kv_heads, head_size, window = {sizes}: the published figures are for"
-            f" {(HEADS, HEADS, HEAD_SIZE, WINDOW)}, and how they grow with size was not published; measure with `python"
-            " -m benchmarks`, or use DigitalBaseline.estimated"
+            f" {(HEADS, HEADS, HEAD_SIZE, WINDOW)} without sliding windows, and how they grow with size was not"
+            " published; measure with `python -m benchmarks`, or use DigitalBaseline.estimated"
         )
     return [
         DigitalBaseline.of_layer(
             f"{figure.name} (published)",
-            layers=shape.layers,
+            layers=shape.n_on_arrays,
             energy_j=figure.energy_j,
             latency_s=figure.latency_s,
             source=f"{figure.source}; a step of {figure.batch} sequences ÷ {figure.batch}",
@@ -124,7 +125,7 @@ def published_baselines(shape: ModelShape, window: int) -> list[DigitalBaseline]
     ]
 
 
-def digital_rest(shape: ModelShape, parameters: CostParameters | None = None) -> tuple[Parts, Parts]:
+def digital_rest(shape: ModelShape, parameters: CostParameters | None = None) -> tuple[Breakdown, Breakdown]:
     """Energy (joule per token) and latency (second per step) of projections, MLPs and LM head.
 
     Energy: every weight takes one multiply-accumulate, and is read from memory once per `batch` tokens. Latency: the
@@ -139,8 +140,8 @@ def digital_rest(shape: ModelShape, parameters: CostParameters | None = None) ->
     macs = {PROJECTIONS: shape.projection_macs, MLP: shape.mlp_macs, LM_HEAD: shape.lm_head_macs}
     reading_j = p.value_bytes * p.memory_energy_j_per_byte / p.batch
     slowest_s = max(p.batch / p.mac_rate_per_s, p.value_bytes / p.memory_rate_bytes_per_s)
-    energy = Parts({name: n * (p.mac_energy_j + reading_j) for name, n in macs.items()})
-    return energy, Parts({name: n * slowest_s for name, n in macs.items()})
+    energy = Breakdown({name: n * (p.mac_energy_j + reading_j) for name, n in macs.items()})
+    return energy, Breakdown({name: n * slowest_s for name, n in macs.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +169,9 @@ class ModelCost:
     """A decoder with attention on arrays, per token."""
 
     attention: Cost
-    rest_energy_j: Parts
+    rest_energy_j: Breakdown
     """Joule per token of what stays digital."""
-    rest_latency_s: Parts
+    rest_latency_s: Breakdown
     """Second per step of what stays digital."""
     gains: list[Gain]
     """Against each baseline."""

@@ -14,12 +14,12 @@ Sources:
 
 from __future__ import annotations
 
-import math
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from aimc.circuit.cost import published
 from aimc.circuit.cost.report import si, table
+from aimc.hardware.checks import check_fields
 
 BASES = ("published", "derived", "assumed")
 
@@ -153,21 +153,17 @@ class CostParameters:
     is that of one."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None and f.default is None:
+            if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise ValueError(
-                    f"{f.name}={value!r}: a cost is counted with finite numbers; give one in"
-                    f" {f.metadata['unit'] or '1'}"
-                )
             if value < 0 or (value == 0 and not _may_be_zero(f)):
                 remedy = "0 switches it off" if _may_be_zero(f) else "give a value above zero"
                 raise ValueError(f"{f.name}={value!r} {f.metadata['unit']}: nothing costs less than nothing; {remedy}")
         for name, least in (("pulse_levels", 2), ("pipeline_depth", 1), ("softmax_lanes", 1)):
             value = getattr(self, name)
-            if value != int(value) or value < least:
+            if value < least:
                 raise ValueError(f"{name}={value!r}: a count; give a whole number, at least {least}")
         if self.batch < 1:
             raise ValueError(f"batch={self.batch!r}: at least one sequence reads the weights; give 1 or more")

@@ -21,6 +21,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from aimc.hardware.checks import check_fields
+
 OPERATIONS_PER_MAC = 2
 """A multiply and an add, as the field counts operations."""
 
@@ -43,14 +45,15 @@ class TileParameters:
     """Energy of one digital addition, where several tiles share an output, in joule."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("n_inputs", "n_outputs"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: a crossbar has at least one; give 256 for a published one"
                 )
         for name in ("mvm_energy_j", "mvm_latency_s", "area_m2", "partial_sum_energy_j"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name}={getattr(self, name)}: must be finite and not negative")
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: no product costs less than nothing; give 0 or more")
 
 
 @dataclass(slots=True, kw_only=True)

@@ -17,9 +17,9 @@ from aimc.circuit import (
     tau_spread,
     write_time_constant,
 )
-from aimc.circuit.cell import GainCell
-from aimc.circuit.storage import channel_leakage, leakage_current
-from aimc.circuit.transistor import ELEMENTARY_CHARGE, Transistor
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.storage import channel_leakage, leakage_current
+from aimc.circuit.physics.transistor import ELEMENTARY_CHARGE, Transistor
 from aimc.hardware import ConfigError
 
 WIRE = Transistor(width_m=1e-7, length_m=1e-7, threshold_v=0.3, oxide_f_m2=0.01)

@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.integrate import solve_ivp
 
-from aimc.circuit.cell import GainCell
+from aimc.circuit.curves.retention import RetentionFit, fit_retention
 from aimc.circuit.errors import CircuitError
-from aimc.circuit.retention import RetentionFit, fit_retention
-from aimc.circuit.transistor import Array, thermal_voltage
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.transistor import thermal_voltage
+from aimc.circuit.typing import FloatArray
 from aimc.hardware.checks import require_positive
 
 RETENTION_POINTS = 121
 """Times at which a simulated retention trace is sampled."""
 
 
-def write_current(cell: GainCell, stored_v: ArrayLike, bit_line_v: float) -> Array:
+def write_current(cell: GainCell, stored_v: ArrayLike, bit_line_v: float) -> FloatArray:
     """Current into the storage node in ampere while the write transistor is on."""
     return cell.write.current(cell.write_gate_on_v, stored_v, bit_line_v, **_conditions(cell))
 
@@ -41,26 +42,26 @@ def settling_error(cell: GainCell) -> float:
 
 
 def _left_after(cell: GainCell, start_v: float, target_v: float) -> float:
-    def slope(_: float, v: Array) -> Array:
+    def slope(_: float, v: FloatArray) -> FloatArray:
         return write_current(cell, v, target_v) / cell.capacitance_f
 
     solution = solve_ivp(slope, (0.0, cell.write_pulse_s), [start_v], method="LSODA", rtol=1e-8, atol=1e-9)
     return abs(float(solution.y[0, -1]) - target_v)
 
 
-def leakage_current(cell: GainCell, stored_v: ArrayLike) -> Array:
+def leakage_current(cell: GainCell, stored_v: ArrayLike) -> FloatArray:
     """Current out of the storage node in ampere while the cell holds: the shut write transistor and the lumped
     conductance."""
     return channel_leakage(cell, stored_v) + ohmic_leakage(cell, stored_v)
 
 
-def channel_leakage(cell: GainCell, stored_v: ArrayLike) -> Array:
+def channel_leakage(cell: GainCell, stored_v: ArrayLike) -> FloatArray:
     """The part of the write transistor, in ampere."""
     hold = cell.rest_v if cell.hold_v is None else cell.hold_v
     return cell.write.current(cell.write_gate_off_v, hold, stored_v, **_conditions(cell))
 
 
-def ohmic_leakage(cell: GainCell, stored_v: ArrayLike) -> Array:
+def ohmic_leakage(cell: GainCell, stored_v: ArrayLike) -> FloatArray:
     """The part of junctions and gate tunnelling, in ampere."""
     target = cell.rest_v if cell.leak_target_v is None else cell.leak_target_v
     return cell.leak_conductance_s * (np.asarray(stored_v, dtype=np.float64) - target)
@@ -70,9 +71,9 @@ def ohmic_leakage(cell: GainCell, stored_v: ArrayLike) -> Array:
 class Retention:
     """How a cell forgets."""
 
-    times_s: Array
+    times_s: FloatArray
     """`[N]`, in second."""
-    traces_v: Array
+    traces_v: FloatArray
     """`[M, N]`, stored voltages from M start voltages, in volt."""
     fit: RetentionFit
     """The one exponential that stands for all of them in the emulator: time constant, target, and what it misses."""
@@ -99,7 +100,7 @@ def retention(cell: GainCell, duration_s: float, *, n_starts: int = 9) -> Retent
             " fitted; give a longer time"
         )
 
-    def slope(_: float, v: Array) -> Array:
+    def slope(_: float, v: FloatArray) -> FloatArray:
         return -leakage_current(cell, v) / cell.capacitance_f
 
     times = np.linspace(0.0, duration_s, RETENTION_POINTS)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aimc.circuit import CircuitError, Transistor, fit_transistor, read_sweep
-from tests.circuit.test_curves import IGZO, igzo
+from tests.circuit.curves.test_sweep import IGZO, igzo
 
 TRUE = Transistor(
     width_m=1e-6,

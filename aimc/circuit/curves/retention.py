@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
 from aimc.circuit.errors import CircuitError
-from aimc.circuit.transistor import Array
+from aimc.circuit.typing import FloatArray
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,14 +62,14 @@ def fit_retention(
     guess_tau = times[-1] * max(distance / max(drop.max(), 1e-15), 0.2)
     scale = max(float(np.ptp(traces)), 1e-12)
 
-    def unpack(x: Array) -> tuple[float, float, float, Array]:
+    def unpack(x: FloatArray) -> tuple[float, float, float, FloatArray]:
         tau, rest = times[-1] * np.exp(x[0]), x[1:]
         beta = float(rest[0]) if stretched else 1.0
         rest = rest[1:] if stretched else rest
         known = target_v is not None
         return float(tau), beta, (target_v if known else float(rest[0])), (rest if known else rest[1:])  # type: ignore[return-value]
 
-    def model(x: Array) -> Array:
+    def model(x: FloatArray) -> FloatArray:
         tau, beta, target, starts = unpack(x)
         return target + (starts[:, None] - target) * np.exp(-((times / tau) ** beta))
 
@@ -97,14 +97,14 @@ def fit_retention(
     )
 
 
-def _standard_error(jacobian: Array, residuals: Array) -> float:
+def _standard_error(jacobian: FloatArray, residuals: FloatArray) -> float:
     """Of the first parameter, from the curvature of the sum of squares."""
     freedom = max(len(residuals) - jacobian.shape[1], 1)
     covariance = np.linalg.pinv(jacobian.T @ jacobian) * float(residuals @ residuals) / freedom
     return float(np.sqrt(max(covariance[0, 0], 0.0)))
 
 
-def _check_traces(times: Array, traces: Array) -> None:
+def _check_traces(times: FloatArray, traces: FloatArray) -> None:
     if times.ndim != 1 or traces.ndim != 2 or traces.shape[1] != len(times):
         raise CircuitError(
             f"times_s has shape {times.shape} and traces_v {traces.shape}: each trace has one voltage a time; give [N]"

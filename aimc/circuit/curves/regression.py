@@ -8,20 +8,22 @@ import numpy as np
 from scipy.optimize import nnls
 
 from aimc.circuit.errors import CircuitError
-from aimc.circuit.transistor import Array
+from aimc.circuit.typing import FloatArray
 
 
 class Solution(NamedTuple):
     """What fits best."""
 
-    coefficients: Array
+    coefficients: FloatArray
     """`[P]`."""
-    standard_errors: Array
+    standard_errors: FloatArray
     """`[P]`, for independent errors whose size the residuals tell; NaN where the monotone constraint holds the
     solution."""
 
 
-def solve(basis: Array, y: Array, weights: Array | None = None, slopes: Array | None = None) -> Solution:
+def solve(
+    basis: FloatArray, y: FloatArray, weights: FloatArray | None = None, slopes: FloatArray | None = None
+) -> Solution:
     """Coefficients c that make `basis @ c` closest to `y`.
 
     Args:
@@ -52,7 +54,7 @@ def solve(basis: Array, y: Array, weights: Array | None = None, slopes: Array | 
     return Solution(solution / norms, errors)
 
 
-def _constrained(basis: Array, y: Array, slopes: Array) -> Array:
+def _constrained(basis: FloatArray, y: FloatArray, slopes: FloatArray) -> FloatArray:
     """Least squares under `slopes @ c >= 0`, as a least-distance problem solved by non-negative least squares.
 
     Source: C. Lawson, R. Hanson, "Solving least squares problems" (1974), chapter 23: with basis = QR and z = Rc − Qᵀy

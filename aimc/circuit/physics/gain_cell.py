@@ -2,22 +2,23 @@
 current.
 
 Sources: [S14] W. Sansen, analog design basics (kT/C, integrated noise); [P89] and [EV06] as in
-:mod:`aimc.circuit.transistor`. The push-pull read stage, the pulsed read lines and the virtual ground of the bit line
-follow N. Leroux et al., Nature Computational Science (2025); transistor sizes were not published.
+:mod:`aimc.circuit.physics.transistor`. The push-pull read stage, the pulsed read lines and the virtual ground of the
+bit line follow N. Leroux et al., Nature Computational Science (2025); transistor sizes were not published.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 
-from aimc.circuit.transistor import BOLTZMANN, REFERENCE_K, Array, Transistor
-from aimc.hardware.checks import require, require_positive
+from aimc.circuit.physics.transistor import BOLTZMANN, REFERENCE_K, Transistor
+from aimc.circuit.typing import FloatArray
+from aimc.hardware.checks import check_fields, require, require_positive
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,15 +70,12 @@ class GainCell:
     """Temperature in kelvin."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         units = {"supply_v": "volts", "read_v": "volts", "pulse_max_s": "seconds", "write_pulse_s": "seconds"}
         for name, unit in (units | {"capacitance_f": "farads", "temperature_k": "kelvins"}).items():
             require_positive(name, getattr(self, name), unit)
         for name in ("leak_conductance_s", "read_line_time_s", "line_f"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it is not negative", "0 switches it off")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float):
-                require(math.isfinite(value), f.name, value, "it is not a finite number", "give a number")
         require(
             self.read_n.polarity == "n",
             "read_n.polarity",
@@ -107,7 +105,7 @@ class GainCell:
         """V_o, half the supply, in volt."""
         return self.supply_v / 2
 
-    def branch_currents(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> tuple[Array, Array]:
+    def branch_currents(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> tuple[FloatArray, FloatArray]:
         """What the two branches of the read stage carry, in ampere, not negative for a positive pulse.
 
         Args:
@@ -137,12 +135,12 @@ class GainCell:
             (self.read_p, common | {"source_v": high, "body_v": self.supply_v}),
         ]
 
-    def read_current(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> Array:
+    def read_current(self, stored_v: ArrayLike, read_v: ArrayLike | None = None) -> FloatArray:
         """Signed current of the cell in ampere, positive above rest; arguments as for :meth:`branch_currents`."""
         sink, source = self.branch_currents(stored_v, read_v)
         return sink - source
 
-    def effective_width(self, width_s: ArrayLike) -> Array:
+    def effective_width(self, width_s: ArrayLike) -> FloatArray:
         """How long a pulse of `width_s` second acts: `t − τ_line·(1 − exp(−t/τ_line))`, its rising edge being a line of
         one time constant.
 
@@ -153,22 +151,22 @@ class GainCell:
             return width
         return width + self.read_line_time_s * np.expm1(-width / self.read_line_time_s)
 
-    def read_charge(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> Array:
+    def read_charge(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> FloatArray:
         """Signed charge in coulomb that a pulse of `width_s` second takes from the bit line; None: the longest
         pulse."""
         return self.read_current(stored_v) * self.effective_width(self.pulse_max_s if width_s is None else width_s)
 
-    def transconductance(self, stored_v: ArrayLike) -> Array:
+    def transconductance(self, stored_v: ArrayLike) -> FloatArray:
         """∂(read current)/∂(stored voltage) in siemens."""
         of_n, of_p = self.branch_conductances(stored_v)
         return of_n + of_p
 
-    def branch_conductances(self, stored_v: ArrayLike) -> tuple[Array, Array]:
+    def branch_conductances(self, stored_v: ArrayLike) -> tuple[FloatArray, FloatArray]:
         """The transconductances of the two branches in siemens; 0 of a reference."""
         of_n, *of_p = (transistor.conductances(**bias)[0] for transistor, bias in self._branches(stored_v, self.read_v))
         return of_n, of_p[0] if of_p else np.zeros_like(of_n)
 
-    def read_energy(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> Array:
+    def read_energy(self, stored_v: ArrayLike, width_s: ArrayLike | None = None) -> FloatArray:
         """Energy of one read of one cell in joule: the supply delivers the larger branch current (push-pull), or the
         cell's own at `read_v`."""
         sink, source = self.branch_currents(stored_v)
@@ -186,7 +184,7 @@ class GainCell:
         swing = self.write_gate_on_v - self.write_gate_off_v
         return (self.capacitance_f + self.line_f) * self.supply_v**2 / 6 + self.write.gate_f * swing**2
 
-    def read_noise_charge(self, stored_v: ArrayLike, width_s: float | None = None) -> Array:
+    def read_noise_charge(self, stored_v: ArrayLike, width_s: float | None = None) -> FloatArray:
         """Standard deviation in coulomb of the charge of one read, from the noise of its channels: `√(S·t/2)` of a
         white density S [S14]."""
         density = sum(transistor.noise_density(**bias) for transistor, bias in self._branches(stored_v, self.read_v))
@@ -201,7 +199,7 @@ class GainCell:
         """√(kT/C) in volt: what is left on the capacitor when the write transistor opens [S14]."""
         return math.sqrt(BOLTZMANN * self.temperature_k / self.capacitance_f)
 
-    def current_spread(self, stored_v: ArrayLike) -> Array:
+    def current_spread(self, stored_v: ArrayLike) -> FloatArray:
         """Standard deviation of the read current from cell to cell in ampere: thresholds and current factors of the
         branches [P89]."""
         sink, source = self.branch_currents(stored_v)
@@ -216,10 +214,9 @@ class GainCell:
         :meth:`current_spread` over the whole range.
 
         The emulator's cell has one gain error g and one offset δ, so its current varies by `g²·I² + δ²·(∂I/∂V)²`; g²
-        and δ² are the non-negative
-        least-squares fit of that to the circuit's variance. Two numbers cannot tell branches that match differently
-        apart: in the silicon cell of :mod:`aimc.circuit.technology` they are off by a quarter of the largest spread at
-            worst.
+        and δ² are the non-negative least-squares fit of that to the circuit's variance. Two numbers cannot tell
+        branches that match differently apart: in the silicon cell of :mod:`aimc.circuit.physics.technology` they are
+        off by a quarter of the largest spread at worst.
         """
         stored = self.stored_grid()
         parts = np.stack([self.read_current(stored) ** 2, self.transconductance(stored) ** 2], axis=1)
@@ -229,6 +226,6 @@ class GainCell:
         (gain, offset), _ = nnls(parts / scale, variance / unit)
         return math.sqrt(gain * unit / scale[0]), math.sqrt(offset * unit / scale[1])
 
-    def stored_grid(self, n_points: int = 91) -> Array:
+    def stored_grid(self, n_points: int = 91) -> FloatArray:
         """Evenly spaced stored voltages from 0 to V_DD in volt, `[n_points]`."""
         return np.linspace(0.0, self.supply_v, n_points)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from aimc.circuit.errors import CircuitError
-from aimc.circuit.transistor import Array
+from aimc.circuit.typing import FloatArray
 
 PREFIXES = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9, "p": 1e-12, "f": 1e-15, "a": 1e-18, "k": 1e3}
 Column = str | int
@@ -22,11 +22,11 @@ Column = str | int
 class Sweep:
     """Points of one or several sweeps of the stored voltage, in SI units."""
 
-    stored_v: Array
+    stored_v: FloatArray
     """Stored voltages in volt, `[N]`."""
-    read: Array
+    read: FloatArray
     """Read voltage in volt, or pulse width in second, of each point, `[N]`; NaN where the file does not say."""
-    output: Array
+    output: FloatArray
     """Current in ampere, or charge in coulomb, `[N]`."""
 
     def at(self, read: float) -> Sweep:

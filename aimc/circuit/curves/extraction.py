@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
 
 from aimc.circuit.errors import CircuitError
-from aimc.circuit.transistor import REFERENCE_K, Array, Transistor
+from aimc.circuit.physics.transistor import REFERENCE_K, Transistor
+from aimc.circuit.typing import FloatArray
 
 BOUNDS = {
     "threshold_v": (-5.0, 5.0),
@@ -28,7 +29,7 @@ class Extraction:
 
     transistor: Transistor
     """With the fitted parameters; everything else is that of the start."""
-    residuals: Array
+    residuals: FloatArray
     """ln(model / data), one a point."""
 
     @property
@@ -68,15 +69,15 @@ def fit_transistor(
     log = np.array([name == "specific_current_a" for name in free])
     low, high = (np.array([BOUNDS[name][i] for name in free]) for i in (0, 1))
 
-    def as_variable(x: Array) -> Array:
+    def as_variable(x: FloatArray) -> FloatArray:
         return np.where(log, np.log(np.maximum(x, 1e-300)), x)
 
-    def transistor(x: Array) -> Transistor:
+    def transistor(x: FloatArray) -> Transistor:
         values = np.where(log, np.exp(np.where(log, x, 0.0)), x)
         found: dict[str, Any] = {name: float(v) for name, v in zip(free, np.clip(values, low, high), strict=True)}
         return replace(begin, **found)
 
-    def misses(x: Array) -> Array:
+    def misses(x: FloatArray) -> FloatArray:
         model = transistor(x).current(gate, 0.0, drain, temperature_k=temperature_k)
         return np.log(np.maximum(np.abs(model), 1e-30) / current)
 
@@ -87,7 +88,7 @@ def fit_transistor(
     return Extraction(transistor=transistor(best.x), residuals=misses(best.x))
 
 
-def _check(gate: Array, drain: Array, current: Array, free: tuple[str, ...]) -> None:
+def _check(gate: FloatArray, drain: FloatArray, current: FloatArray, free: tuple[str, ...]) -> None:
     unknown = [name for name in free if name not in BOUNDS]
     if unknown:
         raise CircuitError(

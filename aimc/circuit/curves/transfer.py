@@ -10,9 +10,9 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import ArrayLike
 
+from aimc.circuit.curves.regression import solve
 from aimc.circuit.errors import CircuitError, CircuitWarning
-from aimc.circuit.regression import solve
-from aimc.circuit.transistor import Array
+from aimc.circuit.typing import FloatArray
 from aimc.hardware import Cell
 
 POOR_LSB = 0.5
@@ -34,7 +34,7 @@ class TransferFit:
     standard_errors: list[float]
     """Of the coefficients, for independent errors of equal (weighted) size; NaN where a monotone fit was held by its
     constraint."""
-    residuals: Array
+    residuals: FloatArray
     """Charge minus fit, one per point, in charge units."""
     linear_slope: float
     """Least-squares slope of the charge through the origin, in charge units per volt: what a surrogate gradient
@@ -61,7 +61,7 @@ class TransferFit:
         count."""
         return None if self.level_step is None else self.max_error / self.level_step
 
-    def __call__(self, stored_v: ArrayLike) -> Array:
+    def __call__(self, stored_v: ArrayLike) -> FloatArray:
         """Charge at stored voltages in volt.
 
         Raises:
@@ -102,7 +102,7 @@ class TransferFit:
 
 def fit_transfer(
     stored_v: ArrayLike,
-    charge: ArrayLike | Callable[[Array], ArrayLike],
+    charge: ArrayLike | Callable[[FloatArray], ArrayLike],
     *,
     offset_v: float,
     degree: int = 3,
@@ -158,7 +158,9 @@ def poor_fit(error_lsb: float, what: str) -> str:
     )
 
 
-def _fit(u: Array, y: Array, degree: int, weights: Array | None, monotone: bool) -> tuple[Array, Array]:
+def _fit(
+    u: FloatArray, y: FloatArray, degree: int, weights: FloatArray | None, monotone: bool
+) -> tuple[FloatArray, FloatArray]:
     """Coefficients and their standard errors; solved on an axis scaled to one, which keeps high degrees well
     conditioned."""
     reach = float(np.abs(u).max())
@@ -202,7 +204,7 @@ def choose_degree(
     stored, y = np.asarray(stored_v, dtype=np.float64), np.asarray(charge, dtype=np.float64)
     _check_points(stored - offset_v, y, 1, None)
     fold_of = np.random.default_rng(seed).permutation(len(y)) % n_folds
-    errors: dict[int, Array] = {}
+    errors: dict[int, FloatArray] = {}
     for degree in degrees:
         if len(np.unique(stored)) - max(int((fold_of == fold).sum()) for fold in range(n_folds)) < degree + 1:
             break
@@ -235,7 +237,7 @@ def held_out_error(
     return float(np.sqrt(np.mean((y[out] - Polynomial(coefficients)(u[out])) ** 2)))
 
 
-def _check_weights(weights: ArrayLike | None, y: Array) -> Array | None:
+def _check_weights(weights: ArrayLike | None, y: FloatArray) -> FloatArray | None:
     if weights is None:
         return None
     weight = np.asarray(weights, dtype=np.float64)
@@ -247,7 +249,7 @@ def _check_weights(weights: ArrayLike | None, y: Array) -> Array | None:
     return weight
 
 
-def _check_points(u: Array, y: Array, degree: int, n_levels: int | None) -> None:
+def _check_points(u: FloatArray, y: FloatArray, degree: int, n_levels: int | None) -> None:
     if degree < 1:
         raise CircuitError(
             f"degree={degree}: a polynomial below degree 1 does not depend on the stored voltage; use 1 or more"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from aimc.circuit.curves.regression import solve
+from aimc.circuit.curves.transfer import POOR_LSB, SLACK, SLOPE_POINTS, poor_fit
 from aimc.circuit.errors import CircuitError, CircuitWarning
-from aimc.circuit.fit import POOR_LSB, SLACK, SLOPE_POINTS, poor_fit
-from aimc.circuit.regression import solve
-from aimc.circuit.transistor import Array
+from aimc.circuit.typing import FloatArray
 from aimc.hardware import Cell
 
 
@@ -25,7 +25,7 @@ class SurfaceFit:
     """C_ij by (i, j)."""
     standard_errors: dict[tuple[int, int], float]
     """Of each, for independent errors of equal (weighted) size; NaN where a monotone fit was held by its constraint."""
-    residuals: Array
+    residuals: FloatArray
     """Data minus fit, one per point."""
     level_step: float | None
     """Charge between adjacent storage levels at the largest read, span / (n_levels − 1); None where no level count was
@@ -45,7 +45,7 @@ class SurfaceFit:
         """Largest residual in charge steps between storage levels; None without a level count."""
         return None if self.level_step is None else float(np.abs(self.residuals).max()) / self.level_step
 
-    def __call__(self, stored_v: ArrayLike, read: ArrayLike) -> Array:
+    def __call__(self, stored_v: ArrayLike, read: ArrayLike) -> FloatArray:
         """Charge at stored voltages in volt and reads, which broadcast.
 
         Raises:
@@ -75,7 +75,7 @@ class SurfaceFit:
         return Cell(supply_v=supply_v, offset_v=self.offset_v, coefficients=self.at(read))
 
     @staticmethod
-    def _check(what: str, values: Array, known: tuple[float, float]) -> None:
+    def _check(what: str, values: FloatArray, known: tuple[float, float]) -> None:
         low, high = known
         slack = SLACK * (high - low)
         if values.size and (values.min() < low - slack or values.max() > high + slack):
@@ -138,7 +138,7 @@ def fit_surface(
     unit_u, unit_x = float(np.abs(u).max()) or 1.0, float(np.abs(x).max()) or 1.0
     units = np.array([unit_u**i * unit_x**j for i, j in terms])
 
-    def basis(a: Array, b: Array) -> Array:
+    def basis(a: FloatArray, b: FloatArray) -> FloatArray:
         return np.stack([(a / unit_u) ** i * (b / unit_x) ** j for i, j in terms], axis=1)
 
     slopes = None
@@ -162,7 +162,7 @@ def fit_surface(
     return fit
 
 
-def _check(u: Array, x: Array, y: Array, degree: int) -> None:
+def _check(u: FloatArray, x: FloatArray, y: FloatArray, degree: int) -> None:
     if degree < 1:
         raise CircuitError(
             f"degree={degree}: a surface below degree 1 does not depend on the stored voltage; use 1 or more"

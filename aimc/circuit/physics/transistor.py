@@ -12,12 +12,13 @@ Sources:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from aimc.hardware.checks import require, require_choice, require_positive
+from aimc.circuit.typing import FloatArray
+from aimc.hardware.checks import check_fields, require, require_choice, require_positive
 
 BOLTZMANN = 1.380649e-23
 """k in J/K, exact since the SI of 2019."""
@@ -26,8 +27,6 @@ ELEMENTARY_CHARGE = 1.602176634e-19
 REFERENCE_K = 300.0
 """Temperature at which a transistor's parameters are given, in kelvin."""
 POLARITIES = ("n", "p")
-
-Array = NDArray[np.float64]
 
 
 def thermal_voltage(temperature_k: float) -> float:
@@ -80,6 +79,7 @@ class Transistor:
     """A_β in metre: relative spread of the current factor, `A_β/√(W·L)` [P89]; 0: they match."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require_choice("polarity", self.polarity, POLARITIES)
         for name, unit in (
             ("width_m", "metres"),
@@ -106,10 +106,6 @@ class Transistor:
         )
         for name in ("channel_length_modulation_per_v", "pelgrom_threshold_v_m", "pelgrom_gain_m"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "it is not negative", "0 switches it off")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, float):
-                require(math.isfinite(value), f.name, value, "it is not a finite number", "give a number")
 
     @property
     def area_m2(self) -> float:
@@ -156,7 +152,7 @@ class Transistor:
         *,
         body_v: float = 0.0,
         temperature_k: float = REFERENCE_K,
-    ) -> Array:
+    ) -> FloatArray:
         """Drain current in ampere, equation 1.
 
         Args:
@@ -184,7 +180,7 @@ class Transistor:
         *,
         body_v: float = 0.0,
         temperature_k: float = REFERENCE_K,
-    ) -> tuple[Array, Array]:
+    ) -> tuple[FloatArray, FloatArray]:
         """Transconductance ∂I/∂V_G and output conductance ∂I/∂V_D in siemens; arguments as for :meth:`current`."""
         _, gate, source, drain = self._mirrored(gate_v, source_v, drain_v, body_v)
         unit = self.specific_current(temperature_k)
@@ -206,7 +202,7 @@ class Transistor:
         *,
         body_v: float = 0.0,
         temperature_k: float = REFERENCE_K,
-    ) -> Array:
+    ) -> FloatArray:
         """White noise of the channel current in A²/Hz (one-sided); arguments as for :meth:`current`.
 
         `S = 4kT·(b·I_s/(n·U_T))·q`, with the inversion charge `q = (4q_s² + 3q_s + 4q_s·q_d + 3q_d + 4q_d²)/(6(q_s +
@@ -230,26 +226,26 @@ class Transistor:
 
     def _mirrored(
         self, gate_v: ArrayLike, source_v: ArrayLike, drain_v: ArrayLike, body_v: float
-    ) -> tuple[float, Array, Array, Array]:
+    ) -> tuple[float, FloatArray, FloatArray, FloatArray]:
         """As an n type sees it, against its body."""
         sign = 1.0 if self.polarity == "n" else -1.0
         body = body_v if self.has_body else 0.0
         gate, source, drain = (sign * (np.asarray(v, dtype=np.float64) - body) for v in (gate_v, source_v, drain_v))
         return sign, gate, source, drain
 
-    def _drive(self, gate: Array, end: Array, temperature_k: float) -> Array:
+    def _drive(self, gate: FloatArray, end: FloatArray, temperature_k: float) -> FloatArray:
         threshold = self.threshold_v - self.threshold_drift_v_k * (temperature_k - REFERENCE_K)
         return (gate - threshold - self._weight * end) / (self.slope_factor * thermal_voltage(temperature_k))
 
-    def _modulation(self, source: Array, drain: Array) -> Array:
+    def _modulation(self, source: FloatArray, drain: FloatArray) -> FloatArray:
         return 1 + self.channel_length_modulation_per_v * np.abs(drain - source)
 
 
-def _interpolation(v: Array, power: float) -> Array:
+def _interpolation(v: FloatArray, power: float) -> FloatArray:
     """F of equation 2: exp(v) far below zero, (v/α)^α far above."""
     return np.logaddexp(0, v / power) ** power
 
 
-def _interpolation_slope(v: Array, power: float) -> Array:
+def _interpolation_slope(v: FloatArray, power: float) -> FloatArray:
     """dF/dv."""
     return np.logaddexp(0, v / power) ** (power - 1) / (1 + np.exp(-np.clip(v / power, -700, 700)))

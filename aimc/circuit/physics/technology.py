@@ -8,8 +8,8 @@ retention and curvature are those that N. Leroux et al., Nature Computational Sc
 
 from __future__ import annotations
 
-from aimc.circuit.cell import GainCell
-from aimc.circuit.transistor import Transistor
+from aimc.circuit.physics.gain_cell import GainCell
+from aimc.circuit.physics.transistor import Transistor
 from aimc.hardware import presets
 
 VACUUM_F_M = 8.8541878128e-12

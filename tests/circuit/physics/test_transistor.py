@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from aimc.circuit.transistor import BOLTZMANN, ELEMENTARY_CHARGE, Transistor, thermal_voltage
+from aimc.circuit.physics.transistor import BOLTZMANN, ELEMENTARY_CHARGE, Transistor, thermal_voltage
 from aimc.hardware import ConfigError
 
 SQUARE = Transistor(

@@ -9,7 +9,7 @@ import pytest
 
 from aimc.circuit import CircuitError, choose_degree, fit_surface, fit_transfer, read_sweep
 
-IGZO = Path(__file__).parents[3] / "shared" / "data" / "hardware" / "igzo-2t0c-spice" / "experiments" / "spice_2t0c_v1"
+IGZO = Path(__file__).parents[4] / "shared" / "data" / "hardware" / "igzo-2t0c-spice" / "experiments" / "spice_2t0c_v1"
 igzo = pytest.mark.skipif(
     not IGZO.exists(), reason="the IGZO data is part of the shared data, which is not beside this checkout"
 )

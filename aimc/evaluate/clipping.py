@@ -1,0 +1,80 @@
+"""How often a value meets a bound of the hardware, counted where a circuit reads something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aimc.calibrate.observation import Batches, RealTokens, observing, run_batches
+from aimc.hardware import Converter, Hardware
+from aimc.models.hook import gain_cell_layers
+from aimc.ops.attention import Details
+from aimc.ops.effects.protection import protected_tokens, sink_tokens
+
+
+def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]:
+    """Fraction of values that meet a bound of the hardware, over all layers: q, k and v at their converters, S at the
+    charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest) or, as `S`, at the ADC, A at the counters.
+
+    What no circuit reads does not count: padding, keys that a query does not see, tokens that a digital memory holds in
+    place of the arrays, and counters of sub-tiles that hold nothing yet that the query sees. 0 where nothing is read.
+    """
+    machines = {layer.layer: layer.machine for _, layer in gain_cell_layers(model)}
+    hits: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    real = RealTokens()
+
+    def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
+        assert inside is not None  # observing(details=True) below
+        for name, hit, counted in _bounds(parts, inside, machines[number], real.mask):
+            counted = counted.expand_as(hit)
+            hits[name] = hits.get(name, 0) + int((hit & counted).sum())
+            counts[name] = counts.get(name, 0) + int(counted.sum())
+
+    with observing(model, observe, details=True):
+        run_batches(model, batches, real)
+    return {name: hits[name] / counts[name] if counts[name] else 0.0 for name in hits}
+
+
+def _bounds(
+    parts: dict[str, Tensor], inside: Details, hardware: Hardware, mask: Tensor | None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name of a bound, which values meet it, and which of them are read (broadcastable)."""
+    n_batch, _, n_tokens, _ = parts["query"].shape
+    device = parts["query"].device
+    real = torch.ones(n_batch, n_tokens, dtype=torch.bool, device=device) if mask is None else mask.to(device).bool()
+    stored, visible, in_use = _read(real, hardware, inside.A.shape[3])
+    yield "query", _outside(parts["query"], hardware.input_dac), real[:, None, :, None]
+    for part in ("key", "value"):
+        yield part, _outside(parts[part], hardware.storage_dac), stored[:, None, :, None]
+    if hardware.activation == "softmax":
+        yield "S", _outside(inside.S / hardware.array.saturation_qk, hardware.score_adc), visible
+    else:
+        yield "S_off", inside.S <= 0, visible
+        yield "S_full", hardware.array.saturation_qk <= inside.S, visible
+    bounded = (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A)
+    yield "A", bounded, in_use[:, None, :, :, None]
+
+
+def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which tokens the arrays hold `[B, T]`, which of them each query reads there `[B, 1, T, T]`, and which sub-tiles
+    hold any of these `[B, T, J]`."""
+    array, protection = hardware.array, hardware.protection
+    at = torch.arange(real.shape[1], device=real.device)
+    age = at[:, None] - at
+    visible = ((age >= 0) & (age < array.window) & real[:, :, None] & real[:, None, :])[:, None]  # [B, 1, T, T]
+    stored = real
+    if protection.is_on:
+        sink = sink_tokens(~real, 0, protection)
+        visible = visible & ~protected_tokens(at, at, sink, protection)
+        stored = real & ~sink
+    tile = at % array.window // array.rows
+    in_use = torch.stack([visible[:, 0, :, tile == number].any(dim=-1) for number in range(n_tiles)], dim=-1)
+    return stored, visible, in_use
+
+
+def _outside(x: Tensor, converter: Converter) -> Tensor:
+    return (x < converter.v_min) | (x > converter.v_max)
