@@ -26,7 +26,6 @@ RANKS = {
     "train": 9,
 }
 """A package may import those of a lower rank, and itself."""
-STILL_UPWARD = ("aimc.models.conversion", "aimc.models.checkpoint")
 FILES = sorted([*(REPOSITORY / "aimc").rglob("*.py"), *(REPOSITORY / "train").rglob("*.py")])
 LONGEST_FILE, LONGEST_FUNCTION = 400, 75
 
@@ -82,8 +81,6 @@ def upward_imports(file: Path, module: str) -> list[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=path_of)
 def test_imports_run_downward(file: Path) -> None:
-    if module_of(file) in STILL_UPWARD:
-        pytest.xfail("conversion and checkpoints name static tiles; they are to be told of them instead")
     assert upward_imports(file, module_of(file)) == []
 
 

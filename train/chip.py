@@ -14,7 +14,7 @@ from aimc.evaluate.ageing import ageing
 from aimc.evaluate.error_budget import error_budget
 from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Noise
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.hook import gain_cell_layers, hardware_of, has_arrays
 from aimc.static.config import Static
 from aimc.static.copies import on_tiles, static_of
 from aimc.static.install import MissingAihwkit, require_aihwkit
@@ -23,7 +23,7 @@ from aimc.static.tiles import has_static, static_layers
 
 from .errors import RunError
 from .measuring import placed
-from .models import context_of, has_arrays, load_any, load_digital, require_vocabulary, static_from
+from .models import context_of, load_any, load_digital, require_vocabulary, static_from
 from .tables import Say
 from .tokens import TokenData, prepare
 

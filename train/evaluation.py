@@ -14,10 +14,11 @@ from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
+from aimc.models.hook import has_arrays
 
 from .errors import RunError
 from .measuring import placed
-from .models import context_of, has_arrays, load_any, require_vocabulary
+from .models import context_of, load_any, require_vocabulary
 from .report import write_results
 from .tables import Say, ablation_table, announced, sweep_table
 from .tokens import prepare

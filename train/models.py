@@ -24,10 +24,9 @@ from aimc.hardware import Hardware
 from aimc.models import llama2c
 from aimc.models.checkpoint import _hub_answers
 from aimc.models.families import attention_layers
-from aimc.models.hook import CONFIG_KEY, is_digital
+from aimc.models.substrates import substrates
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
-from aimc.static.tiles import STATIC_KEY
 
 from .errors import RunError
 
@@ -96,7 +95,7 @@ def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
         RunError: the tiles cannot be made, or aihwkit is not installed.
     """
     try:
-        return str(aimc.convert(model, None, static=static_from(static)))
+        return str(aimc.convert(model, static_from(static)))
     except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
 
@@ -119,11 +118,6 @@ def context_of(data: DataConfig, model: PretrainedConfig) -> int:
             f" data.context={positions} or less"
         )
     return context
-
-
-def has_arrays(model: PreTrainedModel) -> bool:
-    """Whether some layer's attention runs on gain-cell arrays."""
-    return not is_digital(model)
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
@@ -197,7 +191,7 @@ def _of_llama2c(load: Any, checkpoint: Path, source: str, setting: str) -> Any:
 
 def is_converted(config: dict[str, Any]) -> bool:
     """Whether a `config.json` tells of gain-cell arrays or static tiles."""
-    return any(config.get(key) is not None for key in (CONFIG_KEY, STATIC_KEY))
+    return any(config.get(substrate.record_key) is not None for substrate in substrates())
 
 
 def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 import aimc
 from aimc.evaluate.ageing import ageing
 from aimc.evaluate.measurement import Measurement
+from aimc.models.hook import has_arrays
 from aimc.static.programming import DAY_S
 
 from .callbacks import WandbLog
 from .errors import RunError
-from .models import has_arrays, load_analog, load_digital
+from .models import load_analog, load_digital
 from .stages import STAGES
 from .stages.stage import Stage
 from .tokens import TokenData

@@ -6,10 +6,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.evaluate.clipping import clip_fractions
-from aimc.models.hook import gain_cell_layers
+from aimc.models.hook import gain_cell_layers, has_arrays
 from aimc.nn.attention import PARTS
-
-from .models import has_arrays
 
 
 def hardware_metrics(model: PreTrainedModel, sample: Tensor) -> dict[str, float]:

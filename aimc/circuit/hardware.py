@@ -140,7 +140,7 @@ def _of_circuit(
     held = _held(cell, base)
     new.leakage = _leakage(cell, base, held)
     new.noise = _noise(cell, new, unit_c, head_size, mean_pulse, phi_pulse_s)
-    if base.input_dac.v_min >= 0:  # of a signed pulse each polarity is bent for itself, and the converter's bow is not
+    if base.input_dac.v_min >= 0:  # of a signed pulse each polarity is bent for itself, and the converter's inl is not
         new.input_dac = replace(new.input_dac, inl=pulse_nonlinearity(cell))
     for finding in check_cell(cell, new, held):
         warnings.warn(finding, CircuitWarning, stacklevel=3)

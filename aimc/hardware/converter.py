@@ -26,10 +26,10 @@ class Converter:
     inl: float = 0.0
     """Integral nonlinearity: largest deviation from the straight line through the end points, as a fraction of `v_max −
     v_min`, of either sign; × (n_levels − 1) it is in LSB (sign and magnitude: × (n_levels − 2)). 0: straight. The
-    deviation is a bow, `inl·4z(1−z)` at the
+    deviation is a parabola, `inl·4z(1−z)` at the
     position z from 0 to 1 in the range: the first power-series term that vanishes at both ends. A DAC puts out
         displaced levels; an ADC or
-    counter has displaced thresholds and ideal codes. In a range about zero the bow is widest at zero, so there it acts
+    counter has displaced thresholds and ideal codes. In a range about zero it is largest at zero, so there it acts
     as an offset."""
 
     def __post_init__(self) -> None:

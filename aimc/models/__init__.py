@@ -4,7 +4,7 @@ Calibration, measurements and the pipeline call it. It imports `aimc.nn` and bel
 """
 
 from aimc.models.checkpoint import from_pretrained
-from aimc.models.conversion import ConversionReport, convert, to_digital
+from aimc.models.conversion import convert, to_digital
 from aimc.models.families import FAMILIES, attention_layers
 from aimc.models.hook import (
     gain_cell_layers,
@@ -15,6 +15,7 @@ from aimc.models.hook import (
     set_generator,
     set_hardware,
 )
+from aimc.models.report import ConversionReport
 
 __all__ = [
     "FAMILIES",

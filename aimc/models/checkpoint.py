@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers import logging as hf_logging
 from transformers.utils import cached_file
 
-from aimc.hardware import Hardware
-from aimc.models.conversion import convert
-from aimc.models.hook import CONFIG_KEY, IMPLEMENTATION, set_chip
-from aimc.static.layers import layers_of, rebuild
-from aimc.static.tiles import STATIC_KEY, TILES
+from aimc.models.substrates import Substrate, substrates
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Options of transformers' `from_pretrained` that say where files are."""
@@ -58,19 +53,18 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         kwargs.setdefault(
             "adapter_kwargs", {"local_files_only": True}
         )  # where peft is installed, transformers asks for an adapter, too
-    record, tiles = _records(path, where)
+    records = _records(path, where)
     try:
-        hardware = None if record is None else Hardware.from_dict(record.arrays)
-        layers = None if tiles is None else layers_of(tiles)
+        read = [(substrate, substrate.read_record(record)) for substrate, record in records]
     except ValueError as error:
         raise ValueError(f"{path}/config.json: {error}") from error
     with _reading_weights(path):
         model = _digital_part(path, kwargs)
         saved = _analog_tensors(path, where)
-    if hardware is not None and record is not None:
-        convert(model, hardware, skip_layers=record.skip_layers)
-    if layers is not None and tiles is not None:
-        rebuild(model, layers, parted=bool(tiles.get("parted")))
+    for substrate, _ in records:
+        delattr(model.config, substrate.record_key)  # written again as it is rebuilt
+    for substrate, what in read:
+        substrate.rebuild(model, what)
     expected = {name for name in model.state_dict() if _is_analog(name)}
     if expected != set(saved):
         odd = sorted(expected ^ set(saved))
@@ -78,21 +72,10 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
             f"{path}: the scalers or tiles do not fit the model (first: {odd[0]}); the folder is incomplete or from"
             " another version, convert again"
         )
-    model.load_state_dict(
-        saved, strict=False
-    )  # exactly the analog parts, checked above; the other weights are in place
-    if record is not None:
-        set_chip(model, record.chip_seed)
+    model.load_state_dict(saved, strict=False)  # exactly the analog parts, checked above; the others are in place
+    for substrate, what in read:
+        substrate.finish(model, what)
     return model
-
-
-@dataclass(slots=True)
-class _Record:
-    """What `config.json` says of the gain-cell arrays."""
-
-    arrays: dict[str, Any]
-    chip_seed: int | None = None
-    skip_layers: list[int] = field(default_factory=list)
 
 
 def _hub_answers(name: str) -> bool:
@@ -113,8 +96,8 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def _records(path: str, where: dict[str, Any]) -> tuple[_Record | None, dict[str, Any] | None]:
-    """What stands in `config.json` of gain-cell arrays and of static tiles; one of the two may be missing."""
+def _records(path: str, where: dict[str, Any]) -> list[tuple[Substrate, Any]]:
+    """What stands in `config.json` of each kind of hardware that the model is on."""
     reason: OSError | None = None
     try:
         config_file = cached_file(path, "config.json", **where)
@@ -131,19 +114,13 @@ def _records(path: str, where: dict[str, Any]) -> tuple[_Record | None, dict[str
         raise ValueError(
             f"{path}: config.json is damaged ({error}), so nothing is known of the model; use another copy"
         ) from error
-    arrays, tiles = config.get(CONFIG_KEY), config.get(STATIC_KEY)
-    if arrays is None and tiles is None:
+    records = [(kind, config[kind.record_key]) for kind in substrates() if kind.record_key in config]
+    if not records:
         raise ValueError(
-            f"{path}: a digital model, without gain-cell hardware in its config.json; load it with transformers and"
-            " call aimc.convert"
+            f"{path}: a digital model, without analog hardware in its config.json; load it with transformers and call"
+            " aimc.convert"
         )
-    if arrays is None:
-        return None, tiles
-    arrays = dict(arrays)
-    return (
-        _Record(chip_seed=arrays.pop("chip_seed", None), skip_layers=arrays.pop("skip_layers", []), arrays=arrays),
-        tiles,
-    )
+    return records
 
 
 @contextmanager
@@ -176,9 +153,8 @@ def _digital_part(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
 
 
 def _is_analog(name: str) -> bool:
-    """Whether a tensor belongs to arrays or tiles; the weights that tiles are programmed to are those of the digital
-    model."""
-    return f".{IMPLEMENTATION}." in name or f".{TILES}." in name
+    """Whether a tensor belongs to analog hardware; the weights that tiles are programmed to are the digital model's."""
+    return any(substrate.owns(name) for substrate in substrates())
 
 
 def _analog_tensors(path: str, where: dict[str, Any]) -> dict[str, Tensor]:

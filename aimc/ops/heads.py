@@ -1,16 +1,15 @@
-"""The arrays of one call: what is written to them and with which errors they are read, the same for every backend."""
+"""The heads of one call: sizes, and all that chance has drawn for them, the same in every form of the operator."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from aimc.hardware import Array, Cell, Hardware
-from aimc.ops.effects.array import CellDecay, Decay, together
-from aimc.ops.effects.cell import cell_operands, leaking_cell
+from aimc.hardware import Cell, Hardware
+from aimc.ops.effects.array import CellDecay, Decay
+from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
 from aimc.ops.effects.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
-from aimc.ops.effects.quantize import dac
 
 
 class Heads:
@@ -22,10 +21,23 @@ class Heads:
         hardware: the machine.
         chip: which chip and layer; None: nothing of it is frozen.
         seed: of this call's write and read noise, int64 without dimensions.
+        cell: `leaking_cell(hardware)`, where it is known already.
     """
 
-    def __init__(self, query: Tensor, key: Tensor, hardware: Hardware, chip: Chip | None, seed: Tensor | int) -> None:
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        hardware: Hardware,
+        chip: Chip | None,
+        seed: Tensor | int,
+        cell: Cell | None = None,
+    ) -> None:
         self.hardware = hardware
+        self.cell = cell or leaking_cell(hardware)
+        """What the arrays are made of, about the voltage that it leaks to."""
+        self.decay_per_token = hardware.leakage.decay_per_token
+        """λ; 0 without leakage."""
         self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
         self.layer = self.chip.layer
         self.seed = seed
@@ -35,14 +47,9 @@ class Heads:
         self.n_kv_heads = key.shape[1]
 
     @property
-    def cell(self) -> Cell:
-        """What the arrays are made of, about the voltage that it leaks to."""
-        return leaking_cell(self.hardware)
-
-    @property
     def leaks_apart(self) -> bool:
         """Whether cells leak, and each at a rate of its own."""
-        return bool(self.hardware.noise.tau_spread and self.hardware.leakage.decay_per_token)
+        return bool(self.hardware.noise.tau_spread and self.decay_per_token)
 
     @property
     def group(self) -> int:
@@ -53,19 +60,13 @@ class Heads:
         """One entry per K/V head → one per query head, along `dim`."""
         return x if self.group == 1 else x.repeat_interleave(self.group, dim=dim)
 
-    def stored_u(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
-        """Write scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`: voltages about the leak target, with write
-        noise."""
-        hardware, noise = self.hardware, self.hardware.noise
-        stored_v = dac(scaled, hardware.storage_dac)
-        if noise.write_v:
-            unit = write_noise(
-                self.seed, self.layer, array, self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype
-            )
-            stored_v = stored_v + noise.write_v * unit
-        return stored_v - self.cell.offset_v
+    def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
+        """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""
+        sigma = self.hardware.noise.write_v
+        at = (self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype)
+        return sigma * write_noise(self.seed, self.layer, array, *at) if sigma else None
 
-    def cell_errors(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def mismatch(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt;
         None: none."""
         noise = self.hardware.noise
@@ -81,21 +82,7 @@ class Heads:
             return None
         slots = tokens % self.hardware.array.window
         unit = self.chip.cell_retention(array, self.n_kv_heads, slots, self.head_size, self.dtype)
-        return self.hardware.leakage.decay_per_token * torch.exp(-self.hardware.noise.tau_spread * unit)
-
-    def written(self, scaled: Tensor, array: ArrayId, tokens: Tensor) -> tuple[Tensor, list[Tensor | float]]:
-        """:meth:`stored_u`, and what these cells do to a pulse: the operands of
-        :func:`aimc.ops.effects.cell.cell_operands`, `[B, H_kv, S, D]`."""
-        u = self.stored_u(scaled, array, tokens)
-        return u, self.operands(u, array, tokens)
-
-    def operands(self, u: Tensor, array: ArrayId, tokens: Tensor) -> list[Tensor | float]:
-        """What the cells that hold voltages `u` about their leak target do to a pulse."""
-        gain, offset_v = self.cell_errors(array, tokens)
-        operands = cell_operands(u, self.cell, gain=gain, offset_v=offset_v)
-        return (
-            operands if self.hardware.leakage.decay_per_token else [together(operands)]
-        )  # all powers stay as they are
+        return self.decay_per_token * torch.exp(-self.hardware.noise.tau_spread * unit)
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
@@ -134,8 +121,9 @@ class Heads:
         at = (self.n_batch, self.n_heads, rows, tokens, self.dtype)
         return sigma * read_noise_qk(self.seed, self.layer, *at) if sigma else None
 
-    def read_noise_av(self, rows: Tensor, tile: int) -> Tensor | None:
-        """Read noise of one sub-tile of the second array in full scales, `[B, H, T', D]`; None: none."""
+    def read_noise_av(self, rows: Tensor, tile: int | Tensor) -> Tensor | None:
+        """Read noise of one sub-tile of the second array in full scales, `[B, H, T', D]`, or of the sub-tiles `[J]`,
+        `[J, B, H, T', D]`; None: none."""
         sigma = self.hardware.noise.read_av
         at = (self.n_batch, self.n_heads, rows, tile, self.head_size, self.dtype)
         return sigma * read_noise_av(self.seed, self.layer, *at) if sigma else None
@@ -143,8 +131,9 @@ class Heads:
     def decay(self, times: Tensor, written: Tensor) -> Tensor | None:
         """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`;
         None: no leakage."""
-        per_token = self.hardware.leakage.decay_per_token
-        return decay_factor(age(times, written), per_token, dtype=self.dtype) if per_token else None
+        if not self.decay_per_token:
+            return None
+        return decay_factor(age(times, written), self.decay_per_token, dtype=self.dtype)
 
     def decays(self, times: Tensor, written: Tensor, tokens: Tensor) -> tuple[Decay, Decay]:
         """:meth:`decay` of the tokens `[S]` in the first and in the second array, cell by cell where their rates are
@@ -158,13 +147,3 @@ class Heads:
             CellDecay(ages, self.for_query_heads(of_array, dim=0)) for of_array in rates if of_array is not None
         )
         return first, second
-
-    def visible(self, rows: Tensor, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        """Which tokens `[S]` the queries `[T']` see: `[T', S]`, or `[B, 1, T', S]` with their padding `[B, S]`."""
-        visible = (tokens <= rows[:, None]) & (age(rows, tokens) < self.hardware.array.window)
-        return visible if padding is None else visible & ~padding[:, None, None, :]
-
-
-def n_tiles_reached(n_tokens: int, array: Array) -> int:
-    """Sub-tiles that any of `n_tokens` tokens is written to."""
-    return -(-min(n_tokens, array.window) // array.rows)

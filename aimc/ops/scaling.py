@@ -50,7 +50,7 @@ def scaled(x: Tensor, affine: Affine | None) -> Tensor:
     return x.to(dtype) * affine.scale.to(dtype)[:, None, None] + affine.offset.to(dtype)[:, None, None]
 
 
-def conversion_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:
+def converter_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:
     """From the gradient of `dac(scaled(x, affine), converter)` to those of `x` and of the scaler, by hand.
 
     Args:

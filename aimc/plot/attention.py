@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from aimc.hardware import Array, Cell, Converter, Leakage
 from aimc.ops.effects.cell import transfer
+from aimc.ops.effects.converters import adc, dac
 from aimc.ops.effects.leakage import decay_factor
-from aimc.ops.effects.quantize import adc, dac
 from aimc.plot.style import BLACK, BLUE, EMPTY, GREEN, ORANGE, RED, SKY, style_axes
 
 _SIGNAL = "(signal units)"

@@ -10,14 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.models.conversion import convert
-from aimc.static.config import Static
+from aimc.static.config import Static, as_static
 from aimc.static.tiles import calibrate_input_ranges, require_static, static_layers
 
 
 def on_tiles(model: PreTrainedModel, static: Any, batches: Sequence[Tensor]) -> PreTrainedModel:
     """A copy of the model with its linear layers on tiles and their input ranges measured on `batches`; no training."""
     whole = copy.deepcopy(model)
-    convert(whole, None, static=static)
+    convert(whole, as_static(static))
     calibrate_input_ranges(whole, batches)
     return whole
 

@@ -12,7 +12,14 @@ from transformers.pytorch_utils import Conv1D
 from aimc.static.config import Static
 from aimc.static.encoding import EncodingError, decode, encode
 from aimc.static.install import require_aihwkit
-from aimc.static.tiles import STATIC_KEY, STATIC_VERSION, has_static, static_layers, write_static_record
+from aimc.static.tiles import (
+    STATIC_KEY,
+    STATIC_VERSION,
+    has_static,
+    is_aihwkits_own,
+    static_layers,
+    write_static_record,
+)
 
 if TYPE_CHECKING:
     from aimc.static.layer import StaticLinear
@@ -88,6 +95,12 @@ def _check(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module],
             " than a look-up; leave it out"
         )
     if not chosen:
+        own = [name for name, module in model.named_modules() if is_aihwkits_own(module)]
+        if any(static.wants(name) for name in own):
+            raise ValueError(
+                f"static.layers={static.layers}: {own[0]} is aihwkit's own {type(model.get_submodule(own[0])).__name__}"
+                " already, so nothing would be replaced; give the digital model, and let aimc.convert put it on tiles"
+            )
         raise ValueError(
             f"static.layers={static.layers}: no linear layer has such a name, so nothing would be replaced; leave it"
             " out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"

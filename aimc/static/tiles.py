@@ -44,6 +44,12 @@ def has_static(model: nn.Module) -> bool:
     return next(static_layers(model), None) is not None
 
 
+def is_aihwkits_own(module: nn.Module) -> bool:
+    """Whether aihwkit's own conversion made this layer: analog already, and none of ours."""
+    bases = {base.__name__ for base in type(module).__mro__ if base.__module__.startswith("aihwkit.")}
+    return "AnalogLayerBase" in bases and type(module).__module__.startswith("aihwkit.")
+
+
 def require_static(model: nn.Module) -> list[StaticLinear]:
     """The layers on static tiles.
 

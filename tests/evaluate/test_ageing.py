@@ -24,7 +24,7 @@ from tests.tiny_models import ids, tiny_model
 
 def on_pcm(seed: int = 0) -> PreTrainedModel:
     model = tiny_model("gpt2", seed)
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     aimc.static.calibrate_input_ranges(model, [ids()])
     return model
 
@@ -94,7 +94,7 @@ def test_weights_trained_after_a_programming_are_those_programmed_next() -> None
 
 def test_ageing() -> None:
     model = tiny_model("gpt2")
-    aimc.convert(model, hardware_presets.gain_cell_cmos(), static="pcm")
+    aimc.convert(model, hardware_presets.gain_cell_cmos(), Static(rpu_config="pcm"))
     aimc.static.calibrate_input_ranges(model, [ids()])
     before, tokens = logits(model), ids().flatten().repeat(4)
     seen: list[float] = []
@@ -164,8 +164,8 @@ def test_error_budget_refuses_models_in_the_wrong_place() -> None:
 def test_the_same_tiles_for_another_model() -> None:
     tiles = Static(rpu_config="pcm", overrides={"*.mlp.*": "reram"}, layers=["*.mlp.*", "*.attn.c_attn"], head=True)
     model, other = tiny_model("gpt2"), tiny_model("gpt2", seed=1)
-    aimc.convert(model, None, static=tiles)
-    aimc.convert(other, None, static=static_of(model))
+    aimc.convert(model, tiles)
+    aimc.convert(other, static_of(model))
     assert other.config.aimc_static == model.config.aimc_static
 
 
@@ -262,7 +262,7 @@ def test_joint_training_makes_a_model_that_bears_its_noise() -> None:
     """Gain cells and tiles in one graph, trained with any optimiser: the loss on noisy weights falls."""
     torch.manual_seed(0)
     model = tiny_model("gpt2")
-    aimc.convert(model, hardware_presets.gain_cell_cmos(), static="pcm")
+    aimc.convert(model, hardware_presets.gain_cell_cmos(), Static(rpu_config="pcm"))
     aimc.static.calibrate_input_ranges(model, [ids()])
     untrained = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)

@@ -10,6 +10,7 @@ import aimc
 from aimc.evaluate.chips import chips_of, is_random
 from aimc.hardware import Hardware, Noise
 from aimc.models.hook import gain_cell_layers
+from aimc.static import Static
 from tests.tiny_models import ids, tiny_model
 
 NOISE = Noise(mismatch_gain=0.3, read_qk=0.1)
@@ -67,7 +68,7 @@ def test_nothing_stays_after_a_break_or_an_exception(converted: GPT2LMHeadModel)
 def test_tiles_read_the_same_for_the_same_chip_and_torchs_generator_goes_on() -> None:
     pytest.importorskip("aihwkit")
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     aimc.static.calibrate_input_ranges(model, [ids()])
     torch.manual_seed(3)
     before = state(model)
@@ -93,7 +94,7 @@ def test_one_chip_is_enough_where_nothing_is_random(converted: GPT2LMHeadModel) 
 def test_static_tiles_are_random_too_unless_they_compute_digitally() -> None:
     pytest.importorskip("aihwkit")
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     assert list(chips_of(model, 3)) == [0, 1, 2]
     with aimc.static.computing_digitally(model):
         assert list(chips_of(model, 3)) == [0]

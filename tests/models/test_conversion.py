@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 import aimc
+from aimc import presets
 from aimc.hardware import Hardware
 from aimc.models.hook import gain_cell_layers
+from aimc.static import Static
 from tests.conftest import POSITIONS, VOCABULARY, tiny_gpt2
 from tests.tiny_models import FAMILIES, tiny_model
 
@@ -178,3 +180,65 @@ def test_set_hardware_keeps_weights(model: GPT2LMHeadModel, hardware: Hardware) 
     aimc.set_hardware(model, other)
     assert model.config.aimc["cell"]["coefficients"] == other.cell.coefficients
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_configs_go_by_their_type() -> None:
+    pytest.importorskip("aihwkit")
+    model = tiny_model("gpt2")
+    before = (list(model.state_dict()), model.config.to_dict())
+    hardware = presets.ideal()
+    refused: list[tuple[tuple[object, ...], dict[str, object], type[Exception], str]] = [
+        ((), {}, ValueError, "no config is given, so nothing would be replaced"),
+        (
+            ("pcm",),
+            {},
+            TypeError,
+            "a str says nothing of what to put a model on; give an? aimc.*Hardware or aimc.*Static",
+        ),
+        ((hardware, hardware), {}, ValueError, "two configs of type Hardware"),
+        ((Static(),), {"skip_layers": [0]}, ValueError, "no aimc.Hardware is given"),
+        ((hardware, Static(layers=["*.nothing.*"])), {}, ValueError, "no linear layer has such a name"),
+        ((Static(), hardware), {"skip_layers": [7]}, ValueError, "no layer 7"),
+    ]
+    for configs, more, kind, message in refused:
+        with pytest.raises(kind, match=message):
+            aimc.convert(model, *configs, **more)  # type: ignore[arg-type]
+        assert (list(model.state_dict()), model.config.to_dict()) == before, "a refusal leaves no trace"
+    report = aimc.convert(model, Static(rpu_config="noiseless"), hardware)  # in any order
+    assert report.layers and report.static
+    aimc.to_digital(model)
+    assert list(model.state_dict()) == before[0]
+    assert not {"aimc", "aimc_static"} & model.config.to_dict().keys()
+
+
+def test_the_old_spelling_warns_and_works() -> None:
+    pytest.importorskip("aihwkit")
+    model = tiny_model("gpt2")
+    with pytest.warns(DeprecationWarning, match="give configs by type"):
+        report = aimc.convert(model, None, static="noiseless")
+    assert report.static and not report.layers
+
+
+def test_a_record_of_hardware_that_is_not_there_goes_only_when_nothing_speaks_against_it() -> None:
+    """A converted folder that was read as a digital model has such a record in its config."""
+    model = tiny_model("gpt2")
+    model.config.aimc_static = {"version": 1}
+    with pytest.raises(ValueError, match="no layer 7"):
+        aimc.convert(model, presets.ideal(), skip_layers=[7])
+    assert model.config.aimc_static == {"version": 1}
+    aimc.convert(model, presets.ideal())
+    assert not hasattr(model.config, "aimc_static")
+
+
+def test_layers_that_are_aihwkits_already_are_called_so() -> None:
+    nn = pytest.importorskip("aihwkit.nn")
+    model = tiny_model("llama")
+    config = Static(rpu_config="noiseless").config_of("")
+    mlp = model.model.layers[0].mlp
+    mlp.up_proj = nn.AnalogLinear(mlp.up_proj.in_features, mlp.up_proj.out_features, bias=False, rpu_config=config)
+    with pytest.raises(ValueError, match=r"model\.layers\.0\.mlp\.up_proj is aihwkit's own AnalogLinear already"):
+        aimc.convert(model, Static(layers=["model.layers.0.mlp.up_proj"]))
+    report = aimc.convert(model, Static(rpu_config="noiseless", layers=["*.down_proj"]))
+    assert report.elsewhere == {"model.layers.0.mlp.up_proj": "AnalogLinear"}
+    assert not any(name.startswith("model.layers.0.mlp.up_proj") for name in report.digital)
+    assert "aihwkit's own" in str(report)

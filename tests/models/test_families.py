@@ -433,7 +433,7 @@ def test_a_failure_on_the_way_is_undone(hardware: Hardware, monkeypatch: pytest.
     def fail(model: PreTrainedModel) -> None:
         raise RuntimeError("no hook")
 
-    monkeypatch.setattr("aimc.models.conversion.attach_cache", fail)
+    monkeypatch.setattr("aimc.models.gain_cells.attach_cache", fail)
     model = tiny_model("qwen3")
     before = everything(model)
     with pytest.raises(RuntimeError, match="no hook"):

@@ -30,7 +30,7 @@ def test_scaler_stays_in_float32_under_autocast() -> None:
 
 
 def test_published_start(hardware: Hardware) -> None:
-    """a = 1; b = 0.45 V for k and v, 0 for q and out (DESIGN.md, table of section 1)."""
+    """a = 1; b = 0.45 V for k and v, 0 for q and out (docs/physics.md, Scale)."""
     module = GainCellAttention(2, 1, hardware, layer=0)
     assert all((module.scaler(part).scale == 1).all() for part in PARTS)
     assert [module.scaler(part).offset[0].item() for part in PARTS] == pytest.approx([0, 0.45, 0.45, 0])

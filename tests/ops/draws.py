@@ -15,16 +15,29 @@ def draws_of(hardware: Hardware, chip: Chip, seed: int, *, B: int, H: int, H_kv:
     drawn = draw_seed(torch.Generator().manual_seed(seed), torch.device("cpu"))
     slots, tiles, t = torch.arange(array.window), torch.arange(array.n_tiles), torch.arange(T)
     ids = {"qk": ArrayId.QK, "av": ArrayId.AV}
+    cells = {
+        "mismatch_gain": (noise.mismatch_gain, chip.cell_gain),
+        "mismatch_offset_v": (noise.mismatch_offset_v, chip.cell_offset),
+        "tau_spread": (noise.tau_spread, chip.cell_retention),
+    }
+    frozen = {
+        name: {n: sigma * draw(i, H_kv, slots, D, dtype) for n, i in ids.items()}
+        for name, (sigma, draw) in cells.items()
+    }
+    frozen["column_gain"] = {
+        "qk": noise.column_gain * chip.column_gain_qk(H_kv, slots, dtype),
+        "av": noise.column_gain * chip.column_gain_av(H_kv, tiles, D, dtype),
+    }
+    frozen["column_offset"] = {
+        "qk": noise.column_offset * chip.column_offset_qk(H_kv, slots, dtype),
+        "av": noise.column_offset * chip.column_offset_av(H_kv, tiles, D, dtype),
+    }
+    read_av = [read_noise_av(drawn, chip.layer, B, H, t, j, D, dtype) for j in range(array.n_tiles)]
     return Draws(
-        gain={n: noise.mismatch_gain * chip.cell_gain(i, H_kv, slots, D, dtype) for n, i in ids.items()},
-        offset_v={n: noise.mismatch_offset_v * chip.cell_offset(i, H_kv, slots, D, dtype) for n, i in ids.items()},
-        log_tau={n: noise.tau_spread * chip.cell_retention(i, H_kv, slots, D, dtype) for n, i in ids.items()},
-        write_v={n: noise.write_v * write_noise(drawn, chip.layer, i, B, H_kv, t, D, dtype) for n, i in ids.items()},
-        column_gain_qk=noise.column_gain * chip.column_gain_qk(H_kv, slots, dtype),
-        column_offset_qk=noise.column_offset * chip.column_offset_qk(H_kv, slots, dtype),
-        column_gain_av=noise.column_gain * chip.column_gain_av(H_kv, tiles, D, dtype),
-        column_offset_av=noise.column_offset * chip.column_offset_av(H_kv, tiles, D, dtype),
-        read_qk=noise.read_qk * read_noise_qk(drawn, chip.layer, B, H, t, t, dtype),
-        read_av=noise.read_av
-        * torch.stack([read_noise_av(drawn, chip.layer, B, H, t, j, D, dtype) for j in range(array.n_tiles)], dim=-2),
+        frozen=frozen,
+        written={n: noise.write_v * write_noise(drawn, chip.layer, i, B, H_kv, t, D, dtype) for n, i in ids.items()},
+        read={
+            "read_qk": noise.read_qk * read_noise_qk(drawn, chip.layer, B, H, t, t, dtype),
+            "read_av": noise.read_av * torch.stack(read_av, dim=-2),
+        },
     )

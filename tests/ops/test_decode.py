@@ -246,6 +246,25 @@ def test_refresh_draws_write_noise_of_its_own():
     assert 0.007 < change.std() < 0.02
 
 
+def test_what_belongs_to_the_hardware_is_computed_once(monkeypatch):
+    """A token draws the errors of its own cells, not those of every column; the cell about its leak target stays."""
+    q, k, v, scaling = inputs(2 * W)
+    hardware = MACHINES["leaking to ground"]
+    arrays = KVArrays(k, hardware, Chip(seed=3, layer=2), torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        decode(q[:, :, :20], k[:, :, :20], v[:, :, :20], arrays, scaling=scaling)
+        for name in ("column_gain_qk", "column_offset_qk", "column_gain_av", "column_offset_av"):
+            monkeypatch.setattr(Chip, name, None)
+        monkeypatch.setattr("aimc.ops.heads.leaking_cell", None)
+        got = [
+            decode(q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1], arrays, scaling=scaling)
+            for t in range(20, 2 * W)
+        ]
+    monkeypatch.undo()
+    expected = at_once(q, k, v, hardware, scaling)[:, :, 20:]
+    torch.testing.assert_close(torch.cat(got, dim=2), expected, atol=1e-9, rtol=1e-9)
+
+
 def test_rows_of_the_batch_can_be_reordered():
     q, k, v, scaling = inputs(2 * W, B=3)
     hardware = MACHINES["softmax, protected"]

@@ -13,8 +13,8 @@ from aimc import presets
 from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise, Protection
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.blocked import engine as blocked_engine
-from aimc.ops.blocked import interpolation as moments_module
-from aimc.ops.blocked.interpolation import interpolation_error, moments, moments_needed
+from aimc.ops.blocked import interpolation
+from aimc.ops.blocked.interpolation import interpolation_error, nodes, nodes_needed
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.effects import array as array_module
 from aimc.ops.effects.cell import leaking_cell, transfer
@@ -322,8 +322,8 @@ def blocked_machine(spread, window=256, rows=64, *, per_token=1.56e-4, **changes
 @pytest.mark.parametrize("number", [2, 3, 4, 6])
 @pytest.mark.parametrize("b", [0.01, 0.3, 1.0])
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
-def test_interpolation_between_moments_is_inside_its_bound_and_the_bound_is_tight(n, b, number):
-    at = moments(100, 100 + n, number, torch.device("cpu"), torch.float64)
+def test_interpolation_between_nodes_is_inside_its_bound_and_the_bound_is_tight(n, b, number):
+    at = nodes(100, 100 + n, number, torch.device("cpu"), torch.float64)
     middle, half = 99.5 + n / 2, max((n - 1) / 2, 0.5)
 
     def fading(t):
@@ -339,22 +339,22 @@ def test_interpolation_between_moments_is_inside_its_bound_and_the_bound_is_tigh
     torch.testing.assert_close((at.expand(x) * y).sum(), (x * at.collapse(y)).sum(), rtol=1e-4, atol=1e-3)  # transposes
 
 
-def test_as_many_moments_as_needed():
+def test_as_many_nodes_as_needed():
     hardware = blocked_machine(0.3)
-    needed = moments_needed(hardware)
+    needed = nodes_needed(hardware)
     b = 3 * 1.56e-4 * math.exp(4 * 0.3) * 63 / 2
     assert interpolation_error(b, needed) <= 1e-7 < interpolation_error(b, needed - 1)
     assert (
-        moments_needed(blocked_machine(0.3, per_token=1.0)) is None
-        and moments_needed(blocked_machine(3.0, per_token=1e-3)) is None
+        nodes_needed(blocked_machine(0.3, per_token=1.0)) is None
+        and nodes_needed(blocked_machine(3.0, per_token=1e-3)) is None
     )
-    assert moments_needed(blocked_machine(100.0)) is None
+    assert nodes_needed(blocked_machine(100.0)) is None
 
 
 def test_blocked_error_is_inside_its_bound_and_the_bound_means_something(monkeypatch):
-    """Two moments only, so that there is an error. With linear cells and no edge met, sums carry its bound through both
+    """Two nodes only, so that there is an error. With linear cells and no edge met, sums carry its bound through both
     arrays."""
-    monkeypatch.setattr(moments_module, "TOLERANCE", 1.0)
+    monkeypatch.setattr(interpolation, "TOLERANCE", 1.0)
     T, n, rows, slope = 150, 64, 16, presets.LINEAR_SLOPE
     array, leakage = (
         Array(window=n, rows=rows, saturation_qk=500.0, saturation_av=40.0),
@@ -362,7 +362,7 @@ def test_blocked_error_is_inside_its_bound_and_the_bound_means_something(monkeyp
     )
     wide = Converter(v_min=-99.0, v_max=99.0)
     hardware = replace(presets.ideal(), array=array, leakage=leakage, noise=Noise(tau_spread=0.3), readout=wide)
-    assert moments_needed(hardware) == 2
+    assert nodes_needed(hardware) == 2
     g = torch.Generator().manual_seed(0)
     q, k, v = (0.46 + 0.44 * torch.rand(1, 1, T, 8, generator=g, dtype=torch.float64) for _ in range(3))
     eager, blocked = (

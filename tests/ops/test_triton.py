@@ -14,8 +14,8 @@ from dataclasses import replace
 from aimc import gain_cell_attention, presets
 from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
 from aimc.ops.effects.cell import leaking_cell
+from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId, Chip, draw_seed, write_noise
-from aimc.ops.effects.quantize import dac
 from aimc.ops.triton.launch import CellErrors, check_triton, triton_backward, triton_forward
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")

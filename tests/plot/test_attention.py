@@ -108,7 +108,7 @@ def test_token_maps_without_a_frame() -> None:
 def test_counters_of_several_sub_tiles_end_in_their_sum() -> None:
     readout = presets.gain_cell_cmos().readout
     fills = torch.tensor([[0.51, 1.5], [-0.2, 0.1]])
-    counts = aimc.ops.effects.quantize.adc(fills, readout)
+    counts = aimc.ops.effects.converters.adc(fills, readout)
     figure = plot.attention.counters(fills, counts, readout)
     assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["sub-tile 0", "sub-tile 1", "digital sum"]
     assert [bar.get_height() for bar in figure.axes[0].patches] == pytest.approx([0.51, 1.5])

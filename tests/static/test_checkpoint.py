@@ -21,7 +21,7 @@ TWO_CONFIGS = Static(rpu_config="pcm", overrides={"*.mlp.*": "reram"}, head=True
 
 
 def trained(model: PreTrainedModel, hardware: Hardware | None, static: Static, steps: int = 3) -> PreTrainedModel:
-    aimc.convert(model, hardware, static=static)
+    aimc.convert(model, hardware, static)
     aimc.static.calibrate_input_ranges(model, [ids()])
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     follow_optimizer(model, optimizer)
@@ -73,7 +73,7 @@ def test_programmed_tiles_are_saved_as_their_targets(tmp_path: Path) -> None:
 
 def test_a_changed_configuration_is_saved_or_refused(tmp_path: Path) -> None:
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     layer = dict(static_layers(model))["transformer.h.1.mlp.c_fc"]
     layer.tiles[0].rpu_config.forward.out_noise = 0.5
     with pytest.raises(ValueError, match="changed since the model's record"):
@@ -96,7 +96,7 @@ def test_a_changed_configuration_is_saved_or_refused(tmp_path: Path) -> None:
 def test_to_digital_after_loading_is_exact(tmp_path: Path) -> None:
     model = tiny_model("llama")
     digital = logits(model)
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     model.save_pretrained(tmp_path)
     assert torch.equal(logits(aimc.to_digital(aimc.from_pretrained(tmp_path))), digital)
 
@@ -104,8 +104,8 @@ def test_to_digital_after_loading_is_exact(tmp_path: Path) -> None:
 def test_load_state_dict_keeps_each_layers_own_configuration() -> None:
     """aihwkit's own loading would replace the configuration by that of the file."""
     model, other = tiny_model("gpt2"), tiny_model("gpt2", seed=1)
-    aimc.convert(model, None, static="pcm")
-    aimc.convert(other, None, static="reram")
+    aimc.convert(model, Static(rpu_config="pcm"))
+    aimc.convert(other, Static(rpu_config="reram"))
     other.load_state_dict(model.state_dict())
     assert type(next(static_layers(other))[1].tiles[0].rpu_config.noise_model).__name__ == "ReRamCMONoiseModel"
     assert torch.equal(logits(other), logits(model))
@@ -122,7 +122,7 @@ def test_load_state_dict_keeps_each_layers_own_configuration() -> None:
 )
 def test_damaged_records(change: object, message: str, tmp_path: Path) -> None:
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     change(config["aimc_static"])  # type: ignore[operator]

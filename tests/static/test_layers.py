@@ -48,7 +48,7 @@ def test_shipped_model_computes_the_same_on_noiseless_tiles() -> None:
     text = torch.randint(2048, (2, 128), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         digital = model(text).logits
-        report = aimc.convert(model, None, static="noiseless")
+        report = aimc.convert(model, Static(rpu_config="noiseless"))
         assert len(report.static) == 4 * 4
         assert float((model(text).logits - digital).abs().max()) < 1e-4
         assert torch.equal(aimc.to_digital(model)(text).logits, digital)
@@ -59,7 +59,7 @@ def test_every_projection_and_mlp_layer_is_converted(family: str, hardware: Hard
     model = tiny_model(family)
     digital = logits(model)
     kinds = {name: type(module) for name, module in model.named_modules()}
-    report = aimc.convert(model, hardware, static="noiseless")
+    report = aimc.convert(model, hardware, Static(rpu_config="noiseless"))
     assert len(report.static) == PER_BLOCK[family] * LAYERS and len(report.layers) == LAYERS
     linear = {name for name, kind in kinds.items() if kind in (nn.Linear, Conv1D)}
     assert set(report.static) == linear - {"lm_head", "embed_out"}
@@ -81,7 +81,7 @@ def test_every_projection_and_mlp_layer_is_converted(family: str, hardware: Hard
 def test_noiseless_tiles_compute_the_digital_product(family: str) -> None:
     model = tiny_model(family)
     digital = logits(model)
-    aimc.convert(model, None, static=Static(rpu_config="noiseless", head=True, embeddings=True))
+    aimc.convert(model, Static(rpu_config="noiseless", head=True, embeddings=True))
     assert float((logits(model) - digital).abs().max()) < 1e-4
     assert float((logits(model) - digital).abs().max()) > 0  # it did go another way
 
@@ -99,10 +99,10 @@ def test_layers_are_split_over_tiles() -> None:
 def test_shared_head_and_embedding() -> None:
     model = tiny_model("gpt2")
     n_parameters, digital = model.num_parameters(), logits(model)
-    assert any("shares its weights" in note for note in aimc.convert(model, None, static="noiseless").notes)
+    assert any("shares its weights" in note for note in aimc.convert(model, Static(rpu_config="noiseless")).notes)
     assert model.lm_head.weight is model.transformer.wte.weight
     aimc.to_digital(model)
-    report = aimc.convert(model, None, static=Static(rpu_config="noiseless", head=True))
+    report = aimc.convert(model, Static(rpu_config="noiseless", head=True))
     assert any("matrix of its own" in note for note in report.notes) and "lm_head" in report.static
     assert model.num_parameters() == n_parameters + model.lm_head.weight.numel()
     assert not model.config.tie_word_embeddings
@@ -112,7 +112,7 @@ def test_shared_head_and_embedding() -> None:
 
 def test_a_parted_head_that_was_trained_stays_parted() -> None:
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static=Static(rpu_config="noiseless", head=True))
+    aimc.convert(model, Static(rpu_config="noiseless", head=True))
     with torch.no_grad():
         model.lm_head.weight.mul_(2.0)
     twice = logits(model)
@@ -124,7 +124,7 @@ def test_a_parted_head_that_was_trained_stays_parted() -> None:
 def test_choice_of_layers_and_configurations() -> None:
     model = tiny_model("gpt2")
     tiles = Static(rpu_config="pcm", layers=["*.mlp.*", "*.1.attn.c_attn"], overrides={"*.mlp.c_fc": "reram"})
-    report = aimc.convert(model, None, static=tiles)
+    report = aimc.convert(model, tiles)
     assert len(report.static) == 5 and "transformer.h.0.attn.c_attn" in report.digital
     kinds = {name: type(layer.tiles[0].rpu_config.noise_model).__name__ for name, layer in static_layers(model)}
     assert (
@@ -135,8 +135,8 @@ def test_choice_of_layers_and_configurations() -> None:
 
 def test_attention_and_tiles_one_after_the_other(hardware: Hardware) -> None:
     model, other = tiny_model("gpt2"), tiny_model("gpt2")
-    aimc.convert(model, hardware, static="noiseless")
-    aimc.convert(other, None, static="noiseless")
+    aimc.convert(model, hardware, Static(rpu_config="noiseless"))
+    aimc.convert(other, Static(rpu_config="noiseless"))
     aimc.convert(other, hardware)
     assert torch.equal(logits(model), logits(other))
     assert other.config.aimc_static == model.config.aimc_static and other.config.aimc == model.config.aimc
@@ -145,7 +145,7 @@ def test_attention_and_tiles_one_after_the_other(hardware: Hardware) -> None:
 def test_aihwkits_own_functions_work() -> None:
     """An aihwkit user's code: its layers are found, programmed and drifted by its functions."""
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static=FloatingPointPreset())
+    aimc.convert(model, Static(rpu_config=FloatingPointPreset()))
     before = logits(model)
     assert all(isinstance(layer, AnalogLayerBase) for _, layer in static_layers(model))
     program_analog_weights(model, None)
@@ -158,7 +158,7 @@ def test_aihwkits_own_functions_work() -> None:
 
 def test_copies_have_tiles_of_their_own() -> None:
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     before = logits(model)
     other = copy.deepcopy(model)
     assert torch.equal(logits(other), before)
@@ -180,7 +180,7 @@ def test_generation_reads_the_tiles_and_writes_the_gain_cells(hardware: Hardware
     """Token by token, from a cache, the model computes what it computes in one pass."""
     model = tiny_model("llama")
     hardware.backend = "eager"
-    aimc.convert(model, hardware, static="noiseless")
+    aimc.convert(model, hardware, Static(rpu_config="noiseless"))
     aimc.static.program(model, seed=0)
     prompt = ids(batch=1, length=6)
     text = model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0)
@@ -191,7 +191,7 @@ def test_generation_reads_the_tiles_and_writes_the_gain_cells(hardware: Hardware
 
 def test_half_precision_keeps_the_tiles_in_float32() -> None:
     model = tiny_model("gpt2")
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     wide = logits(model)
     model.bfloat16()
     assert all(tile.input_range.dtype == torch.float32 for _, layer in static_layers(model) for tile in layer.tiles)
@@ -205,50 +205,50 @@ def test_subclasses_stay_digital() -> None:
 
     model = tiny_model("llama")
     model.model.layers[0].mlp.up_proj = LoraLinear(32, 48, bias=False)
-    report = aimc.convert(model, None, static="noiseless")
+    report = aimc.convert(model, Static(rpu_config="noiseless"))
     assert any("up_proj is a LoraLinear" in note for note in report.notes) and len(report.static) == 13
 
 
 @pytest.mark.parametrize(
     ("static", "message"),
     [
-        ("pcn", "static=pcn: no such preset; use one of pcm, reram, noiseless"),
-        (3, "need an aihwkit inference configuration"),
-        (SingleRPUConfig(), "SingleRPUConfig.*inference configuration"),
+        (Static(rpu_config="pcn"), "static=pcn: no such preset; use one of pcm, reram, noiseless"),
+        (Static(rpu_config=3), "need an aihwkit inference configuration"),
+        (Static(rpu_config=SingleRPUConfig()), "SingleRPUConfig.*inference configuration"),
         (Static(layers=["*.nothing.*"]), "no linear layer has such a name"),
     ],
 )
-def test_bad_choices_are_refused(static: object, message: str) -> None:
+def test_bad_choices_are_refused(static: Static, message: str) -> None:
     model = tiny_model("gpt2")
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=message):
-        aimc.convert(model, None, static=static)
+        aimc.convert(model, static)
     assert list(model.state_dict()) == before and not hasattr(model.config, "aimc_static")
 
 
 def test_more_refusals() -> None:
     model = tiny_model("gpt2")
     with pytest.raises(ValueError, match="nothing would be replaced"):
-        aimc.convert(model, None)
+        aimc.convert(model)
     with pytest.raises(TypeError, match="no transformers PreTrainedModel"):
-        aimc.convert(nn.Linear(2, 2), None, static="pcm")  # type: ignore[arg-type]
+        aimc.convert(nn.Linear(2, 2), Static())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"give \['\*.mlp.\*'\]"):
         Static(layers="*.mlp.*")
     with pytest.raises(ValueError, match="no language-model head"):
-        aimc.convert(model.transformer, None, static=Static(head=True))
+        aimc.convert(model.transformer, Static(head=True))
     with pytest.raises(ValueError, match="more than a look-up"):
-        aimc.convert(tiny_model("gemma2"), None, static=Static(embeddings=True))
+        aimc.convert(tiny_model("gemma2"), Static(embeddings=True))
     with pytest.raises(ValueError, match="no static tile; it is digital"):
         aimc.to_digital(model)
     with pytest.raises(ValueError, match="no layer on static tiles"):
         aimc.static.program(model, seed=0)
-    aimc.convert(model, None, static="noiseless")
+    aimc.convert(model, Static(rpu_config="noiseless"))
     with pytest.raises(ValueError, match="on static tiles already"):
-        aimc.convert(model, None, static="noiseless")
+        aimc.convert(model, Static(rpu_config="noiseless"))
     analog_bias = TorchInferenceRPUConfig()
     analog_bias.mapping.digital_bias = False
     with pytest.raises(ValueError, match="bias on the crossbar"):
-        aimc.convert(tiny_model("gpt2"), None, static=analog_bias)
+        aimc.convert(tiny_model("gpt2"), Static(rpu_config=analog_bias))
 
 
 def test_compiled_tiles_where_they_load() -> None:
@@ -276,7 +276,7 @@ def test_a_missing_aihwkit_gives_the_line_that_installs_it(monkeypatch: pytest.M
         MissingAihwkit,
         match=r"run: pip install 'aimc\[static\]' && pip install --only-binary aihwkit --no-deps aihwkit",
     ):
-        aimc.convert(tiny_model("gpt2"), None, static="pcm")
+        aimc.convert(tiny_model("gpt2"), Static(rpu_config="pcm"))
 
 
 def test_nothing_of_aihwkit_is_imported_unasked() -> None:
@@ -292,7 +292,7 @@ def test_nothing_of_aihwkit_is_imported_unasked() -> None:
 
 def test_digital_products_follow_replaced_parameters():
     model = tiny_model("gpt2").eval()
-    aimc.convert(model, None, static="noiseless")
+    aimc.convert(model, Static(rpu_config="noiseless"))
     model.load_state_dict(
         {name: 2 * value if value.is_floating_point() else value for name, value in model.state_dict().items()},
         assign=True,
@@ -306,7 +306,7 @@ def test_digital_products_follow_replaced_parameters():
 
 def test_loaded_weights_replace_what_was_programmed():
     model = tiny_model("gpt2").eval()
-    aimc.convert(model, None, static="pcm")
+    aimc.convert(model, Static(rpu_config="pcm"))
     aimc.static.program(model, seed=0)
     model.load_state_dict(model.state_dict())
     assert not any(layer.programmed for _, layer in static_layers(model))
@@ -324,7 +324,7 @@ def test_noiseless_tiles_are_exact_in_training_and_under_autocast():
 
 def test_a_model_cast_to_double_runs():
     model = tiny_model("gpt2").eval()
-    aimc.convert(model, None, static="noiseless")
+    aimc.convert(model, Static(rpu_config="noiseless"))
     assert torch.isfinite(model.double()(ids()).logits).all()
 
 

@@ -20,9 +20,10 @@ from aimc.ops.blocked.reads import Read, groups, reads
 from aimc.ops.blocked.stored import Cells, Stored
 from aimc.ops.call import Call
 from aimc.ops.effects.cell import powers_with_gradient, stored_gradient
+from aimc.ops.effects.converters import adc_, dac
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.effects.quantize import adc_, dac
-from aimc.ops.scaling import conversion_gradient, scaled
+from aimc.ops.ring import visible
+from aimc.ops.scaling import converter_gradient, scaled
 
 WORK_BUFFER_BYTES = 4 * 2**20
 """Aimed size of one work buffer, a run of queries against one sub-tile: larger ones leave the cache, smaller ones cost
@@ -75,19 +76,19 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
             for read, at in neighbours:
                 queries = slice(read.start - start, read.stop - start)
                 of_keys, of_values = keys.cells(read, at), values.cells(read, at)
-                fill, phi = work.first_array(read, pulses[:, queries], of_keys)
+                charge, phi = work.first_array(read, pulses[:, queries], of_keys)
                 counts = work.second_array(read, phi, of_values)
                 d_counts = work.clip_gradient(counts, upstream[:, queries])
-                work.back_to_cells(of_values, work.phi(fill), d_counts)
-                d_fill = work.back_through_second(d_counts, of_values).mul_(fill.eq_(work.phi(fill)))
+                work.back_to_cells(of_values, work.phi(charge), d_counts)
+                d_charge = work.back_through_second(d_counts, of_values).mul_(charge.eq_(work.phi(charge)))
                 if of_keys.column_gain is not None:
-                    d_fill.view(heads.n_batch, heads.n_heads, *d_fill.shape[1:]).mul_(1.0 + of_keys.column_gain)
-                work.back_to_cells(of_keys, d_fill, pulses[:, queries], d_pulses[:, queries])
+                    d_charge.view(heads.n_batch, heads.n_heads, *d_charge.shape[1:]).mul_(1.0 + of_keys.column_gain)
+                work.back_to_cells(of_keys, d_charge, pulses[:, queries], d_pulses[:, queries])
             d_key.add(keys)
             d_value.add(values)
         d_pulses = d_pulses.div_(array.saturation_qk).view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
         of_query = call.query[:, :, start:stop], call.scaling.query, heads.hardware.input_dac
-        d_query[:, :, start:stop], of_scaler = conversion_gradient(d_pulses, *of_query)
+        d_query[:, :, start:stop], of_scaler = converter_gradient(d_pulses, *of_query)
         d_query_affine += of_scaler
     d_inputs = [d_query, d_key.of_input.to(call.key.dtype), d_value.of_input.to(call.value.dtype)]
     return [*d_inputs, d_query_affine, d_key.of_scaler, d_value.of_scaler]
@@ -122,10 +123,10 @@ class _Work:
         """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
         heads = self.heads
         rows = self._rows = torch.arange(read.start, read.stop, device=heads.device)
-        decay = heads.decay(rows, keys.tokens) if keys.moments is None else None
+        decay = heads.decay(rows, keys.tokens) if keys.nodes is None else None
         self._decay = 1.0 if decay is None else decay  # [T', S]
-        fill = self._charge("fill", keys.expand(pulses), keys.operands, n_cells=len(keys.tokens))
-        by_head = fill.view(heads.n_batch, heads.n_heads, *fill.shape[1:])
+        charge = self._charge("charge", keys.expand(pulses), keys.operands, n_cells=len(keys.tokens))
+        by_head = charge.view(heads.n_batch, heads.n_heads, *charge.shape[1:])
         if keys.column_gain is not None:
             by_head.mul_(1.0 + keys.column_gain)
         if keys.column_offset is not None:
@@ -134,15 +135,15 @@ class _Work:
         if noise is not None:
             by_head.add_(noise)
         if read.n_masked:
-            visible = heads.visible(rows[: read.n_masked], keys.tokens, None)
-            fill[:, : read.n_masked].masked_fill_(~visible, -1.0)
+            seen = visible(rows[: read.n_masked], keys.tokens, heads.hardware.array.window)
+            charge[:, : read.n_masked].masked_fill_(~seen, -1.0)
         if self.key_padding is not None:
             by_head.masked_fill_(self.key_padding[:, None, None, keys.tokens], -1.0)
-        return fill, self.phi(fill)
+        return charge, self.phi(charge)
 
-    def phi(self, fill: Tensor) -> Tensor:
+    def phi(self, charge: Tensor) -> Tensor:
         """The charge-to-pulse circuit, `clip(S / S_sat, 0, 1)`, into its buffer."""
-        return torch.clamp(fill, 0.0, 1.0, out=self._buffer("phi", *fill.shape[1:]))
+        return torch.clamp(charge, 0.0, 1.0, out=self._buffer("phi", *charge.shape[1:]))
 
     def second_array(self, read: Read, phi: Tensor, values: Cells) -> Tensor:
         """Charge of the sub-tile in full scales before its counter, `[B·H, T', D]`; `phi` is used up."""
@@ -175,7 +176,7 @@ class _Work:
 
     def back_through_second(self, d_counts: Tensor, values: Cells) -> Tensor:
         """From the gradient of the sub-tile's charge to that of φ, `[B·H, T', S]`."""
-        return self._charge("d_fill", values.expand(d_counts), values.operands, n_cells=len(values.tokens))
+        return self._charge("d_charge", values.expand(d_counts), values.operands, n_cells=len(values.tokens))
 
     def back_to_cells(self, cells: Cells, rows: Tensor, columns: Tensor, d_pulses: Tensor | None = None) -> None:
         """Gather, per power j, the gradient `(rows·r^j)ᵀ·columns` of the operand.
@@ -195,7 +196,7 @@ class _Work:
                 continue
             if _is_row(operand, share.shape[-1]):
                 d_pulses.add_(share.sum(dim=-1, keepdim=True) * operand)
-            elif cells.moments is not None:
+            elif cells.nodes is not None:
                 d_pulses.add_(cells.collapse(torch.bmm(share, operand)))
             else:
                 d_pulses.baddbmm_(share, operand)
@@ -254,7 +255,7 @@ class _Gradient:
         if 0 in of_cells:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(cell), of_cells[0])
         of_u = stored_gradient(of_cells, stored.u, cell, gain=stored.gain, offset_v=stored.offset_v)
-        of_raw, of_scaler = conversion_gradient(of_u, stored.raw, stored.affine, heads.hardware.storage_dac)
+        of_raw, of_scaler = converter_gradient(of_u, stored.raw, stored.affine, heads.hardware.storage_dac)
         self.of_scaler += of_scaler
         sizes = [behind - first for first, behind in stored.ranges]
         for (first, behind), part in zip(stored.ranges, of_raw.split(sizes, dim=2), strict=True):

@@ -1,12 +1,12 @@
-"""A few moments stand for a run of queries: how cells that leak at rates of their own are read by matrix products all
+"""A few nodes stand for a run of queries: how cells that leak at rates of their own are read by matrix products all
 the same.
 
 The charge of a cell is a smooth function of time, `P_sd(t) = Σ_j operand_j,sd·exp(−j·λ_sd·(t − s))`, and within a run
-of queries it hardly bends. So it is evaluated, exactly and cell by cell, at K moments, and interpolated in time between
-them, `P_sd(t) ≈ Σ_k w_k(t)·P_sd(t_k)`. The weights belong to the query alone: `S_ts = Σ_k Σ_d (w_k(t)·q_td)·P_sd(t_k)`
-is one product of inner size K·D, without any decay.
+of queries it hardly bends. So it is evaluated, exactly and cell by cell, at K moments, the nodes, and interpolated in
+time between them, `P_sd(t) ≈ Σ_k w_k(t)·P_sd(t_k)`. The weights belong to the query alone: `S_ts = Σ_k Σ_d
+(w_k(t)·q_td)·P_sd(t_k)` is one product of inner size K·D, without any decay.
 
-The moments are Chebyshev's points of the run, half as long as m. There the interpolation of `exp(−b·x)`, x from −1 to
+The nodes are Chebyshev's points of the run, half as long as m. There the interpolation of `exp(−b·x)`, x from −1 to
 1, is in error by at most `b^K·e^b / (2^(K−1)·K!)` (Cauchy's remainder), and so the power j of a voltage by that with `b
 = j·λ_sd·m`, relative to its value at the middle of the run. K is the least that keeps this below :data:`TOLERANCE`.
 """
@@ -27,11 +27,11 @@ float32's rounding."""
 RARE = 4.0
 """Standard deviations of the logarithm of τ; one cell in 30 000 lies beyond and is in error by more."""
 MOST = 12
-"""More moments than this would cost more than they gain."""
+"""More nodes than this would cost more than they gain."""
 
 
-class Moments(NamedTuple):
-    """K moments in a run of queries."""
+class Nodes(NamedTuple):
+    """K moments in a run of queries, at which cells are evaluated."""
 
     times: Tensor
     """In token times, `[K]`."""
@@ -39,30 +39,30 @@ class Moments(NamedTuple):
     """What each counts for a query, `[T', K]`."""
 
     def expand(self, x: Tensor) -> Tensor:
-        """What the queries put on, `[..., T', D]` → on each moment, `[..., T', K·D]`."""
+        """What the queries put on, `[..., T', D]` → on each node, `[..., T', K·D]`."""
         return (x[..., None, :] * self.weights[..., None]).flatten(-2)
 
     def collapse(self, x: Tensor) -> Tensor:
-        """What comes from the moments, `[..., T', K·D]` → what the queries receive, `[..., T', D]`: the transpose of
+        """What comes from the nodes, `[..., T', K·D]` → what the queries receive, `[..., T', D]`: the transpose of
         :meth:`expand`."""
         n = self.weights.shape[1]
         return (x.unflatten(-1, (n, x.shape[-1] // n)) * self.weights[..., None]).sum(dim=-2)
 
 
-def moments(start: int, stop: int, number: int, device: torch.device, dtype: torch.dtype) -> Moments:
-    """`number` moments for the queries `start <= t < stop`."""
+def nodes(start: int, stop: int, number: int, device: torch.device, dtype: torch.dtype) -> Nodes:
+    """`number` nodes for the queries `start <= t < stop`."""
     middle, half = (start + stop - 1) / 2, max((stop - start - 1) / 2, 0.5)  # one query: any length will do
-    nodes = [math.cos(math.pi * (2 * k + 1) / (2 * number)) for k in range(number)]
+    points = [math.cos(math.pi * (2 * k + 1) / (2 * number)) for k in range(number)]
     at = (torch.arange(start, stop, device=device, dtype=torch.float64) - middle) / half
     weights = []
-    for k, node in enumerate(nodes):  # Lagrange's polynomials
-        factors = [(at - other) / (node - other) for i, other in enumerate(nodes) if i != k]
+    for k, point in enumerate(points):  # Lagrange's polynomials
+        factors = [(at - other) / (point - other) for i, other in enumerate(points) if i != k]
         weights.append(torch.stack(factors).prod(dim=0))
-    times = torch.tensor(nodes, device=device, dtype=torch.float64) * half + middle
-    return Moments(times, torch.stack(weights, dim=1).to(dtype))
+    times = torch.tensor(points, device=device, dtype=torch.float64) * half + middle
+    return Nodes(times, torch.stack(weights, dim=1).to(dtype))
 
 
-def moments_needed(hardware: Hardware) -> int | None:
+def nodes_needed(hardware: Hardware) -> int | None:
     """K for runs of `array.rows` queries; None: cells fade so much within a run that more than :data:`MOST` would be
     needed."""
     fastest = hardware.leakage.decay_per_token * math.exp(min(RARE * hardware.noise.tau_spread, 100.0))

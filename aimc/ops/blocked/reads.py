@@ -74,11 +74,11 @@ def groups(
     it was by more.
     """
 
-    def together(read: Read) -> tuple[int, int]:
+    def neighbourhood(read: Read) -> tuple[int, int]:
         n_blocks = len(read.blocks)
         return read.blocks[0][0] // (span if n_blocks == 1 else max(span // 4, 1)), n_blocks
 
-    for (_, n_blocks), group in itertools.groupby(reads, key=together):
+    for (_, n_blocks), group in itertools.groupby(reads, key=neighbourhood):
         members = list(group)
         if n_blocks == 1:  # neighbours in the text
             ranges = [(members[0].blocks[0][0], members[-1].blocks[0][1])]

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aimc.ops.blocked.interpolation import Moments, moments, moments_needed
+from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
 from aimc.ops.blocked.reads import Read
 from aimc.ops.call import Call
-from aimc.ops.effects.array import decayed, together
+from aimc.ops.eager import stored_v
+from aimc.ops.effects.array import decayed, summed
 from aimc.ops.effects.cell import cell_operands, powers_with_gradient
 from aimc.ops.effects.leakage import own_decay
 from aimc.ops.effects.noise import ArrayId
@@ -33,35 +34,35 @@ class Cells:
     """`[H, 1, S]` in the first array, `[H, 1, D]` in the second; None: none."""
     gradients: dict[int, list[Tensor]]
     """Where the gradients `[B·H, S, D]` of the operands that have one are gathered, per power."""
-    moments: Moments | None = None
-    """When the cells are read, if each leaks at a rate of its own; then the operand is that of all moments, `[B·H, S,
+    nodes: Nodes | None = None
+    """When the cells are read, if each leaks at a rate of its own; then the operand is that of all nodes, `[B·H, S,
     K·D]`."""
     decays: Tensor | None = None
-    """Of each cell at the moments, `[K, H, S, D]`."""
+    """Of each cell at the nodes, `[K, H, S, D]`."""
     continued: bool = False
     """Whether the last gradients in `gradients` are those of these cells, by queries before."""
 
     def expand(self, x: Tensor) -> Tensor:
         """What the queries put on, `[B·H, T', D]`, as it meets the operands."""
-        return x if self.moments is None else self.moments.expand(x)
+        return x if self.nodes is None else self.nodes.expand(x)
 
     def collapse(self, x: Tensor) -> Tensor:
         """The transpose of :meth:`expand`."""
-        return x if self.moments is None else self.moments.collapse(x)
+        return x if self.nodes is None else self.nodes.collapse(x)
 
-    def leak(self, rates: Tensor, at: Moments) -> None:
-        """Evaluate the powers of the decay at the moments, each cell at its own rate `[H, S, D]`."""
-        self.moments = at
+    def leak(self, rates: Tensor, at: Nodes) -> None:
+        """Evaluate the powers of the decay at the nodes, each cell at its own rate `[H, S, D]`."""
+        self.nodes = at
         self.decays = own_decay(rates, at.times[:, None] - self.tokens).transpose(0, 1)
         operands = [
             0.0 if o is None else o.unflatten(0, (-1, len(rates)))[:, None] for o in self.operands
         ]  # [B, 1, H, S or 1, D]
-        by_moment = decayed(operands, self.decays)  # [B, K, H, S, D]
-        self.operands = [by_moment.permute(0, 2, 3, 1, 4).flatten(-2).flatten(0, 1)]
+        by_node = decayed(operands, self.decays)  # [B, K, H, S, D]
+        self.operands = [by_node.permute(0, 2, 3, 1, 4).flatten(-2).flatten(0, 1)]
 
     def has_gradient(self, j: int) -> bool:
         """Whether what comes back to the operand number j goes on to the stored voltages."""
-        return j in self.gradients or self.moments is not None
+        return j in self.gradients or self.nodes is not None
 
     def gather(self, j: int, grad: Tensor) -> None:
         """Take in the gradient of the operand number j, shaped like it."""
@@ -69,9 +70,9 @@ class Cells:
             self.gradients[j].append(grad)
             return
         n, n_heads, n_cells, size = self.decays.shape
-        by_moment = grad.view(-1, n_heads, n_cells, n, size).permute(0, 3, 1, 2, 4)  # [B, K, H, S, D]
+        by_node = grad.view(-1, n_heads, n_cells, n, size).permute(0, 3, 1, 2, 4)  # [B, K, H, S, D]
         for power, gathered in self.gradients.items():
-            of_power = (by_moment * self.decays**power).sum(dim=1).flatten(0, 1)
+            of_power = (by_node * self.decays**power).sum(dim=1).flatten(0, 1)
             if self.continued:
                 gathered[-1] += of_power
             else:
@@ -90,12 +91,12 @@ class Stored:
         source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
         self.array = array
         self.ranges = ranges
-        self.n_moments = moments_needed(hardware) or 0  # with None the call does not come here, see aimc.ops.dispatch
+        self.n_nodes = nodes_needed(hardware) or 0  # with None the call does not come here, see aimc.ops.attention
         self.tokens = torch.cat([torch.arange(first, behind, device=heads.device) for first, behind in ranges])
         raw = [source[:, :, first:behind] for first, behind in ranges]
         self.raw = raw[0] if len(raw) == 1 else torch.cat(raw, dim=2)  # [B, H_kv, S, D]
-        self.u = heads.stored_u(scaled(self.raw, self.affine), array, self.tokens)
-        self.gain, self.offset_v = heads.cell_errors(array, self.tokens)
+        self.u = stored_v(heads, scaled(self.raw, self.affine), array, self.tokens) - heads.cell.offset_v
+        self.gain, self.offset_v = heads.mismatch(array, self.tokens)
         rates = heads.leak_rates(array, self.tokens)
         self.rates = None if rates is None else heads.for_query_heads(rates, dim=0)  # [H, S, D]
         self.column_gain, self.column_offset = self._column_errors(heads, array)
@@ -106,8 +107,8 @@ class Stored:
             self.scale = (1.0 if self.column_gain is None else 1.0 + self.column_gain) / hardware.array.saturation_av
             self.column_gain = None
         operands = cell_operands(self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
-        leaks = hardware.leakage.decay_per_token > 0
-        self.operands = [self._per_head(heads, operand) for operand in (operands if leaks else [together(operands)])]
+        leaks = heads.decay_per_token > 0
+        self.operands = [self._per_head(heads, operand) for operand in (operands if leaks else [summed(operands)])]
         self.gradients: dict[int, list[Tensor]] = {j: [] for j in (powers_with_gradient(heads.cell) if leaks else [0])}
 
     def _column_errors(self, heads: Heads, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
@@ -149,5 +150,5 @@ class Stored:
             continued=read.continued,
         )
         if self.rates is not None:
-            cells.leak(self.rates[:, part], moments(read.start, read.stop, self.n_moments, self.u.device, self.u.dtype))
+            cells.leak(self.rates[:, part], nodes(read.start, read.stop, self.n_nodes, self.u.device, self.u.dtype))
         return cells

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Hardware
+from aimc.ops.eager import operands, stored_v
 from aimc.ops.effects.array import Operands, decayed
 from aimc.ops.effects.cell import leaking_cell
+from aimc.ops.effects.converters import before_dac
 from aimc.ops.effects.leakage import decay_factor, own_decay
 from aimc.ops.effects.noise import ArrayId, Chip, draw_seed
 from aimc.ops.effects.protection import Memory, remember
-from aimc.ops.effects.quantize import before_bow
 from aimc.ops.heads import Heads
+from aimc.ops.ring import Contents, Earlier
 from aimc.ops.scaling import Scaling
 
 
@@ -59,9 +61,15 @@ class KVArrays:
         """The protected tokens."""
         self.waited = 0.0
         """Time in which no token came, in token times."""
+        self.cell = leaking_cell(hardware)
+        """What the arrays are made of, about the voltage that it leaks to."""
         self._operands: dict[ArrayId, list[Tensor | float]] = {}
         slots, heads = torch.arange(window, device=key.device), self._heads(self.seed)
         self._leak_rates = {array: heads.leak_rates(array, slots) for array in ArrayId}
+        self.columns_qk = heads.column_tables_qk(slots)
+        """Gain and offset of the charge-to-pulse circuits, `[H_kv, W]` each; None: none."""
+        self.columns_av = heads.column_tables_av(torch.arange(hardware.array.n_tiles, device=key.device))
+        """Gain and offset of the counters, `[H_kv, J, D]` each; None: none."""
 
     @property
     def now(self) -> float:
@@ -80,7 +88,7 @@ class KVArrays:
     def voltages(self, array: ArrayId) -> Tensor:
         """Voltages in the cells now, in volt, `[B, H_kv, W, D]`."""
         u = self.key_u if array == ArrayId.QK else self.value_u
-        return u * self.cell_decay(array, slice(None), self.now).to(u.dtype) + leaking_cell(self.hardware).offset_v
+        return u * self.cell_decay(array, slice(None), self.now).to(u.dtype) + self.cell.offset_v
 
     def wait(self, seconds: float) -> None:
         """Let time pass: cells leak, no token is read or written.
@@ -96,16 +104,17 @@ class KVArrays:
         self.waited += seconds / self.hardware.leakage.known_token_time_s()
 
     def refresh(self) -> None:
-        """Read all cells, round to the nearest storage level (of the DAC as it is, bent or not), write them again with
-        fresh write noise."""
+        """Read all cells, round to the nearest storage level (of the DAC as it is, with its nonlinearity), write them
+        again with fresh write noise."""
         tokens = self.tokens.clamp(min=0)
         renewal = self.seed + 1 + self.n_refreshed  # its own noise: another seed
         heads, storage_dac = self._heads(renewal), self.hardware.storage_dac
         for array in ArrayId:
             voltages = self.voltages(array)
-            u = heads.stored_u(before_bow(voltages, storage_dac) if storage_dac.inl else voltages, array, tokens)
+            wanted = before_dac(voltages, storage_dac) if storage_dac.inl else voltages
+            u = stored_v(heads, wanted, array, tokens) - self.cell.offset_v
             (self.key_u if array == ArrayId.QK else self.value_u).copy_(u)
-            self._operands[array] = heads.operands(u, array, tokens)
+            self._operands[array] = operands(heads, u, array, tokens)
         self.written_at = torch.where(self.tokens >= 0, self.now, self.written_at)
         self.n_refreshed += int((self.tokens >= 0).sum())
 
@@ -161,11 +170,12 @@ class KVArrays:
             self.sink[:, slots] = newest.sink[:, kept]
         tokens = tokens[kept]
         for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
-            u, operands = heads.written(x[:, :, kept], array, tokens)
+            u = stored_v(heads, x[:, :, kept], array, tokens) - self.cell.offset_v
+            fresh = operands(heads, u, array, tokens)
             (self.key_u if array == ArrayId.QK else self.value_u).index_copy_(2, slots, u)
             if array not in self._operands:
-                self._operands[array] = [self._empty(o) for o in operands]
-            for whole, part in zip(self._operands[array], operands, strict=True):
+                self._operands[array] = [self._empty(o) for o in fresh]
+            for whole, part in zip(self._operands[array], fresh, strict=True):
                 if isinstance(whole, Tensor) and isinstance(part, Tensor):
                     whole.index_copy_(whole.ndim - 2, slots, part)
         self.tokens[slots] = tokens
@@ -178,13 +188,28 @@ class KVArrays:
         """What the cells in these slots do to a pulse, `[B, H_kv, S, D]` per power of the decay, or a number."""
         return [o[..., slots, :] if isinstance(o, Tensor) else o for o in self._operands[array]]
 
+    def earlier(self) -> Earlier:
+        """What a further piece of text finds."""
+        held = slice(0, min(self.n_tokens, self.hardware.array.window))
+        contents = Contents(
+            tokens=self.tokens[held],
+            times=self.written_at[held],
+            keys=self.operands(ArrayId.QK, held),
+            values=self.operands(ArrayId.AV, held),
+            padding=self.padding[:, held],
+            sink=self.sink[:, held] if self.hardware.protection.is_on else None,
+        )
+        return Earlier(
+            n_tokens=self.n_tokens, waited=self.waited, n_real=self.n_real, contents=contents, memory=self.memory
+        )
+
     def faded_operands(self, array: ArrayId, slots: slice) -> Operands:
         """:meth:`operands` as the newest token finds them: at one moment even a decay of its own is a factor of what a
         cell holds."""
         return [decayed(self.operands(array, slots), self.cell_decay(array, slots, self.now - 1))]
 
     def _heads(self, seed: Tensor) -> Heads:
-        return Heads(self.key_u, self.key_u, self.hardware, self.chip, seed)
+        return Heads(self.key_u, self.key_u, self.hardware, self.chip, seed, self.cell)
 
     def _empty(self, operand: Tensor | float) -> Tensor | float:
         if not isinstance(operand, Tensor):

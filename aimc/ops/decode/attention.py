@@ -13,13 +13,16 @@ from aimc.ops.attention import attend
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.decode.arrays import KVArrays
+from aimc.ops.eager import eager_attention
+from aimc.ops.effects.activation import activation
 from aimc.ops.effects.array import charge_av, charge_qk
-from aimc.ops.effects.noise import ArrayId
-from aimc.ops.effects.protection import ideal_pulses, protected_tokens, remember
-from aimc.ops.effects.quantize import adc, dac
-from aimc.ops.heads import Heads, n_tiles_reached
+from aimc.ops.effects.columns import with_columns
+from aimc.ops.effects.converters import adc, dac
+from aimc.ops.effects.noise import ArrayId, with_noise
+from aimc.ops.effects.protection import digital_charge, digital_pulses, digital_sum, protected_tokens
+from aimc.ops.heads import Heads
+from aimc.ops.ring import n_tiles_reached
 from aimc.ops.scaling import Scaling, scaled
-from aimc.ops.tiles import SubTile, activation, memory_fill, memory_sum, read_arrays, with_errors
 
 
 def decode(
@@ -58,7 +61,7 @@ def decode(
             arrays.refresh()
         q, k, v = (x[:, :, piece] for x in (query, key, value))
         padding = None if key_padding is None else key_padding[:, piece]
-        call = Call(q, k, v, scaling, padding, Heads(q, k, hardware, chip, arrays.seed))
+        call = Call(q, k, v, scaling, padding, Heads(q, k, hardware, chip, arrays.seed, arrays.cell))
         with torch.autocast(query.device.type, enabled=False):
             out.append(_decode_piece(call, arrays).to(query.dtype))
     return out[0] if len(out) == 1 else torch.cat(out, dim=2)
@@ -72,133 +75,73 @@ def _pieces(arrays: KVArrays, n_new: int) -> list[slice]:
 
 
 def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
-    heads, hardware = call.heads, arrays.hardware
-    query, key, value = (scaled(x, affine) for x, affine in zip(call[:3], call.scaling.affines, strict=True))
-    padding = call.key_padding
+    heads, scaling, padding = call.heads, call.scaling, call.key_padding
+    query, key, value = (scaled(x, affine) for x, affine in zip(call[:3], scaling.affines, strict=True))
     if padding is None:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
-    if arrays.n_tokens == 0:  # all of the text so far: the parallel operator
+    if heads.n_tokens == 1 and arrays.n_tokens and not torch.is_grad_enabled():
+        arrays.write(heads, key, value, padding, scaling)
+        out = _read_token(heads, query, arrays, scaling.score)
+        return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
+    if arrays.n_tokens == 0:  # all of the text so far: the parallel operator, in whatever form
         out = attend(call)
-        _store(arrays, heads, key, value, padding, call.scaling)
-        return out
-    pulses = dac(query, hardware.input_dac)
-    exact = ideal_pulses(query, hardware) if hardware.protection.is_on else None
-    if heads.n_tokens == 1 and not torch.is_grad_enabled():
-        _store(arrays, heads, key, value, padding, call.scaling)
-        out = _read_token(heads, pulses, exact, arrays, call.scaling.score)
-    else:
-        out = _read_piece(heads, pulses, exact, key, value, padding, arrays, call.scaling)
-        _store(arrays, heads, key, value, padding, call.scaling)
-    return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
-
-
-def _store(arrays: KVArrays, heads: Heads, key: Tensor, value: Tensor, padding: Tensor, scaling: Scaling) -> None:
+    else:  # several tokens: while they overwrite the oldest, each still reads those that it would have found
+        out = eager_attention(call._replace(key_padding=padding), arrays.earlier())[0]
     with torch.no_grad():  # also of the lines that stand for cells
         arrays.write(heads, key, value, padding, scaling)
+    return out
 
 
-def _read_piece(
-    heads: Heads,
-    pulses: Tensor,
-    exact: Tensor | None,
-    key: Tensor,
-    value: Tensor,
-    padding: Tensor,
-    arrays: KVArrays,
-    scaling: Scaling,
-) -> Tensor:
-    """Several tokens at once: while they overwrite the oldest, each still reads those that it would have found."""
-    hardware, start = heads.hardware, arrays.n_tokens
-    n_rows, stop = hardware.array.rows, start + heads.n_tokens
-    new = torch.arange(start, stop, device=heads.device)
-    new_times = new.to(torch.float64) + (arrays.now - start)  # float32 would round the ages after a long pause
-    of_new = [heads.written(x, array, new)[1] for x, array in ((key, ArrayId.QK), (value, ArrayId.AV))]
-    tile_of_new = new % hardware.array.window // n_rows
-    newest = memory = None
-    if arrays.memory is not None:
-        newest = remember(key, value, new, padding, arrays.n_real, hardware, scaling)
-        memory = arrays.memory.extended(newest)
-    tiles = []
-    for number in range(n_tiles_reached(stop, hardware.array)):
-        held = arrays.tokens[number * n_rows : (number + 1) * n_rows]
-        slots = slice(number * n_rows, number * n_rows + int((held >= 0).sum()))
-        here = (tile_of_new == number).nonzero().squeeze(1)
-        operands = [
-            [_for_tile(heads, *pair, here) for pair in zip(arrays.operands(array, slots), fresh, strict=True)]
-            for array, fresh in zip(ArrayId, of_new, strict=True)
-        ]
-        tiles.append(
-            SubTile(
-                number=number,
-                tokens=torch.cat([arrays.tokens[slots], new[here]]),
-                times=torch.cat([arrays.written_at[slots], new_times[here]]),
-                keys=operands[0],
-                values=operands[1],
-                padding=torch.cat([arrays.padding[:, slots], padding[:, here]], dim=1),
-                sink=None if newest is None else torch.cat([arrays.sink[:, slots], newest.sink[:, here]], dim=1),
-            )
-        )
-    return read_arrays(
-        heads, pulses, start, new_times, tiles, score_gain=scaling.score, memory=memory, digital_pulses=exact
-    )[0]
-
-
-def _for_tile(heads: Heads, old: Tensor | float, fresh: Tensor | float, here: Tensor) -> Tensor | float:
-    """One operand of the tokens that a sub-tile held and of those among the new that it gets, for query heads."""
-    if not (isinstance(old, Tensor) and isinstance(fresh, Tensor)):
-        return old
-    return heads.for_query_heads(torch.cat([old, fresh.index_select(-2, here)], dim=-2), dim=-3)
-
-
-def _read_token(
-    heads: Heads, pulses: Tensor, digital_pulses: Tensor | None, arrays: KVArrays, score_gain: Tensor | None
-) -> Tensor:
-    """The newest token reads every slot in use, its own included; all sub-tiles at once."""
+def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, score_gain: Tensor | None) -> Tensor:
+    """The newest token, with its scaled query `[B, H, 1, D]`, reads every slot in use, its own included; all sub-tiles
+    at once. The rows are those of :func:`aimc.ops.eager.eager_attention`."""
     hardware, array = heads.hardware, heads.hardware.array
     n_tiles = n_tiles_reached(arrays.n_tokens, array)
     slots, n_kv, group = slice(0, n_tiles * array.rows), heads.n_kv_heads, heads.group
     row = torch.full((1,), arrays.n_tokens - 1, device=heads.device)
     tokens = arrays.tokens[slots]
+
+    def by_group(x: Tensor) -> Tensor:  # [B, H, 1, ...] → [B, H_kv, G, ...]
+        return x.reshape(heads.n_batch, n_kv, group, *x.shape[3:])
+
+    # Input DAC
+    pulses = dac(query, hardware.input_dac)
+    # Leakage
     if heads.leaks_apart:
         decay, (keys, values) = None, (arrays.faded_operands(of_array, slots) for of_array in ArrayId)
     else:
         decay = heads.decay(row.to(torch.float64) + arrays.waited, arrays.written_at[slots])  # [1, S]
         keys, values = (arrays.operands(of_array, slots) for of_array in ArrayId)
-
-    def by_group(x: Tensor) -> Tensor:  # [B, H, 1, ...] → [B, H_kv, G, ...]
-        return x.reshape(heads.n_batch, n_kv, group, *x.shape[3:])
-
-    fill = charge_qk(by_group(pulses / array.saturation_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
-    gain, offset = (
-        None if x is None else x[:, None] for x in heads.column_tables_qk(torch.arange(slots.stop, device=heads.device))
-    )
+    # First array
+    charge = charge_qk(by_group(pulses / array.saturation_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
+    # Column errors, Read noise
+    charge = with_columns(charge, *(None if x is None else x[:, None, slots] for x in arrays.columns_qk))
     noise = heads.read_noise_qk(row, tokens.clamp(min=0))
-    fill = with_errors(fill, gain, offset, None if noise is None else by_group(noise))
-    fills = [fill.reshape(heads.n_batch, heads.n_heads, 1, -1)]
+    charge = with_noise(charge, None if noise is None else by_group(noise))
+    # Charge-to-pulse, or softmax between converters
+    charges = [charge.reshape(heads.n_batch, heads.n_heads, 1, -1)]
     visible = [~arrays.padding[:, None, None, slots]]
-    memory = (
-        arrays.memory if arrays.memory is not None and len(arrays.memory.tokens) else None
-    )  # padding alone is not remembered
+    memory = arrays.memory if arrays.memory is not None and len(arrays.memory.tokens) else None  # padding is not in it
     if memory is not None:
-        assert digital_pulses is not None  # they come together
         protection = hardware.protection
         visible[0] = visible[0] & ~protected_tokens(row, tokens, arrays.sink[:, slots], protection)
-        fills.append(memory_fill(heads, digital_pulses, memory))
+        charges.append(digital_charge(heads, digital_pulses(query, hardware), memory))
         visible.append(memory.visible(row, protection))
-    (phi, *of_memory), after = activation(heads, fills, visible, score_gain, n_analog=1)
+    (phi, *of_memory), normaliser = activation(heads, charges, visible, score_gain, n_analog=1)
+    # Second array
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
     cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in values]
     decay = None if decay is None else decay.view(n_tiles, 1, array.rows)
     counts = charge_av(phi, cells, decay) / array.saturation_av  # A [B, H_kv, J, G, D]
-    gain, offset = (
-        None if x is None else x[:, :, None] for x in heads.column_tables_av(torch.arange(n_tiles, device=heads.device))
-    )
-    noises = [heads.read_noise_av(row, tile) for tile in range(n_tiles)]
-    noise = torch.stack([by_group(x) for x in noises if x is not None], dim=2) if hardware.noise.read_av else None
-    out = adc(with_errors(counts, gain, offset, noise), hardware.readout).sum(dim=2).reshape(pulses.shape)
+    # Column errors, Read noise
+    counts = with_columns(counts, *(None if x is None else x[:, :n_tiles, None] for x in arrays.columns_av))
+    noise = heads.read_noise_av(row, torch.arange(n_tiles, device=heads.device))  # [J, B, H, 1, D]
+    counts = with_noise(counts, None if noise is None else noise.view(n_tiles, *by_group(noise[0]).shape).movedim(0, 2))
+    # Readout, Digital sum
+    out = adc(counts, hardware.readout).sum(dim=2).reshape(pulses.shape)
     if memory is not None:
-        out = out + memory_sum(heads, of_memory[0], memory)
-    return out if after is None else out * after
+        out = out + digital_sum(heads, of_memory[0], memory)
+    return out if normaliser is None else out * normaliser
 
 
 def _check_left_padding(arrays: KVArrays, key_padding: Tensor | None) -> None:

@@ -3,14 +3,17 @@ between converters."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from aimc.hardware import Hardware
-from aimc.ops.effects.quantize import adc, dac
+from aimc.ops.effects.converters import adc, dac
+
+if TYPE_CHECKING:
+    from aimc.ops.heads import Heads
 
 
 class Pulses(NamedTuple):
@@ -19,34 +22,50 @@ class Pulses(NamedTuple):
     widths: list[Tensor]
     """Per part of the keys, `[..., T', S]` as fractions of the longest pulse; 0 where a key is not visible. Of a
     digital part (the memory of protected tokens) a number of any precision."""
-    gain: Tensor | None
+    normaliser: Tensor | None
     """By which the digital sum of the counters is multiplied, `[..., T, 1]`; None: by one."""
 
 
-def charge_to_pulse(fills: list[Tensor], visible: list[Tensor]) -> Pulses:
+def activation(
+    heads: Heads, charges: list[Tensor], visible: list[Tensor], score_gain: Tensor | None, n_analog: int
+) -> Pulses:
+    """The pulses that the hardware's activation makes of the charges.
+
+    Args:
+        heads: sizes and hardware.
+        charges: per part of the keys, `S / S_sat`, `[B, H, T', S]`.
+        visible: which keys a query sees, broadcastable to its charges.
+        score_gain: `[H]`, for the softmax; None: one.
+        n_analog: how many of the parts, from the first, are read from the array.
+    """
+    if heads.hardware.activation == "hard_sigmoid":
+        return charge_to_pulse(charges, visible)
+    gain = 1.0 if score_gain is None else score_gain.to(heads.dtype)[:, None, None]
+    return digital_softmax(charges, visible, gain, heads.hardware, n_analog)
+
+
+def charge_to_pulse(charges: list[Tensor], visible: list[Tensor]) -> Pulses:
     """`φ = clip(S / S_sat, 0, 1)`, each key for itself.
 
     Args:
-        fills: per part of the keys, `S / S_sat`, `[..., T', S]`.
-        visible: which keys a query sees, broadcastable to its fill.
+        charges: per part of the keys, `S / S_sat`, `[..., T', S]`.
+        visible: which keys a query sees, broadcastable to its charges.
     """
-    return Pulses(
-        [fill.clamp(0.0, 1.0).masked_fill(~seen, 0.0) for fill, seen in zip(fills, visible, strict=True)], None
-    )
+    widths = [x.clamp(0.0, 1.0).masked_fill(~seen, 0.0) for x, seen in zip(charges, visible, strict=True)]
+    return Pulses(widths, None)
 
 
 def digital_softmax(
-    fills: list[Tensor], visible: list[Tensor], score_gain: Tensor | float, hardware: Hardware, n_analog: int
+    charges: list[Tensor], visible: list[Tensor], score_gain: Tensor | float, hardware: Hardware, n_analog: int
 ) -> Pulses:
     """Scores through the ADC to logits, one softmax over all keys that a query sees, and pulses for those in the array.
 
     The likeliest key gets the longest pulse and the others are in proportion: `exp(logit − largest logit)`. The sum of
-        the exponentials
-    divides after the counters, in digital, so that neither pulses nor counters lose range where attention is spread
-    over many keys.
+    the exponentials divides after the counters, in digital, so that neither pulses nor counters lose range where
+    attention is spread over many keys.
 
     Args:
-        fills: per part of the keys, `S / S_sat`, `[B, H, T', S]`, T' the last queries of the longest part (a sub-tile
+        charges: per part of the keys, `S / S_sat`, `[B, H, T', S]`, T' the last queries of the longest part (a sub-tile
             that is not yet in use is not read).
         visible: as for :func:`charge_to_pulse`.
         score_gain: from charge in signal units to logits, broadcastable to `[B, H, 1, 1]`.
@@ -55,12 +74,12 @@ def digital_softmax(
             converter.
     """
     gain = score_gain * hardware.array.saturation_qk
-    measured = [adc(fill, hardware.score_adc) if i < n_analog else fill for i, fill in enumerate(fills)]
+    measured = [adc(x, hardware.score_adc) if i < n_analog else x for i, x in enumerate(charges)]
     logits = [(gain * x).masked_fill(~seen, -torch.inf) for x, seen in zip(measured, visible, strict=True)]
     n_rows = max(x.shape[-2] for x in logits)
 
-    def at_all_rows(of_part: Tensor, fill_value: float) -> Tensor:
-        return pad(of_part, (n_rows - of_part.shape[-1], 0), value=fill_value)
+    def at_all_rows(of_part: Tensor, missing: float) -> Tensor:
+        return pad(of_part, (n_rows - of_part.shape[-1], 0), value=missing)
 
     largest = torch.stack([at_all_rows(x.detach().amax(dim=-1), -torch.inf) for x in logits]).amax(dim=0)  # [B, H, T]
     largest = largest.masked_fill(largest == -torch.inf, 0.0)  # a row of padding sees nothing

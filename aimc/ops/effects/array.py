@@ -49,7 +49,7 @@ def charge_qk(pulses: Tensor, operands: Operands, decay: Decay) -> Tensor:
         Charge in signal units, `[..., T, S]`.
     """
     if decay is None:
-        return pulses @ together(operands).mT
+        return pulses @ summed(operands).mT
     if isinstance(decay, CellDecay):  # Σ_d pulse_td · Σ_j r_tsd^j · operand_j,sd
         return _by_cell(lambda x, cells: (cells @ x[..., None])[..., 0], pulses, operands, decay)
     # Horner's rule in the decay: one product of size T×S per power, and no powers of the decay to keep.
@@ -75,7 +75,7 @@ def charge_av(pulses: Tensor, operands: Operands, decay: Decay) -> Tensor:
         Charge of the sub-tile in signal units, `[..., T, D]`.
     """
     if decay is None:
-        return pulses @ together(operands)
+        return pulses @ summed(operands)
     if isinstance(decay, CellDecay):  # Σ_s pulse_ts · Σ_j r_tsd^j · operand_j,sd
         return _by_cell(lambda x, cells: (x[..., None, :] @ cells)[..., 0, :], pulses, operands, decay)
     charge = pulses.new_zeros(())
@@ -117,7 +117,7 @@ def _by_cell(read: Callable[[Tensor, Tensor], Tensor], pulses: Tensor, operands:
     return torch.cat(again, dim=-2)
 
 
-def together(operands: Operands) -> Tensor:
+def summed(operands: Operands) -> Tensor:
     """Sum of the operands, numbers last: they stand for the same number in every cell."""
     of_cells = reduce(operator.add, (o for o in operands if isinstance(o, Tensor)))
     numbers = sum(o for o in operands if not isinstance(o, Tensor))

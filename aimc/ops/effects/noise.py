@@ -111,6 +111,11 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor
     return torch.randint(SEED_LIMIT - 1, (), generator=generator, device=source).to(device)
 
 
+def with_noise(x: Tensor, noise: Tensor | None) -> Tensor:
+    """`x` with noise in its unit added; None: none."""
+    return x if noise is None else x + noise
+
+
 def write_noise(
     seed: int | Tensor,
     layer: int,
@@ -147,12 +152,14 @@ def read_noise_av(
     n_batch: int,
     n_heads: int,
     query_positions: Tensor,
-    tile: int,
+    tile: int | Tensor,
     head_size: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Unit read noise of one sub-tile of the second array: `[B, H, T, D]` for query positions [T]."""
+    """Unit read noise of one sub-tile of the second array: `[B, H, T, D]` for query positions [T]; of sub-tiles [J]:
+    `[J, B, H, T, D]`."""
     at = _axes(query_positions.device, n_batch, n_heads)
+    tile = tile[:, None, None, None, None] if isinstance(tile, Tensor) else tile
     feature = torch.arange(head_size, device=query_positions.device)
     return normal(seed, Stream.READ, layer, int(ArrayId.AV), tile, *at, query_positions[:, None], feature, dtype=dtype)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from aimc.hardware import Hardware, Protection
 from aimc.ops.effects.cell import transfer
-from aimc.ops.effects.quantize import quantize
+from aimc.ops.effects.converters import quantize
 from aimc.ops.scaling import Affine, Scaling, scaled
+
+if TYPE_CHECKING:
+    from aimc.ops.heads import Heads
 
 
 class Memory(NamedTuple):
@@ -54,7 +57,7 @@ def remember(
     key: Tensor,
     value: Tensor,
     tokens: Tensor,
-    padding: Tensor,
+    padding: Tensor | None,
     n_before: Tensor | int,
     hardware: Hardware,
     scaling: Scaling,
@@ -65,11 +68,13 @@ def remember(
         key: scaled, `[B, H_kv, T, D]`.
         value: likewise.
         tokens: their positions, `[T]`.
-        padding: bool `[B, T]`.
+        padding: bool `[B, T]`; None: none is.
         n_before: real tokens before these, `[B]` or one number.
         hardware: says how many are protected, and what the memory holds.
         scaling: the lines that stand for cells.
     """
+    if padding is None:
+        padding = torch.zeros(len(key), len(tokens), dtype=torch.bool, device=key.device)
     sink = sink_tokens(padding, n_before, hardware.protection)
     charges = ideal_charge(key, hardware, scaling.memory_key), ideal_charge(value, hardware, scaling.memory_value)
     return Memory(tokens, *charges, sink, padding)
@@ -96,9 +101,8 @@ def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
     """What a digital memory holds for a scaled key or value `[B, H_kv, T, D]`: charge per unit pulse, in signal units.
 
     With `hard_sigmoid` it is what a cell without noise, mismatch and leakage gives, behind a straight converter, levels
-    and clip
-    included: the model was trained on that. With `softmax` a straight line stands for the cell, without levels and
-        clip: the model's own arithmetic.
+    and clip included: the model was trained on that. With `softmax` a straight line stands for the cell, without levels
+    and clip: the model's own arithmetic.
     """
     cell = hardware.cell
     if hardware.activation == "hard_sigmoid":
@@ -108,6 +112,17 @@ def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
     return scaled(x - cell.offset_v, line)
 
 
-def ideal_pulses(x: Tensor, hardware: Hardware) -> Tensor:
+def digital_pulses(x: Tensor, hardware: Hardware) -> Tensor:
     """What multiplies :func:`ideal_charge`, from a scaled query `[B, H, T, D]`."""
     return x if hardware.activation == "softmax" else quantize(x, hardware.input_dac)
+
+
+def digital_charge(heads: Heads, pulses: Tensor, memory: Memory) -> Tensor:
+    """What stands for `S / S_sat` of the protected tokens, `[B, H, T, M]`, from :func:`digital_pulses`."""
+    return pulses / heads.hardware.array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT
+
+
+def digital_sum(heads: Heads, widths: Tensor, memory: Memory) -> Tensor:
+    """What the protected tokens add to the digital sum, `[B, H, T, D]` in units of `array.saturation_av`, from `[B, H,
+    T, M]`."""
+    return widths @ heads.for_query_heads(memory.values, dim=1) / heads.hardware.array.saturation_av

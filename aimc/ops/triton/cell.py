@@ -55,8 +55,8 @@ class Spec:
     """Readout: value of code 0."""
     v_min: float
     v_max: float
-    bow: float
-    """Readout: curvature of the integral nonlinearity (aimc.ops.effects.quantize.bow_curvature)."""
+    inl_curvature: float
+    """Readout: curvature of the integral nonlinearity (aimc.ops.effects.converters.inl_curvature)."""
     clip_levels: bool
     """Whether levels are held inside the range after rounding."""
     read_noise_qk: bool
@@ -272,10 +272,10 @@ def _round_half_even(x):
 
 @triton.jit
 def quantize_counts(x, SPEC: tl.constexpr):
-    """aimc.ops.effects.quantize.adc with the readout's converter."""
+    """aimc.ops.effects.converters.adc with the readout's converter."""
     x = tl.minimum(tl.maximum(x, SPEC.v_min), SPEC.v_max)
-    if SPEC.bow != 0:
-        x += SPEC.bow * (x - SPEC.v_min) * (SPEC.v_max - x)
+    if SPEC.inl_curvature != 0:
+        x += SPEC.inl_curvature * (x - SPEC.v_min) * (SPEC.v_max - x)
     if SPEC.steps > 0:
         code = _round_half_even((x - SPEC.zero) * SPEC.steps)
         x = tl.div_rn(code, tl.full(code.shape, SPEC.steps, tl.float32)) + SPEC.zero

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from aimc.ops.call import Call
+from aimc.ops.eager import stored_v
+from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.effects.quantize import dac
 from aimc.ops.heads import Heads
-from aimc.ops.scaling import conversion_gradient, scaled
+from aimc.ops.scaling import converter_gradient, scaled
 from aimc.ops.triton.launch import CellErrors, triton_backward, triton_forward
 
 
@@ -29,7 +30,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
     grads = triton_backward(grad.to(call.heads.dtype).contiguous(), *_prepared(call), **_options(call))
     inputs = (call.query, call.key, call.value)
     dacs = (hardware.input_dac, hardware.storage_dac, hardware.storage_dac)
-    both = [conversion_gradient(*args) for args in zip(grads, inputs, call.scaling.affines, dacs, strict=True)]
+    both = [converter_gradient(*args) for args in zip(grads, inputs, call.scaling.affines, dacs, strict=True)]
     return [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)] + [
         of_scaler for _, of_scaler in both
     ]
@@ -40,8 +41,9 @@ def _prepared(call: Call) -> tuple[Tensor, Tensor, Tensor, Any, CellErrors]:
     heads = call.heads
     tokens = torch.arange(heads.n_tokens, device=heads.device)
     pulses = dac(scaled(call.query, call.scaling.query), heads.hardware.input_dac)
-    key_u = heads.stored_u(scaled(call.key, call.scaling.key), ArrayId.QK, tokens)
-    value_u = heads.stored_u(scaled(call.value, call.scaling.value), ArrayId.AV, tokens)
+    key_v = stored_v(heads, scaled(call.key, call.scaling.key), ArrayId.QK, tokens)
+    value_v = stored_v(heads, scaled(call.value, call.scaling.value), ArrayId.AV, tokens)
+    key_u, value_u = key_v - heads.cell.offset_v, value_v - heads.cell.offset_v
     return pulses.contiguous(), key_u.contiguous(), value_u.contiguous(), heads.hardware, _errors(heads)
 
 
@@ -55,8 +57,8 @@ def _errors(heads: Heads) -> CellErrors:
     """The chip's tables, per slot and per K/V head."""
     sizes = heads.hardware.array
     slots = torch.arange(sizes.window, device=heads.device)
-    key_gain, key_offset_v = heads.cell_errors(ArrayId.QK, slots)
-    value_gain, value_offset_v = heads.cell_errors(ArrayId.AV, slots)
+    key_gain, key_offset_v = heads.mismatch(ArrayId.QK, slots)
+    value_gain, value_offset_v = heads.mismatch(ArrayId.AV, slots)
     column_gain_qk, column_offset_qk = heads.column_tables_qk(slots)
     column_gain_av, column_offset_av = heads.column_tables_av(torch.arange(sizes.n_tiles, device=heads.device))
     return CellErrors(

@@ -97,30 +97,30 @@ def _read_qk(q, t, block, keys, batch, head, kv_head, machine, SPEC: tl.constexp
     if machine.padding is not None:
         visible = visible & (_load_padding(s, batch, machine) == 0)[None, :]
     decay = tl.exp(tl.maximum(ages, 0).to(tl.float32) * -machine.levels.decay_per_token)
-    fill = charge_at_keys(q, keys, decay, SPEC) / machine.levels.saturation_qk
+    relative = charge_at_keys(q, keys, decay, SPEC) / machine.levels.saturation_qk
     column = kv_head * SPEC.window + s % SPEC.window
     if machine.columns_qk.gain is not None:
-        fill = fill * (1.0 + tl.load(machine.columns_qk.gain + column))[None, :]
+        relative = relative * (1.0 + tl.load(machine.columns_qk.gain + column))[None, :]
     if machine.columns_qk.offset is not None:
-        fill = fill + tl.load(machine.columns_qk.offset + column)[None, :]
+        relative = relative + tl.load(machine.columns_qk.offset + column)[None, :]
     if SPEC.read_noise_qk:
-        fill = fill + machine.levels.read_noise_qk * read_noise_qk(machine, batch, head, t, s)
-    return fill, visible, decay
+        relative = relative + machine.levels.read_noise_qk * read_noise_qk(machine, batch, head, t, s)
+    return relative, visible, decay
 
 
 @triton.jit
-def _pulses(fill, visible):
+def _pulses(relative, visible):
     """Charge-to-pulse circuit: φ."""
-    return tl.where(visible, tl.minimum(tl.maximum(fill, 0.0), 1.0), 0.0)
+    return tl.where(visible, tl.minimum(tl.maximum(relative, 0.0), 1.0), 0.0)
 
 
 @triton.jit
 def _charge_of(q, t, block, batch, head, kv_head, machine, SPEC: tl.constexpr):
     """Charge that one block of tokens brings to its sub-tile of the second array, `[T, D]`."""
     keys = _load_cells(machine.key_cells, block, batch, kv_head, machine, SPEC)
-    fill, visible, decay = _read_qk(q, t, block, keys, batch, head, kv_head, machine, SPEC)
+    relative, visible, decay = _read_qk(q, t, block, keys, batch, head, kv_head, machine, SPEC)
     values = _load_cells(machine.value_cells, block, batch, kv_head, machine, SPEC)
-    return charge_at_features(_pulses(fill, visible), values, decay, SPEC)
+    return charge_at_features(_pulses(relative, visible), values, decay, SPEC)
 
 
 @triton.jit
@@ -198,8 +198,8 @@ def _block_gradients(q, d_out, t, own, block, keys, values, batch, head, kv_head
     The full
     scales are left to the caller, which divides sums: small operands would be lost in half precision.
     """
-    fill, visible, decay = _read_qk(q, t, block, keys, batch, head, kv_head, machine, SPEC)
-    phi = _pulses(fill, visible)
+    relative, visible, decay = _read_qk(q, t, block, keys, batch, head, kv_head, machine, SPEC)
+    phi = _pulses(relative, visible)
     charge = charge_at_features(phi, values, decay, SPEC)
     partner = _partner(block, own, SPEC)
     if partner >= 0:  # the counter's clip is decided by both
@@ -210,11 +210,11 @@ def _block_gradients(q, d_out, t, own, block, keys, values, batch, head, kv_head
     if machine.columns_av.gain is not None:
         d_counts = d_counts * _column_gain_av(tile, kv_head, machine, SPEC)
     d_phi = charge_at_keys(d_counts, values, decay, SPEC) / machine.levels.saturation_av
-    d_fill = tl.where(visible & (fill >= 0.0) & (fill <= 1.0), d_phi, 0.0)
+    d_relative = tl.where(visible & (relative >= 0.0) & (relative <= 1.0), d_phi, 0.0)
     if machine.columns_qk.gain is not None:
         column = kv_head * SPEC.window + _key_positions(block, SPEC) % SPEC.window
-        d_fill = d_fill * (1.0 + tl.load(machine.columns_qk.gain + column))[None, :]
-    return phi, d_counts, d_fill, decay
+        d_relative = d_relative * (1.0 + tl.load(machine.columns_qk.gain + column))[None, :]
+    return phi, d_counts, d_relative, decay
 
 
 @triton.jit
@@ -229,10 +229,10 @@ def pulse_gradient_kernel(pulses, grad_out, machine, d_pulses, SPEC: tl.constexp
     for block in range(tl.maximum(own - SPEC.tiles, 0), own + 1):
         keys = _load_cells(machine.key_cells, block, batch, kv_head, machine, SPEC)
         values = _load_cells(machine.value_cells, block, batch, kv_head, machine, SPEC)
-        _, _, d_fill, decay = _block_gradients(
+        _, _, d_relative, decay = _block_gradients(
             q, d_out, t, own, block, keys, values, batch, head, kv_head, machine, SPEC
         )
-        total += charge_at_features(d_fill, keys, decay, SPEC)
+        total += charge_at_features(d_relative, keys, decay, SPEC)
     offsets, inside = _at_rows(t, machine.n_tokens, SPEC)
     matrix = _matrix(d_pulses, batch * machine.n_heads + head, machine, SPEC)
     tl.store(matrix + offsets, total / machine.levels.saturation_qk, mask=inside)
@@ -258,10 +258,10 @@ def stored_gradient_kernel(pulses, grad_out, machine, d_key, d_value, SPEC: tl.c
             values = _load_cells(machine.value_cells, here, batch, kv_head, machine, SPEC)
             t = first + tl.arange(0, SPEC.block)
             q, d_out = _load_query(pulses, grad_out, t, batch, head, machine, SPEC)
-            phi, d_counts, d_fill, decay = _block_gradients(
+            phi, d_counts, d_relative, decay = _block_gradients(
                 q, d_out, t, first // SPEC.rows, block, keys, values, batch, head, kv_head, machine, SPEC
             )
-            d_k += stored_gradient(d_fill, q, keys, decay, machine.levels.surrogate_slope, SPEC)
+            d_k += stored_gradient(d_relative, q, keys, decay, machine.levels.surrogate_slope, SPEC)
             d_v += stored_gradient(phi, d_counts, values, decay, machine.levels.surrogate_slope, SPEC)
     offsets, inside = _at_rows(_key_positions(block, SPEC), machine.n_tokens, SPEC)
     index = batch * machine.n_kv_heads + kv_head

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aimc.hardware import Converter, Hardware
 from aimc.ops.effects.cell import leaking_cell
-from aimc.ops.effects.quantize import bow_curvature
+from aimc.ops.effects.converters import inl_curvature
 
 if TYPE_CHECKING:
     from aimc.ops.triton.cell import Machine, Spec
@@ -259,7 +259,7 @@ def _spec(hardware: Hardware, head_size: int, shifted: bool, operand_dtype: torc
         zero=zero,
         v_min=converter.v_min,
         v_max=converter.v_max,
-        bow=bow_curvature(converter),
+        inl_curvature=inl_curvature(converter),
         clip_levels=clip_levels,
         read_noise_qk=hardware.noise.read_qk > 0,
         read_noise_av=hardware.noise.read_av > 0,
@@ -271,7 +271,7 @@ def _spec(hardware: Hardware, head_size: int, shifted: bool, operand_dtype: torc
 
 def _codes(converter: Converter) -> tuple[float, float, bool]:
     """Codes per unit (0: no levels), value of code 0, and whether levels are clipped:
-    :func:`aimc.ops.effects.quantize.quantize` in numbers."""
+    :func:`aimc.ops.effects.converters.quantize` in numbers."""
     n = converter.n_levels
     if n is None:
         return 0.0, 0.0, False

@@ -107,6 +107,7 @@ def test_noise_of_a_block_is_a_block_of_the_noise():
         read_noise_qk(5, 0, 2, 3, t[9:], t[3:5], dtype), read[:, :, 9:, 3:5]
     )
     tile = read_noise_av(5, 0, 2, 3, t, 1, 8, dtype)
+    assert torch.equal(read_noise_av(5, 0, 2, 3, t, torch.tensor([2, 1]), 8, dtype)[1], tile)
     assert tile.shape == (2, 3, 40, 8) and correlation(tile, read_noise_av(5, 0, 2, 3, t, 2, 8, dtype)) < 0.1
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.ops import dispatch
+from aimc.ops import attention
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.scaling import Affine, Scaling
 
@@ -16,8 +16,8 @@ def qkv(dtype=torch.float32, D=16):
 
 
 def test_auto_is_blocked_on_a_cpu_and_says_so_once(caplog):
-    dispatch._say.cache_clear()
-    with caplog.at_level(logging.INFO, logger="aimc.ops.dispatch"):
+    attention._say.cache_clear()
+    with caplog.at_level(logging.INFO, logger="aimc.ops.attention"):
         for _ in range(3):
             auto = gain_cell_attention(*qkv(), presets.gain_cell_cmos())
     assert [r.getMessage() for r in caplog.records] == [

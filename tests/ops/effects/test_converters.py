@@ -3,7 +3,7 @@ import torch
 
 from aimc import presets
 from aimc.hardware import Converter
-from aimc.ops.effects.quantize import adc, adc_, before_bow, dac, quantize
+from aimc.ops.effects.converters import adc, adc_, before_dac, dac, quantize
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -91,14 +91,14 @@ def test_a_bent_adc_has_ideal_codes_and_displaced_thresholds(converter):
     torch.testing.assert_close(adc_(x.clone(), converter), codes, rtol=0, atol=0)
 
 
-def test_the_bow_of_a_signed_readout_is_an_offset_at_zero():
+def test_the_nonlinearity_of_a_signed_readout_is_an_offset_at_zero():
     readout = Converter(v_min=-1.0, inl=0.02)
     assert adc(torch.tensor([-1.0, 0.0, 1.0]), readout).tolist() == pytest.approx([-1.0, 0.04, 1.0])
 
 
 @pytest.mark.parametrize("converter", BENT, ids=str)
 @pytest.mark.parametrize("convert", [dac, adc])
-def test_the_bow_is_not_in_the_gradient(convert, converter):
+def test_the_nonlinearity_is_not_in_the_gradient(convert, converter):
     x = torch.tensor(
         [converter.v_min - 0.1, converter.v_min, 0.2, converter.v_max, converter.v_max + 0.1], requires_grad=True
     )
@@ -110,7 +110,7 @@ def test_the_bow_is_not_in_the_gradient(convert, converter):
 def test_what_a_bent_dac_was_given(inl):
     bent = Converter(v_min=0.1, v_max=0.9, inl=inl)
     x = torch.linspace(0.1, 0.9, 101, dtype=torch.float64)
-    torch.testing.assert_close(before_bow(dac(x, bent), bent), x, atol=1e-9, rtol=0)
+    torch.testing.assert_close(before_dac(dac(x, bent), bent), x, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("convert", [dac, adc])

@@ -1,7 +1,7 @@
 """Converters: clip to a range, round to exactly the levels that the circuit has, straight-through in the backward pass.
 
-:func:`quantize` is the arithmetic of an ideal one; :func:`dac` and :func:`adc` are circuits, which may be bent
-(`Converter.inl`).
+:func:`quantize` is the arithmetic of an ideal one; :func:`dac` and :func:`adc` are circuits, which may have an integral
+nonlinearity (`Converter.inl`).
 """
 
 from __future__ import annotations
@@ -40,31 +40,34 @@ def dac(x: Tensor, converter: Converter) -> Tensor:
     """Number to voltage or pulse: :func:`quantize`, with the levels displaced by the integral nonlinearity.
 
     `level + inl·(v_max − v_min)·4z(1−z)`, z the level's position in the range. The gradient is that of
-    :func:`quantize`: the bow, at most `4·inl` of a slope of 1, is left out of it as the rounding is.
+    :func:`quantize`: the displacement, at most `4·inl` of a slope of 1, is
+    left out of it as the rounding is.
     """
     level = quantize(x, converter)
-    return level + _bow(level.detach(), converter) if converter.inl else level
+    return level + _inl_displacement(level.detach(), converter) if converter.inl else level
 
 
 def adc(x: Tensor, converter: Converter) -> Tensor:
     """Charge to number: the integral nonlinearity bends what is measured, then :func:`quantize`; so thresholds are
     displaced, codes are not.
 
-    The gradient is that of :func:`quantize`, 1 inside the range, without the bow.
+    The gradient is that of :func:`quantize`, 1 inside the range, without the displacement.
     """
     if not converter.inl:
         return quantize(x, converter)
     clipped = x.clamp(converter.v_min, converter.v_max)
-    return _to_level_(clipped.detach() + _bow(clipped.detach(), converter), converter) + (clipped - clipped.detach())
+    return _to_level_(clipped.detach() + _inl_displacement(clipped.detach(), converter), converter) + (
+        clipped - clipped.detach()
+    )
 
 
 def adc_(x: Tensor, converter: Converter) -> Tensor:
     """:func:`adc` in place and without a gradient."""
     x.clamp_(converter.v_min, converter.v_max)
-    return _to_level_(x.add_(_bow(x, converter)) if converter.inl else x, converter)
+    return _to_level_(x.add_(_inl_displacement(x, converter)) if converter.inl else x, converter)
 
 
-def before_bow(x: Tensor, converter: Converter) -> Tensor:
+def before_dac(x: Tensor, converter: Converter) -> Tensor:
     """What a bent DAC must have been given to put out `x` (clipped to its range): the inverse of its characteristic
     without levels."""
     i, span = converter.inl, converter.v_max - converter.v_min
@@ -75,14 +78,14 @@ def before_bow(x: Tensor, converter: Converter) -> Tensor:
     return converter.v_min + span * z
 
 
-def bow_curvature(converter: Converter) -> float:
+def inl_curvature(converter: Converter) -> float:
     """κ in the displacement `κ·(x − v_min)·(v_max − x)` that is `inl·(v_max − v_min)` in the middle of the range."""
     return 4.0 * converter.inl / (converter.v_max - converter.v_min)
 
 
-def _bow(x: Tensor, converter: Converter) -> Tensor:
-    """Displacement by the integral nonlinearity of what lies at `x`."""
-    return bow_curvature(converter) * (x - converter.v_min) * (converter.v_max - x)
+def _inl_displacement(x: Tensor, converter: Converter) -> Tensor:
+    """By how much the integral nonlinearity displaces what lies at `x`."""
+    return inl_curvature(converter) * (x - converter.v_min) * (converter.v_max - x)
 
 
 def _to_level_(x: Tensor, converter: Converter) -> Tensor:
