@@ -22,10 +22,11 @@ from aimc.static.layers import plan
 from aimc.static.tiles import has_static, static_layers
 
 from .errors import RunError
-from .measuring import placed
-from .models import context_of, load_any, load_digital, require_vocabulary, static_from
+from .models import load_any, static_from
+from .pretrained import load_digital
 from .tables import Say
-from .tokens import TokenData, prepare
+from .tokens import TokenData, prepare, require_vocabulary
+from .windows import placed
 
 if TYPE_CHECKING:
     from aimc.evaluate.ageing import AgedPerplexity
@@ -111,9 +112,8 @@ def _digital(source: str) -> PreTrainedModel:
 
 
 def _text(settings: WholeChipConfig, model: PretrainedConfig) -> tuple[TokenData, Measurement]:
-    context = settings.measure.context or context_of(settings.data, model)
-    measurement = placed(settings.measure, context, getattr(model, "max_position_embeddings", None))
-    data = prepare(settings.data, settings.checkpoint, context)
+    measurement = placed(settings.measure, settings.data, model)
+    data = prepare(settings.data, settings.checkpoint, measurement.context or 1)
     require_vocabulary(data.tokenizer, model, settings.checkpoint)
     return data, measurement
 

@@ -17,11 +17,11 @@ from aimc.hardware import Noise
 from aimc.models.hook import has_arrays
 
 from .errors import RunError
-from .measuring import placed
-from .models import context_of, load_any, require_vocabulary
+from .models import load_any
 from .report import write_results
 from .tables import Say, ablation_table, announced, sweep_table
-from .tokens import prepare
+from .tokens import prepare, require_vocabulary
+from .windows import placed
 
 if TYPE_CHECKING:
     from .schema import EvaluationConfig
@@ -48,9 +48,8 @@ def text_of(settings: EvaluationConfig, model: PretrainedConfig) -> tuple[Tensor
     Raises:
         RunError: unusable text, windows or tokenizer.
     """
-    context = settings.measure.context or context_of(settings.data, model)
-    measurement = placed(settings.measure, context, getattr(model, "max_position_embeddings", None))
-    data = prepare(settings.data, settings.checkpoint, context)
+    measurement = placed(settings.measure, settings.data, model)
+    data = prepare(settings.data, settings.checkpoint, measurement.context or 1)
     require_vocabulary(data.tokenizer, model, settings.checkpoint)
     return data.tensor(settings.split, measurement.tokens), measurement
 

@@ -16,8 +16,8 @@ from aimc.evaluate.tasks import DEFINITIONS, Score, caveats
 
 from .errors import RunError
 from .files import write_json
-from .models import require_vocabulary
 from .tables import Say, task_table
+from .tokens import require_vocabulary
 
 if TYPE_CHECKING:
     from .schema import EvaluationConfig

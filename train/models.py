@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 import aimc
 from aimc.hardware import Hardware
-from aimc.models import llama2c
-from aimc.models.checkpoint import _hub_answers
 from aimc.models.families import attention_layers
-from aimc.models.substrates import substrates
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 
 from .errors import RunError
+from .pretrained import is_converted, load_digital
 
 if TYPE_CHECKING:
-    from .schema import DataConfig, ModelConfig, StaticConfig
+    from .schema import ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -98,141 +91,6 @@ def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
         return str(aimc.convert(model, static_from(static)))
     except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
-
-
-def context_of(data: DataConfig, model: PretrainedConfig) -> int:
-    """Tokens a sequence: `data.context`, or as many as the model has positions.
-
-    Raises:
-        RunError: more than that, or neither is known.
-    """
-    positions = getattr(model, "max_position_embeddings", None)
-    context = data.context or positions
-    if context is None:
-        raise RunError(
-            f"data.context=null: a {model.model_type} model names no longest text; set data.context, 256 for example"
-        )
-    if positions is not None and context > positions:
-        raise RunError(
-            f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set"
-            f" data.context={positions} or less"
-        )
-    return context
-
-
-def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
-    """Check that the model knows every token id that the tokenizer can make.
-
-    Raises:
-        RunError: it does not.
-    """
-    if len(tokenizer) > model.vocab_size:
-        raise RunError(
-            f"{source}: its tokenizer makes token ids up to {len(tokenizer) - 1}, outside the model's vocabulary of"
-            f" {model.vocab_size}; put the model's own tokenizer beside it"
-        )
-
-
-@cache
-def where(source: str) -> dict[str, bool]:
-    """The options with which transformers looks for `source`: only in earlier downloads where the hub does not answer.
-
-    It is asked once a command, shortly; the library's own client would try for half a minute, aloud.
-    """
-    if Path(source).exists():
-        return {}
-    try:
-        return {} if _hub_answers(source) else {"local_files_only": True}
-    except FileNotFoundError:  # a path, not a name
-        return {"local_files_only": True}
-
-
-def _not_there(source: str, setting: str, error: Exception) -> RunError:
-    if isinstance(error, (OSError, ValueError)) and where(source) and not Path(source).exists():
-        return RunError(
-            f"{setting}={source}: no model there: no such folder, the hub does not answer, and no earlier download"
-            " holds it; check the path or the network"
-        )
-    reason = next(iter(str(error).splitlines()), "no reason given")
-    return RunError(
-        f"{setting}={source}: cannot be loaded ({type(error).__name__}: {reason}); check the path or the network"
-    )
-
-
-def config_of(source: str, setting: str = "model.source") -> PretrainedConfig:
-    """The config of a digital model, from a folder, the hub or a llama2.c checkpoint.
-
-    Raises:
-        RunError: there is none, or it is that of a converted model.
-    """
-    try:
-        checkpoint = llama2c.find_checkpoint(source)
-        config = AutoConfig.from_pretrained(source, **where(source)) if checkpoint is None else None
-    except Exception as error:  # missing, damaged, no network: the library raises a different kind for each
-        raise _not_there(source, setting, error) from error
-    if config is None:
-        assert checkpoint is not None
-        return _of_llama2c(llama2c.load_config, checkpoint, source, setting)
-    if is_converted(config.to_dict()):
-        raise RunError(
-            f"{setting}={source}: a converted model, whose gain-cell arrays or static tiles a digital model has not;"
-            " read as one it would lose them without a word, and whatever is compared with it would be wrong; give the"
-            " folder of the digital model, such as checkpoints/shipped/digital"
-        )
-    return config
-
-
-def _of_llama2c(load: Any, checkpoint: Path, source: str, setting: str) -> Any:
-    try:
-        return load(checkpoint)
-    except Exception as error:  # truncated, or another layout
-        raise _not_there(source, setting, error) from error
-
-
-def is_converted(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` tells of gain-cell arrays or static tiles."""
-    return any(config.get(substrate.record_key) is not None for substrate in substrates())
-
-
-def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
-    """A pretrained causal language model from a folder, the hub or a llama2.c checkpoint, in float32.
-
-    Args:
-        source: folder or hub name.
-        setting: what the user calls it.
-
-    Raises:
-        RunError: it cannot be loaded, or is a converted one.
-    """
-    config = config_of(source, setting)
-    checkpoint = llama2c.find_checkpoint(source)
-    if checkpoint is not None:
-        return _of_llama2c(llama2c.load_model, checkpoint, source, setting)
-    quiet = {"adapter_kwargs": {"local_files_only": True}} if where(source) else {}  # peft would ask, too
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch.float32, **where(source), **quiet
-        )
-    except Exception as error:  # as above
-        raise _not_there(source, setting, error) from error
-
-
-def load_tokenizer(source: str, setting: str = "model.source") -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained model.
-
-    Raises:
-        RunError: it cannot be loaded.
-    """
-    checkpoint = llama2c.find_checkpoint(source)
-    try:
-        if checkpoint is not None:
-            return llama2c.load_tokenizer(checkpoint)
-        return AutoTokenizer.from_pretrained(source, **where(source))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{setting}={source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a folder that"
-            " holds one, or check the network"
-        ) from error
 
 
 def load_analog(folder: Path) -> PreTrainedModel:

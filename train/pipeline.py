@@ -15,13 +15,13 @@ from transformers import GPT2Config
 from . import report
 from .files import require_writable, write_json
 from .lock import one_job
-from .measuring import placed
-from .models import config_of, context_of, require_vocabulary
+from .pretrained import config_of
 from .record import record_of, save, settings_of
 from .run import Run
 from .stages import STAGES
 from .tables import Say, silent
-from .tokens import prepare
+from .tokens import prepare, require_vocabulary
+from .windows import context_of, placed
 
 if TYPE_CHECKING:
     from .schema import RunConfig
@@ -47,7 +47,7 @@ def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
     source = config.model.source
     model = GPT2Config(n_positions=config.model.n_positions) if source is None else config_of(source)
     context = context_of(config.data, model)
-    measurement = placed(config.measure, context, getattr(model, "max_position_embeddings", None))
+    measurement = placed(config.measure, config.data, model)
     with state.main_process_first():  # one process tokenises, the others find it done
         data = prepare(config.data, source, max(context, measurement.context or 0))
     if source is not None:

@@ -18,7 +18,8 @@ from aimc.static.programming import DAY_S
 
 from .callbacks import WandbLog
 from .errors import RunError
-from .models import load_analog, load_digital
+from .models import load_analog
+from .pretrained import load_digital
 from .stages import STAGES
 from .stages.stage import Stage
 from .tokens import TokenData

@@ -13,20 +13,21 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from transformers import GPT2Config
 
 import aimc
 from tests.conftest import REPOSITORY
 from tests.train.conftest import command
 from train import pipeline
 from train.errors import RunError
-from train.measuring import placed
-from train.models import config_of, load_digital
+from train.pretrained import config_of, load_digital
 from train.record import settings_of
 from train.report import last_analog
 from train.run import Run
 from train.schema import RunConfig, StageConfig
 from train.stages import RECIPES, STAGES, SWITCHES
 from train.tokens import prepare
+from train.windows import placed
 
 SHIPPED = REPOSITORY / "checkpoints" / "shipped"
 
@@ -113,7 +114,7 @@ def settings(tmp_path: Path, compose: Callable[..., RunConfig]) -> Callable[...,
             config=config,
             data=data,
             context=32,
-            measurement=placed(config.measure, 32, 32),
+            measurement=placed(config.measure, config.data, GPT2Config(n_positions=32)),
             stage=STAGES["digital"],
             say=lambda what: None,
         )

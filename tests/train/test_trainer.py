@@ -23,7 +23,8 @@ from tests.train.conftest import weights_of
 from train import pipeline
 from train.callbacks import logged_in_to_wandb
 from train.errors import RunError
-from train.models import digital_model, load_digital
+from train.models import digital_model
+from train.pretrained import load_digital
 from train.schema import RunConfig
 from train.tokens import prepare
 from train.trainer import HardwareAwareTrainer, Training, train
