@@ -161,7 +161,7 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
     """
     found, wrong = [], False
     smooth = settings.hardware(settings.window, backend=settings.backend, converters=False)
-    quantised = hardware_of(analog)  # the very object that other decoders were opened with, as in :meth:`Decoder.fork`
+    quantised = hardware_of(analog)
     for name, hardware, tolerance in (
         ("off", smooth, TOLERANCE[settings.dtype]),
         ("on", quantised, QUANTISED_TOLERANCE),

@@ -220,7 +220,7 @@ def test_decoding_leaves_no_trace_in_the_time() -> None:
     for cache in (decoder.cache, fork.cache):
         assert isinstance(cache, aimc.GainCellCache)
         for layer in cache.gain_cell_layers:
-            assert layer.arrays is not None and layer.arrays.hardware is before
+            assert layer.arrays is not None and layer.arrays.hardware == before
     decoder.step()
     assert fork.cache.get_seq_length() == 8 and decoder.cache.get_seq_length() == 9
 

@@ -143,6 +143,7 @@ class KVArrays:
                 "this cache was filled on other hardware than the model runs on now, so its voltages mean something"
                 " else; make a new cache, or put the model back with aimc.set_hardware"
             )
+        self.hardware = hardware  # equal, and the very object that the next token comes with: no comparison then
         if hardware.noise.is_frozen_in_chip() and chip != self.chip:
             raise ValueError(
                 f"this cache was filled on chip {self.chip.seed} and the model runs on chip {chip.seed} now: cells are"
