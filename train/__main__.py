@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import hydra
-from omegaconf import DictConfig
-
-from .command import launch, run_command
-from .configs import checked, register
+from .command import command_line
 from .schema import RunConfig
 
-register()
+
+def work(settings: RunConfig) -> None:
+    """Run the stages, and report."""
+    from . import pipeline, tables  # seconds to import; a wrong config is refused before that
+
+    pipeline.execute(settings, tables.terminal())
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="run")
-def main(config: DictConfig) -> None:
-    """Compose, check, run."""
-
-    def work() -> None:
-        settings = checked(config, RunConfig)
-        from . import pipeline, report  # seconds to import; a wrong config is refused before that
-
-        pipeline.execute(settings, report.terminal())
-
-    run_command(work)
-
+main = command_line("run", RunConfig, work)
 
 if __name__ == "__main__":
-    launch(main)
+    main()

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-from .stages import Run
-
-_WHAT = {
-    "digital": "The digital baseline.",
-    "control": (
-        "The digital baseline after the same extra training that the analog models get: what they are compared with."
-    ),
-    "softmax": (
-        "The digital baseline on gain-cell arrays with a digital softmax between them, by range calibration; no"
-        " training."
-    ),
-    "linear": "Attention on gain-cell arrays with a linear cell, trained hardware-aware.",
-    "adapt": (
-        "The linear model's weights on the nonlinear cell, scalers adapted by statistics matching; no gradient step."
-    ),
-    "finetune": "Attention on gain-cell arrays with the nonlinear cell, adapted and fine-tuned hardware-aware.",
-    "joint": (
-        "Attention on gain-cell arrays, projections and MLPs on static tiles (aihwkit), trained together; weights are"
-        " targets, not programmed."
-    ),
-}
+    from .run import Run
 
 
-def model_card(run: Run, stage: str, record: dict[str, Any], model: PreTrainedModel) -> str:
+def model_card(run: Run, record: dict[str, Any], model: PreTrainedModel) -> str:
     """Markdown: what it is, how it was made, what it scores."""
     config = model.config
     data = run.config.data
@@ -38,11 +19,7 @@ def model_card(run: Run, stage: str, record: dict[str, Any], model: PreTrainedMo
         "text": f"local text ({data.path})",
         "hub": f"dataset {data.dataset}",
     }[data.kind]
-    load = (
-        "transformers.AutoModelForCausalLM.from_pretrained"
-        if stage in ("digital", "control")
-        else "aimc.from_pretrained"
-    )
+    load = "aimc.from_pretrained" if run.stage.analog else "transformers.AutoModelForCausalLM.from_pretrained"
     architecture = (
         f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}, "
         f"{config.num_attention_heads} heads, vocabulary {config.vocab_size}, {model.num_parameters():,} parameters"
@@ -51,9 +28,9 @@ def model_card(run: Run, stage: str, record: dict[str, Any], model: PreTrainedMo
         f"{record['training_steps']} steps, {record['training_tokens']:,} tokens, {record['seconds']:.0f} s in all"
     )
     scores = "\n".join(f"| {name} | {value:.2f} |" for name, value in record["perplexity"].items())
-    return f"""# {stage}
+    return f"""# {run.stage.name}
 
-{_WHAT[stage]}
+{run.stage.describe}
 
 - Architecture: {architecture}
 - Text: {source}; {len(run.data.splits["train"]):,} training tokens
@@ -61,7 +38,7 @@ def model_card(run: Run, stage: str, record: dict[str, Any], model: PreTrainedMo
 - Command: `{record["command"]}`
 - Load: `{load}(folder)`
 
-| held-out perplexity ({len(run.test_tokens):,} tokens, context {run.context}) | |
+| held-out perplexity ({len(run.text):,} tokens, context {run.measurement.context}) | |
 |---|---|
 {scores}
 

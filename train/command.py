@@ -1,4 +1,5 @@
-"""What a command line does about errors: those of the user's making become one line and exit status 1."""
+"""An entry point: a Hydra config by name, checked at the door, then the work; what the user can put right becomes one
+line and exit status 1."""
 
 from __future__ import annotations
 
@@ -6,18 +7,61 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
 
+import hydra
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from .configs import checked, register
 from .errors import RunError
+from .schema import EvaluationConfig, RunConfig, WholeChipConfig
+from .spellings import respelled
+from .sweep import folder_of_job
+
+CONF = Path(__file__).absolute().parent.parent / "conf"
+"""The configs, beside this package: in a clone as once installed."""
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig, WholeChipConfig)
+
+
+def command_line(name: str, schema: type[Settings], work: Callable[[Settings], None]) -> Callable[[], None]:
+    """The `main` of an entry point.
+
+    Args:
+        name: of the config, a file in :data:`CONF`.
+        schema: what it is checked against.
+        work: what is done with it.
+    """
+    register()
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
+    def compose(config: DictConfig) -> None:
+        run_command(lambda: work(_settings(config, schema)))
+
+    def main() -> None:
+        sys.argv[1:], warnings = respelled(sys.argv[1:], name)
+        for warning in warnings:
+            sys.stderr.write(f"warning: {warning}\n")
+        launch(compose)
+
+    return main
+
+
+def _settings(config: DictConfig, schema: type[Settings]) -> Settings:
+    settings = checked(config, schema)
+    folder = folder_of_job(settings.folder)
+    if folder != settings.folder:
+        sys.stderr.write(f"this job of the sweep writes into {folder}\n")
+    settings.output_dir = str(folder)
+    return settings
 
 
 def launch(main: Callable[[], None]) -> None:
     """Run a Hydra `main`; print what Hydra says of a wrong command line or YAML file on one line too."""
-    os.environ.setdefault(
-        "HYDRA_FULL_ERROR", "1"
-    )  # lets the error through to here; without it Hydra prints its own page
+    # Lets the error through to here; without it Hydra prints its own page.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         main()
     except (HydraException, OmegaConfBaseException) as error:
@@ -32,9 +76,8 @@ def launch(main: Callable[[], None]) -> None:
 
 def run_command(work: Callable[[], None]) -> None:
     """Run `work`; print the message of a :class:`RunError` instead of a traceback."""
-    os.environ.setdefault(
-        "TOKENIZERS_PARALLELISM", "false"
-    )  # the tokenizer's threads and the data loader's processes do not mix
+    # The tokenizer's threads and the data loader's processes do not mix.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of loading and saving; the trainer has its own
     for noisy in ("wandb", "accelerate"):

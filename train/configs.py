@@ -59,8 +59,10 @@ def _object(config: DictConfig, name: str) -> Any:
         return OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise RunError(_located(str(error.__cause__ or error).splitlines()[0], name)) from error
-    except (ConfigError, RunError) as error:
+    except ConfigError as error:
         raise RunError(_located(str(error), name)) from error
+    except RunError as error:  # begins with the field's name
+        raise RunError(f"{name}.{error}".lstrip(".")) from error
 
 
 def _located(message: str, name: str) -> str:

@@ -12,8 +12,12 @@ import importlib
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import RunError
+
+if TYPE_CHECKING:
+    from .schema import DataConfig
 
 SPLITS = ("train", "valid", "test")
 HELD_OUT_PERCENT = 6
@@ -33,6 +37,21 @@ _UNSTABLE_PACKAGES = {
 _SHORTEST_DOCSTRING = 40
 
 Document = tuple[str, str]
+
+
+def documents(config: DataConfig) -> Iterator[Document]:
+    """The documents of the configured source, with their splits."""
+    if config.kind == "embedded":
+        return embedded()
+    if config.kind == "text":
+        return local(_required(config.path, "data.path"))
+    return hub(_required(config.dataset, "data.dataset"), config.dataset_config, config.column)
+
+
+def _required(value: str | None, name: str) -> str:
+    if value is None:
+        raise RunError(f"{name} is not set: this data source needs it; set {name}=…")
+    return value
 
 
 def split_of(name: str) -> str:

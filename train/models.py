@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 import aimc
 from aimc.hardware import Hardware
-from aimc.models import llama2c
 from aimc.models.families import attention_layers
-from aimc.models.hook import CONFIG_KEY
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
-from aimc.static.tiles import STATIC_KEY
 
 from .errors import RunError
-from .schema import DataConfig, ModelConfig, StaticConfig
+from .pretrained import is_converted, load_digital
+
+if TYPE_CHECKING:
+    from .schema import ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -77,6 +76,11 @@ def onto_arrays(model: PreTrainedModel, hardware: Hardware) -> str:
         raise RunError(str(error)) from error
 
 
+def static_from(static: StaticConfig) -> Static:
+    """The library's configuration of static tiles."""
+    return Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
+
+
 def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
     """Linear layers onto static tiles, in place; returns the report of :func:`aimc.convert`.
 
@@ -84,65 +88,9 @@ def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
         RunError: the tiles cannot be made, or aihwkit is not installed.
     """
     try:
-        tiles = Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
-        return str(aimc.convert(model, tiles))
+        return str(aimc.convert(model, static_from(static)))
     except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
-
-
-def context_of(data: DataConfig, model: PretrainedConfig, stride: int | None) -> int:
-    """Tokens a sequence: `data.context`, or as many as the model has positions.
-
-    Raises:
-        RunError: more than that, or a stride that would leave tokens out.
-    """
-    positions = getattr(model, "max_position_embeddings", None)
-    context = data.context or positions
-    if context is None:
-        raise RunError(
-            f"data.context=null: a {model.model_type} model names no longest text; set data.context, 256 for example"
-        )
-    if positions is not None and context > positions:
-        raise RunError(
-            f"data.context={context}: the model has {positions} positions, so longer sequences cannot be read; set"
-            f" data.context={positions} or less"
-        )
-    if stride is not None and stride > context:
-        raise RunError(
-            f"stride={stride}: windows of {context} tokens that far apart leave tokens out; set it to {context} or less"
-        )
-    return context
-
-
-def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
-    """Check that the model knows every token id that the tokenizer can make.
-
-    Raises:
-        RunError: it does not.
-    """
-    if len(tokenizer) > model.vocab_size:
-        raise RunError(
-            f"{source}: its tokenizer makes token ids up to {len(tokenizer) - 1}, outside the model's vocabulary of"
-            f" {model.vocab_size}; put the model's own tokenizer beside it"
-        )
-
-
-def load_digital(source: str) -> PreTrainedModel:
-    """A pretrained causal language model from a folder, the hub or a llama2.c checkpoint, in float32.
-
-    Raises:
-        RunError: it cannot be loaded.
-    """
-    checkpoint = llama2c.find_checkpoint(source)
-    try:
-        if checkpoint is not None:
-            return llama2c.load_model(checkpoint)
-        return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except Exception as error:  # missing, truncated, no network: the library raises a different kind for each
-        raise RunError(
-            f"model.source={source}: cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}); check the"
-            " path or the network"
-        ) from error
 
 
 def load_analog(folder: Path) -> PreTrainedModel:
@@ -169,7 +117,7 @@ def load_any(folder: str) -> PreTrainedModel:
             f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
         )
     try:
-        converted = bool({CONFIG_KEY, STATIC_KEY} & json.loads(config_file.read_text(encoding="utf-8")).keys())
+        converted = is_converted(json.loads(config_file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise RunError(f"checkpoint={folder}: config.json is damaged ({error}); use another copy") from error
-    return load_analog(Path(folder)) if converted else load_digital(folder)
+    return load_analog(Path(folder)) if converted else load_digital(folder, "checkpoint")

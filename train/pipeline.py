@@ -2,171 +2,109 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
 import shutil
-import sys
 import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, GPT2Config, PretrainedConfig
-
-import aimc
-from aimc.models import llama2c
+from transformers import GPT2Config
 
 from . import report
-from .cards import model_card
-from .errors import RunError
-from .files import require_writable, whole_folder, write_json, write_text
-from .models import context_of, require_vocabulary
-from .schema import RunConfig
-from .stages import FOLDERS, INPUTS, STAGES, Run, StageResult, pipeline_stages, record_of
-from .tokens import prepare
+from .files import require_writable, write_json
+from .lock import one_job
+from .pretrained import config_of
+from .record import record_of, save, settings_of
+from .run import Run
+from .stages import STAGES
+from .tables import Say, silent
+from .tokens import prepare, require_vocabulary
+from .windows import context_of, placed
+
+if TYPE_CHECKING:
+    from .schema import RunConfig
 
 
-def execute(config: RunConfig, say: report.Say) -> None:
+def execute(config: RunConfig, say: Say) -> None:
     """Carry out the configured stage, or all of them and the report.
 
     Raises:
         RunError: anything that the user can put right.
     """
-    require_writable(Path(config.output_dir))
-    run = _open(config, say)
-    if config.stage.name == "evaluate":
-        report.evaluate_run(run)
-        return
-    for stage in pipeline_stages(config.stage) if config.stage.name == "pipeline" else (config.stage.name,):
-        run_stage(run, stage)
-    if config.stage.name == "pipeline":
-        report.evaluate_run(run)
-
-
-def _open(config: RunConfig, say: report.Say) -> Run:
-    source = config.model.source
-    model = GPT2Config(n_positions=config.model.n_positions) if source is None else _config_of(source)
-    context = context_of(config.data, model, config.stage.stride)
+    require_writable(config.folder)
     state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
+    with one_job(config.folder, say, main_process=state.is_main_process):
+        run = _open(config, say if state.is_main_process else silent, state)
+        for name in config.stage.wanted():
+            run_stage(replace(run, stage=STAGES[name]))
+        if config.stage.name in ("pipeline", "evaluate"):
+            report.evaluate_run(run)
+
+
+def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
+    source = config.model.source
+    model = GPT2Config(n_positions=config.model.n_positions) if source is None else config_of(source)
+    context = context_of(config.data, model)
+    measurement = placed(config.measure, config.data, model)
     with state.main_process_first():  # one process tokenises, the others find it done
-        data = prepare(config.data, source, context)
+        data = prepare(config.data, source, max(context, measurement.context or 0))
     if source is not None:
         require_vocabulary(data.tokenizer, model, f"model.source={source}")
-    return Run(config, data, context, say if state.is_main_process else report.silent)
+    first = next(iter(STAGES.values()))
+    return Run(config=config, data=data, context=context, measurement=measurement, stage=first, say=say)
 
 
-def _config_of(source: str) -> PretrainedConfig:
-    try:
-        checkpoint = llama2c.find_checkpoint(source)
-        return AutoConfig.from_pretrained(source) if checkpoint is None else llama2c.load_config(checkpoint)
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"model.source={source}: no model there ({str(error).splitlines()[0]}); check the path or the network"
-        ) from error
-
-
-def run_stage(run: Run, stage: str) -> None:
+def run_stage(run: Run) -> None:
     """Run one stage and put its model in place, unless that was done before with the same settings."""
-    folder, settings = run.folder(stage), _settings(run, stage)
-    record = record_of(folder)
-    if record is not None and not run.config.restart:
-        if record["settings"] == settings:
-            run.say(
-                f"[bold]{stage}[/]: finished by an earlier run with the same settings, in {folder}; skipped"
-                " (restart=true runs it again)"
-            )
-            if record["measured_tokens"] != len(run.test_tokens):
-                run.say(
-                    f"  its perplexities were measured on {record['measured_tokens']:,} tokens, as it was run with"
-                    " another stage.test_tokens"
-                )
-            return
-        run.say(f"[bold]{stage}[/]: an earlier run in {folder} had other settings; running it again")
+    name, settings = run.stage.name, settings_of(run)
+    if _finished(run, settings):
+        return
     state = PartialState()
     if state.is_main_process:
-        _clear_work(run, stage, settings)
+        _clear_work(run, settings)
     state.wait_for_everyone()
-    run.say(f"[bold]{stage}[/]: running")
+    run.say(f"[bold]{name}[/]: running")
     started = time.perf_counter()
-    result = STAGES[stage](run)
+    result = run.stage.run(run)
     seconds = time.perf_counter() - started
-    for name, value in result.perplexity.items():
-        run.say(f"  perplexity, {name}: [bold]{value:.2f}[/]")
+    for moment, value in result.perplexity.items():
+        run.say(f"  perplexity, {moment}: [bold]{value:.2f}[/]")
     if state.is_main_process:
-        _save(run, stage, result, settings, seconds)
+        save(run, result, settings, seconds)
     state.wait_for_everyone()
 
 
-def _clear_work(run: Run, stage: str, settings: dict[str, Any]) -> None:
+def _finished(run: Run, settings: dict[str, Any]) -> bool:
+    """Whether an earlier run left this stage's model; says so."""
+    name, record = run.stage.name, record_of(run.folder)
+    if record is None or run.config.restart:
+        return False
+    if record["settings"] != settings:
+        run.say(f"[bold]{name}[/]: an earlier run in {run.folder} had other settings; running it again")
+        return False
+    run.say(
+        f"[bold]{name}[/]: finished by an earlier run with the same settings, in {run.folder}; skipped (restart=true"
+        " runs it again)"
+    )
+    if record["measured_tokens"] != len(run.text):
+        run.say(
+            f"  its perplexities were measured on {record['measured_tokens']:,} tokens, as it was run with another"
+            " measure.tokens"
+        )
+    return True
+
+
+def _clear_work(run: Run, settings: dict[str, Any]) -> None:
     """Leave nothing to resume from that was made with other settings."""
-    work = run.work(stage)
-    mark = work / "settings.json"
+    mark = run.work / "settings.json"
     other = mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != settings
     if other:
-        run.say(f"[bold]{stage}[/]: what an interrupted run left in {work} had other settings; starting the stage anew")
+        run.say(
+            f"[bold]{run.stage.name}[/]: what an interrupted run left in {run.work} had other settings; starting the"
+            " stage anew"
+        )
     if other or run.config.restart:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(run.work, ignore_errors=True)
     write_json(mark, settings)
-
-
-def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], seconds: float) -> None:
-    tokens = max((int(line["tokens"]) for line in result.history), default=0)
-    record = {
-        "stage": stage,
-        "perplexity": result.perplexity,
-        "measured_tokens": len(run.test_tokens),
-        "training_tokens": tokens,
-        "training_steps": max((int(line["step"]) for line in result.history), default=0),
-        "seconds": round(seconds, 1),
-        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
-        "notes": result.notes,
-        "settings": settings,
-    }
-    with whole_folder(run.folder(stage)) as partial:
-        result.model.config.use_cache = aimc.models.hook.is_digital(result.model)  # the trainer switches it off
-        result.model.save_pretrained(partial)
-        run.data.tokenizer.save_pretrained(partial)
-        write_json(partial / "history.json", result.history)
-        write_json(partial / "stage.json", record)
-        write_text(partial / "README.md", model_card(run, stage, record, result.model))
-    shutil.rmtree(run.work(stage), ignore_errors=True)
-
-
-def _settings(run: Run, stage: str) -> dict[str, Any]:
-    """Everything that shapes a stage's model: if it is the same, so is the model."""
-    config = asdict(run.config)
-    of_stage = {
-        "digital": ["digital"],
-        "control": ["linear", "finetune"],
-        "linear": ["linear"],
-        "finetune": ["finetune"],
-        "joint": ["joint"],
-    }
-    budgets = of_stage.get(stage, [])
-    settings: dict[str, Any] = {"seed": config["seed"], "context": run.context, "data": run.data.fingerprint}
-    if budgets:
-        settings |= {"trainer": {name: config["trainer"][name] for name in (*budgets, "precision")}}
-    if stage == "digital":
-        settings["model"] = config["model"]
-    if stage == "joint":
-        settings["static"] = config["static"]
-    if stage in ("softmax", "linear", "adapt", "finetune", "joint"):
-        settings["hardware"] = config["hardware"]
-    if stage == "linear":
-        settings["start"] = config["stage"]["start"]
-    if stage in ("softmax", "linear", "adapt", "joint"):
-        settings["calibration"] = {k: v for k, v in config["stage"].items() if k.startswith(("calibration", "adapt"))}
-    if stage in INPUTS:
-        settings["input"] = _digest(run.input(stage))
-    return json.loads(json.dumps(settings))  # as it will be read back, so that it compares
-
-
-def _digest(folder: Path) -> str:
-    """Which model stands in a folder, by its weights."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"{FOLDERS.get(folder.name, folder.name)}-{digest.hexdigest()[:16]}"

@@ -1,18 +1,14 @@
-"""What a run came to: a table, results.json, results.csv and figures."""
+"""What a run came to: tables, results.json, results.csv and figures."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
-from rich.table import Table
 
 import aimc
 from aimc.evaluate.perplexity import Perplexity
@@ -20,15 +16,11 @@ from aimc.evaluate.sweeps import nonideality_sweep
 
 from .errors import RunError
 from .files import write_json, write_text
-from .harness import Score
 from .models import load_analog
-from .stages import Run, pipeline_stages, record_of
-
-Say = Callable[[Any], None]
-
-
-def silent(_: Any) -> None:
-    """Say nothing: what the processes other than the first do."""
+from .record import history_of, record_of
+from .run import Run
+from .stages import STAGES
+from .tables import announced, stage_table, sweep_table
 
 
 def evaluate_run(run: Run) -> None:
@@ -37,44 +29,43 @@ def evaluate_run(run: Run) -> None:
     Raises:
         RunError: there is no analog model yet.
     """
+    root = run.config.folder
     records = {
         stage: record
-        for stage in pipeline_stages(run.config.stage)
-        if (record := record_of(run.folder(stage))) is not None
+        for stage in run.config.stage.in_pipeline()
+        if (record := record_of(root / STAGES[stage].folder)) is not None
     }
-    last = next((stage for stage in ("finetune", "adapt", "linear") if stage in records), None)
+    last = last_analog(list(records))
     if last is None:
-        raise RunError(f"output_dir={run.config.output_dir}: no analog model to evaluate; run stage=pipeline first")
-    run.say(f"[bold]evaluate[/]: non-idealities of the {last} model over {run.config.stage.chips} chips")
-    model = load_analog(run.folder(last))
+        raise RunError(f"output_dir={root}: no analog model to evaluate; run stage=pipeline first")
+    run.say(f"[bold]evaluate[/]: non-idealities of the {last} model over {run.measurement.chips} chips")
     sweep = nonideality_sweep(
-        model,
-        run.test_tokens,
+        load_analog(root / STAGES[last].folder),
+        run.text,
         run.config.nonideality,
-        chips=run.config.stage.chips,
-        context=run.context,
-        stride=run.config.stage.stride,
-        on_result=_announce(run.say),
+        run.measurement,
+        on_result=announced(run.say),
     )
     if not PartialState().is_main_process:
         return
     stages = {name: value for record in records.values() for name, value in record["perplexity"].items()}
-    folder = Path(run.config.output_dir) / "report"
-    write_results(folder, stages, sweep)
-    draw(folder, records, stages, sweep)
+    write_results(root / "report", stages, sweep)
+    draw(root, records, stages, sweep)
     measured = sorted({record["measured_tokens"] for record in records.values()})
-    run.say(stage_table(stages, " or ".join(f"{n:,}" for n in measured), run.context))
+    n_tokens = " or ".join(f"{n:,}" for n in measured)
+    run.say(stage_table(stages, n_tokens, sweep["clean"].context or run.context))
     run.say(sweep_table(sweep))
     if (closed := gap_closed(stages)) is not None:
         run.say(
             f"Fine-tuning closed [bold]{closed:.0%}[/] of the gap, in nat, between the unadapted nonlinear model and"
             " the digital one."
         )
-    run.say(f"Results and figures are in {folder}; the models beside it.")
+    run.say(f"Results and figures are in {root / 'report'}; the models beside it.")
 
 
-def _announce(say: Say) -> Callable[[str, Perplexity], None]:
-    return lambda name, value: say(f"  {aimc.plot.label(name)}: {value}")
+def last_analog(stages: list[str]) -> str | None:
+    """The last of some stages, in the pipeline's order, whose model has analog attention; None: none has."""
+    return next((name for name in reversed(STAGES) if name in stages and STAGES[name].analog), None)
 
 
 def gap_closed(stages: dict[str, float]) -> float | None:
@@ -85,74 +76,6 @@ def gap_closed(stages: dict[str, float]) -> float | None:
         return None
     low, high, now = (math.log(value) for value in values)  # type: ignore[arg-type]
     return (high - now) / (high - low) if high > low else None
-
-
-def stage_table(stages: dict[str, float], n_tokens: str, context: int) -> Table:
-    """Perplexity by stage, with its ratio to the digital model given the same extra tokens, or else to the digital
-    one."""
-    table = Table(title=f"Held-out perplexity by stage ({n_tokens} tokens, context {context})")
-    base_name = "digital, same extra tokens" if "digital, same extra tokens" in stages else "digital"
-    table.add_column("stage")
-    table.add_column("perplexity", justify="right")
-    table.add_column(f"÷ {base_name}", justify="right")
-    base = stages.get(base_name)
-    for name, value in stages.items():
-        table.add_row(name, f"{value:.2f}", f"{value / base:.3f}" if base else "–")
-    return table
-
-
-def sweep_table(sweep: dict[str, Perplexity]) -> Table:
-    """Perplexity by non-ideality, mean and standard deviation over chips."""
-    table = Table(title="Held-out perplexity under non-idealities")
-    table.add_column("non-ideality")
-    for column in ("perplexity", "± std", "chips", "÷ clean"):
-        table.add_column(column, justify="right")
-    for name, value in sweep.items():
-        spread = f"{value.std:.2f}" if len(value.per_chip) > 1 else "–"
-        table.add_row(
-            aimc.plot.label(name),
-            f"{value.mean:.2f}",
-            spread,
-            str(len(value.per_chip)),
-            f"{value.mean / sweep['clean'].mean:.3f}",
-        )
-    return table
-
-
-def ablation_table(rows: dict[str, float]) -> Table:
-    """Perplexity with one deterministic effect off at a time; the first row has all of them."""
-    table = Table(title="One effect off at a time, weights unchanged")
-    table.add_column("effects")
-    table.add_column("perplexity", justify="right")
-    table.add_column("÷ all effects", justify="right")
-    whole = next(iter(rows.values()))
-    for name, value in rows.items():
-        table.add_row(name, f"{value:.2f}", f"{value / whole:.3f}")
-    return table
-
-
-def task_table(scores: list[Score]) -> Table:
-    """Scores by task and metric; ± chips is the standard deviation over chips, ± items the standard error over
-    items."""
-    table = Table(title="Tasks")
-    table.add_column("task", no_wrap=True)
-    table.add_column("metric", no_wrap=True)
-    for column in ("score", "± chips", "± items", "items", "chips"):
-        table.add_column(column, justify="right")
-    for score in scores:
-        form = ".4f" if abs(score.mean) <= 1 else ".2f" if abs(score.mean) < 1e5 else ".2e"
-        spread = format(score.std, form) if len(score.per_chip) > 1 else "–"
-        error = "–" if score.stderr is None else format(score.stderr, form)
-        table.add_row(
-            score.task,
-            score.metric,
-            format(score.mean, form),
-            spread,
-            error,
-            f"{score.n_items:,}",
-            str(len(score.per_chip)),
-        )
-    return table
 
 
 def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perplexity]) -> None:
@@ -176,37 +99,37 @@ def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perpl
 
 
 def draw(
-    folder: Path, records: dict[str, dict[str, Any]], stages: dict[str, float], sweep: dict[str, Perplexity]
+    root: Path, records: dict[str, dict[str, Any]], stages: dict[str, float], sweep: dict[str, Perplexity]
 ) -> None:
     """The figures of a run."""
     figures = {"nonidealities.png": aimc.plot.nonideality_bars(sweep)}
-    if "adapt" in records:
-        curve = records["adapt"]["notes"]["adaptation"]
+    curve = records.get("adapt", {}).get("notes", {}).get("adaptation")
+    if curve:
         figures["adaptation.png"] = aimc.plot.adaptation_curve(
             [point["perplexity"] for point in curve],
             reference=stages.get("linear cell, trained"),
             digital=stages.get("digital"),
         )
-    histories = {
-        stage: history
-        for stage in ("control", "linear", "finetune")
-        if stage in records and (history := _history(folder.parent, stage))
-    }
-    if histories:
+    if curves := training_curves(root, records):
         figures["training.png"] = aimc.plot.training_curves(
-            histories, digital=records.get("digital", {}).get("notes", {}).get("validation perplexity")
+            curves, digital=records.get("digital", {}).get("notes", {}).get("validation perplexity")
         )
     for name, figure in figures.items():
-        aimc.plot.save(figure, folder / name)
+        aimc.plot.save(figure, root / "report" / name)
 
 
-def _history(output_dir: Path, stage: str) -> list[dict[str, float]]:
-    from .stages import FOLDERS
+def training_curves(root: Path, records: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Training logs by their names in the figure, each from where the trainings before it ended."""
+    return {
+        label: [{**line, "tokens": line["tokens"] + _tokens_before(name, records)} for line in log]
+        for name in records
+        if (label := STAGES[name].curve) and (log := history_of(root / STAGES[name].folder))
+    }
 
-    return json.loads((output_dir / FOLDERS[stage] / "history.json").read_text(encoding="utf-8"))
 
-
-def terminal() -> Say:
-    """Print through rich, without guessing colours into numbers."""
-    console = Console(highlight=False)
-    return console.print
+def _tokens_before(name: str, records: dict[str, dict[str, Any]]) -> int:
+    """Tokens that the stages before one trained on, back to the digital baseline, which is where the figure begins."""
+    needed = STAGES[name].needs
+    if needed is None or not STAGES[needed].analog:
+        return 0
+    return records.get(needed, {}).get("training_tokens", 0) + _tokens_before(needed, records)

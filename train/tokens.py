@@ -9,18 +9,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from aimc.models import llama2c
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from . import corpus
 from .errors import RunError
 from .files import write_json
-from .schema import DataConfig
+from .pretrained import Vocabulary, vocabulary_of
+
+if TYPE_CHECKING:
+    from .schema import DataConfig
 
 END_OF_TEXT = "<|endoftext|>"
 _BATCH = 256
@@ -58,21 +59,6 @@ class Blocks(torch.utils.data.Dataset):
         return {"input_ids": ids, "labels": labels}
 
 
-def documents(config: DataConfig) -> Iterator[corpus.Document]:
-    """The documents of the configured source, with their splits."""
-    if config.kind == "embedded":
-        return corpus.embedded()
-    if config.kind == "text":
-        return corpus.local(_required(config.path, "data.path"))
-    return corpus.hub(_required(config.dataset, "data.dataset"), config.dataset_config, config.column)
-
-
-def _required(value: str | None, name: str) -> str:
-    if value is None:
-        raise RunError(f"{name} is not set: this data source needs it; set {name}=…")
-    return value
-
-
 def prepare(config: DataConfig, model_source: str | None, context: int) -> TokenData:
     """Tokenise the configured text, or reopen what an earlier run tokenised.
 
@@ -85,11 +71,12 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
     Raises:
         RunError: unreadable, empty or too short text, or no tokenizer.
     """
-    folder = Path(config.cache_dir) / _fingerprint(config, model_source)
-    tokenizer = _tokenizer(config, model_source, folder)
+    vocabulary = None if model_source is None else vocabulary_of(model_source)
+    folder = Path(config.cache_dir) / _fingerprint(config, model_source, vocabulary)
+    tokenizer = _own_tokenizer(config, folder) if vocabulary is None else vocabulary.tokenizer
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
     if not (folder / "done.json").exists():
-        _tokenise(lambda: documents(config), tokenizer, dtype, folder)
+        _tokenise(lambda: corpus.documents(config), tokenizer, dtype, folder)
     splits = {}
     for split in corpus.SPLITS:
         file = folder / f"{split}.bin"
@@ -103,7 +90,7 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
     return TokenData(tokenizer, splits, folder.name)
 
 
-def _fingerprint(config: DataConfig, model_source: str | None) -> str:
+def _fingerprint(config: DataConfig, model_source: str | None, vocabulary: Vocabulary | None) -> str:
     facts: dict[str, Any] = {k: v for k, v in asdict(config).items() if k != "cache_dir"} | {"model": model_source}
     local = config.path if config.kind == "text" else config.dataset
     if local and Path(local).exists():
@@ -112,30 +99,18 @@ def _fingerprint(config: DataConfig, model_source: str | None) -> str:
         facts["files"] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     if config.kind == "embedded":
         facts["python"] = sys.version_info[:3]
-    if model_source and (vocabulary := Path(model_source) / "tokenizer.json").exists():
-        facts["tokenizer"] = hashlib.sha256(vocabulary.read_bytes()).hexdigest()
-    if model_source and (checkpoint := llama2c.find_checkpoint(model_source)):
-        facts["tokenizer"] = [
-            hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(checkpoint.parent.glob("tok*.bin"))
-        ]
+    if vocabulary is not None and vocabulary.digest is not None:
+        facts["tokenizer"] = vocabulary.digest
     return f"{config.kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
-def _tokenizer(config: DataConfig, model_source: str | None, folder: Path) -> PreTrainedTokenizerBase:
-    if model_source is not None:
-        checkpoint = llama2c.find_checkpoint(model_source)
-        try:
-            if checkpoint is not None:
-                return llama2c.load_tokenizer(checkpoint)
-            return AutoTokenizer.from_pretrained(model_source)
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"model.source={model_source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a"
-                " folder that holds one, or check the network"
-            ) from error
+def _own_tokenizer(config: DataConfig, folder: Path) -> PreTrainedTokenizerBase:
+    """The one that an earlier run trained on this text, or a new one."""
     if (folder / "tokenizer").exists():
         return AutoTokenizer.from_pretrained(folder / "tokenizer")
-    tokenizer = train_tokenizer((text for split, text in documents(config) if split == "train"), config.vocab_size)
+    tokenizer = train_tokenizer(
+        (text for split, text in corpus.documents(config) if split == "train"), config.vocab_size
+    )
     tokenizer.save_pretrained(folder / "tokenizer.partial")
     (folder / "tokenizer.partial").rename(folder / "tokenizer")
     return tokenizer
@@ -192,3 +167,16 @@ def _tokenise(
     if progress["documents"] == 0:
         raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
     write_json(folder / "done.json", progress)
+
+
+def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
+    """Check that the model knows every token id that the tokenizer can make.
+
+    Raises:
+        RunError: it does not.
+    """
+    if len(tokenizer) > model.vocab_size:
+        raise RunError(
+            f"{source}: its tokenizer makes token ids up to {len(tokenizer) - 1}, outside the model's vocabulary of"
+            f" {model.vocab_size}; put the model's own tokenizer beside it"
+        )

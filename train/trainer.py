@@ -6,26 +6,27 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import PartialState
 from torch.nn.functional import kl_div
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from aimc.static.tiles import follow_optimizer, has_static
 
-from .callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal, WandbLog
+from .callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal
 from .errors import RunError
-from .schema import Budget, RunConfig
 from .telemetry import hardware_metrics
 from .tokens import Blocks, TokenData
 
-DATA_SEEDS = {"finetune": 1, "joint": 2}
-"""Added to the seed of the data's order where a stage goes on from another: not with the same sequences again."""
+if TYPE_CHECKING:
+    from .schema import Recipe, TrainerConfig
 
 
 class Diverged(RunError):
@@ -36,27 +37,41 @@ class Interrupted(RunError):
     """Ctrl-C: the state is saved and the same command goes on from there."""
 
 
+@dataclass(slots=True, kw_only=True)
+class Training:
+    """How one model is trained, and where it resumes from."""
+
+    stage: str
+    """For messages."""
+    recipe_name: str
+    """For messages: the field of `trainer` that holds the recipe."""
+    recipe: Recipe
+    shared: TrainerConfig
+    """Precision, validation tokens and device, which all recipes share."""
+    context: int
+    """Tokens a sequence."""
+    seed: int = 0
+    """Seed of noise and dropout."""
+    data_seed: int = 0
+    """Seed of the data's order."""
+    folder: Path
+    """What to resume from."""
+    run_name: str = "run"
+    """For loggers."""
+    callbacks: Sequence[TrainerCallback] = ()
+    """Loggers."""
+
+
 def train(
-    model: PreTrainedModel,
-    data: TokenData,
-    config: RunConfig,
-    stage: str,
-    budget_name: str,
-    folder: Path,
-    context: int,
-    teacher: PreTrainedModel | None = None,
+    model: PreTrainedModel, data: TokenData, training: Training, teacher: PreTrainedModel | None = None
 ) -> list[dict[str, float]]:
-    """Train in place, resuming from the last complete checkpoint in `folder`.
+    """Train in place, resuming from the last complete checkpoint in `training.folder`.
 
     Args:
         model: digital or converted.
-        data: the text, in an order that depends on the seed and the budget, not on the model.
-        config: the run.
-        stage: for messages.
-        budget_name: `digital`, `linear`, `finetune` or `joint`: which budget of `config.trainer`.
-        folder: what to resume from.
-        context: tokens a sequence.
-        teacher: digital model whose predictions the loss draws the model to, by the budget's `distillation`.
+        data: the text, in an order that depends on the seed and the recipe, not on the model.
+        training: how.
+        teacher: digital model whose predictions the loss draws the model to, by the recipe's `distillation`.
 
     Returns:
         The log: one dict a log line, with `step`, `tokens`, and any of `loss`, `eval_loss`, `learning_rate`, …
@@ -65,53 +80,57 @@ def train(
         Diverged: the loss became NaN or infinite; the checkpoints before that stay.
         Interrupted: Ctrl-C; a checkpoint was written.
     """
-    budget: Budget = getattr(config.trainer, budget_name)
-    if budget.steps == 0:
+    recipe, context = training.recipe, training.context
+    if recipe.steps == 0:
         return []
-    training = Blocks(data.splits["train"], context)
-    validation = Blocks(data.splits["valid"], context, limit=config.trainer.eval_tokens)
-    if not len(validation):
-        raise RunError(
-            f"trainer.eval_tokens={config.trainer.eval_tokens}: fewer than one sequence of {context} tokens; give"
-            f" {context} or more"
-        )
-    if len(training) < budget.batch_size * PartialState().num_processes:
-        raise RunError(
-            f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {budget.batch_size} ×"
-            f" {context}; give more text or set trainer.{budget_name}.batch_size lower"
-        )
     trainer = HardwareAwareTrainer(
-        stage=stage,
-        budget_name=budget_name,
-        teacher=teacher if budget.distillation else None,
-        distillation=budget.distillation,
+        training=training,
+        teacher=teacher if recipe.distillation else None,
         model=model,
-        args=_arguments(config, budget_name, folder),
-        train_dataset=training,
-        eval_dataset=validation,
+        args=_arguments(training),
+        **_texts(data, training),
     )
     interrupt = StopOnSignal()
-    trainer.add_callback(interrupt)
-    trainer.add_callback(MarkComplete())
-    if config.logger.name == "wandb":
-        trainer.add_callback(WandbLog(config.logger.project, Path(config.output_dir)))
-    checkpoint = last_complete(folder)
-    if checkpoint is not None and int(checkpoint.rpartition("-")[2]) >= budget.steps:
+    for callback in (interrupt, MarkComplete(), *training.callbacks):
+        trainer.add_callback(callback)
+    checkpoint = last_complete(training.folder)
+    if checkpoint is not None and int(checkpoint.rpartition("-")[2]) >= recipe.steps:
         # Killed after the last step: the trainer would make one step more before it sees that none is left.
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     else:
         if trainer.args.process_index:
-            torch.manual_seed(config.seed + trainer.args.process_index)  # noise and dropout of its own on every process
+            # Noise and dropout of its own on every process.
+            torch.manual_seed(training.seed + trainer.args.process_index)
         with interrupt:
             trainer.train(resume_from_checkpoint=checkpoint)
     if interrupt.caught:
         raise Interrupted(
-            f"stage {stage}: interrupted at step {trainer.state.global_step}; saved in {folder}; the same command goes"
-            " on from there"
+            f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder}; the"
+            " same command goes on from there"
         )
-    per_step = context * budget.batch_size * budget.accumulate * trainer.args.world_size
+    per_step = context * recipe.batch_size * recipe.accumulate * trainer.args.world_size
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
+
+
+def _texts(data: TokenData, training: Training) -> dict[str, Blocks]:
+    """Training and validation text in sequences, enough of both."""
+    recipe, context = training.recipe, training.context
+    texts = {
+        "train_dataset": Blocks(data.splits["train"], context),
+        "eval_dataset": Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens),
+    }
+    if not len(texts["eval_dataset"]):
+        raise RunError(
+            f"trainer.eval_tokens={training.shared.eval_tokens}: fewer than one sequence of {context} tokens; give"
+            f" {context} or more"
+        )
+    if len(texts["train_dataset"]) < recipe.batch_size * PartialState().num_processes:
+        raise RunError(
+            f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {recipe.batch_size} ×"
+            f" {context}; give more text or set trainer.{training.recipe_name}.batch_size lower"
+        )
+    return texts
 
 
 def last_complete(folder: Path) -> str | None:
@@ -120,34 +139,34 @@ def last_complete(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
 
 
-def _arguments(config: RunConfig, budget_name: str, folder: Path) -> TrainingArguments:
-    budget: Budget = getattr(config.trainer, budget_name)
-    on_cpu = config.trainer.device == "cpu" or not torch.cuda.is_available()
+def _arguments(training: Training) -> TrainingArguments:
+    recipe, shared = training.recipe, training.shared
+    on_cpu = shared.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=budget.steps,
-        per_device_train_batch_size=budget.batch_size,
-        per_device_eval_batch_size=budget.batch_size,
-        gradient_accumulation_steps=budget.accumulate,
-        learning_rate=budget.learning_rate,
+        output_dir=str(training.folder),
+        max_steps=recipe.steps,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulate,
+        learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": budget.min_lr_ratio},
-        warmup_steps=min(budget.warmup_steps, budget.steps // 2),
-        weight_decay=budget.weight_decay,
-        adam_beta1=budget.beta1,
-        adam_beta2=budget.beta2,
-        max_grad_norm=budget.max_grad_norm,
-        logging_steps=budget.log_every,
+        lr_scheduler_kwargs={"min_lr_rate": recipe.min_lr_ratio},
+        warmup_steps=min(recipe.warmup_steps, recipe.steps // 2),
+        weight_decay=recipe.weight_decay,
+        adam_beta1=recipe.beta1,
+        adam_beta2=recipe.beta2,
+        max_grad_norm=recipe.max_grad_norm,
+        logging_steps=recipe.log_every,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=budget.eval_every,
+        eval_steps=recipe.eval_every,
         prediction_loss_only=True,
-        save_steps=budget.save_every,
+        save_steps=recipe.save_every,
         save_total_limit=2,
-        seed=config.seed,
-        data_seed=config.seed + DATA_SEEDS.get(budget_name, 0),
-        bf16=config.trainer.precision == "bf16",
-        fp16=config.trainer.precision == "fp16",
+        seed=training.seed,
+        data_seed=training.data_seed,
+        bf16=shared.precision == "bf16",
+        fp16=shared.precision == "fp16",
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
         dataloader_drop_last=True,
@@ -155,25 +174,22 @@ def _arguments(config: RunConfig, budget_name: str, folder: Path) -> TrainingArg
         ddp_find_unused_parameters=False,
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
-        run_name=f"{folder.parent.parent.name}-{folder.parent.name}",
+        run_name=training.run_name,
     )
 
 
 class HardwareAwareTrainer(Trainer):
     """Trainer that stops at the first non-finite loss, decays matrices only, and logs what the hardware does."""
 
-    def __init__(
-        self, stage: str, budget_name: str, teacher: PreTrainedModel | None, distillation: float, **kwargs: Any
-    ):
+    def __init__(self, training: Training, teacher: PreTrainedModel | None, **kwargs: Any):
         super().__init__(**kwargs)
-        self.stage, self.budget_name = stage, budget_name
+        self.training = training
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
-        self.distillation = distillation
         self._last_log = (time.perf_counter(), 0)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         if not self.args.disable_tqdm:
-            self.add_callback(Progress(stage))
+            self.add_callback(Progress(training.stage))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """As the parent; static tiles clip and remap their weights after each step."""
@@ -212,7 +228,8 @@ class HardwareAwareTrainer(Trainer):
             num_items_in_batch is not None
         ):  # the parent's loss is then this micro-batch's share of a mean over the whole step
             divergence = divergence / self.current_gradient_accumulation_steps
-        loss = (1 - self.distillation) * loss + self.distillation * divergence
+        weight = self.training.recipe.distillation
+        loss = (1 - weight) * loss + weight * divergence
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -233,7 +250,9 @@ class HardwareAwareTrainer(Trainer):
     def _diverged(self, what: str) -> Diverged:
         last = last_complete(Path(str(self.args.output_dir)))
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
-        return Diverged(f"stage {self.stage}: {what}; {kept}; lower trainer.{self.budget_name}.learning_rate")
+        return Diverged(
+            f"stage {self.training.stage}: {what}; {kept}; lower trainer.{self.training.recipe_name}.learning_rate"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:

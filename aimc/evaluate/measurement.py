@@ -28,9 +28,9 @@ class Measurement:
     def __post_init__(self) -> None:
         for name, least in (("context", 2), ("stride", 1), ("batch_size", 1), ("tokens", 2), ("chips", 1), ("seed", 0)):
             value = getattr(self, name)
-            is_whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
             require(
-                is_whole and (value is None or value >= least),
+                is_whole or (value is None and name in ("context", "stride", "tokens")),
                 name,
                 value,
                 f"must be a whole number of at least {least}",

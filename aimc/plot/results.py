@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -10,11 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from aimc.evaluate.perplexity import Perplexity
 from aimc.plot.style import BLACK, BLUE, ORANGE, RED, SKY, new_axes
 
-_STAGE_STYLE = {
-    "control": (BLACK, "-", "digital, same extra tokens"),
-    "linear": (BLUE, "-", "linear cell"),
-    "finetune": (RED, "-", "nonlinear cell, fine-tuning"),
-}
+_CURVE_COLOURS = (BLUE, RED, ORANGE, SKY)
+"""Of the training curves of analog models, in order; those of digital ones are black."""
 
 
 def adaptation_curve(
@@ -41,23 +39,20 @@ def adaptation_curve(
 
 
 def training_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], *, digital: float | None = None) -> Figure:
-    """Validation perplexity against training tokens, all stages on one axis; fine-tuning starts where linear training
-    ended.
+    """Validation perplexity against training tokens, all stages on one axis.
 
     Args:
-        histories: stage name to its training log, lines with `tokens` and `eval_perplexity` (others are passed over).
+        histories: a training log by the curve's name, lines with `tokens`, counted from where the whole training began,
+            and `eval_perplexity` (others are passed over). A name that begins with `digital` is drawn black.
         digital: perplexity of the digital model before, on the same validation text, drawn as a line.
     """
     figure, axes = new_axes("Hardware-aware training", "training tokens (millions)", "validation perplexity")
-    linear_tokens = max((line["tokens"] for line in histories.get("linear", ())), default=0)
-    for stage, history in histories.items():
-        colour, style, name = _STAGE_STYLE[stage]
-        start = linear_tokens if stage == "finetune" else 0
-        points = [
-            ((line["tokens"] + start) / 1e6, line["eval_perplexity"]) for line in history if "eval_perplexity" in line
-        ]
+    colours = cycle(_CURVE_COLOURS)
+    for name, history in histories.items():
+        colour = BLACK if name.startswith("digital") else next(colours)
+        points = [(line["tokens"] / 1e6, line["eval_perplexity"]) for line in history if "eval_perplexity" in line]
         if points:
-            axes.plot(*zip(*points, strict=True), style, marker=".", color=colour, label=name)
+            axes.plot(*zip(*points, strict=True), "-", marker=".", color=colour, label=name)
     if digital is not None:
         axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital before: {digital:.1f}")
     axes.legend(frameon=False)

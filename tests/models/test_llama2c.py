@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from aimc.models import llama2c
 from tests.conftest import REPOSITORY
 from train.errors import RunError
-from train.models import load_digital
+from train.pretrained import load_digital
 from train.schema import DataConfig
 from train.tokens import prepare
 

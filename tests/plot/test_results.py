@@ -25,16 +25,18 @@ def test_adaptation_curve(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.png"]
 
 
-def test_training_curves_put_finetuning_after_linear() -> None:
+def test_training_curves_stand_where_their_tokens_say() -> None:
     linear = [
         {"tokens": 1e6, "eval_perplexity": 30.0},
         {"tokens": 2e6, "eval_perplexity": 28.0},
         {"tokens": 2e6, "loss": 1.0},
     ]
-    finetune = [{"tokens": 1e6, "eval_perplexity": 27.0}]
-    axes = aimc.plot.training_curves({"linear": linear, "finetune": finetune}, digital=25.0).axes[0]
+    control, finetune = ([{"tokens": 3e6, "eval_perplexity": value}] for value in (26.0, 27.0))
+    curves = {"linear": linear, "fine-tuned": finetune, "digital, same extra tokens": control, "joint": finetune}
+    axes = aimc.plot.training_curves(curves, digital=25.0).axes[0]
     assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
     assert list(axes.lines[1].get_xdata()) == [3.0]
+    assert len({str(line.get_color()) for line in axes.lines[:4]}) == 4
     assert axes.get_xlabel() == "training tokens (millions)"
 
 

@@ -21,7 +21,7 @@ from tests.conftest import REPOSITORY
 from train.configs import checked, register
 from train.schema import EvaluationConfig, RunConfig
 
-TINY = ["model.n_layer=1", "stage.test_tokens=128", "stage.chips=2"]
+TINY = ["model.n_layer=1", "measure.tokens=128", "measure.chips=2"]
 """What makes the smoke experiment smaller still."""
 
 register()
@@ -119,7 +119,7 @@ def compose_evaluation(text_folder: Path, cache: Path) -> Callable[..., Evaluati
             "data=text",
             f"data.path={text_folder}",
             f"data.cache_dir={cache}",
-            "tokens=128",
+            "measure.tokens=128",
             *more,
         ]
         return checked(compose_config("evaluation", *overrides), EvaluationConfig)

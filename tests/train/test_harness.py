@@ -324,7 +324,7 @@ def test_the_command_writes_scores_and_reaches_no_network(
 def test_text_and_tasks_in_one_command(
     configure: Callable[..., EvaluationConfig], text_folder: Path, tmp_path: Path
 ) -> None:
-    text = ["data=text", f"data.path={text_folder}", "tokens=300", "with_perplexity=true"]
+    text = ["data=text", f"data.path={text_folder}", "measure.tokens=300", "with_perplexity=true"]
     evaluate(configure("nonideality=none", *text, tasks="winogrande", checkpoint="digital"))
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == ["clean"]

@@ -16,17 +16,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Bloom
 import aimc
 from aimc import presets
 from tests.train.conftest import english, same_weights, weights_of
-from train import pipeline, stages
+from train import pipeline
 from train.errors import RunError
 from train.evaluate import evaluate
 from train.report import gap_closed
 from train.schema import EvaluationConfig, RunConfig
-from train.stages import FOLDERS
-from train.stages import ORDER as ALL_STAGES
+from train.stages import STAGES
 
 Compose = Callable[..., RunConfig]
 TOKENS_A_STEP = 2 * 32
-ORDER = [stage for stage in ALL_STAGES if stage != "joint"]
+FOLDERS = {name: stage.folder for name, stage in STAGES.items()}
+ORDER = [stage for stage in STAGES if stage != "joint"]
 """The stages of the smoke experiment; the one on static tiles has a test of its own."""
 
 
@@ -225,7 +225,7 @@ def test_a_crash_while_a_folder_is_written_leaves_the_old_one(
     def fail(*args: object) -> str:
         raise OSError("disk full")
 
-    monkeypatch.setattr(pipeline, "model_card", fail)  # after the weights, before the end
+    monkeypatch.setattr("train.record.model_card", fail)  # after the weights, before the end
     with pytest.raises(OSError, match="disk full"):
         execute(compose(again, "trainer.finetune.learning_rate=1e-4", "stage.name=finetune"))
     assert same_weights(weights_of(again / "finetuned"), weights_of(done / "finetuned"))
@@ -264,8 +264,7 @@ def test_evaluating_nothing_says_what_to_run(tmp_path: Path, compose: Compose) -
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail if any stage starts."""
-    for stage in ORDER:
-        monkeypatch.setitem(pipeline.STAGES, stage, lambda run: pytest.fail("a stage was started"))
+    monkeypatch.setattr(pipeline, "run_stage", lambda run: pytest.fail("a stage was started"))
 
 
 @pytest.fixture
@@ -293,8 +292,8 @@ def test_sequences_longer_than_the_positions_are_refused_first(
 
 
 def test_a_stride_longer_than_the_context_is_refused_first(tmp_path: Path, compose: Compose, no_training: None) -> None:
-    with pytest.raises(RunError, match=r"stride=33: .*; set it to 32 or less"):
-        execute(compose(tmp_path, "stage.stride=33"))
+    with pytest.raises(RunError, match=r"measure\.stride=33: .*; set it to 32 or less"):
+        execute(compose(tmp_path, "measure.stride=33"))
 
 
 def test_a_shorter_context_is_used_throughout(tmp_path: Path, compose: Compose) -> None:
@@ -303,7 +302,7 @@ def test_a_shorter_context_is_used_throughout(tmp_path: Path, compose: Compose) 
 
 
 def test_a_missing_model_is_refused_first(tmp_path: Path, compose: Compose, no_training: None) -> None:
-    with pytest.raises(RunError, match=r"model\.source=.*nowhere: no model there .*; check the path or the network"):
+    with pytest.raises(RunError, match=r"model\.source=.*nowhere: no model there: .*; check the path or the network"):
         execute(compose(tmp_path, f"model.source={tmp_path}/nowhere"))
 
 
@@ -318,7 +317,7 @@ def test_a_truncated_model_is_named(tmp_path: Path, compose: Compose, folder_of_
 def test_a_model_without_supported_attention_is_refused_first(
     tmp_path: Path, compose: Compose, folder_of_model: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "train", lambda *args, **kwargs: pytest.fail("training was started"))
+    monkeypatch.setattr("train.run.train", lambda *args, **kwargs: pytest.fail("training was started"))
     BloomForCausalLM(BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2)).save_pretrained(folder_of_model)
     out = tmp_path / "out"
     if stage == "linear":
@@ -369,7 +368,7 @@ def test_the_gap_is_counted_in_nats(values: tuple[float, float, float], share: f
 def test_evaluating_a_converted_checkpoint(
     done: Path, tmp_path: Path, compose_evaluation: Callable[..., EvaluationConfig]
 ) -> None:
-    evaluate(compose_evaluation(done / "finetuned", "chips=2", f"output_dir={tmp_path}", "ablate=true"))
+    evaluate(compose_evaluation(done / "finetuned", "measure.chips=2", f"output_dir={tmp_path}", "ablate=true"))
     results = json.loads((tmp_path / "results.json").read_text())
     rows = {(row["group"], row["name"]): row for row in results["rows"]}
     assert rows["nonideality", "clean"]["perplexity"] == pytest.approx(
@@ -399,7 +398,7 @@ def test_evaluating_a_digital_checkpoint_beside_its_files(
     [
         ([], r"a digital model has no arrays to be non-ideal; set nonideality=none"),
         (["nonideality=none", "data.context=64"], r"data\.context=64: the model has 32 positions"),
-        (["nonideality=none", "stride=40"], r"stride=40: .*; set it to 32 or less"),
+        (["nonideality=none", "measure.stride=40"], r"measure\.stride=40: .*; set it to 32 or less"),
     ],
 )
 def test_an_evaluation_that_makes_no_sense_is_refused(

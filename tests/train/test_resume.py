@@ -19,7 +19,7 @@ from tests.conftest import REPOSITORY
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline
 from train.schema import RunConfig
-from train.stages import FOLDERS
+from train.stages import STAGES
 from train.trainer import Diverged, HardwareAwareTrainer, Interrupted, last_complete
 
 Compose = Callable[..., RunConfig]
@@ -95,7 +95,7 @@ def configure(tmp_path: Path, compose: Compose, undisturbed: Path) -> Callable[.
 
 
 def checkpoints(folder: Path, stage: str) -> list[str]:
-    return sorted(p.name for p in (folder / ".work" / FOLDERS[stage]).glob("checkpoint-*"))
+    return sorted(p.name for p in (folder / ".work" / STAGES[stage].folder).glob("checkpoint-*"))
 
 
 def test_noise_shapes_the_linear_weights(tmp_path: Path, compose: Compose, undisturbed: Path) -> None:

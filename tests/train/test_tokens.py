@@ -80,7 +80,7 @@ def test_blocks_are_consecutive_and_do_not_overlap() -> None:
 def test_a_killed_tokenisation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = many_files(tmp_path / "text")
     whole = tokens.prepare(settings(folder, tmp_path / "whole"), None, 32)
-    original, read = tokens.documents, []
+    original, read = corpus.documents, []
 
     def cut_off(config: DataConfig) -> Iterator[corpus.Document]:
         """The tokenizer's own pass is left alone; the pass that writes tokens dies after 37 documents."""
@@ -92,7 +92,7 @@ def test_a_killed_tokenisation_goes_on_where_it_was(tmp_path: Path, monkeypatch:
             yield document
 
     monkeypatch.setattr(tokens, "_BATCH", 8)
-    monkeypatch.setattr(tokens, "documents", cut_off)
+    monkeypatch.setattr(corpus, "documents", cut_off)
     with pytest.raises(KeyboardInterrupt):
         tokens.prepare(settings(folder, tmp_path / "cut"), None, 32)
     cut = tmp_path / "cut" / whole.fingerprint

@@ -23,11 +23,11 @@ from tests.train.conftest import weights_of
 from train import pipeline
 from train.callbacks import logged_in_to_wandb
 from train.errors import RunError
-from train.models import digital_model, load_digital
+from train.models import digital_model
+from train.pretrained import load_digital
 from train.schema import RunConfig
-from train.stages import FOLDERS
 from train.tokens import prepare
-from train.trainer import HardwareAwareTrainer, train
+from train.trainer import HardwareAwareTrainer, Training, train
 
 Compose = Callable[..., RunConfig]
 
@@ -269,7 +269,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("linear: running") == 1  # the second process is silent
     assert {p.name for p in (tmp_path / "two").iterdir() if not p.name.startswith(".")} == {"linear"}
-    told = json.loads((tmp_path / "two" / FOLDERS["linear"] / "stage.json").read_text())
+    told = json.loads((tmp_path / "two" / "linear" / "stage.json").read_text())
     assert told["training_tokens"] == 4 * 2 * 2 * 32
     assert not (tmp_path / "two" / ".work" / "linear").exists()
     one, two = weights_of(tmp_path / "one" / "linear"), weights_of(tmp_path / "two" / "linear")
@@ -294,9 +294,15 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
         data = prepare(config.data, None, config.model.n_positions)
         teacher = digital_model(config.model, data.tokenizer, 0)
         student = copy.deepcopy(teacher)
-        log = train(
-            student, data, config, "linear", "linear", tmp_path / str(weight), config.model.n_positions, teacher=teacher
+        training = Training(
+            stage="linear",
+            recipe_name="linear",
+            recipe=config.trainer.recipe("linear"),
+            shared=config.trainer,
+            context=config.model.n_positions,
+            folder=tmp_path / str(weight),
         )
+        log = train(student, data, training, teacher)
         first[weight] = log[0]["loss"]
     assert first[0.0] > 4
     assert first[0.5] == pytest.approx(0.5 * first[0.0], rel=1e-4)

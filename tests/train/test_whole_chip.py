@@ -19,14 +19,15 @@ from tests.conftest import REPOSITORY
 from tests.train.conftest import command, compose_config, same_weights, weights_of
 from tests.train.test_resume import Killed, at_step, kill
 from train import pipeline
+from train.chip_report import time_name
 from train.configs import checked
 from train.errors import RunError
 from train.models import load_any
 from train.schema import RunConfig, WholeChipConfig
-from train.whole_chip import measure, time_name
+from train.whole_chip import measure
 
 SHIPPED = REPOSITORY / "checkpoints" / "shipped"
-FAST = ["stage.with_static=true", "stage.with_control=false", "stage.with_softmax=false", "static.programmings=2"]
+FAST = ["stage.with_static=true", "stage.with_control=false", "stage.with_softmax=false", "measure.chips=2"]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def whole_chip(checkpoint: Path, output: Path, text_folder: Path, cache: Path, *
         f"data.path={text_folder}",
         f"data.cache_dir={cache}",
     ]
-    small = ["tokens=96", "static.programmings=2", "calibration_batches=1", *more]
+    small = ["measure.tokens=96", "measure.chips=2", "calibration_batches=1", *more]
     return checked(compose_config("whole_chip", *overrides, *small), WholeChipConfig)
 
 
@@ -135,7 +136,7 @@ def test_refusals(done: Path, text_folder: Path, cache: Path, tmp_path: Path) ->
 
 
 def test_the_command_on_the_shipped_model(text_folder: Path, cache: Path, tmp_path: Path) -> None:
-    small = ["tokens=512", "static.programmings=1", "with_curve=false", "calibration_batches=1"]
+    small = ["measure.tokens=512", "measure.chips=1", "with_curve=false", "calibration_batches=1"]
     places = [f"output_dir={tmp_path / 'out'}", "data=text", f"data.path={text_folder}", f"data.cache_dir={cache}"]
     ran = command("train.whole_chip", f"checkpoint={SHIPPED / 'joint'}", *small, *places)
     assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -1,0 +1,80 @@
+"""What a finished stage leaves: its folder with model, tokenizer, card, log, and the record of the settings that shaped
+it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import asdict
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aimc.models.hook import has_arrays
+
+from .cards import model_card
+from .files import whole_folder, write_json, write_text
+
+if TYPE_CHECKING:
+    from .run import Run
+    from .stages.stage import StageResult
+
+RECORD, HISTORY = "stage.json", "history.json"
+
+
+def record_of(folder: Path) -> dict[str, Any] | None:
+    """What a finished stage wrote about itself; None where it did not finish."""
+    file = folder / RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    """A finished stage's training log."""
+    return json.loads((folder / HISTORY).read_text(encoding="utf-8"))
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Everything that shapes the model of the run's stage: if it is the same, so is the model."""
+    stage, config = run.stage, asdict(run.config)
+    settings: dict[str, Any] = {"seed": run.config.seed, "context": run.context, "data": run.data.fingerprint}
+    if stage.recipes:
+        settings["trainer"] = {name: config["trainer"][name] for name in (*stage.recipes, "precision")}
+    for place in stage.depends_on:
+        settings[place] = reduce(dict.__getitem__, place.split("."), config)
+    if stage.needs is not None:
+        settings["input"] = _digest(run.input(stage.needs), stage.needs)
+    return json.loads(json.dumps(settings))  # as it will be read back, so that it compares
+
+
+def _digest(folder: Path, stage: str) -> str:
+    """Which model stands in a folder, by its weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{stage}-{digest.hexdigest()[:16]}"
+
+
+def save(run: Run, result: StageResult, settings: dict[str, Any], seconds: float) -> None:
+    """Put the stage's whole folder in place, and drop what it could have resumed from."""
+    record = {
+        "stage": run.stage.name,
+        "perplexity": result.perplexity,
+        "measured_tokens": len(run.text),
+        "training_tokens": max((int(line["tokens"]) for line in result.history), default=0),
+        "training_steps": max((int(line["step"]) for line in result.history), default=0),
+        "seconds": round(seconds, 1),
+        "command": shlex.join(["python", "-m", "train", *sys.argv[1:]]),
+        "notes": result.notes,
+        "settings": settings,
+    }
+    with whole_folder(run.folder) as partial:
+        result.model.config.use_cache = not has_arrays(result.model)  # the trainer switches it off
+        result.model.save_pretrained(partial)
+        run.data.tokenizer.save_pretrained(partial)
+        write_json(partial / HISTORY, result.history)
+        write_json(partial / RECORD, record)
+        write_text(partial / "README.md", model_card(run, record, result.model))
+    shutil.rmtree(run.work, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""One run as a stage sees it: its settings, its text, the models it may start from, and how it trains and measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import aimc
+from aimc.evaluate.ageing import ageing
+from aimc.evaluate.measurement import Measurement
+from aimc.models.hook import has_arrays
+from aimc.static.programming import DAY_S
+
+from .callbacks import WandbLog
+from .errors import RunError
+from .models import load_analog
+from .pretrained import load_digital
+from .stages import STAGES
+from .stages.stage import Stage
+from .tokens import TokenData
+from .trainer import Training, train
+
+if TYPE_CHECKING:
+    from aimc.evaluate.perplexity import Perplexity
+
+    from .schema import RunConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run at one stage."""
+
+    config: RunConfig
+    data: TokenData
+    context: int
+    """Tokens a training sequence."""
+    measurement: Measurement
+    stage: Stage
+    say: Callable[[Any], None]
+
+    @property
+    def text(self) -> Tensor:
+        """The held-out text of all measurements, int64 `[N]`."""
+        return self.data.tensor("test", self.measurement.tokens)
+
+    @property
+    def folder(self) -> Path:
+        """Where the stage puts its model."""
+        return self.config.folder / self.stage.folder
+
+    @property
+    def work(self) -> Path:
+        """Where the stage keeps what it resumes from."""
+        return self.config.folder / ".work" / self.stage.folder
+
+    def input(self, needed: str) -> Path:
+        """The folder of another stage's model: this run's, or else the one that `previous` names.
+
+        Raises:
+            RunError: neither has it.
+        """
+        places = [Path(root) / STAGES[needed].folder for root in (self.config.output_dir, self.config.previous) if root]
+        for place in places:
+            if (place / "config.json").exists():
+                return place
+        raise RunError(
+            f"stage {self.stage.name} starts from the {needed} model, and there is none in"
+            f" {' or '.join(map(str, places))}; run stage={needed} or stage=pipeline first"
+        )
+
+    def model_of(self, needed: str) -> PreTrainedModel:
+        """Another stage's model.
+
+        Raises:
+            RunError: there is none, or it cannot be loaded.
+        """
+        folder = self.input(needed)
+        return load_analog(folder) if STAGES[needed].analog else load_digital(str(folder), "input")
+
+    def teacher(self) -> PreTrainedModel | None:
+        """The digital model, where the stage's recipe draws the loss to its predictions."""
+        return self.model_of("digital") if self.config.trainer.recipe(self.stage.name).distillation else None
+
+    def batches(self) -> list[Tensor]:
+        """Training text for measuring statistics: int64 `[B, T]` each, the same ones in every stage."""
+        size, count = self.config.stage.calibration_batch_size, self.config.stage.calibration_batches
+        needed = size * count * self.context
+        tokens = self.data.tensor("train", needed)
+        if len(tokens) < needed:
+            raise RunError(
+                f"stage.calibration_batches={count} × {size} sequences of {self.context} tokens need {needed} training"
+                f" tokens and the text has {len(tokens)}; ask for fewer"
+            )
+        return list(tokens.view(count, size, self.context))
+
+    def train(
+        self, model: PreTrainedModel, recipe: str | None = None, teacher: PreTrainedModel | None = None
+    ) -> list[dict[str, float]]:
+        """Train in place by a recipe, the stage's own unless named; returns the log, see :func:`train`."""
+        name, config = recipe or self.stage.name, self.config
+        in_wandb = config.logger.name == "wandb"
+        training = Training(
+            stage=self.stage.name,
+            recipe_name=name,
+            recipe=config.trainer.recipe(name),
+            shared=config.trainer,
+            context=self.context,
+            seed=config.seed,
+            data_seed=config.seed + STAGES[name].data_order,
+            folder=self.work if recipe is None else self.work / name,
+            run_name=f"{config.folder.name}-{self.stage.name}",
+            callbacks=[WandbLog(config.logger.project, config.folder)] if in_wandb else [],
+        )
+        return train(model, self.data, training, teacher)
+
+    def validate(self, model: PreTrainedModel) -> float:
+        """Perplexity on the validation text in sequences as they are trained on."""
+        text = self.data.tensor("valid", self.config.trainer.eval_tokens)
+        return float(aimc.perplexity(model, text, context=self.context, stride=self.context))
+
+    def measure(self, model: PreTrainedModel) -> float:
+        """Held-out perplexity, clean."""
+        noise = aimc.Noise() if has_arrays(model) else None
+        return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1))
+
+    def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:
+        """Held-out perplexity a day after static tiles were programmed, drift compensated, gain cells clean."""
+        (day,) = ageing(
+            model,
+            self.text,
+            self.measurement,
+            times_s=[DAY_S],
+            compensation=[True],
+            nonideality=aimc.Noise(),
+        )
+        return day.perplexity
