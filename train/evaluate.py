@@ -28,7 +28,7 @@ def evaluate(config: EvaluationConfig) -> None:
     Raises:
         RunError: no such checkpoint, unusable text or tasks, or no write permission.
     """
-    from aimc.models.hook import is_digital
+    from aimc.models.arrays import has_arrays
 
     from . import harness, report
     from .errors import RunError
@@ -40,7 +40,7 @@ def evaluate(config: EvaluationConfig) -> None:
     tasks = harness.load_tasks(config) if config.tasks else {}
     model = load_any(config.checkpoint)
     require_writable(folder)
-    if is_digital(model) and config.nonideality.active():
+    if not has_arrays(model) and config.nonideality.active():
         raise RunError(
             f"checkpoint={config.checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
             " name a converted model"
@@ -68,7 +68,7 @@ def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path
     require_vocabulary(data.tokenizer, model.config, config.checkpoint)
     tokens = data.tensor(config.split, config.tokens)
     measurement = Measurement(context=context, stride=config.stride, batch_size=config.batch_size, chips=config.chips)
-    if aimc.models.hook.is_digital(model):
+    if not aimc.models.arrays.has_arrays(model):
         sweep = {"clean": perplexity(model, tokens, measurement)}
     else:
         sweep = nonideality_sweep(
@@ -80,7 +80,7 @@ def _measure_text(config: EvaluationConfig, model: PreTrainedModel, folder: Path
         )
     say(report.sweep_table(sweep))
     without = {}
-    if config.ablate and not aimc.models.hook.is_digital(model):
+    if config.ablate and aimc.models.arrays.has_arrays(model):
         without = {
             f"without {name}" if name != "all effects" else name: float(value)
             for name, value in ablation(model, tokens, measurement).items()

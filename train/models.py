@@ -18,8 +18,8 @@ from transformers import (
 import aimc
 from aimc.hardware import Hardware
 from aimc.models import llama2c
+from aimc.models.arrays import CONFIG_KEY
 from aimc.models.families import attention_layers
-from aimc.models.hook import CONFIG_KEY
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 from aimc.static.tiles import STATIC_KEY

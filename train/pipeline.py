@@ -126,7 +126,7 @@ def _save(run: Run, stage: str, result: StageResult, settings: dict[str, Any], s
         "settings": settings,
     }
     with whole_folder(run.folder(stage)) as partial:
-        result.model.config.use_cache = aimc.models.hook.is_digital(result.model)  # the trainer switches it off
+        result.model.config.use_cache = not aimc.models.arrays.has_arrays(result.model)  # the trainer switches it off
         result.model.save_pretrained(partial)
         run.data.tokenizer.save_pretrained(partial)
         write_json(partial / "history.json", result.history)

@@ -108,7 +108,7 @@ class Run:
     def measure(self, model: PreTrainedModel) -> float:
         """Held-out perplexity, clean."""
         stage = self.config.stage
-        noise = None if aimc.models.hook.is_digital(model) else aimc.Noise()
+        noise = aimc.Noise() if aimc.models.has_arrays(model) else None
         return float(
             aimc.perplexity(model, self.test_tokens, context=self.context, stride=stage.stride, nonideality=noise)
         )

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.evaluate.clipping import clip_fractions
-from aimc.models.hook import gain_cell_layers, is_digital
+from aimc.models.arrays import gain_cell_layers, has_arrays
 from aimc.nn.attention import PARTS
 
 
@@ -17,7 +17,7 @@ def hardware_metrics(model: PreTrainedModel, sample: Tensor) -> dict[str, float]
         model: digital (gives nothing) or converted.
         sample: token ids `[B, T]`, small: what happens inside the arrays is materialised.
     """
-    if is_digital(model):
+    if not has_arrays(model):
         return {}
     layers = [layer for _, layer in gain_cell_layers(model)]
     metrics = {f"clip/{name}": value for name, value in clip_fractions(model, [sample]).items()}

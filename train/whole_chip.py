@@ -76,7 +76,7 @@ def measure(config: WholeChipConfig) -> None:
 
 
 def _subject(config: WholeChipConfig) -> Subject:
-    from aimc.models.hook import is_digital
+    from aimc.models.arrays import has_arrays
     from aimc.static.copies import on_tiles, static_of
     from aimc.static.install import MissingAihwkit, require_aihwkit
     from aimc.static.tiles import has_static
@@ -90,7 +90,7 @@ def _subject(config: WholeChipConfig) -> Subject:
         raise RunError(str(error)) from error
     beside = Path(config.checkpoint).parent
     analog = load_any(config.checkpoint)
-    if is_digital(analog):
+    if not has_arrays(analog):
         raise RunError(
             f"checkpoint={config.checkpoint}: its attention is digital; give a model on gain cells, such as"
             " checkpoints/shipped/joint"
@@ -189,7 +189,7 @@ def _static(config: WholeChipConfig) -> Any:
 def _cost(model: PreTrainedModel, config: WholeChipConfig) -> ChipCost:
     """Of the published 64-core chip's tiles, and of the published arrays with this model's hardware."""
     from aimc.circuit import ModelShape, chip_cost
-    from aimc.models.hook import gain_cell_layers, hardware_of
+    from aimc.models.arrays import gain_cell_layers, hardware_of
     from aimc.static.layers import plan
     from aimc.static.tiles import static_layers
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, RealTokens, number_of, observing, observing_digital, run_batches
 from aimc.hardware import Cell, Converter, Hardware, Noise
-from aimc.models.hook import gain_cell_layers, hardware_of, set_hardware
+from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
 from aimc.ops.effects.cell import transfer

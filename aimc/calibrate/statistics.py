@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, LayerMoments, Moments, analog_moments, digital_moments
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from aimc.nn.attention import PARTS, GainCellAttention
 
 LARGEST_STEP = 4.0

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aimc.hardware import Noise
-from aimc.models.hook import gain_cell_layers, set_chip, set_generator, write_record
+from aimc.models.arrays import gain_cell_layers, set_chip, set_generator, write_record
 from aimc.static.tiles import seeded, static_layers
 
 

@@ -3,10 +3,7 @@
 Calibration, measurements and the pipeline call it. It imports `aimc.nn` and below.
 """
 
-from aimc.models.checkpoint import from_pretrained
-from aimc.models.conversion import ConversionReport, convert, to_digital
-from aimc.models.families import FAMILIES, attention_layers
-from aimc.models.hook import (
+from aimc.models.arrays import (
     gain_cell_layers,
     hardware_of,
     has_arrays,
@@ -15,6 +12,9 @@ from aimc.models.hook import (
     set_generator,
     set_hardware,
 )
+from aimc.models.checkpoint import from_pretrained
+from aimc.models.conversion import ConversionReport, convert, to_digital
+from aimc.models.families import FAMILIES, attention_layers
 
 __all__ = [
     "FAMILIES",

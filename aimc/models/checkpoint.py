@@ -20,8 +20,9 @@ from transformers import logging as hf_logging
 from transformers.utils import cached_file
 
 from aimc.hardware import Hardware
+from aimc.models.arrays import CONFIG_KEY, set_chip
 from aimc.models.conversion import convert
-from aimc.models.hook import CONFIG_KEY, IMPLEMENTATION, set_chip
+from aimc.models.hook import IMPLEMENTATION
 from aimc.static.layers import layers_of, rebuild
 from aimc.static.tiles import STATIC_KEY, TILES
 

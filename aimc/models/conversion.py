@@ -13,18 +13,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
+from aimc.models.arrays import CONFIG_KEY, for_model, gain_cell_layers, has_arrays, write_record
 from aimc.models.families import FAMILIES, AttentionLayer, attention_dropout, attention_layers
-from aimc.models.hook import (
-    CONFIG_KEY,
-    IMPLEMENTATION,
-    UNSUPPORTED,
-    attach_cache,
-    detach_cache,
-    for_model,
-    gain_cell_layers,
-    is_digital,
-    write_record,
-)
+from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
 from aimc.nn.attention import GainCellAttention
 from aimc.static.config import as_static
 from aimc.static.layers import StaticPlan, plan, put_in_place, take_out
@@ -132,7 +123,7 @@ def convert(
 
 
 def _convert_attention(model: PreTrainedModel, hardware: Hardware, skip_layers: Collection[int]) -> ConversionReport:
-    if not is_digital(model):
+    if has_arrays(model):
         raise ValueError(
             "this model is converted already; change its arrays with aimc.set_hardware, or go back with aimc.to_digital"
         )
@@ -179,13 +170,13 @@ def to_digital(model: PreTrainedModel) -> PreTrainedModel:
             f"a {type(model).__name__} is no transformers PreTrainedModel; of a peft model pass merge_and_unload() or"
             " get_base_model()"
         )
-    if is_digital(model) and not has_static(model):
+    if not has_arrays(model) and not has_static(model):
         raise ValueError(
             f"this {type(model).__name__} has no gain-cell layer and no static tile; it is digital already"
         )
     if has_static(model):
         take_out(model)
-    if not is_digital(model):
+    if has_arrays(model):
         detach_cache(model)
         _remove_arrays(model)
         _use_cache(model, True)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedModel
 
 import aimc
 from aimc.hardware import HARDWARE_VERSION, Array, Hardware
-from aimc.models.hook import gain_cell_layers, hardware_of, set_generator
+from aimc.models.arrays import gain_cell_layers, hardware_of, set_generator
 from tests.conftest import REPOSITORY
 from tests.tiny_models import FAMILIES, ids, tiny_model
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, Stoppi
 import aimc
 from aimc import presets
 from aimc.hardware import Array, ConfigError, Converter, Hardware, Leakage, Noise, Protection
-from aimc.models.hook import gain_cell_layers, set_generator
+from aimc.models.arrays import gain_cell_layers, set_generator
 from aimc.nn.cache import GainCellCache
 from tests.conftest import shared_model
 from tests.tiny_models import FAMILIES, tiny_model
@@ -154,7 +154,9 @@ def test_pretrained_tiny_stories() -> None:
 
 def test_the_shipped_model() -> None:
     model = aimc.from_pretrained("checkpoints/shipped/finetuned").eval()
-    aimc.set_hardware(model, replace(aimc.models.hook.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE))
+    aimc.set_hardware(
+        model, replace(aimc.models.arrays.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE)
+    )
     ids = torch.randint(3, 2048, (2, 192), generator=torch.Generator().manual_seed(7))
     mask = torch.ones_like(ids)
     mask[1, :70] = 0
