@@ -64,7 +64,7 @@ class Decoder:
         """The same model with a copy of the cache, from here on by itself."""
         other = Decoder.__new__(Decoder)
         # not a copy of the hardware: an equal one would be compared field by field at every token
-        shared = {id(layer.hardware): layer.hardware for _, layer in gain_cell_layers(self.model)}
+        shared = {id(layer.machine): layer.machine for _, layer in gain_cell_layers(self.model)}
         other.model, other.cache, other.logits = self.model, deepcopy(self.cache, shared), self.logits
         return other
 
@@ -161,7 +161,7 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
     """
     found, wrong = [], False
     smooth = settings.hardware(settings.window, backend=settings.backend, converters=False)
-    quantised = hardware_of(analog)  # the very object that other decoders were opened with, as in :meth:`Decoder.fork`
+    quantised = hardware_of(analog)
     for name, hardware, tolerance in (
         ("off", smooth, TOLERANCE[settings.dtype]),
         ("on", quantised, QUANTISED_TOLERANCE),

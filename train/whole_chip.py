@@ -189,7 +189,7 @@ def _static(config: WholeChipConfig) -> Any:
 def _cost(model: PreTrainedModel, config: WholeChipConfig) -> ChipCost:
     """Of the published 64-core chip's tiles, and of the published arrays with this model's hardware."""
     from aimc.circuit import ModelShape, chip_cost
-    from aimc.models.arrays import gain_cell_layers, hardware_of
+    from aimc.models.arrays import gain_cell_layers, machine_of
     from aimc.static.layers import plan
     from aimc.static.tiles import static_layers
 
@@ -202,7 +202,7 @@ def _cost(model: PreTrainedModel, config: WholeChipConfig) -> ChipCost:
         (layer.in_features, layer.out_features) for layer in layers.values() if not layer.is_embedding
     ]  # which are not counted
     shape = ModelShape.from_config(model.config, on_arrays=[layer.layer for _, layer in gain_cell_layers(model)])
-    return chip_cost(shape, hardware_of(model), layers=sizes, head_on_tiles=head)
+    return chip_cost(shape, machine_of(model), layers=sizes, head_on_tiles=head)
 
 
 def budget_table(budget: dict[str, Perplexity], since_programming_s: float) -> Any:

@@ -268,5 +268,5 @@ def initialise_scalers(
 def _range(layer: GainCellAttention, part: str, rest_v: float) -> tuple[float, float, float]:
     """Lower bound, resting point and upper bound of a converter; a pulse rests at zero width, a cell at its rest
     voltage."""
-    converter = layer.hardware.input_dac if part == "query" else layer.hardware.storage_dac
+    converter = layer.machine.input_dac if part == "query" else layer.machine.storage_dac
     return converter.v_min, (converter.v_min if part == "query" else rest_v), converter.v_max

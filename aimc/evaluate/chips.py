@@ -61,7 +61,7 @@ class chips_of:
 def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
     """Whether one chip differs from another: gain cells under `noise` (None: the hardware's own), or static tiles that
     are read."""
-    of_cells = any((layer.hardware.noise if noise is None else noise).active() for _, layer in gain_cell_layers(model))
+    of_cells = any((layer.machine.noise if noise is None else noise).active() for _, layer in gain_cell_layers(model))
     return of_cells or any(not layer.computes_digitally for _, layer in static_layers(model))
 
 

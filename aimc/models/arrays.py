@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -41,14 +40,29 @@ def is_digital(model: nn.Module) -> bool:
 
 
 def hardware_of(model: PreTrainedModel) -> Hardware:
-    """The hardware that a converted model runs on: a copy, which changes nothing until :func:`set_hardware` has it.
+    """The hardware that a converted model was given: a copy, which changes nothing until :func:`set_hardware` has it.
+
+    `leakage.token_time_s` is None where it was left to the model; see :func:`machine_of`.
 
     Raises:
         ValueError: the model is not converted.
     """
     for _, layer in gain_cell_layers(model):
-        return copy.deepcopy(layer.hardware)
+        return layer.hardware
     raise ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
+
+
+def machine_of(model: PreTrainedModel) -> Hardware:
+    """:func:`hardware_of`, with the time of a token filled in where it was left to the model: a step in each layer.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    hardware = hardware_of(model)
+    leakage = hardware.leakage
+    if leakage.token_time_s is not None:
+        return hardware
+    return replace(hardware, leakage=replace(leakage, token_time_s=n_layers_of(model) * leakage.step_latency_s))
 
 
 def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
@@ -62,7 +76,6 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
             sliding window.
     """
     hardware_of(model)
-    hardware = for_model(hardware, model)
     layers = [layer for _, layer in gain_cell_layers(model)]
     for layer in layers:
         layer.machine_on(hardware)  # all are checked before one is changed
@@ -85,25 +98,18 @@ def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> 
         layer.generator = generator
 
 
-def for_model(hardware: Hardware, model: PreTrainedModel) -> Hardware:
-    """A copy of `hardware` with the time of a token filled in, where it is left to the model: its layers, one step
-    each."""
-    hardware = copy.deepcopy(hardware)
-    leakage = hardware.leakage
-    if leakage.token_time_s is not None:
-        return hardware
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    return replace(hardware, leakage=replace(leakage, token_time_s=n_layers * leakage.step_latency_s))
+def n_layers_of(model: PreTrainedModel) -> int:
+    """Layers of the decoder, on arrays or not: a token takes one step in each."""
+    return model.config.get_text_config(decoder=True).num_hidden_layers
 
 
 def write_record(model: PreTrainedModel) -> None:
     """Note in the model's config what :func:`aimc.from_pretrained` needs to build the same machine again."""
     layers = [layer for _, layer in gain_cell_layers(model)]
     on_arrays = {layer.layer for layer in layers}
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
     record = {
         **hardware_of(model).to_dict(),
         "chip_seed": layers[0].chip_seed,
-        "skip_layers": [i for i in range(n_layers) if i not in on_arrays],
+        "skip_layers": [i for i in range(n_layers_of(model)) if i not in on_arrays],
     }
     setattr(model.config, CONFIG_KEY, record)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
-from aimc.models.arrays import CONFIG_KEY, for_model, gain_cell_layers, has_arrays, write_record
+from aimc.models.arrays import CONFIG_KEY, gain_cell_layers, has_arrays, n_layers_of, write_record
 from aimc.models.families import FAMILIES, AttentionLayer, attention_dropout, attention_layers
 from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
 from aimc.nn.attention import GainCellAttention
@@ -131,8 +131,7 @@ def _convert_attention(model: PreTrainedModel, hardware: Hardware, skip_layers: 
     _check_keywords(layers)
     skipped = _skipped(layers, skip_layers)
     chosen = [layer for layer in layers if layer not in skipped]
-    hardware = for_model(hardware, model)
-    arrays = [_arrays(layer, hardware) for layer in chosen]
+    arrays = [_arrays(layer, hardware, n_layers_of(model)) for layer in chosen]
     setattr(model, _BEFORE, model.config._attn_implementation)
     for layer, array in zip(chosen, arrays, strict=True):
         layer.module.add_module(IMPLEMENTATION, array)
@@ -212,9 +211,14 @@ def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int]) -> list
     return [layer for layer in layers if layer.index in set(skip_layers)]
 
 
-def _arrays(layer: AttentionLayer, hardware: Hardware) -> GainCellAttention:
+def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCellAttention:
     arrays = GainCellAttention(
-        layer.n_heads, layer.n_kv_heads, hardware, layer=layer.index, sliding_window=layer.sliding_window
+        layer.n_heads,
+        layer.n_kv_heads,
+        hardware,
+        layer=layer.index,
+        sliding_window=layer.sliding_window,
+        n_layers=n_layers,
     )
     arrays.train(layer.module.training)
     return arrays.to(next(layer.module.parameters()).device)

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from aimc.models.arrays import gain_cell_layers
+from aimc.nn.attention import GainCellAttention
 from aimc.nn.cache import GainCellCache
 
 IMPLEMENTATION = "gain_cell"
@@ -109,6 +110,7 @@ def attach_cache(model: PreTrainedModel) -> None:
     before = decoder.register_forward_pre_hook(_take_cache, with_kwargs=True)
     after = decoder.register_forward_hook(_put_cache_back, always_call=True)
     decoder._gain_cell_hooks = (before, after)  # type: ignore[assignment]
+    decoder._gain_cell_arrays = _arrays_in(decoder)  # type: ignore[assignment]
 
 
 def detach_cache(model: PreTrainedModel) -> None:
@@ -116,7 +118,7 @@ def detach_cache(model: PreTrainedModel) -> None:
     decoder = _decoder(model)
     for handle in decoder._gain_cell_hooks:  # type: ignore[union-attr]
         handle.remove()
-    del decoder._gain_cell_hooks
+    del decoder._gain_cell_hooks, decoder._gain_cell_arrays
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
@@ -152,10 +154,12 @@ def _take_cache(
             f"past_key_values is a {_describe(cache)}: a digital key/value cache would bypass the arrays' cells; "
             "use aimc.GainCellCache(model), or leave it out"
         )
-    arrays = [attention for _, attention in gain_cell_layers(decoder)]
-    cells = cache.cells_for(arrays)
+    if cache.is_empty:  # a text begins, perhaps with modules that peft has wrapped since the last one
+        _remember(decoder, _arrays_in(decoder))
+    arrays = _remembered(decoder)
+    layers = cache.layers_for(arrays)
     for attention in arrays:
-        attention.cells = cells[attention.layer]
+        attention.layer_cache = layers[attention.layer]
     return (), {**kwargs, "past_key_values": cache}
 
 
@@ -164,7 +168,7 @@ def _check_checkpointing(decoder: nn.Module) -> None:
     only."""
     if not (decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())):
         return
-    if any(layer.generator is not None and layer.hardware.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
+    if any(layer.generator is not None and layer.machine.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
         raise ValueError(
             "gradient checkpointing computes each layer again, and a generator of the model's own would then draw other"
             " noise, so gradients would belong to another pass; call aimc.models.set_generator(model, None) and"
@@ -178,10 +182,27 @@ def _put_cache_back(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> N
 
 
 def _let_go(decoder: nn.Module) -> None:
-    for _, attention in gain_cell_layers(decoder):
-        if attention.cells is not None:
-            attention.cells.close()
-            attention.cells = None
+    for attention in _remembered(decoder):
+        if attention.layer_cache is not None:
+            attention.layer_cache.close()
+            attention.layer_cache = None
+
+
+def _arrays_in(decoder: nn.Module) -> list[GainCellAttention]:
+    """All layers on arrays: a walk over every module, too long for every token."""
+    return [attention for _, attention in gain_cell_layers(decoder)]
+
+
+def _remembered(decoder: nn.Module) -> list[GainCellAttention]:
+    """The layers on arrays as they were when the present text began. A copy of the decoder remembers its own."""
+    return decoder._gain_cell_arrays  # type: ignore[return-value]
+
+
+def _remember(decoder: nn.Module, arrays: list[GainCellAttention]) -> None:
+    """Written only where it changes, for a compiled graph would be made anew."""
+    before = _remembered(decoder)
+    if len(before) != len(arrays) or any(a is not b for a, b in zip(before, arrays, strict=True)):
+        decoder._gain_cell_arrays = arrays  # type: ignore[assignment]
 
 
 def _describe(cache: object) -> str:

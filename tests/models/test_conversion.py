@@ -117,7 +117,10 @@ def test_token_time_comes_from_the_model(hardware: Hardware) -> None:
     hardware.leakage.token_time_s, hardware.leakage.step_latency_s = None, 65e-9
     model = tiny_gpt2(n_layer=3)
     aimc.convert(model, hardware, skip_layers=[1])
-    assert aimc.models.arrays.hardware_of(model).leakage.token_time_s == pytest.approx(3 * 65e-9)
+    assert aimc.models.machine_of(model).leakage.token_time_s == pytest.approx(3 * 65e-9)
+    assert [layer.machine.leakage.token_time_s for _, layer in gain_cell_layers(model)] == pytest.approx(
+        [3 * 65e-9] * 2
+    )
     assert hardware.leakage.token_time_s is None
 
 
