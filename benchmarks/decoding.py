@@ -15,7 +15,7 @@ from transformers import Cache, GPT2LMHeadModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import aimc
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from benchmarks.case import COPIED, DIGITAL, EARLY, MIDDLE, SUBJECT, CheckError, Point
 from benchmarks.memory import held_bytes
 from benchmarks.models import TOLERANCE, make_models, make_tokens, model_shapes
@@ -64,7 +64,7 @@ class Decoder:
         """The same model with a copy of the cache, from here on by itself."""
         other = Decoder.__new__(Decoder)
         # not a copy of the hardware: an equal one would be compared field by field at every token
-        shared = {id(layer.hardware): layer.hardware for _, layer in gain_cell_layers(self.model)}
+        shared = {id(layer.machine): layer.machine for _, layer in gain_cell_layers(self.model)}
         other.model, other.cache, other.logits = self.model, deepcopy(self.cache, shared), self.logits
         return other
 

@@ -62,7 +62,7 @@ def test_scores_about_what_its_card_says(stage: str, held_out: torch.Tensor) -> 
 def test_the_story_holds(held_out: torch.Tensor) -> None:
     """Digital, then out of its mind on the arrays, adapted, fine-tuned: measured now, on one stretch of text."""
     text = held_out[:8192]
-    hardware = aimc.models.hook.hardware_of(load("finetuned"))
+    hardware = aimc.models.arrays.hardware_of(load("finetuned"))
     assert hardware.cell.coefficients == list(aimc.presets.CMOS_COEFFICIENTS)
     naive = load("digital")
     aimc.convert(naive, hardware)

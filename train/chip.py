@@ -14,7 +14,7 @@ from aimc.evaluate.ageing import ageing
 from aimc.evaluate.error_budget import error_budget
 from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Noise
-from aimc.models.hook import gain_cell_layers, hardware_of, has_arrays
+from aimc.models.arrays import gain_cell_layers, hardware_of, has_arrays
 from aimc.static.config import Static
 from aimc.static.copies import on_tiles, static_of
 from aimc.static.install import MissingAihwkit, require_aihwkit

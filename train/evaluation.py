@@ -14,7 +14,7 @@ from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
-from aimc.models.hook import has_arrays
+from aimc.models.arrays import has_arrays
 
 from .errors import RunError
 from .models import load_any

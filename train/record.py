@@ -13,7 +13,7 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aimc.models.hook import has_arrays
+from aimc.models.arrays import has_arrays
 
 from .cards import model_card
 from .files import whole_folder, write_json, write_text

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import aimc
 from aimc.evaluate.ageing import ageing
 from aimc.evaluate.measurement import Measurement
-from aimc.models.hook import has_arrays
+from aimc.models.arrays import has_arrays
 from aimc.static.programming import DAY_S
 
 from .callbacks import WandbLog

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.evaluate.clipping import clip_fractions
-from aimc.models.hook import gain_cell_layers, has_arrays
+from aimc.models.arrays import gain_cell_layers, has_arrays
 from aimc.nn.attention import PARTS
 
 

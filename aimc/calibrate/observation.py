@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.models.modes import evaluating
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import PARTS, GainCellAttention

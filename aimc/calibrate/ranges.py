@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, RealTokens, number_of, observing, observing_digital, run_batches
 from aimc.hardware import Cell, Converter, Hardware, Noise
-from aimc.models.hook import gain_cell_layers, hardware_of, set_hardware
+from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
 from aimc.ops.effects.cell import transfer
@@ -151,7 +151,7 @@ def _calibrate(
             reach = distance.quantile(percentile / 100, dim=1) if method == "percentile" else n_std * x.std(dim=1)
             ranges[part] = reach.clamp(min=torch.finfo(torch.float32).eps)
             _set_scaler(layer, part, ranges[part], centre, range_share)
-        _undo_scaling(layer, of_layer, layer.hardware.cell)
+        _undo_scaling(layer, of_layer, layer.machine.cell)
         report.layers.append(LayerRanges(layer=layer.layer, **{part: reach.tolist() for part, reach in ranges.items()}))
     return _calibrate_converters(model, batches, percentile, report)
 
@@ -249,7 +249,7 @@ def _digital_samples(reference: PreTrainedModel, batches: Batches) -> dict[int, 
 def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tensor, range_share: float) -> None:
     """A head's reach to the converter's; a shift of all keys is the same for every score of a query, so the softmax
     does not see it."""
-    hardware, scaler = layer.hardware, layer.scaler(part)
+    hardware, scaler = layer.machine, layer.scaler(part)
     if part == "query":
         high, rest = min(hardware.input_dac.v_max, -hardware.input_dac.v_min), 0.0
     else:
@@ -276,7 +276,7 @@ def _undo_scaling(layer: GainCellAttention, samples: _Samples, cell: Cell) -> No
         *(x.repeat_interleave(group) for x in (key_slope, value_slope, value_charge)),
     ]
     query_scale, key_slope, value_slope, value_charge = gains
-    out_scale = layer.hardware.array.saturation_av / value_slope
+    out_scale = layer.machine.array.saturation_av / value_slope
     with torch.no_grad():
         assert layer.score_gain is not None  # the softmax activation has it
         layer.score_gain.copy_(samples.scaling / (query_scale * key_slope))
@@ -289,7 +289,7 @@ def _line(layer: GainCellAttention, part: str, samples: _Samples, cell: Cell) ->
     K/V head."""
     x, scaler = samples.of(part), layer.scaler(part)
     stored = (x * scaler.scale.detach().cpu()[:, None] + scaler.offset.detach().cpu()[:, None]).clamp(
-        layer.hardware.storage_dac.v_min, layer.hardware.storage_dac.v_max
+        layer.machine.storage_dac.v_min, layer.machine.storage_dac.v_max
     )
     charge = transfer(stored - cell.offset_v, cell)
     mean_x, mean_charge = x.mean(dim=1, keepdim=True), charge.mean(dim=1, keepdim=True)

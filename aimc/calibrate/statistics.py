@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, LayerMoments, Moments, analog_moments, digital_moments
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from aimc.nn.attention import PARTS, GainCellAttention
 
 LARGEST_STEP = 4.0
@@ -268,5 +268,5 @@ def initialise_scalers(
 def _range(layer: GainCellAttention, part: str, rest_v: float) -> tuple[float, float, float]:
     """Lower bound, resting point and upper bound of a converter; a pulse rests at zero width, a cell at its rest
     voltage."""
-    converter = layer.hardware.input_dac if part == "query" else layer.hardware.storage_dac
+    converter = layer.machine.input_dac if part == "query" else layer.machine.storage_dac
     return converter.v_min, (converter.v_min if part == "query" else rest_v), converter.v_max

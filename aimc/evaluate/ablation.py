@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import Hardware, Noise
-from aimc.models.hook import hardware_of, set_hardware
+from aimc.models.arrays import hardware_of, set_hardware
 
 
 def ablation(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, over_chips, perplexity
 from aimc.hardware import Noise
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.models.modes import evaluating
 from aimc.static.programming import TIMES_S, drift, program, unprogram, without_compensation
 from aimc.static.tiles import require_static

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aimc.hardware import Noise
-from aimc.models.hook import gain_cell_layers, set_chip, set_generator, write_record
+from aimc.models.arrays import gain_cell_layers, set_chip, set_generator, write_record
 from aimc.models.substrates import require_as_saved
 from aimc.static.tiles import seeded, static_layers
 
@@ -63,7 +63,7 @@ class chips_of:
 def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
     """Whether one chip differs from another: gain cells under `noise` (None: the hardware's own), or static tiles that
     are read."""
-    of_cells = any((layer.hardware.noise if noise is None else noise).active() for _, layer in gain_cell_layers(model))
+    of_cells = any((layer.machine.noise if noise is None else noise).active() for _, layer in gain_cell_layers(model))
     return of_cells or any(not layer.computes_digitally for _, layer in static_layers(model))
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, RealTokens, observing, run_batches
 from aimc.hardware import Converter, Hardware
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.ops.attention import Details
 from aimc.ops.effects.protection import protected_tokens, sink_tokens
 

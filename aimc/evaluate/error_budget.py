@@ -15,7 +15,7 @@ from aimc.evaluate.ageing import ageing
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import Noise
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.static.copies import on_tiles, static_of
 from aimc.static.programming import DAY_S
 from aimc.static.tiles import computing_digitally, has_static

@@ -22,7 +22,7 @@ from aimc.evaluate.design import Change, Design
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import ConfigError, Hardware
-from aimc.models.hook import gain_cell_layers, hardware_of, set_hardware
+from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 
 
 @dataclass(slots=True, kw_only=True)

@@ -3,18 +3,19 @@
 Calibration, measurements and the pipeline call it. It imports `aimc.nn` and below.
 """
 
-from aimc.models.checkpoint import from_pretrained, is_converted
-from aimc.models.conversion import convert, to_digital
-from aimc.models.families import FAMILIES, attention_layers
-from aimc.models.hook import (
+from aimc.models.arrays import (
     gain_cell_layers,
     hardware_of,
     has_arrays,
     is_digital,
+    machine_of,
     set_chip,
     set_generator,
     set_hardware,
 )
+from aimc.models.checkpoint import from_pretrained, is_converted
+from aimc.models.conversion import convert, to_digital
+from aimc.models.families import FAMILIES, attention_layers
 from aimc.models.report import ConversionReport
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "has_arrays",
     "is_converted",
     "is_digital",
+    "machine_of",
     "set_chip",
     "set_generator",
     "set_hardware",

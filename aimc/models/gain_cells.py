@@ -9,19 +9,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
+from aimc.models.arrays import CONFIG_KEY, gain_cell_layers, has_arrays, n_layers_of, set_chip, write_record
 from aimc.models.families import FAMILIES, AttentionLayer, attention_dropout, attention_layers
-from aimc.models.hook import (
-    CONFIG_KEY,
-    IMPLEMENTATION,
-    UNSUPPORTED,
-    attach_cache,
-    detach_cache,
-    for_model,
-    gain_cell_layers,
-    has_arrays,
-    set_chip,
-    write_record,
-)
+from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
 from aimc.models.report import ConversionReport
 from aimc.models.substrates import register
 from aimc.nn.attention import GainCellAttention
@@ -95,8 +85,7 @@ class GainCells:
         _check_keywords(layers)
         skipped = _skipped(layers, skip_layers or frozenset())
         chosen = [layer for layer in layers if layer not in skipped]
-        hardware = for_model(config, model)
-        return ArraysPlan(hardware, chosen, skipped, [_arrays(layer, hardware) for layer in chosen])
+        return ArraysPlan(config, chosen, skipped, [_arrays(layer, config, n_layers_of(model)) for layer in chosen])
 
     def take_out(self, model: PreTrainedModel) -> None:
         """Arrays and scalers go; the attention is transformers' own again."""
@@ -159,9 +148,14 @@ def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int]) -> list
     return [layer for layer in layers if layer.index in set(skip_layers)]
 
 
-def _arrays(layer: AttentionLayer, hardware: Hardware) -> GainCellAttention:
+def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCellAttention:
     arrays = GainCellAttention(
-        layer.n_heads, layer.n_kv_heads, hardware, layer=layer.index, sliding_window=layer.sliding_window
+        layer.n_heads,
+        layer.n_kv_heads,
+        hardware,
+        layer=layer.index,
+        sliding_window=layer.sliding_window,
+        n_layers=n_layers,
     )
     arrays.train(layer.module.training)
     return arrays.to(next(layer.module.parameters()).device)

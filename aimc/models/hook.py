@@ -1,5 +1,4 @@
-"""How gain cells meet Hugging Face: the attention and mask functions, the cache, and what a converted model says about
-itself.
+"""How gain cells meet Hugging Face: the attention and mask functions, and the hooks that bring the cache.
 
 Any layer whose attention goes through transformers' attention interface calls :func:`_attention` when the model's
 implementation is `gain_cell`; that calls the child module `gain_cell` of the layer. A layer without that child stays
@@ -8,10 +7,7 @@ digital.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,14 +16,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from aimc.hardware import Hardware
+from aimc.models.arrays import gain_cell_layers
 from aimc.nn.attention import GainCellAttention
 from aimc.nn.cache import GainCellCache
 
 IMPLEMENTATION = "gain_cell"
 """Name of the attention implementation, and of the child module that it calls."""
-CONFIG_KEY = "aimc"
-"""Where the hardware stands in `config.json`."""
 UNSUPPORTED = {
     "softcap": "soft-capping of the scores",
     "s_aux": "attention sinks",
@@ -116,6 +110,7 @@ def attach_cache(model: PreTrainedModel) -> None:
     before = decoder.register_forward_pre_hook(_take_cache, with_kwargs=True)
     after = decoder.register_forward_hook(_put_cache_back, always_call=True)
     decoder._gain_cell_hooks = (before, after)  # type: ignore[assignment]
+    decoder._gain_cell_arrays = _arrays_in(decoder)  # type: ignore[assignment]
 
 
 def detach_cache(model: PreTrainedModel) -> None:
@@ -123,7 +118,7 @@ def detach_cache(model: PreTrainedModel) -> None:
     decoder = _decoder(model)
     for handle in decoder._gain_cell_hooks:  # type: ignore[union-attr]
         handle.remove()
-    del decoder._gain_cell_hooks
+    del decoder._gain_cell_hooks, decoder._gain_cell_arrays
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:
@@ -159,10 +154,12 @@ def _take_cache(
             f"past_key_values is a {_describe(cache)}: a digital key/value cache would bypass the arrays' cells; "
             "use aimc.GainCellCache(model), or leave it out"
         )
-    arrays = [attention for _, attention in gain_cell_layers(decoder)]
-    cells = cache.cells_for(arrays)
+    if cache.is_empty:  # a text begins, perhaps with modules that peft has wrapped since the last one
+        _remember(decoder, _arrays_in(decoder))
+    arrays = _remembered(decoder)
+    layers = cache.layers_for(arrays)
     for attention in arrays:
-        attention.cells = cells[attention.layer]
+        attention.layer_cache = layers[attention.layer]
     return (), {**kwargs, "past_key_values": cache}
 
 
@@ -171,10 +168,10 @@ def _check_checkpointing(decoder: nn.Module) -> None:
     only."""
     if not (decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())):
         return
-    if any(layer.generator is not None and layer.hardware.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
+    if any(layer.generator is not None and layer.machine.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
         raise ValueError(
             "gradient checkpointing computes each layer again, and a generator of the model's own would then draw other"
-            " noise, so gradients would belong to another pass; call aimc.models.hook.set_generator(model, None) and"
+            " noise, so gradients would belong to another pass; call aimc.models.set_generator(model, None) and"
             " seed with torch.manual_seed"
         )
 
@@ -185,99 +182,29 @@ def _put_cache_back(decoder: nn.Module, args: tuple[Any, ...], output: Any) -> N
 
 
 def _let_go(decoder: nn.Module) -> None:
-    for _, attention in gain_cell_layers(decoder):
-        if attention.cells is not None:
-            attention.cells.close()
-            attention.cells = None
+    for attention in _remembered(decoder):
+        if attention.layer_cache is not None:
+            attention.layer_cache.close()
+            attention.layer_cache = None
+
+
+def _arrays_in(decoder: nn.Module) -> list[GainCellAttention]:
+    """All layers on arrays: a walk over every module, too long for every token."""
+    return [attention for _, attention in gain_cell_layers(decoder)]
+
+
+def _remembered(decoder: nn.Module) -> list[GainCellAttention]:
+    """The layers on arrays as they were when the present text began. A copy of the decoder remembers its own."""
+    return decoder._gain_cell_arrays  # type: ignore[return-value]
+
+
+def _remember(decoder: nn.Module, arrays: list[GainCellAttention]) -> None:
+    """Written only where it changes, for a compiled graph would be made anew."""
+    before = _remembered(decoder)
+    if len(before) != len(arrays) or any(a is not b for a, b in zip(before, arrays, strict=True)):
+        decoder._gain_cell_arrays = arrays  # type: ignore[assignment]
 
 
 def _describe(cache: object) -> str:
     filled = isinstance(cache, Cache) and cache.get_seq_length()
     return f"{type(cache).__name__} of {filled} tokens" if filled else type(cache).__name__
-
-
-def gain_cell_layers(model: nn.Module) -> Iterator[tuple[str, GainCellAttention]]:
-    """Name and module of every converted layer, in order."""
-    for name, module in model.named_modules():
-        if isinstance(module, GainCellAttention):
-            yield name, module
-
-
-def has_arrays(model: nn.Module) -> bool:
-    """Whether some layer of the model runs on arrays."""
-    return next(gain_cell_layers(model), None) is not None
-
-
-def is_digital(model: nn.Module) -> bool:
-    """Whether no layer of the model runs on arrays; :func:`has_arrays` is its truthful opposite, for a model without
-    arrays may have static tiles."""
-    return not has_arrays(model)
-
-
-def hardware_of(model: PreTrainedModel) -> Hardware:
-    """The hardware that a converted model runs on: a copy, which changes nothing until :func:`set_hardware` has it.
-
-    Raises:
-        ValueError: the model is not converted.
-    """
-    for _, layer in gain_cell_layers(model):
-        return copy.deepcopy(layer.hardware)
-    raise ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
-
-
-def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
-    """Put a converted model on a copy of other hardware, keeping its weights and scalers; refused, nothing changes.
-
-    The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it
-    goes, and start anew when it comes back.
-
-    Raises:
-        ValueError: the model is not converted. :class:`aimc.hardware.ConfigError`: the arrays do not fit a layer's
-            sliding window.
-    """
-    hardware_of(model)
-    hardware = for_model(hardware, model)
-    layers = [layer for _, layer in gain_cell_layers(model)]
-    for layer in layers:
-        layer.machine_on(hardware)  # all are checked before one is changed
-    for layer in layers:
-        layer.hardware = hardware
-    write_record(model)
-
-
-def set_chip(model: PreTrainedModel, seed: int | None) -> None:
-    """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0."""
-    for _, layer in gain_cell_layers(model):
-        layer.chip_seed = seed
-    if not is_digital(model):
-        write_record(model)
-
-
-def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> None:
-    """Choose the source of write and read noise; None: torch's global generator."""
-    for _, layer in gain_cell_layers(model):
-        layer.generator = generator
-
-
-def for_model(hardware: Hardware, model: PreTrainedModel) -> Hardware:
-    """A copy of `hardware` with the time of a token filled in, where it is left to the model: its layers, one step
-    each."""
-    hardware = copy.deepcopy(hardware)
-    leakage = hardware.leakage
-    if leakage.token_time_s is not None:
-        return hardware
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    return replace(hardware, leakage=replace(leakage, token_time_s=n_layers * leakage.step_latency_s))
-
-
-def write_record(model: PreTrainedModel) -> None:
-    """Note in the model's config what :func:`aimc.from_pretrained` needs to build the same machine again."""
-    layers = [layer for _, layer in gain_cell_layers(model)]
-    on_arrays = {layer.layer for layer in layers}
-    n_layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    record = {
-        **hardware_of(model).to_dict(),
-        "chip_seed": layers[0].chip_seed,
-        "skip_layers": [i for i in range(n_layers) if i not in on_arrays],
-    }
-    setattr(model.config, CONFIG_KEY, record)

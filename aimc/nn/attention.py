@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -21,7 +22,7 @@ PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
 
 
-class Cells(Protocol):
+class LayerCache(Protocol):
     """One layer's part of a cache, see :class:`aimc.nn.cache.GainCellLayer`."""
 
     def open(self, attention: GainCellAttention, key: Tensor) -> KVArrays:
@@ -49,17 +50,26 @@ class GainCellAttention(nn.Module):
         layer: index of the layer in its model, part of every cell's address.
         sliding_window: tokens that this layer sees, where its model lets it see fewer than the hardware's window; None:
             all of them.
+        n_layers: of its model: how many steps a token takes, where the hardware leaves the time of a token to the
+            model. None: not known, and such hardware cannot leak.
 
     Raises:
         ConfigError: `sliding_window` is longer than the hardware's sub-tile and no multiple of it.
     """
 
     def __init__(
-        self, n_heads: int, n_kv_heads: int, hardware: Hardware, layer: int, sliding_window: int | None = None
+        self,
+        n_heads: int,
+        n_kv_heads: int,
+        hardware: Hardware,
+        layer: int,
+        sliding_window: int | None = None,
+        n_layers: int | None = None,
     ):
         super().__init__()
         self.layer = layer
         self.sliding_window = sliding_window
+        self.n_layers = n_layers
         self.chip_seed: int | None = None
         """Which chip this runs on; None: chip 0. It matters only to what differs from cell to cell and from column to
         column."""
@@ -68,7 +78,7 @@ class GainCellAttention(nn.Module):
         self.observer: Observer | None = None
         """Called with scaled q, k, v, the output, and (if `observe_details`) what happened inside."""
         self.observe_details = False
-        self.cells: Cells | None = None
+        self.layer_cache: LayerCache | None = None
         """What earlier tokens have written, and the next are written to; set by the model's cache for one pass. None:
         the tokens are all."""
         rest_v = hardware.cell.offset_v
@@ -92,13 +102,16 @@ class GainCellAttention(nn.Module):
 
     @property
     def hardware(self) -> Hardware:
-        """What the model runs on; this layer's own arrays may be shorter, see :attr:`machine`."""
-        return self._hardware
+        """What the model runs on, a copy; this layer's own arrays may be shorter, and their token time is filled in,
+        see :attr:`machine`."""
+        return copy.deepcopy(self._hardware)
 
     @hardware.setter
     def hardware(self, hardware: Hardware) -> None:
+        hardware = copy.deepcopy(hardware)  # whoever gave it may go on to change it
         self.machine = self.machine_on(hardware)
-        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays."""
+        """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays, and a token
+        takes a step a layer of this model where the hardware leaves its time open."""
         self._hardware = hardware
         if hardware.activation != "softmax":
             self.score_gain = self.memory_key = self.memory_value = None
@@ -108,11 +121,15 @@ class GainCellAttention(nn.Module):
 
     def machine_on(self, hardware: Hardware) -> Hardware:
         """What this layer's arrays would be on `hardware`: as many slots as its sliding window has tokens, in one
-        sub-tile where that is shorter than one.
+        sub-tile where that is shorter than one; and the time of a token, where that is left to the model.
 
         Raises:
             ConfigError: a sliding window of more than one sub-tile and no whole number of them.
         """
+        leakage = hardware.leakage
+        if leakage.token_time_s is None and self.n_layers is not None:
+            token_time_s = self.n_layers * leakage.step_latency_s
+            hardware = replace(hardware, leakage=replace(leakage, token_time_s=token_time_s))
         array, window = hardware.array, self.sliding_window
         if window is None or window >= array.window:
             return hardware
@@ -154,8 +171,10 @@ class GainCellAttention(nn.Module):
         )
         details = None
         result: Tensor | tuple[Tensor, Details]
-        if self.cells is not None:
-            result = decode(query, key, value, self.cells.open(self, key), scaling=scaling, key_padding=key_padding)
+        if self.layer_cache is not None:
+            result = decode(
+                query, key, value, self.layer_cache.open(self, key), scaling=scaling, key_padding=key_padding
+            )
         else:
             result = gain_cell_attention(
                 query,

@@ -39,7 +39,7 @@ class GainCellLayer(CacheLayerMixin):
             self.lazy_initialization(key, key)
             self.arrays = attention.new_arrays(key)
             self.arrays.refresh_every = self.refresh_every
-        n_tokens, window = self.get_seq_length() + key.shape[2], attention.hardware.array.window
+        n_tokens, window = self.get_seq_length() + key.shape[2], attention._hardware.array.window
         if n_tokens > window and key.shape[2] > 1:  # a prompt; that text which is being written wraps is no surprise
             _say_that_tokens_are_gone(n_tokens, window)
         self._handed_on = False
@@ -167,7 +167,7 @@ class GainCellCache(Cache):
         cache.__dict__.update(cls(model).__dict__)
         cache.__class__ = cls
 
-    def cells_for(self, arrays: list[GainCellAttention]) -> dict[int, GainCellLayer]:
+    def layers_for(self, arrays: list[GainCellAttention]) -> dict[int, GainCellLayer]:
         """The part of each layer on arrays, by its number; a layer may stand there twice (peft keeps the original
         beside its copy).
 
@@ -193,6 +193,11 @@ class GainCellCache(Cache):
         for layer in self.gain_cell_layers:
             if layer.arrays is not None:
                 layer.arrays.wait(seconds)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no layer on arrays has seen a token."""
+        return all(layer.arrays is None for layer in self.gain_cell_layers)
 
     @property
     def n_written(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 import aimc
 import aimc.nn.attention
 import benchmarks.__main__ as program
-from aimc.models.hook import hardware_of
+from aimc.models.arrays import hardware_of
 from benchmarks import decoding, models, operators
 from benchmarks.aims import CPU_AIMS, Aim
 from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, CheckError, Result

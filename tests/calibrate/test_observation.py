@@ -12,7 +12,7 @@ from transformers import GPT2LMHeadModel
 import aimc
 from aimc.calibrate.observation import analog_moments, digital_moments, observing, observing_digital, run_batches
 from aimc.hardware import Hardware
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from tests.conftest import tiny_gpt2
 
 

@@ -15,7 +15,7 @@ from aimc import presets
 from aimc.calibrate.ranges import calibrate_ranges
 from aimc.hardware import Array, Hardware, Leakage, Noise, Protection
 from aimc.models import llama2c
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import REPOSITORY
 from tests.tiny_models import FAMILIES, POSITIONS, ids, tiny_model
 
@@ -126,7 +126,7 @@ def test_protected_tokens_rescue_noisy_arrays() -> None:
         noise=Noise(write_v=0.08, mismatch_gain=0.3),
     )
     model = calibrated(reference, noisy)
-    aimc.models.hook.set_generator(model, torch.Generator().manual_seed(0))
+    aimc.models.arrays.set_generator(model, torch.Generator().manual_seed(0))
     bare = error(model, reference)
     errors = []
     for n_recent in (8, 32):

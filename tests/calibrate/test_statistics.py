@@ -16,7 +16,7 @@ import aimc
 from aimc.calibrate.observation import Moments, analog_moments, digital_moments
 from aimc.calibrate.statistics import RANGE_IN_STD
 from aimc.hardware import Hardware
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from tests.conftest import tiny_gpt2
 
 Batches = list[torch.Tensor]

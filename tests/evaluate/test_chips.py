@@ -9,7 +9,7 @@ from transformers import GPT2LMHeadModel
 import aimc
 from aimc.evaluate.chips import chips_of, is_random
 from aimc.hardware import Hardware, Noise
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.static import Static
 from tests.tiny_models import ids, tiny_model
 
@@ -20,7 +20,7 @@ NOISE = Noise(mismatch_gain=0.3, read_qk=0.1)
 def converted(model: GPT2LMHeadModel, hardware: Hardware) -> GPT2LMHeadModel:
     aimc.convert(model, hardware)
     aimc.set_chip(model, 7)
-    aimc.models.hook.set_generator(model, torch.Generator().manual_seed(5))
+    aimc.models.arrays.set_generator(model, torch.Generator().manual_seed(5))
     return model
 
 

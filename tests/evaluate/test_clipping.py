@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 import aimc
 from aimc.hardware import Hardware, Protection
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 
 
 def seen_in_one_layer(model: GPT2LMHeadModel, **inputs: torch.Tensor) -> dict[str, object]:

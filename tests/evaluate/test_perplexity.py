@@ -16,7 +16,7 @@ from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Hardware, Noise
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays
 from tests.tiny_models import ids, tiny_model
 

@@ -15,7 +15,7 @@ from aimc.evaluate.design import Design
 from aimc.evaluate.perplexity import Perplexity
 from aimc.evaluate.tradeoff import Point, _mark_front, sweep
 from aimc.hardware import ConfigError, Noise
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays, tiny_gpt2
 
 

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, PreT
 
 import aimc
 from aimc.hardware import HARDWARE_VERSION, Array, Hardware
+from aimc.models.arrays import gain_cell_layers, hardware_of, set_generator
 from aimc.models.checkpoint import is_converted
-from aimc.models.hook import gain_cell_layers, hardware_of, set_generator
 from tests.conftest import REPOSITORY
 from tests.tiny_models import FAMILIES, ids, tiny_model
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 import aimc
 from aimc import presets
 from aimc.hardware import Hardware
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.static import Static
 from tests.conftest import POSITIONS, VOCABULARY, tiny_gpt2
 from tests.tiny_models import FAMILIES, tiny_model
@@ -119,7 +119,10 @@ def test_token_time_comes_from_the_model(hardware: Hardware) -> None:
     hardware.leakage.token_time_s, hardware.leakage.step_latency_s = None, 65e-9
     model = tiny_gpt2(n_layer=3)
     aimc.convert(model, hardware, skip_layers=[1])
-    assert aimc.models.hook.hardware_of(model).leakage.token_time_s == pytest.approx(3 * 65e-9)
+    assert aimc.models.machine_of(model).leakage.token_time_s == pytest.approx(3 * 65e-9)
+    assert [layer.machine.leakage.token_time_s for _, layer in gain_cell_layers(model)] == pytest.approx(
+        [3 * 65e-9] * 2
+    )
     assert hardware.leakage.token_time_s is None
 
 

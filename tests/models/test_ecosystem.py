@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import aimc
 from aimc.hardware import Array, Hardware, Noise
-from aimc.models.hook import gain_cell_layers, hardware_of, is_digital, set_generator
+from aimc.models.arrays import gain_cell_layers, hardware_of, has_arrays, set_generator
 from aimc.nn.cache import GainCellCache
 from tests.nn.test_cache import converted, greedy, machine, recomputed, softmax_machine, tokens, whole
 from tests.tiny_models import tiny_model
@@ -257,7 +257,7 @@ def test_lora(family: str, activation: str, train_scalers: bool, tmp_path: Path)
     torch.testing.assert_close(whole(merged, ids), logits, rtol=0, atol=1e-4)
     merged.save_pretrained(tmp_path / "merged")
     assert_same_state(aimc.from_pretrained(tmp_path / "merged"), merged)
-    assert is_digital(aimc.to_digital(merged))
+    assert not has_arrays(aimc.to_digital(merged))
 
 
 @every_family

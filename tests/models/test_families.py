@@ -20,8 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import aimc
 from aimc.hardware import ConfigError, Hardware
+from aimc.models.arrays import gain_cell_layers
 from aimc.models.families import attention_layers
-from aimc.models.hook import gain_cell_layers
 from aimc.nn.attention import PARTS
 from tests.tiny_models import (
     FAMILIES,

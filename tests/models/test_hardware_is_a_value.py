@@ -11,7 +11,7 @@ from transformers import GPT2LMHeadModel
 
 import aimc
 from aimc.hardware import Array, ConfigError, Hardware
-from aimc.models.hook import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.tiny_models import ids, tiny_model
 
 

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, StoppingCriteria, Stoppi
 import aimc
 from aimc import presets
 from aimc.hardware import Array, ConfigError, Converter, Hardware, Leakage, Noise, Protection
-from aimc.models.hook import gain_cell_layers, set_generator
+from aimc.models.arrays import gain_cell_layers, set_generator
 from aimc.nn.cache import GainCellCache
 from tests.conftest import shared_model
 from tests.tiny_models import FAMILIES, tiny_model
@@ -154,7 +154,9 @@ def test_pretrained_tiny_stories() -> None:
 
 def test_the_shipped_model() -> None:
     model = aimc.from_pretrained("checkpoints/shipped/finetuned").eval()
-    aimc.set_hardware(model, replace(aimc.models.hook.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE))
+    aimc.set_hardware(
+        model, replace(aimc.models.arrays.hardware_of(model), array=Array(window=64, rows=16), noise=NOISE)
+    )
     ids = torch.randint(3, 2048, (2, 192), generator=torch.Generator().manual_seed(7))
     mask = torch.ones_like(ids)
     mask[1, :70] = 0
@@ -408,7 +410,7 @@ def test_a_failed_pass_leaves_no_cache_behind() -> None:
         expected = whole(model, ids)
         with pytest.raises(ValueError, match="batch of"):
             model(ids[:1, 5:6], past_key_values=model(ids[:, :5], use_cache=True).past_key_values)
-    assert all(layer.cells is None for _, layer in gain_cell_layers(model))
+    assert all(layer.layer_cache is None for _, layer in gain_cell_layers(model))
     torch.testing.assert_close(whole(model, ids), expected)
 
 
@@ -515,3 +517,35 @@ def test_hardware_does_not_run_backwards() -> None:
     with pytest.raises(ValueError, match="forwards in time"):
         cache.wait(-1.0)
     assert [b - a for a, b in pairwise(layer.arrays.now for layer in cache.gain_cell_layers)] == [0.0]
+
+
+def test_a_decoded_token_walks_over_no_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers on arrays are looked for when a text begins; a large model has thousands of modules."""
+    model = converted()
+    cache = GainCellCache(model)
+    with torch.no_grad():
+        model(torch.ones(1, 3, dtype=torch.long), past_key_values=cache, use_cache=True)
+        walks, walk = [], torch.nn.Module.named_modules
+
+        def counted(self: torch.nn.Module, *args: object, **kwargs: object) -> object:
+            walks.append(type(self).__name__)
+            return walk(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.nn.Module, "named_modules", counted)  # what modules() walks with, too
+        for _ in range(5):
+            model(torch.ones(1, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    assert cache.n_written == 8 and walks == []
+
+
+def test_layers_that_changed_between_two_texts_are_found() -> None:
+    """peft puts copies in place of layers that the decoder remembers."""
+    model = converted(hardware=replace(machine(), noise=Noise()))
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        expected = model.generate(ids, max_new_tokens=4, do_sample=False)
+        for block in model.model.layers:
+            block.self_attn.gain_cell = copy.deepcopy(block.self_attn.gain_cell)
+        assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), expected)
+        cache = GainCellCache(model)
+        model(ids, past_key_values=cache, use_cache=True)
+        assert cache.n_written == 8

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from transformers import AutoTokenizer, PreTrainedModel
 
 from aimc.hardware import Noise
-from aimc.models.hook import hardware_of, set_chip, set_hardware
+from aimc.models.arrays import hardware_of, set_chip, set_hardware
 from tests.conftest import REPOSITORY
 from tests.train.conftest import compose_config
 from train.configs import checked

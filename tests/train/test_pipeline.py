@@ -136,7 +136,7 @@ def test_the_models_load_and_have_the_measured_perplexity(done: Path) -> None:
 
 def test_cells_are_linear_then_nonlinear(done: Path) -> None:
     cells = {
-        stage: aimc.models.hook.hardware_of(aimc.from_pretrained(done / FOLDERS[stage])).cell
+        stage: aimc.models.arrays.hardware_of(aimc.from_pretrained(done / FOLDERS[stage])).cell
         for stage in ("linear", "adapt", "finetune")
     }
     assert cells["linear"].coefficients == [0.0, presets.LINEAR_SLOPE]

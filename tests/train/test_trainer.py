@@ -129,7 +129,7 @@ def test_the_log_of_a_converted_model(base: Path) -> None:
     # What is logged last is what stands in the checkpoint.
     scales = [
         layer.scaler("key").scale.detach()
-        for _, layer in aimc.models.hook.gain_cell_layers(aimc.from_pretrained(base / "linear"))
+        for _, layer in aimc.models.arrays.gain_cell_layers(aimc.from_pretrained(base / "linear"))
     ]
     assert lines[-1]["scaler/key_scale"] == pytest.approx(torch.stack(scales).mean().item(), rel=1e-6)
     assert lines[0]["scaler/key_scale"] != lines[-1]["scaler/key_scale"]

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("aihwkit")
 
 import aimc
-from aimc.models.hook import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers
 from aimc.static import static_layers
 from tests.conftest import REPOSITORY
 from tests.train.conftest import command, compose_config, same_weights, weights_of

@@ -1,0 +1,115 @@
+"""What a converted model says about its arrays, and how they are changed: hardware, chip, source of noise, record."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from aimc.hardware import Hardware
+from aimc.nn.attention import GainCellAttention
+
+CONFIG_KEY = "aimc"
+"""Where the hardware stands in `config.json`."""
+
+
+def gain_cell_layers(model: nn.Module) -> Iterator[tuple[str, GainCellAttention]]:
+    """Name and module of every converted layer, in order."""
+    for name, module in model.named_modules():
+        if isinstance(module, GainCellAttention):
+            yield name, module
+
+
+def has_arrays(model: nn.Module) -> bool:
+    """Whether some layer of the model runs on arrays."""
+    return next(gain_cell_layers(model), None) is not None
+
+
+def is_digital(model: nn.Module) -> bool:
+    """Deprecated: :func:`has_arrays` is its truthful opposite, for a model without arrays may have static tiles."""
+    warnings.warn(
+        "is_digital(model) calls a model with static tiles digital; use not aimc.models.has_arrays(model)",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return not has_arrays(model)
+
+
+def hardware_of(model: PreTrainedModel) -> Hardware:
+    """The hardware that a converted model was given: a copy, which changes nothing until :func:`set_hardware` has it.
+
+    `leakage.token_time_s` is None where it was left to the model; see :func:`machine_of`.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    for _, layer in gain_cell_layers(model):
+        return layer.hardware
+    raise ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
+
+
+def machine_of(model: PreTrainedModel) -> Hardware:
+    """:func:`hardware_of`, with the time of a token filled in where it was left to the model: a step in each layer.
+
+    Raises:
+        ValueError: the model is not converted.
+    """
+    hardware = hardware_of(model)
+    leakage = hardware.leakage
+    if leakage.token_time_s is not None:
+        return hardware
+    return replace(hardware, leakage=replace(leakage, token_time_s=n_layers_of(model) * leakage.step_latency_s))
+
+
+def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
+    """Put a converted model on a copy of other hardware, keeping its weights and scalers; refused, nothing changes.
+
+    The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it
+    goes, and start anew when it comes back.
+
+    Raises:
+        ValueError: the model is not converted. :class:`aimc.hardware.ConfigError`: the arrays do not fit a layer's
+            sliding window.
+    """
+    hardware_of(model)
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    for layer in layers:
+        layer.machine_on(hardware)  # all are checked before one is changed
+    for layer in layers:
+        layer.hardware = hardware
+    write_record(model)
+
+
+def set_chip(model: PreTrainedModel, seed: int | None) -> None:
+    """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0."""
+    for _, layer in gain_cell_layers(model):
+        layer.chip_seed = seed
+    if has_arrays(model):
+        write_record(model)
+
+
+def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> None:
+    """Choose the source of write and read noise; None: torch's global generator."""
+    for _, layer in gain_cell_layers(model):
+        layer.generator = generator
+
+
+def n_layers_of(model: PreTrainedModel) -> int:
+    """Layers of the decoder, on arrays or not: a token takes one step in each."""
+    return model.config.get_text_config(decoder=True).num_hidden_layers
+
+
+def write_record(model: PreTrainedModel) -> None:
+    """Note in the model's config what :func:`aimc.from_pretrained` needs to build the same machine again."""
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    on_arrays = {layer.layer for layer in layers}
+    record = {
+        **hardware_of(model).to_dict(),
+        "chip_seed": layers[0].chip_seed,
+        "skip_layers": [i for i in range(n_layers_of(model)) if i not in on_arrays],
+    }
+    setattr(model.config, CONFIG_KEY, record)
