@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +15,13 @@ from transformers import (
 
 import aimc
 from aimc.hardware import Hardware
+from aimc.models.checkpoint import is_converted
 from aimc.models.families import attention_layers
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 
 from .errors import RunError
-from .pretrained import is_converted, load_digital
+from .pretrained import load_digital
 
 if TYPE_CHECKING:
     from .schema import ModelConfig, StaticConfig
@@ -117,7 +117,7 @@ def load_any(folder: str) -> PreTrainedModel:
             f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
         )
     try:
-        converted = is_converted(json.loads(config_file.read_text(encoding="utf-8")))
+        converted = is_converted(folder)
     except ValueError as error:
-        raise RunError(f"checkpoint={folder}: config.json is damaged ({error}); use another copy") from error
+        raise RunError(f"checkpoint={error}") from error
     return load_analog(Path(folder)) if converted else load_digital(folder, "checkpoint")

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -22,8 +21,8 @@ from transformers import (
 )
 
 from aimc.models import llama2c
-from aimc.models.checkpoint import _hub_answers
-from aimc.models.substrates import substrates
+from aimc.models.checkpoint import is_converted
+from aimc.models.hub import hub_answers, quiet_libraries
 
 from .errors import RunError
 
@@ -48,7 +47,7 @@ def config_of(source: str, setting: str = "model.source") -> PretrainedConfig:
         if checkpoint is not None:
             return llama2c.load_config(checkpoint)
         config = AutoConfig.from_pretrained(source, **where(source))
-    if is_converted(config.to_dict()):
+    if is_converted(config):
         raise RunError(
             f"{setting}={source}: a converted model, whose gain-cell arrays or static tiles a digital model has not;"
             " read as one it would lose them without a word, and whatever is compared with it would be wrong; give the"
@@ -103,11 +102,6 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def is_converted(config: dict[str, Any]) -> bool:
-    """Whether a `config.json` tells of gain-cell arrays or static tiles."""
-    return any(config.get(substrate.record_key) is not None for substrate in substrates())
-
-
 @cache
 def where(source: str) -> dict[str, bool]:
     """The options with which transformers looks for `source`: only in earlier downloads where the hub does not answer.
@@ -117,7 +111,7 @@ def where(source: str) -> dict[str, bool]:
     if Path(source).exists():
         return {}
     try:
-        return {} if _hub_answers(source) else {"local_files_only": True}
+        return {} if hub_answers(source) else {"local_files_only": True}
     except FileNotFoundError:  # a path, not a name
         return {"local_files_only": True}
 
@@ -127,7 +121,8 @@ def _told(source: str, setting: str) -> Iterator[None]:
     """Whatever goes wrong with a source on one line: missing, damaged, no network; the library raises a different kind
     for each."""
     try:
-        yield
+        with quiet_libraries():
+            yield
     except Exception as error:
         if not Path(source).exists() and where(source):
             raise RunError(
