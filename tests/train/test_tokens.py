@@ -108,7 +108,7 @@ def test_a_killed_tokenisation_goes_on_where_it_was(tmp_path: Path, monkeypatch:
         written.append(data["documents"])
         write_json(path, data)
 
-    monkeypatch.setattr(tokens, "documents", original)
+    monkeypatch.setattr(corpus, "documents", original)
     monkeypatch.setattr(tokens, "write_json", noted)
     tokens.prepare(settings(folder, tmp_path / "cut"), None, 32)
     assert written == [40, 48, 56, 60, 60]  # from the 33rd document on
@@ -121,7 +121,7 @@ def test_a_killed_tokenisation_goes_on_where_it_was(tmp_path: Path, monkeypatch:
 def test_finished_tokens_are_reopened_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(write_text_folder(tmp_path / "text"), tmp_path / "cache")
     first = tokens.prepare(config, None, 32)
-    monkeypatch.setattr(tokens, "documents", lambda config: pytest.fail("the text was read again"))
+    monkeypatch.setattr(corpus, "documents", lambda config: pytest.fail("the text was read again"))
     second = tokens.prepare(config, None, 32)
     assert second.tensor("train").equal(first.tensor("train"))
 
