@@ -41,7 +41,7 @@ _MOVED = {
     "checkpoint": "aimc.models.checkpoint",
     "conversion": "aimc.models.conversion",
     "families": "aimc.models.families",
-    "hf": "aimc.models.hook",
+    "hf": "aimc.models.arrays",
     "llama2c": "aimc.models.llama2c",
     "ranges": "aimc.calibrate.ranges",
     "record": "aimc.calibrate.observation",

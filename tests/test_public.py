@@ -64,3 +64,21 @@ def test_an_unknown_module_is_unknown() -> None:
     for name in ("aimc.nonsense", "aimc.models.hf", "aimc.hf.nonsense"):
         with pytest.raises(ModuleNotFoundError):
             importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("hf", "gain_cell_layers hardware_of is_digital set_chip set_generator set_hardware"),
+        ("config", "Array Cell Converter Hardware Leakage Noise Protection"),
+        ("conversion", "ConversionReport convert to_digital"),
+        ("design", "Design"),
+        ("explore", "Point Tradeoff sweep"),
+        ("plot_circuit", "tradeoff retention noise_budget"),
+    ],
+)
+def test_an_old_module_has_the_names_that_people_took_from_it(module: str, names: str) -> None:
+    with pytest.warns(DeprecationWarning):
+        sys.modules.pop(f"aimc.{module}", None)
+        old = importlib.import_module(f"aimc.{module}")
+    assert [name for name in names.split() if not hasattr(old, name)] == []
