@@ -64,33 +64,21 @@ def require_convertible(model: PreTrainedModel) -> None:
         raise RunError(str(error)) from error
 
 
-def onto_arrays(model: PreTrainedModel, hardware: Hardware) -> str:
+def converted(model: PreTrainedModel, config: Hardware | Static) -> str:
     """:func:`aimc.convert`, in place; returns its report.
 
     Raises:
-        RunError: the model's attention cannot go onto these arrays.
+        RunError: the model cannot go onto this hardware, or aihwkit is not installed.
     """
     try:
-        return str(aimc.convert(model, hardware))
-    except ValueError as error:
+        return str(aimc.convert(model, config))
+    except (ValueError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
 
 
 def static_from(static: StaticConfig) -> Static:
     """The library's configuration of static tiles."""
     return Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)
-
-
-def onto_tiles(model: PreTrainedModel, static: StaticConfig) -> str:
-    """Linear layers onto static tiles, in place; returns the report of :func:`aimc.convert`.
-
-    Raises:
-        RunError: the tiles cannot be made, or aihwkit is not installed.
-    """
-    try:
-        return str(aimc.convert(model, static_from(static)))
-    except (ValueError, MissingAihwkit) as error:
-        raise RunError(str(error)) from error
 
 
 def load_analog(folder: Path) -> PreTrainedModel:
@@ -117,7 +105,7 @@ def load_any(folder: str) -> PreTrainedModel:
             f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
         )
     try:
-        converted = is_converted(folder)
+        analog = is_converted(folder)
     except ValueError as error:
         raise RunError(f"checkpoint={error}") from error
-    return load_analog(Path(folder)) if converted else load_digital(folder, "checkpoint")
+    return load_analog(Path(folder)) if analog else load_digital(folder, "checkpoint")

@@ -49,7 +49,11 @@ def hardware_of(model: PreTrainedModel) -> Hardware:
     """
     for _, layer in gain_cell_layers(model):
         return layer.hardware
-    raise ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
+    raise _not_converted(model)
+
+
+def _not_converted(model: nn.Module) -> ValueError:
+    return ValueError(f"this {type(model).__name__} has no gain-cell layer; call aimc.convert(model, hardware) first")
 
 
 def machine_of(model: PreTrainedModel) -> Hardware:
@@ -75,8 +79,9 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
         ValueError: the model is not converted. :class:`aimc.hardware.ConfigError`: the arrays do not fit a layer's
             sliding window.
     """
-    hardware_of(model)
     layers = [layer for _, layer in gain_cell_layers(model)]
+    if not layers:
+        raise _not_converted(model)
     for layer in layers:
         layer.machine_on(hardware)  # all are checked before one is changed
     for layer in layers:

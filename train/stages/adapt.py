@@ -17,13 +17,13 @@ def run(run: Run) -> StageResult:
 
     import aimc
 
-    from ..models import onto_arrays
+    from ..models import converted
 
     hardware, settings = run.config.hardware, run.config.stage
     reference = run.model_of("linear")
     result = StageResult(copy.deepcopy(reference))
     naive = run.model_of("digital")
-    onto_arrays(naive, hardware)
+    converted(naive, hardware)
     result.perplexity["nonlinear cell, straight from digital"] = run.measure(naive)
     aimc.set_hardware(result.model, hardware)
     curve: list[dict[str, float]] = []

@@ -15,11 +15,11 @@ def run(run: Run) -> StageResult:
     """Put the rest on tiles and train everything together."""
     import aimc
 
-    from ..models import onto_tiles
+    from ..models import converted, static_from
 
     result = StageResult(run.model_of("finetune"))
     aimc.set_hardware(result.model, run.config.hardware)
-    run.say(onto_tiles(result.model, run.config.static))
+    run.say(converted(result.model, static_from(run.config.static)))
     aimc.static.calibrate_input_ranges(result.model, run.batches())
     _after_a_day(run, result, "static tiles, untrained")
     result.history = run.train(result.model, teacher=run.teacher())

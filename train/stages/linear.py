@@ -18,11 +18,11 @@ def run(run: Run) -> StageResult:
 
     import aimc
 
-    from ..models import onto_arrays
+    from ..models import converted
 
     reference = run.model_of("digital")
     result = StageResult(copy.deepcopy(reference))
-    run.say(onto_arrays(result.model, linearised(run.config.hardware)))
+    run.say(converted(result.model, linearised(run.config.hardware)))
     result.perplexity["linear cell, published start"] = run.measure(result.model)
     if run.config.stage.start == "statistics":
         report = aimc.initialise_scalers(result.model, reference, run.batches())

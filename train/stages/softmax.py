@@ -20,13 +20,13 @@ def run(run: Run) -> StageResult:
 
     import aimc
 
-    from ..models import onto_arrays
+    from ..models import converted
 
     reference = run.model_of("digital")
     result = StageResult(reference)
     for name, (hardware, settings) in _machines(run.config.hardware).items():
         result.model = copy.deepcopy(reference)
-        onto_arrays(result.model, hardware)
+        converted(result.model, hardware)
         report = aimc.calibrate_ranges(result.model, reference, run.batches(), **settings)
         run.say(f"  {name}: {report}")
         result.perplexity[name] = run.measure(result.model)
