@@ -5,27 +5,36 @@ library alone. The defaults are the off values, so that `Hardware()` is the mach
 clip ranges.
 """
 
-from aimc.hardware.array import Array
+from aimc.hardware.array import FULL_SCALES, Array
 from aimc.hardware.cell import GRADIENTS, Cell
 from aimc.hardware.checks import ConfigError
-from aimc.hardware.converter import CODINGS, Converter
+from aimc.hardware.converter import CODINGS, SPACINGS, Converter
+from aimc.hardware.features import ROTATIONS, Features
 from aimc.hardware.hardware import ACTIVATIONS, BACKENDS, HARDWARE_VERSION, Hardware
 from aimc.hardware.leakage import Leakage
 from aimc.hardware.noise import Noise
 from aimc.hardware.protection import Protection
+from aimc.hardware.pruning import RECOMPUTED, SELECTIONS, Pruning
 
 __all__ = [
     "ACTIVATIONS",
     "BACKENDS",
     "CODINGS",
+    "FULL_SCALES",
     "GRADIENTS",
     "HARDWARE_VERSION",
+    "RECOMPUTED",
+    "ROTATIONS",
+    "SELECTIONS",
+    "SPACINGS",
     "Array",
     "Cell",
     "ConfigError",
     "Converter",
+    "Features",
     "Hardware",
     "Leakage",
     "Noise",
     "Protection",
+    "Pruning",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aimc.hardware.checks import check_fields, require, require_positive
+from aimc.hardware.checks import check_fields, require, require_choice, require_positive
+
+FULL_SCALES = ("global", "layer", "head")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,6 +21,9 @@ class Array:
     """S_sat, charge in signal units at which the charge-to-pulse circuit gives its longest pulse."""
     saturation_av: float = 40.0
     """A_sat, charge in signal units at which a sub-tile's counter is full."""
+    full_scales: str = "global"
+    """For how many heads one reference serves: `global`: S_sat and A_sat as they are, on the whole chip; `layer`,
+    `head`: times a factor of each layer or query head, which the model's layers hold and calibration sets."""
 
     def __post_init__(self) -> None:
         check_fields(self, "array")
@@ -35,6 +40,7 @@ class Array:
         )
         require_positive("array.saturation_qk", self.saturation_qk, "signal units")
         require_positive("array.saturation_av", self.saturation_av, "signal units")
+        require_choice("array.full_scales", self.full_scales, FULL_SCALES)
 
     @property
     def n_tiles(self) -> int:

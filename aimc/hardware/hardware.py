@@ -10,15 +10,18 @@ from aimc.hardware.array import Array
 from aimc.hardware.cell import Cell
 from aimc.hardware.checks import check_fields, require, require_choice
 from aimc.hardware.converter import Converter
+from aimc.hardware.features import Features
 from aimc.hardware.leakage import Leakage
 from aimc.hardware.noise import Noise
 from aimc.hardware.protection import Protection
+from aimc.hardware.pruning import Pruning
 
-HARDWARE_VERSION = 3
+HARDWARE_VERSION = 4
 """Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and
-step latency; version 3 the leak target, the spread of retention times and the converters' nonlinearity."""
+step latency; version 3 the leak target, the spread of retention times and the converters' nonlinearity; version 4 level
+positions, full scales per head, freedoms of the features and pruning."""
 
-ACTIVATIONS = ("hard_sigmoid", "softmax")
+ACTIVATIONS = ("hard_sigmoid", "softmax", "pruned_softmax")
 BACKENDS = ("auto", "eager", "blocked", "triton")
 
 T = TypeVar("T")
@@ -44,13 +47,20 @@ class Hardware:
     """Random non-idealities; all off by default."""
     activation: str = "hard_sigmoid"
     """`hard_sigmoid`: the charge-to-pulse circuit, φ = clip(S/S_sat, 0, 1). `softmax`: scores through `score_adc`,
-    softmax in digital, probabilities through `probability_dac` as pulses into the second array."""
+    softmax in digital, probabilities through `probability_dac` as pulses into the second array. `pruned_softmax`: the
+    scores only select tokens, see `pruning`, and attention over those is digital."""
     score_adc: Converter = field(default_factory=lambda: Converter(v_min=-1.0, v_max=1.0, coding="sign_magnitude"))
-    """Charge of the first array to a number, in units of `array.saturation_qk`; used only by `softmax`."""
+    """Charge of the first array to a number, in units of `array.saturation_qk`; used only by `softmax` and
+    `pruned_softmax`."""
     probability_dac: Converter = field(default_factory=Converter)
     """Probability to pulse width, as a fraction of the longest pulse; used only by `softmax`."""
     protection: Protection = field(default_factory=Protection)
     """Tokens kept digital; none by default."""
+    features: Features = field(default_factory=Features)
+    """Exact freedoms of softmax attention that are taken before the arrays; none by default, and none with the hard
+    sigmoid."""
+    pruning: Pruning = field(default_factory=Pruning)
+    """How `pruned_softmax` selects; used only by it."""
     backend: str = "auto"
     """`auto` (chosen by device and features), or one implementation by name: `eager` (the reference), `blocked`
     (PyTorch, any device), `triton` (NVIDIA GPUs). All compute the same."""
@@ -74,7 +84,7 @@ class Hardware:
             f"a cell leaks to a voltage between ground and cell.supply_v={self.cell.supply_v}",
             "use 0 for ground, the supply, or null (None) for the cell's rest voltage",
         )
-        signed = self.activation == "softmax"
+        signed = self.has_softmax
         require(
             self.input_dac.v_min >= (-1 if signed else 0) and self.input_dac.v_max <= 1,
             "input_dac.v_min, input_dac.v_max",
@@ -83,7 +93,7 @@ class Hardware:
             + (
                 ", negative where it is read with opposite polarity"
                 if signed
-                else "; negative pulses need activation='softmax'"
+                else "; negative pulses need activation='softmax' or 'pruned_softmax'"
             ),
             f"set the range inside [{-1 if signed else 0}, 1]",
         )
@@ -94,6 +104,42 @@ class Hardware:
             "a probability becomes a pulse between none and the longest",
             "set v_min to 0 and v_max to at most 1",
         )
+        require(
+            self.has_softmax or not self.features.is_on,
+            "features",
+            self.features,
+            "centring and rotation leave a softmax unchanged, not the hard sigmoid, which sees each score by itself",
+            "use activation='softmax' or 'pruned_softmax', or leave features at its defaults",
+        )
+        self._check_spacing()
+
+    def _check_spacing(self) -> None:
+        for name in ("input_dac", "readout", "score_adc", "probability_dac"):
+            require(
+                getattr(self, name).spacing != "equal_charge",
+                f"{name}.spacing",
+                "equal_charge",
+                "only what is stored in a cell gives a charge",
+                "use 'uniform' or 'listed'",
+            )
+        dac, cell = self.storage_dac, self.cell
+        if dac.spacing != "equal_charge":
+            return
+        steps = [dac.v_min + (dac.v_max - dac.v_min) * i / 64 - cell.offset_v for i in range(65)]
+        slopes = [sum(i * c * u ** (i - 1) for i, c in enumerate(cell.coefficients) if i) for u in steps]
+        require(
+            all(slope > 0 for slope in slopes),
+            "storage_dac.spacing",
+            dac.spacing,
+            f"the charge of this cell does not rise all the way from storage_dac.v_min={dac.v_min} to"
+            f" storage_dac.v_max={dac.v_max}, so a charge does not say which voltage to write",
+            "narrow the range to where it rises, or use 'uniform'",
+        )
+
+    @property
+    def has_softmax(self) -> bool:
+        """Whether a softmax, of all or of selected tokens, follows the first array."""
+        return self.activation != "hard_sigmoid"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, with the version; what `config.json` carries under `aimc`."""
@@ -126,7 +172,7 @@ def _only_new_fields(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-_MIGRATIONS = (_only_new_fields, _only_new_fields)
+_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields)
 """One step per version, from version 1 on: each takes the fields of its version to those of the next."""
 
 

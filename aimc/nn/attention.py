@@ -167,7 +167,12 @@ class GainCellAttention(nn.Module):
             for line in (self.memory_key, self.memory_value)
         ]
         scaling = Scaling(
-            self.query_scaler.affine, self.key_scaler.affine, self.value_scaler.affine, self.score_gain, *lines
+            self.query_scaler.affine,
+            self.key_scaler.affine,
+            self.value_scaler.affine,
+            self.score_gain,
+            memory_key=lines[0],
+            memory_value=lines[1],
         )
         details = None
         result: Tensor | tuple[Tensor, Details]

@@ -80,7 +80,7 @@ def gain_cell_attention(
     if not details:
         return attend(call)
     out, reads = _eager(call)
-    return out, details_of(reads, out, hardware.array)
+    return out, details_of(reads, out, call.heads.full_scale_qk(call.scaling))
 
 
 def attend(call: Call) -> Tensor:
@@ -133,6 +133,11 @@ def _only_eager(hardware: Hardware) -> str | None:
     """What of the hardware the fused backends do not have."""
     if hardware.activation != "hard_sigmoid":
         return f"activation={hardware.activation!r}"
+    for name in ("input_dac", "storage_dac", "readout"):
+        if getattr(hardware, name).spacing != "uniform":
+            return f"{name}.spacing={getattr(hardware, name).spacing!r}"
+    if hardware.array.full_scales != "global":
+        return f"array.full_scales={hardware.array.full_scales!r}"
     if hardware.protection.is_on:
         return "protected tokens (hardware.protection)"
     if hardware.noise.tau_spread and hardware.leakage.decay_per_token and nodes_needed(hardware) is None:

@@ -81,11 +81,13 @@ def _check_scaling(scaling: Scaling, n_heads: int, n_kv_heads: int) -> None:
                 f"scaling.{name} has a scale of shape {tuple(affine.scale.shape)} and an offset of shape"
                 f" {tuple(affine.offset.shape)}: each head has one of both; give two tensors of shape ({expected},)"
             )
-    if scaling.score is not None and scaling.score.shape != (n_heads,):
-        raise ValueError(
-            f"scaling.score has shape {tuple(scaling.score.shape)}: each query head has one gain; give a tensor of"
-            f" shape ({n_heads},)"
-        )
+    for name in ("score", "full_scale_qk", "full_scale_av", "threshold"):
+        of_heads = getattr(scaling, name)
+        if of_heads is not None and of_heads.shape != (n_heads,):
+            raise ValueError(
+                f"scaling.{name} has shape {tuple(of_heads.shape)}: each query head has one; give a tensor of shape"
+                f" ({n_heads},)"
+            )
 
 
 def _check_finite(**tensors: Tensor) -> None:

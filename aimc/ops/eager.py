@@ -11,15 +11,23 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from aimc.hardware import Array
 from aimc.ops.call import Call
 from aimc.ops.effects.activation import activation
 from aimc.ops.effects.array import Decay, Operands, charge_av, charge_qk, summed
 from aimc.ops.effects.cell import cell_operands
 from aimc.ops.effects.columns import with_columns
-from aimc.ops.effects.converters import adc, dac
+from aimc.ops.effects.converters import adc, dac, storage_dac
 from aimc.ops.effects.noise import ArrayId, with_noise
-from aimc.ops.effects.protection import digital_charge, digital_pulses, digital_sum, protected_tokens, remember
+from aimc.ops.effects.protection import (
+    Memory,
+    digital_charge,
+    digital_pulses,
+    digital_sum,
+    has_memory,
+    protected_tokens,
+    remember,
+)
+from aimc.ops.effects.pruning import kept_in_memory, weights_of_kept
 from aimc.ops.heads import Heads
 from aimc.ops.ring import Contents, Earlier, sub_tiles, visible
 from aimc.ops.scaling import scaled
@@ -56,7 +64,7 @@ class TileRead:
     phi: Tensor = field(init=False)
     """Pulses into the second array, `[B, H, T', S]`."""
     counts: Tensor = field(init=False)
-    """Counter values A, `[B, H, T', D]`."""
+    """Counter values A, `[B, H, T', D]`; zero where the second array is not read."""
 
 
 def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor, list[TileRead]]:
@@ -92,12 +100,13 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         padding=padding,
     )
     memory = earlier.memory
-    if hardware.protection.is_on:  # Protection
+    if has_memory(hardware):  # Protection, Pruning
         newest = remember(key, value, rows, padding, earlier.n_real, hardware, scaling)
         contents.sink, memory = newest.sink, newest if memory is None else memory.extended(newest)
 
     contents = contents if earlier.contents is None else earlier.contents.followed_by(contents)
-    relative_pulses, reads = pulses / array.saturation_qk, []
+    full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)  # S_sat, A_sat
+    relative_pulses, reads = pulses / full_scale_qk, []
     for number, tile in enumerate(sub_tiles(contents, start, heads)):
         first = min(max(number * n_rows - start, 0), len(rows))  # it is not read before anything was written to it
         decay, decay_of_values = heads.decays(times[first:], tile.times, tile.tokens)
@@ -112,17 +121,19 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
             seen = seen & ~protected_tokens(rows[first:], tile.tokens, tile.sink, hardware.protection)
         reads.append(TileRead(tile, first, seen, charge, decay_of_values))
 
-    # Charge-to-pulse, or softmax between converters
     charges, seen_keys = [read.charge for read in reads], [read.visible for read in reads]
-    if memory is not None:  # Protection
-        charges.append(digital_charge(heads, digital_pulses(query, hardware), memory))
-        seen_keys.append(memory.visible(rows, hardware.protection))
-    widths, normaliser = activation(heads, charges, seen_keys, scaling.score, n_analog=len(reads))
-
     out = torch.zeros_like(pulses)
+    if memory is not None:  # Protection
+        exact = digital_charge(heads, digital_pulses(query, hardware), memory, full_scale_qk)
+        in_memory = memory.visible(rows, hardware.protection)
+        if hardware.activation == "pruned_softmax":  # Pruning
+            return pruned(call, reads, memory, exact, in_memory), reads
+        charges, seen_keys = [*charges, exact], [*seen_keys, in_memory]
+    # Charge-to-pulse, or softmax between converters
+    widths, normaliser = activation(heads, charges, seen_keys, scaling, n_analog=len(reads))
     for number, (read, phi) in enumerate(zip(reads, widths, strict=False)):  # the memory's comes last
         # Second array
-        counts = charge_av(phi, read.tile.values, read.decay) / array.saturation_av  # A [B, H, T', D]
+        counts = charge_av(phi, read.tile.values, read.decay) / full_scale_av  # A [B, H, T', D]
         # Column errors
         counts = with_columns(counts, *heads.column_errors_av(torch.tensor([number], device=heads.device)))
         # Read noise
@@ -130,16 +141,38 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         # Readout
         read.phi, read.counts = phi, adc(counts, hardware.readout)
         # Digital sum
-        out[..., read.first :, :] += read.counts
+        out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
     if memory is not None:  # Protection
         out = out + digital_sum(heads, widths[-1], memory)
     out = out if normaliser is None else out * normaliser
     return out if padding is None else out.masked_fill(padding[:, None, :, None], 0.0), reads
 
 
+def pruned(call: Call, reads: list[TileRead], memory: Memory, exact: Tensor, protected: Tensor) -> Tensor:
+    """Digital attention of the tokens that the arrays have selected, and of the protected ones: the digital sum `[B, H,
+    T, D]`.
+
+    Args:
+        call: that of the operator.
+        reads: how each sub-tile was read; their pulses are set, for inspection.
+        memory: the digital copy of M tokens.
+        exact: their scores in full scales, `[B, H, T, M]`.
+        protected: which of them are attended to whatever the arrays say, broadcastable.
+    """
+    heads, padding = call.heads, call.key_padding
+    charges, visible, firsts = ([getattr(read, name) for read in reads] for name in ("charge", "visible", "first"))
+    at = [torch.searchsorted(memory.tokens, read.tile.tokens) for read in reads]
+    kept, scores = kept_in_memory(heads, charges, visible, firsts, at, exact, call.scaling.threshold)
+    weights = weights_of_kept(heads, scores, kept | protected, call.scaling)
+    for read, columns in zip(reads, at, strict=True):
+        read.phi, read.counts = weights[..., read.first :, columns], torch.zeros_like(exact[..., read.first :, :1])
+    out = digital_sum(heads, weights, memory)
+    return out if padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
+
+
 def stored_v(heads: Heads, x: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
     """Voltages that are written for scaled keys or values `[B, H_kv, S, D]` of the tokens `[S]`."""
-    return with_noise(dac(x, heads.hardware.storage_dac), heads.write_noise(array, tokens))
+    return with_noise(storage_dac(x, heads.hardware), heads.write_noise(array, tokens))
 
 
 def operands(heads: Heads, u: Tensor, array: ArrayId, tokens: Tensor) -> Operands:
@@ -150,13 +183,13 @@ def operands(heads: Heads, u: Tensor, array: ArrayId, tokens: Tensor) -> Operand
     return powers if heads.decay_per_token else [summed(powers)]
 
 
-def details_of(reads: list[TileRead], out: Tensor, array: Array) -> Details:
+def details_of(reads: list[TileRead], out: Tensor, full_scale_qk: Tensor | float) -> Details:
     """Put what happened in each sub-tile back in the order of absolute positions."""
     n_batch, n_heads, n_tokens, head_size = out.shape
     S, phi = (reads[0].charge.new_zeros(n_batch, n_heads, n_tokens, n_tokens) for _ in range(2))
     A = reads[0].charge.new_zeros(n_batch, n_heads, n_tokens, len(reads), head_size)
     for number, read in enumerate(reads):
-        S[..., read.first :, read.tile.tokens] = read.charge.masked_fill(~read.visible, 0.0) * array.saturation_qk
+        S[..., read.first :, read.tile.tokens] = read.charge.masked_fill(~read.visible, 0.0) * full_scale_qk
         phi[..., read.first :, read.tile.tokens] = read.phi
         A[..., read.first :, number, :] = read.counts
     return Details(S=S, phi=phi, A=A)

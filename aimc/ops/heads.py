@@ -10,6 +10,7 @@ from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
 from aimc.ops.effects.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
+from aimc.ops.scaling import Scaling, per_head
 
 
 class Heads:
@@ -59,6 +60,14 @@ class Heads:
     def for_query_heads(self, x: Tensor, dim: int) -> Tensor:
         """One entry per K/V head → one per query head, along `dim`."""
         return x if self.group == 1 else x.repeat_interleave(self.group, dim=dim)
+
+    def full_scale_qk(self, scaling: Scaling) -> Tensor | float:
+        """Charge that fills the score ADC, or gives the longest pulse, in signal units: a number or `[H, 1, 1]`."""
+        return self.hardware.array.saturation_qk * per_head(scaling.full_scale_qk, self.dtype)
+
+    def full_scale_av(self, scaling: Scaling) -> Tensor | float:
+        """Charge that fills a sub-tile's counter, in signal units: a number or `[H, 1, 1]`."""
+        return self.hardware.array.saturation_av * per_head(scaling.full_scale_av, self.dtype)
 
     def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""

@@ -35,6 +35,14 @@ class Scaling(NamedTuple):
     rest to charge per unit pulse in signal units, `[H_kv]`; None: the cell's own c_0 + c_1·u."""
     memory_value: Affine | None = None
     """Likewise for a value cell."""
+    full_scale_qk: Tensor | None = None
+    """Reference of the score ADC (or of the charge-to-pulse circuit) of each query head over `array.saturation_qk`,
+    `[H]`; None: one. Like all below without a gradient."""
+    full_scale_av: Tensor | None = None
+    """Reference of the counters of each query head over `array.saturation_av`, `[H]`; None: one."""
+    threshold: Tensor | None = None
+    """Comparator level of each query head in full scales of the score, `[H]`, for `pruned_softmax`; None: the
+    hardware's."""
 
     @property
     def affines(self) -> tuple[Affine | None, Affine | None, Affine | None]:
@@ -48,6 +56,11 @@ def scaled(x: Tensor, affine: Affine | None) -> Tensor:
     if affine is None:
         return x.to(dtype)
     return x.to(dtype) * affine.scale.to(dtype)[:, None, None] + affine.offset.to(dtype)[:, None, None]
+
+
+def per_head(factor: Tensor | None, dtype: torch.dtype) -> Tensor | float:
+    """A factor of each head `[H]`, shaped to multiply `[B, H, T, …]`, without gradient; None: one."""
+    return 1.0 if factor is None else factor.detach().to(dtype)[:, None, None]
 
 
 def converter_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:

@@ -136,7 +136,7 @@ def test_every_field_of_the_hardware_has_its_type_after_all() -> None:
             else:
                 yield value
 
-    assert {type(value) for value in walk(presets.gain_cell_cmos())} == {int, float, str, list, type(None)}
+    assert {type(value) for value in walk(presets.gain_cell_cmos())} == {bool, int, float, str, list, type(None)}
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 0.0, -1.0])

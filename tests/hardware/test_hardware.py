@@ -74,23 +74,25 @@ def test_new_effects_travel_too():
     assert Hardware.from_dict(json.loads(json.dumps(hardware.to_dict()))) == hardware
 
 
+NEW_IN_4 = {("array", "full_scales"), *((c, name) for c in CONVERTERS for name in ("spacing", "positions"))}
 NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 @pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.published])
 def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
     hardware = build()
     data = json.loads(json.dumps(hardware.to_dict())) | {"version": version}
-    for part, name in NEW_IN_3:
+    for part, name in NEW_IN_4 | (NEW_IN_3 if version < 3 else set()):
         del data[part][name]
+    del data["features"], data["pruning"]
     if version == 1:
         for name in ("activation", "score_adc", "probability_dac", "protection"):
             del data[name]
         del data["leakage"]["step_latency_s"]
         hardware.leakage.step_latency_s = Leakage().step_latency_s
     loaded = Hardware.from_dict(data)
-    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 3
+    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 4
 
 
 def test_fields_left_out_keep_their_defaults():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.hardware import Array, Converter, Leakage, Noise, Protection
+from aimc.hardware import Array, Converter, Leakage, Noise, Protection, Pruning
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.eager import eager_attention
 from aimc.ops.effects.noise import Chip
@@ -40,7 +40,23 @@ ACTIVATIONS = {
         "score_adc": Converter(n_levels=64, v_min=-1.0, coding="sign_magnitude", inl=0.02),
         "probability_dac": Converter(n_levels=16, inl=0.03),
     },
+    **{
+        name: {
+            "activation": "pruned_softmax",
+            "input_dac": Converter(n_levels=16, v_min=-1.0, inl=0.02),
+            "score_adc": Converter(n_levels=64, v_min=-1.0, coding="sign_magnitude", inl=0.02),
+            "pruning": Pruning(**pruning),
+        }
+        for name, pruning in {
+            "pruned, share": {"kept_share": 0.3},
+            "pruned, comparators": {"select": "threshold", "hysteresis": 0.3, "recompute": "values"},
+        }.items()
+    },
 }
+PAGE_NAMES = {"full_scale_qk": "scale_qk", "full_scale_av": "scale_av", "threshold": "threshold"}
+REFERENCES = {name: {"full_scale_qk": [0.9, 1.3], "full_scale_av": [0.7, 1.1]} for name in ACTIVATIONS}
+REFERENCES["hard_sigmoid"] = {}
+REFERENCES["pruned, comparators"]["threshold"] = [0.1, -0.2]
 EFFECTS = {
     "nothing leaks": {"leakage": Leakage()},
     "leakage": {},
@@ -51,6 +67,12 @@ EFFECTS = {
         "leakage": Leakage(tau_s=1.0, token_time_s=0.02, target_v=0.9),
     },
     "protection": {"noise": NOISE, "protection": Protection(n_sink=2, n_recent=3)},
+    "levels at equal charge": {
+        "storage_dac": Converter(n_levels=8, v_min=0.05, v_max=0.9, inl=-0.06, spacing="equal_charge"),
+        "protection": Protection(n_recent=3),
+    },
+    "no levels, equal charge": {"storage_dac": Converter(v_max=0.9, spacing="equal_charge")},
+    "listed levels": {"storage_dac": Converter(v_max=0.9, spacing="listed", positions=[0.1, 0.2, 0.42, 0.48, 0.7])},
 }
 
 
@@ -82,13 +104,16 @@ def test_code_of_the_page_is_the_eager_operator(effects, activation, T):
     padding[1, :3] = True
     out = gain_cell_attention(
         *(q, k, v, hardware),
-        scaling=Scaling(*scalers, gain),
+        scaling=Scaling(
+            *scalers, gain, **{name: torch.tensor(x, dtype=torch.float64) for name, x in REFERENCES[activation].items()}
+        ),
         key_padding=padding,
         chip=CHIP,
         generator=torch.Generator().manual_seed(5),
     )
     draws = draws_of(hardware, CHIP, 5, B=B, H=H, H_kv=H_kv, T=T, D=D)
-    expected = ring_buffer(q, k, v, hardware, draws, padding, gain, scalers)
+    of_heads = {PAGE_NAMES[name]: x for name, x in REFERENCES[activation].items()}
+    expected = ring_buffer(q, k, v, hardware, draws, padding, gain, scalers, **of_heads)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-9, rtol=1e-6)
 

@@ -11,10 +11,10 @@ from aimc.hardware import Hardware
 from aimc.ops.eager import operands, stored_v
 from aimc.ops.effects.array import Operands, decayed
 from aimc.ops.effects.cell import leaking_cell
-from aimc.ops.effects.converters import before_dac
+from aimc.ops.effects.converters import before_storage_dac
 from aimc.ops.effects.leakage import decay_factor, own_decay
 from aimc.ops.effects.noise import ArrayId, Chip, draw_seed
-from aimc.ops.effects.protection import Memory, remember
+from aimc.ops.effects.protection import Memory, has_memory, remember
 from aimc.ops.heads import Heads
 from aimc.ops.ring import Contents, Earlier
 from aimc.ops.scaling import Scaling
@@ -108,10 +108,9 @@ class KVArrays:
         again with fresh write noise."""
         tokens = self.tokens.clamp(min=0)
         renewal = self.seed + 1 + self.n_refreshed  # its own noise: another seed
-        heads, storage_dac = self._heads(renewal), self.hardware.storage_dac
+        heads = self._heads(renewal)
         for array in ArrayId:
-            voltages = self.voltages(array)
-            wanted = before_dac(voltages, storage_dac) if storage_dac.inl else voltages
+            wanted = before_storage_dac(self.voltages(array), self.hardware)
             u = stored_v(heads, wanted, array, tokens) - self.cell.offset_v
             (self.key_u if array == ArrayId.QK else self.value_u).copy_(u)
             self._operands[array] = operands(heads, u, array, tokens)
@@ -160,14 +159,13 @@ class KVArrays:
         """Store scaled keys and values `[B, H_kv, T, D]` of the next T tokens; `padding` is `[B, T]`. Of more than W,
         the last W remain."""
         n_new, window = key.shape[2], self.hardware.array.window
-        protection = self.hardware.protection
         tokens = torch.arange(self.n_tokens, self.n_tokens + n_new, device=key.device)
         kept = slice(max(n_new - window, 0), None)
         slots = tokens[kept] % window
-        if protection.is_on:
+        if has_memory(self.hardware):
             newest = remember(key, value, tokens, padding, self.n_real, self.hardware, scaling)
             memory = newest if self.memory is None else self.memory.extended(newest)
-            self.memory = memory.without_lost(self.n_tokens + n_new - 1, protection)
+            self.memory = memory.without_lost(self.n_tokens + n_new - 1, self.hardware)
             self.sink[:, slots] = newest.sink[:, kept]
         tokens = tokens[kept]
         for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
@@ -198,7 +196,7 @@ class KVArrays:
             keys=self.operands(ArrayId.QK, held),
             values=self.operands(ArrayId.AV, held),
             padding=self.padding[:, held],
-            sink=self.sink[:, held] if self.hardware.protection.is_on else None,
+            sink=self.sink[:, held] if has_memory(self.hardware) else None,
         )
         return Earlier(
             n_tokens=self.n_tokens, waited=self.waited, n_real=self.n_real, contents=contents, memory=self.memory

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from aimc.hardware import Hardware
 from aimc.ops.attention import attend
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
@@ -19,7 +20,8 @@ from aimc.ops.effects.array import charge_av, charge_qk
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac
 from aimc.ops.effects.noise import ArrayId, with_noise
-from aimc.ops.effects.protection import digital_charge, digital_pulses, digital_sum, protected_tokens
+from aimc.ops.effects.protection import Memory, digital_charge, digital_pulses, digital_sum, protected_tokens
+from aimc.ops.effects.pruning import kept_in_memory, weights_of_kept
 from aimc.ops.heads import Heads
 from aimc.ops.ring import n_tiles_reached
 from aimc.ops.scaling import Scaling, scaled
@@ -54,6 +56,7 @@ def decode(
     hardware, chip = arrays.hardware, arrays.chip
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
     _check_left_padding(arrays, key_padding)
+    _check_hysteresis(hardware)
     scaling = scaling or Scaling(None, None, None)
     out = []
     for piece in _pieces(arrays, query.shape[2]):
@@ -81,7 +84,7 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
     if heads.n_tokens == 1 and arrays.n_tokens and not torch.is_grad_enabled():
         arrays.write(heads, key, value, padding, scaling)
-        out = _read_token(heads, query, arrays, scaling.score)
+        out = _read_token(heads, query, arrays, scaling)
         return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
     if arrays.n_tokens == 0:  # all of the text so far: the parallel operator, in whatever form
         out = attend(call)
@@ -92,7 +95,7 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
     return out
 
 
-def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, score_gain: Tensor | None) -> Tensor:
+def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling) -> Tensor:
     """The newest token, with its scaled query `[B, H, 1, D]`, reads every slot in use, its own included; all sub-tiles
     at once. The rows are those of :func:`aimc.ops.eager.eager_attention`."""
     hardware, array = heads.hardware, heads.hardware.array
@@ -113,7 +116,8 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, score_gain: Tenso
         decay = heads.decay(row.to(torch.float64) + arrays.waited, arrays.written_at[slots])  # [1, S]
         keys, values = (arrays.operands(of_array, slots) for of_array in ArrayId)
     # First array
-    charge = charge_qk(by_group(pulses / array.saturation_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
+    full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)
+    charge = charge_qk(by_group(pulses / full_scale_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
     # Column errors, Read noise
     charge = with_columns(charge, *(None if x is None else x[:, None, slots] for x in arrays.columns_qk))
     noise = heads.read_noise_qk(row, tokens.clamp(min=0))
@@ -125,23 +129,48 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, score_gain: Tenso
     if memory is not None:
         protection = hardware.protection
         visible[0] = visible[0] & ~protected_tokens(row, tokens, arrays.sink[:, slots], protection)
-        charges.append(digital_charge(heads, digital_pulses(query, hardware), memory))
+        charges.append(digital_charge(heads, digital_pulses(query, hardware), memory, full_scale_qk))
         visible.append(memory.visible(row, protection))
-    (phi, *of_memory), normaliser = activation(heads, charges, visible, score_gain, n_analog=1)
+        if hardware.activation == "pruned_softmax":
+            return _read_selected(heads, tokens, charges, visible, memory, scaling)
+    (phi, *of_memory), normaliser = activation(heads, charges, visible, scaling, n_analog=1)
     # Second array
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
     cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in values]
     decay = None if decay is None else decay.view(n_tiles, 1, array.rows)
-    counts = charge_av(phi, cells, decay) / array.saturation_av  # A [B, H_kv, J, G, D]
+    of_groups = full_scale_av if isinstance(full_scale_av, float) else full_scale_av.view(n_kv, 1, group, 1)
+    counts = charge_av(phi, cells, decay) / of_groups  # A [B, H_kv, J, G, D]
     # Column errors, Read noise
     counts = with_columns(counts, *(None if x is None else x[:, :n_tiles, None] for x in arrays.columns_av))
     noise = heads.read_noise_av(row, torch.arange(n_tiles, device=heads.device))  # [J, B, H, 1, D]
     counts = with_noise(counts, None if noise is None else noise.view(n_tiles, *by_group(noise[0]).shape).movedim(0, 2))
     # Readout, Digital sum
-    out = adc(counts, hardware.readout).sum(dim=2).reshape(pulses.shape)
+    out = adc(counts, hardware.readout).sum(dim=2).reshape(pulses.shape) * (full_scale_av / array.saturation_av)
     if memory is not None:
         out = out + digital_sum(heads, of_memory[0], memory)
     return out if normaliser is None else out * normaliser
+
+
+def _read_selected(
+    heads: Heads, tokens: Tensor, charges: list[Tensor], visible: list[Tensor], memory: Memory, scaling: Scaling
+) -> Tensor:
+    """Pruning: exact attention of what the slots' charges select, as in :func:`aimc.ops.eager.pruned`; `tokens` `[S]`
+    are those in the slots, −1 in an empty one."""
+    (charge, exact), (seen, protected) = charges, visible
+    filled = tokens >= 0
+    at = torch.searchsorted(memory.tokens, tokens[filled])
+    of_slots = [charge[..., filled]], [seen[..., filled]], [0], [at]
+    kept, scores = kept_in_memory(heads, *of_slots, exact, scaling.threshold)
+    return digital_sum(heads, weights_of_kept(heads, scores, kept | protected, scaling), memory)
+
+
+def _check_hysteresis(hardware: Hardware) -> None:
+    if hardware.activation == "pruned_softmax" and hardware.pruning.hysteresis:
+        raise NotImplementedError(
+            f"pruning.hysteresis={hardware.pruning.hysteresis}: what a comparator holds from one token to the next is"
+            " not kept in a cache, so a generated text would differ from the whole one; set it to 0 to generate, or"
+            " compute without a cache (use_cache=False)"
+        )
 
 
 def _check_left_padding(arrays: KVArrays, key_padding: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from aimc.ops.effects.converters import adc, dac
 
 if TYPE_CHECKING:
     from aimc.ops.heads import Heads
+    from aimc.ops.scaling import Scaling
 
 
 class Pulses(NamedTuple):
@@ -26,22 +27,25 @@ class Pulses(NamedTuple):
     """By which the digital sum of the counters is multiplied, `[..., T, 1]`; None: by one."""
 
 
-def activation(
-    heads: Heads, charges: list[Tensor], visible: list[Tensor], score_gain: Tensor | None, n_analog: int
-) -> Pulses:
+def activation(heads: Heads, charges: list[Tensor], visible: list[Tensor], scaling: Scaling, n_analog: int) -> Pulses:
     """The pulses that the hardware's activation makes of the charges.
 
     Args:
         heads: sizes and hardware.
         charges: per part of the keys, `S / S_sat`, `[B, H, T', S]`.
         visible: which keys a query sees, broadcastable to its charges.
-        score_gain: `[H]`, for the softmax; None: one.
+        scaling: its `score` and `full_scale_qk` make logits of charges, for the softmax.
         n_analog: how many of the parts, from the first, are read from the array.
     """
-    if heads.hardware.activation == "hard_sigmoid":
+    if not heads.hardware.has_softmax:
         return charge_to_pulse(charges, visible)
-    gain = 1.0 if score_gain is None else score_gain.to(heads.dtype)[:, None, None]
-    return digital_softmax(charges, visible, gain, heads.hardware, n_analog)
+    return digital_softmax(charges, visible, logit_gain(heads, scaling), heads.hardware, n_analog)
+
+
+def logit_gain(heads: Heads, scaling: Scaling) -> Tensor | float:
+    """From charge in full scales to logits: a number or `[H, 1, 1]`."""
+    gain = 1.0 if scaling.score is None else scaling.score.to(heads.dtype)[:, None, None]
+    return gain * heads.full_scale_qk(scaling)
 
 
 def charge_to_pulse(charges: list[Tensor], visible: list[Tensor]) -> Pulses:
@@ -68,14 +72,13 @@ def digital_softmax(
         charges: per part of the keys, `S / S_sat`, `[B, H, T', S]`, T' the last queries of the longest part (a sub-tile
             that is not yet in use is not read).
         visible: as for :func:`charge_to_pulse`.
-        score_gain: from charge in signal units to logits, broadcastable to `[B, H, 1, 1]`.
+        score_gain: from charge in full scales to logits, broadcastable to `[B, H, 1, 1]`.
         hardware: the machine; its `score_adc` and `probability_dac` are used.
         n_analog: how many of the parts, from the first, are read from the array; the rest is digital and meets no
             converter.
     """
-    gain = score_gain * hardware.array.saturation_qk
     measured = [adc(x, hardware.score_adc) if i < n_analog else x for i, x in enumerate(charges)]
-    logits = [(gain * x).masked_fill(~seen, -torch.inf) for x, seen in zip(measured, visible, strict=True)]
+    logits = [(score_gain * x).masked_fill(~seen, -torch.inf) for x, seen in zip(measured, visible, strict=True)]
     n_rows = max(x.shape[-2] for x in logits)
 
     def at_all_rows(of_part: Tensor, missing: float) -> Tensor:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aimc.hardware import Converter
+from aimc.hardware import Converter, Hardware
+from aimc.ops.effects.levels import from_equal_charge, storage_slope, to_equal_charge, to_listed
 
 
 def quantize(x: Tensor, converter: Converter) -> Tensor:
-    """Clip `x` to the converter's range and round it to the converter's levels, which lie on a straight line.
+    """Clip `x` to the converter's range and round it to the converter's levels, which lie on a straight line, or where
+    they are listed.
 
     The forward value is exactly one of the levels, so counting distinct outputs counts levels. The gradient is
     straight-through: 1 where `v_min <= x <= v_max`, 0 outside.
@@ -47,6 +49,28 @@ def dac(x: Tensor, converter: Converter) -> Tensor:
     return level + _inl_displacement(level.detach(), converter) if converter.inl else level
 
 
+def storage_dac(x: Tensor, hardware: Hardware, *, straight: bool = False) -> Tensor:
+    """Number to stored voltage: :func:`dac`, whose levels may lie at equal charge of the cell.
+
+    The gradient is straight-through about the curve of the levels: with equal charge the voltage's slope, so that what
+    comes out of the cell has the same slope everywhere.
+
+    Args:
+        x: any shape, in volt.
+        hardware: its `storage_dac` and `cell`.
+        straight: without the integral nonlinearity.
+    """
+    converter = hardware.storage_dac
+    if converter.spacing != "equal_charge":
+        return quantize(x, converter) if straight else dac(x, converter)
+    clipped = x.clamp(converter.v_min, converter.v_max)
+    level = to_equal_charge(_to_level_(clipped.detach().clone(), converter), converter, hardware.cell)
+    slope = storage_slope(level, converter, hardware.cell) if clipped.requires_grad else None
+    if converter.inl and not straight:
+        level = level + _inl_displacement(level, converter)
+    return level if slope is None else level + slope * (clipped - clipped.detach())
+
+
 def adc(x: Tensor, converter: Converter) -> Tensor:
     """Charge to number: the integral nonlinearity bends what is measured, then :func:`quantize`; so thresholds are
     displaced, codes are not.
@@ -67,9 +91,18 @@ def adc_(x: Tensor, converter: Converter) -> Tensor:
     return _to_level_(x.add_(_inl_displacement(x, converter)) if converter.inl else x, converter)
 
 
+def before_storage_dac(x: Tensor, hardware: Hardware) -> Tensor:
+    """What the storage DAC must have been given to write the voltage `x` (clipped to its range): the inverse of its
+    characteristic without levels."""
+    converter, cell = hardware.storage_dac, hardware.cell
+    straight = before_dac(x, converter) if converter.inl else x
+    if converter.spacing != "equal_charge":
+        return straight
+    return from_equal_charge(straight.clamp(converter.v_min, converter.v_max), converter, cell)
+
+
 def before_dac(x: Tensor, converter: Converter) -> Tensor:
-    """What a bent DAC must have been given to put out `x` (clipped to its range): the inverse of its characteristic
-    without levels."""
+    """What a bent DAC must have been given to put out `x` (clipped to its range): the inverse of its nonlinearity."""
     i, span = converter.inl, converter.v_max - converter.v_min
     y = (x.clamp(converter.v_min, converter.v_max) - converter.v_min) / span
     z = (
@@ -89,11 +122,13 @@ def _inl_displacement(x: Tensor, converter: Converter) -> Tensor:
 
 
 def _to_level_(x: Tensor, converter: Converter) -> Tensor:
-    """Replace `x`, which lies inside the converter's range, by the nearest level, in place; halves go to the even
-    code."""
+    """Replace `x`, which lies inside the converter's range, by the nearest level of even or listed spacing, in place;
+    halves go to the even code."""
     n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
     if n is None:
         return x
+    if converter.spacing == "listed":
+        return x.copy_(to_listed(x, converter))
     if converter.coding == "rounded":
         steps = (n - 1) / (v_max - v_min)
         return x.mul_(steps).round_().div_(steps)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from aimc.hardware import Hardware, Protection
 from aimc.ops.effects.cell import transfer
-from aimc.ops.effects.converters import quantize
+from aimc.ops.effects.converters import quantize, storage_dac
+from aimc.ops.effects.levels import curve_of
 from aimc.ops.scaling import Affine, Scaling, scaled
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class Memory(NamedTuple):
         dims = (0, 2, 2, 1, 1)
         return Memory(*(torch.cat(pair, dim=dim) for *pair, dim in zip(self, other, dims, strict=True)))
 
-    def without_lost(self, newest: int, protection: Protection) -> Memory:
-        """Only what the query at the position `newest` or a later one can read."""
-        keep = self.sink.any(dim=0) | (self.tokens > newest - protection.n_recent)
+    def without_lost(self, newest: int, hardware: Hardware) -> Memory:
+        """Only what a query behind the position `newest` can read."""
+        keep = self.sink.any(dim=0) | (self.tokens > newest - newest_in_memory(hardware))
         return Memory(
             self.tokens[keep], self.keys[:, :, keep], self.values[:, :, keep], self.sink[:, keep], self.padding[:, keep]
         )
@@ -101,25 +102,39 @@ def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
     """What a digital memory holds for a scaled key or value `[B, H_kv, T, D]`: charge per unit pulse, in signal units.
 
     With `hard_sigmoid` it is what a cell without noise, mismatch and leakage gives, behind a straight converter, levels
-    and clip included: the model was trained on that. With `softmax` a straight line stands for the cell, without levels
+    and clip included: the model was trained on that. With a softmax a straight line stands for the cell, without levels
     and clip: the model's own arithmetic.
     """
     cell = hardware.cell
-    if hardware.activation == "hard_sigmoid":
-        return transfer(quantize(x, hardware.storage_dac) - cell.offset_v, cell)
+    if not hardware.has_softmax:
+        return transfer(storage_dac(x, hardware, straight=True) - cell.offset_v, cell)
+    if line is None and hardware.storage_dac.spacing == "equal_charge":  # then the cell is this line
+        curve, dac = curve_of(hardware.storage_dac, cell), hardware.storage_dac
+        return curve.bottom + curve.rise / curve.span * (x - dac.v_min)
     if line is None:
         return cell.coefficients[0] + cell.coefficients[1] * (x - cell.offset_v)
     return scaled(x - cell.offset_v, line)
 
 
+def has_memory(hardware: Hardware) -> bool:
+    """Whether any token is kept in digital: protected, or copied for when the arrays select it."""
+    return hardware.protection.is_on or hardware.activation == "pruned_softmax"
+
+
+def newest_in_memory(hardware: Hardware) -> int:
+    """How many of the newest tokens the memory has to hold."""
+    return hardware.array.window if hardware.activation == "pruned_softmax" else hardware.protection.n_recent
+
+
 def digital_pulses(x: Tensor, hardware: Hardware) -> Tensor:
     """What multiplies :func:`ideal_charge`, from a scaled query `[B, H, T, D]`."""
-    return x if hardware.activation == "softmax" else quantize(x, hardware.input_dac)
+    return x if hardware.has_softmax else quantize(x, hardware.input_dac)
 
 
-def digital_charge(heads: Heads, pulses: Tensor, memory: Memory) -> Tensor:
-    """What stands for `S / S_sat` of the protected tokens, `[B, H, T, M]`, from :func:`digital_pulses`."""
-    return pulses / heads.hardware.array.saturation_qk @ heads.for_query_heads(memory.keys, dim=1).mT
+def digital_charge(heads: Heads, pulses: Tensor, memory: Memory, full_scale: Tensor | float) -> Tensor:
+    """What stands for `S / S_sat` of the protected tokens, `[B, H, T, M]`, from :func:`digital_pulses`; `full_scale`
+    is S_sat of the heads."""
+    return pulses / full_scale @ heads.for_query_heads(memory.keys, dim=1).mT
 
 
 def digital_sum(heads: Heads, widths: Tensor, memory: Memory) -> Tensor:
