@@ -156,6 +156,7 @@ def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCel
         layer=layer.index,
         sliding_window=layer.sliding_window,
         n_layers=n_layers,
+        head_size=layer.head_size,
     )
     arrays.train(layer.module.training)
     return arrays.to(next(layer.module.parameters()).device)
@@ -184,7 +185,7 @@ def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLay
         )
     if len({(layer.n_heads, layer.n_kv_heads, layer.head_size) for layer in layers}) > 1:
         notes.append("heads differ from layer to layer; those of the first are given")
-    if hardware.activation == "softmax":
+    if hardware.has_softmax:
         notes.append(
             "the scalers and the scores' gain are not set yet: call aimc.calibrate_ranges(model, reference, batches)"
         )

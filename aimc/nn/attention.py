@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from aimc.hardware import ConfigError, Hardware
+from aimc.nn.features import FeatureMap
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.decode.attention import decode
+from aimc.ops.effects.levels import line_of
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 
+OF_HEADS = ("score_full_scale", "readout_full_scale", "prune_threshold")
+"""What calibration sets for each query head, `[H]`, where the hardware has it."""
 PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
 
@@ -39,9 +43,11 @@ class GainCellAttention(nn.Module):
     """Scale, clip, convert, store, multiply, activate, multiply, count, scale: attention of one layer on its own
     arrays.
 
-    With `hardware.activation = "softmax"` the layer has one more parameter, `score_gain` `[H]`: from charge of the
+    With a softmax (`hardware.activation`) the layer has one more parameter, `score_gain` `[H]`: from charge of the
     first array in signal units to the logits of the softmax; and two straight lines that stand for its cells where
-    tokens are protected, `memory_key` and `memory_value`, which are not trained.
+    tokens are digital, `memory_key` and `memory_value`. These are not trained, and neither is what calibration sets
+    where the hardware has it: `features` (:class:`aimc.nn.features.FeatureMap`), `score_full_scale` and
+    `readout_full_scale` `[H]` (`array.full_scales`), and `prune_threshold` `[H]` (`pruning.select = "threshold"`).
 
     Args:
         n_heads: query heads H.
@@ -52,10 +58,16 @@ class GainCellAttention(nn.Module):
             all of them.
         n_layers: of its model: how many steps a token takes, where the hardware leaves the time of a token to the
             model. None: not known, and such hardware cannot leak.
+        head_size: D, needed where the hardware centres or rotates features.
 
     Raises:
-        ConfigError: `sliding_window` is longer than the hardware's sub-tile and no multiple of it.
+        ConfigError: `sliding_window` is longer than the hardware's sub-tile and no multiple of it, or features that the
+            heads do not have.
     """
+
+    score_full_scale: Tensor | None
+    readout_full_scale: Tensor | None
+    prune_threshold: Tensor | None
 
     def __init__(
         self,
@@ -65,8 +77,10 @@ class GainCellAttention(nn.Module):
         layer: int,
         sliding_window: int | None = None,
         n_layers: int | None = None,
+        head_size: int | None = None,
     ):
         super().__init__()
+        self.head_size = head_size
         self.layer = layer
         self.sliding_window = sliding_window
         self.n_layers = n_layers
@@ -89,6 +103,9 @@ class GainCellAttention(nn.Module):
         self.score_gain: nn.Parameter | None = None
         self.memory_key: AffineScaler | None = None
         self.memory_value: AffineScaler | None = None
+        self.features: FeatureMap | None = None
+        for name in OF_HEADS:
+            self.register_buffer(name, None)
         self.hardware = hardware
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GainCellAttention:
@@ -113,19 +130,52 @@ class GainCellAttention(nn.Module):
         """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays, and a token
         takes a step a layer of this model where the hardware leaves its time open."""
         self._hardware = hardware
-        if hardware.activation != "softmax":
+        if not hardware.has_softmax:
             self.score_gain = self.memory_key = self.memory_value = None
         elif self.score_gain is None:
             self.score_gain = nn.Parameter(torch.ones_like(self.query_scaler.scale))
             self.memory_key, self.memory_value = self._line(hardware), self._line(hardware)
+        self._take_features(hardware)
+        own_scales = hardware.array.full_scales != "global"
+        compares = hardware.activation == "pruned_softmax" and hardware.pruning.select == "threshold"
+        for name, wanted, first in (
+            ("score_full_scale", own_scales, 1.0),
+            ("readout_full_scale", own_scales, 1.0),
+            ("prune_threshold", compares, hardware.pruning.threshold),
+        ):
+            if not wanted:
+                setattr(self, name, None)
+            elif getattr(self, name) is None:
+                setattr(self, name, torch.full_like(self.query_scaler.scale, first, requires_grad=False))
+
+    def _take_features(self, hardware: Hardware) -> None:
+        """Centres and scales stay as they were found, whichever of them are used."""
+        found = self.features
+        if not hardware.features.is_on:
+            self.features = None
+        elif found is None or found.features != hardware.features:
+            self.features = self._feature_map(hardware).to(self.query_scaler.scale.device)
+            if found is not None:
+                self.features.load_state_dict(found.state_dict())
+
+    def _feature_map(self, hardware: Hardware) -> FeatureMap:
+        if self.head_size is None:
+            raise ConfigError(
+                "features: how many features a head has is not known here, so none can be centred or rotated; give"
+                " GainCellAttention(…, head_size=…)"
+            )
+        return FeatureMap(len(self.key_scaler.scale), self.head_size, hardware.features)
 
     def machine_on(self, hardware: Hardware) -> Hardware:
         """What this layer's arrays would be on `hardware`: as many slots as its sliding window has tokens, in one
         sub-tile where that is shorter than one; and the time of a token, where that is left to the model.
 
         Raises:
-            ConfigError: a sliding window of more than one sub-tile and no whole number of them.
+            ConfigError: a sliding window of more than one sub-tile and no whole number of them, or features that these
+                heads do not have.
         """
+        if hardware.features.is_on:
+            self._feature_map(hardware)
         leakage = hardware.leakage
         if leakage.token_time_s is None and self.n_layers is not None:
             token_time_s = self.n_layers * leakage.step_latency_s
@@ -142,8 +192,8 @@ class GainCellAttention(nn.Module):
         return replace(hardware, array=replace(array, window=window, rows=rows))
 
     def _line(self, hardware: Hardware) -> AffineScaler:
-        """A cell near its rest, `c_0 + c_1·u`."""
-        offset, slope = hardware.cell.coefficients[:2]
+        """A cell near its rest, or all of it where its levels lie at equal charge."""
+        offset, slope = line_of(hardware)
         line = AffineScaler(len(self.key_scaler.scale), scale=slope, offset=offset).requires_grad_(False)
         return line.to(self.key_scaler.scale.device)
 
@@ -155,6 +205,25 @@ class GainCellAttention(nn.Module):
         """Empty arrays for keys like `[B, H_kv, T, D]`, as this layer's hardware, chip and noise have them."""
         return KVArrays(key, self.machine, self.chip, self.generator)
 
+    @property
+    def scaling(self) -> Scaling:
+        """What is in front of the arrays, between them and beside them, as the operator takes it."""
+        lines = [
+            None if line is None else Affine(*(x.detach() for x in line.affine))
+            for line in (self.memory_key, self.memory_value)
+        ]
+        return Scaling(
+            self.query_scaler.affine,
+            self.key_scaler.affine,
+            self.value_scaler.affine,
+            self.score_gain,
+            memory_key=lines[0],
+            memory_value=lines[1],
+            full_scale_qk=self.score_full_scale,
+            full_scale_av=self.readout_full_scale,
+            threshold=self.prune_threshold,
+        )
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor | None = None) -> Tensor:
         """Attention of query `[B, H, T, D]` over key and value `[B, H_kv, T, D]`; bool `key_padding` `[B, T]`, True
         where padding.
@@ -162,18 +231,10 @@ class GainCellAttention(nn.Module):
         Returns:
             `[B, H, T, D]` in the dtype of `query`.
         """
-        lines = [
-            None if line is None else Affine(*(x.detach() for x in line.affine))
-            for line in (self.memory_key, self.memory_value)
-        ]
-        scaling = Scaling(
-            self.query_scaler.affine,
-            self.key_scaler.affine,
-            self.value_scaler.affine,
-            self.score_gain,
-            memory_key=lines[0],
-            memory_value=lines[1],
-        )
+        dtype = query.dtype
+        if self.features is not None:
+            query, key, value = self.features.before(query, key, value)
+        scaling = self.scaling
         details = None
         result: Tensor | tuple[Tensor, Details]
         if self.layer_cache is not None:
@@ -200,7 +261,7 @@ class GainCellAttention(nn.Module):
         ):  # the operator scales on the way to the converters and keeps nothing: scale again to show it
             q, k, v = self.query_scaler(query), self.key_scaler(key), self.value_scaler(value)
             self.observer(self, {"query": q, "key": k, "value": v, "output": out}, details)
-        return out.to(query.dtype)
+        return (out if self.features is None else self.features.after(out)).to(dtype)
 
     @property
     def chip(self) -> Chip:

@@ -12,7 +12,7 @@ import functools
 import torch
 from torch import Tensor
 
-from aimc.hardware import Cell, Converter
+from aimc.hardware import Cell, Converter, Hardware
 
 TABLE = 4097
 """Points of the tabulated curve that Newton's method starts from: one step is then exact to float64's rounding."""
@@ -81,6 +81,17 @@ def from_equal_charge(voltage: Tensor, converter: Converter, cell: Cell) -> Tens
     """The inverse of :func:`to_equal_charge`."""
     span = converter.v_max - converter.v_min
     return converter.v_min + span * curve_of(converter, cell).share(voltage - cell.offset_v)
+
+
+def line_of(hardware: Hardware) -> tuple[float, float]:
+    """The straight line that stands for a cell, charge over the number x about rest: `c_0 + c_1·(x − V_o)`, or what the
+    cell is where its levels lie at equal charge. Offset in signal units, slope in signal units per volt."""
+    cell, dac = hardware.cell, hardware.storage_dac
+    if dac.spacing != "equal_charge":
+        return cell.coefficients[0], cell.coefficients[1]
+    curve = curve_of(dac, cell)
+    slope = curve.rise / curve.span
+    return curve.bottom - slope * curve.low, slope
 
 
 def storage_slope(level: Tensor, converter: Converter, cell: Cell) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from aimc.hardware import Hardware, Protection
 from aimc.ops.effects.cell import transfer
 from aimc.ops.effects.converters import quantize, storage_dac
-from aimc.ops.effects.levels import curve_of
+from aimc.ops.effects.levels import line_of
 from aimc.ops.scaling import Affine, Scaling, scaled
 
 if TYPE_CHECKING:
@@ -108,11 +108,9 @@ def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
     cell = hardware.cell
     if not hardware.has_softmax:
         return transfer(storage_dac(x, hardware, straight=True) - cell.offset_v, cell)
-    if line is None and hardware.storage_dac.spacing == "equal_charge":  # then the cell is this line
-        curve, dac = curve_of(hardware.storage_dac, cell), hardware.storage_dac
-        return curve.bottom + curve.rise / curve.span * (x - dac.v_min)
     if line is None:
-        return cell.coefficients[0] + cell.coefficients[1] * (x - cell.offset_v)
+        offset, slope = line_of(hardware)
+        return offset + slope * (x - cell.offset_v)
     return scaled(x - cell.offset_v, line)
 
 
