@@ -111,6 +111,13 @@ class Hardware:
             "centring and rotation leave a softmax unchanged, not the hard sigmoid, which sees each score by itself",
             "use activation='softmax' or 'pruned_softmax', or leave features at its defaults",
         )
+        require(
+            self.activation == "softmax" or not self.leakage.compensate,
+            "leakage.compensate",
+            True,
+            f"with activation={self.activation!r} no digital logic between the arrays could make up for age",
+            "use activation='softmax', or False",
+        )
         self._check_spacing()
 
     def _check_spacing(self) -> None:

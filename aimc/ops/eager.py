@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aimc.ops.call import Call
-from aimc.ops.effects.activation import activation
+from aimc.ops.effects.activation import Ages, activation
 from aimc.ops.effects.array import Decay, Operands, charge_av, charge_qk, summed
 from aimc.ops.effects.cell import cell_operands
 from aimc.ops.effects.columns import with_columns
@@ -129,8 +129,12 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         if hardware.activation == "pruned_softmax":  # Pruning
             return pruned(call, reads, memory, exact, in_memory), reads
         charges, seen_keys = [*charges, exact], [*seen_keys, in_memory]
+    ages = None
+    if heads.retained is not None:  # Age compensation
+        left = [heads.left(times[read.first :], read.tile.times) for read in reads]
+        ages = Ages(left, heads.resting_charge(relative_pulses))
     # Charge-to-pulse, or softmax between converters
-    widths, normaliser = activation(heads, charges, seen_keys, scaling, n_analog=len(reads))
+    widths, normaliser, lost = activation(heads, charges, seen_keys, scaling, len(reads), ages)
     for number, (read, phi) in enumerate(zip(reads, widths, strict=False)):  # the memory's comes last
         # Second array
         counts = charge_av(phi, read.tile.values, read.decay) / full_scale_av  # A [B, H, T', D]
@@ -142,6 +146,8 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         read.phi, read.counts = phi, adc(counts, hardware.readout)
         # Digital sum
         out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
+    if heads.retained is not None:  # Age compensation
+        out = out + lost * (heads.retained.rest / array.saturation_av)
     if memory is not None:  # Protection
         out = out + digital_sum(heads, widths[-1], memory)
     out = out if normaliser is None else out * normaliser

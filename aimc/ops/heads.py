@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from aimc.hardware import Cell, Hardware
+from aimc.ops.effects.ageing import Retained, retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
@@ -68,6 +71,23 @@ class Heads:
     def full_scale_av(self, scaling: Scaling) -> Tensor | float:
         """Charge that fills a sub-tile's counter, in signal units: a number or `[H, 1, 1]`."""
         return self.hardware.array.saturation_av * per_head(scaling.full_scale_av, self.dtype)
+
+    @cached_property
+    def retained(self) -> Retained | None:
+        """What age compensation makes up for; None: it is off, or nothing leaks."""
+        return retained(self.hardware) if self.hardware.leakage.compensate and self.decay_per_token else None
+
+    def left(self, times: Tensor, written: Tensor) -> Tensor:
+        """Share of its signal that a token written at the times `[S]` has nominally kept at the times `[T']`, `[T',
+        S]`."""
+        decay = self.decay(times, written)
+        assert self.retained is not None and decay is not None  # the caller has looked
+        return self.retained.of(decay)
+
+    def resting_charge(self, relative_pulses: Tensor) -> Tensor:
+        """`S / S_sat` of a column of resting cells, `[B, H, T, 1]`, for pulses over S_sat."""
+        assert self.retained is not None  # the caller has looked
+        return self.retained.rest * relative_pulses.sum(dim=-1, keepdim=True)
 
     def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""

@@ -89,12 +89,33 @@ def machine(activation: str, **changes):
     return replace(hardware, **(ACTIVATIONS[activation] | changes))
 
 
+COMPENSATED = {
+    "to rest": {"leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True)},
+    "to ground, equal charge, protection": {
+        "leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True, target_v=0.0),
+        "storage_dac": Converter(n_levels=8, v_max=0.9, spacing="equal_charge"),
+        "protection": Protection(n_sink=1, n_recent=2),
+    },
+    "chip": {"noise": NOISE, "leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True)},
+}
+
+
 @pytest.mark.parametrize("T", [6, 2 * W + 5], ids=["short", "the ring wraps twice"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("effects", EFFECTS)
 def test_code_of_the_page_is_the_eager_operator(effects, activation, T):
+    compare(EFFECTS[effects], activation, T)
+
+
+@pytest.mark.parametrize("T", [6, 2 * W + 5], ids=["short", "the ring wraps twice"])
+@pytest.mark.parametrize("effects", COMPENSATED)
+def test_age_compensation_of_the_page_is_the_eager_operators(effects, T):
+    compare(COMPENSATED[effects], "softmax", T)
+
+
+def compare(effects, activation, T):
     B, H, H_kv = 2, 2, 1
-    hardware, g = machine(activation, **EFFECTS[effects]), torch.Generator().manual_seed(0)
+    hardware, g = machine(activation, **effects), torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(B, n, T, D, generator=g, dtype=torch.float64) for n in (H, H_kv, H_kv))
     scalers = [
         Affine(torch.full((n,), a, dtype=torch.float64), torch.full((n,), b, dtype=torch.float64))

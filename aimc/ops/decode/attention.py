@@ -15,7 +15,7 @@ from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.eager import eager_attention
-from aimc.ops.effects.activation import activation
+from aimc.ops.effects.activation import Ages, activation
 from aimc.ops.effects.array import charge_av, charge_qk
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac
@@ -117,7 +117,8 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         keys, values = (arrays.operands(of_array, slots) for of_array in ArrayId)
     # First array
     full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)
-    charge = charge_qk(by_group(pulses / full_scale_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
+    relative_pulses = pulses / full_scale_qk
+    charge = charge_qk(by_group(relative_pulses), keys, decay)  # S / S_sat [B, H_kv, G, S]
     # Column errors, Read noise
     charge = with_columns(charge, *(None if x is None else x[:, None, slots] for x in arrays.columns_qk))
     noise = heads.read_noise_qk(row, tokens.clamp(min=0))
@@ -133,7 +134,11 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         visible.append(memory.visible(row, protection))
         if hardware.activation == "pruned_softmax":
             return _read_selected(heads, tokens, charges, visible, memory, scaling)
-    (phi, *of_memory), normaliser = activation(heads, charges, visible, scaling, n_analog=1)
+    ages = None
+    if heads.retained is not None:  # Age compensation
+        now = row.to(torch.float64) + arrays.waited
+        ages = Ages([heads.left(now, arrays.written_at[slots])], heads.resting_charge(relative_pulses))
+    (phi, *of_memory), normaliser, lost = activation(heads, charges, visible, scaling, 1, ages)
     # Second array
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
     cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in values]
@@ -146,6 +151,8 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     counts = with_noise(counts, None if noise is None else noise.view(n_tiles, *by_group(noise[0]).shape).movedim(0, 2))
     # Readout, Digital sum
     out = adc(counts, hardware.readout).sum(dim=2).reshape(pulses.shape) * (full_scale_av / array.saturation_av)
+    if heads.retained is not None:
+        out = out + lost * (heads.retained.rest / array.saturation_av)
     if memory is not None:
         out = out + digital_sum(heads, of_memory[0], memory)
     return out if normaliser is None else out * normaliser

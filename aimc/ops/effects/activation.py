@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from aimc.ops.scaling import Scaling
 
 
+SHORTEST = 2.0**-20
+"""Largest share of a query among the tokens in the arrays below which their pulses are not lengthened further."""
+
+
 class Pulses(NamedTuple):
     """What goes into the second array."""
 
@@ -25,9 +29,28 @@ class Pulses(NamedTuple):
     digital part (the memory of protected tokens) a number of any precision."""
     normaliser: Tensor | None
     """By which the digital sum of the counters is multiplied, `[..., T, 1]`; None: by one."""
+    lost: Tensor | float = 0.0
+    """Pulse that should have met a resting cell and did not, or the other way round, `[..., T, 1]`; only where age is
+    made up for."""
 
 
-def activation(heads: Heads, charges: list[Tensor], visible: list[Tensor], scaling: Scaling, n_analog: int) -> Pulses:
+class Ages(NamedTuple):
+    """What age compensation knows of the keys in the arrays."""
+
+    left: list[Tensor]
+    """Per part, which share of its signal a token has kept, `[T', S]`."""
+    rest: Tensor | float
+    """`S / S_sat` of a column of resting cells, `[B, H, T, 1]`."""
+
+
+def activation(
+    heads: Heads,
+    charges: list[Tensor],
+    visible: list[Tensor],
+    scaling: Scaling,
+    n_analog: int,
+    ages: Ages | None = None,
+) -> Pulses:
     """The pulses that the hardware's activation makes of the charges.
 
     Args:
@@ -36,10 +59,11 @@ def activation(heads: Heads, charges: list[Tensor], visible: list[Tensor], scali
         visible: which keys a query sees, broadcastable to its charges.
         scaling: its `score` and `full_scale_qk` make logits of charges, for the softmax.
         n_analog: how many of the parts, from the first, are read from the array.
+        ages: of the parts in the array; None: nothing is made up for.
     """
     if not heads.hardware.has_softmax:
         return charge_to_pulse(charges, visible)
-    return digital_softmax(charges, visible, logit_gain(heads, scaling), heads.hardware, n_analog)
+    return digital_softmax(charges, visible, logit_gain(heads, scaling), heads.hardware, n_analog, ages)
 
 
 def logit_gain(heads: Heads, scaling: Scaling) -> Tensor | float:
@@ -60,13 +84,21 @@ def charge_to_pulse(charges: list[Tensor], visible: list[Tensor]) -> Pulses:
 
 
 def digital_softmax(
-    charges: list[Tensor], visible: list[Tensor], score_gain: Tensor | float, hardware: Hardware, n_analog: int
+    charges: list[Tensor],
+    visible: list[Tensor],
+    score_gain: Tensor | float,
+    hardware: Hardware,
+    n_analog: int,
+    ages: Ages | None = None,
 ) -> Pulses:
     """Scores through the ADC to logits, one softmax over all keys that a query sees, and pulses for those in the array.
 
     The likeliest key gets the longest pulse and the others are in proportion: `exp(logit − largest logit)`. The sum of
     the exponentials divides after the counters, in digital, so that neither pulses nor counters lose range where
     attention is spread over many keys.
+
+    Where age is made up for, the deviation of a score from that of resting cells is divided by what the token has kept,
+    and pulses are `share / kept` over the longest of these.
 
     Args:
         charges: per part of the keys, `S / S_sat`, `[B, H, T', S]`, T' the last queries of the longest part (a sub-tile
@@ -76,8 +108,13 @@ def digital_softmax(
         hardware: the machine; its `score_adc` and `probability_dac` are used.
         n_analog: how many of the parts, from the first, are read from the array; the rest is digital and meets no
             converter.
+        ages: of the analog parts; None: nothing is made up for.
     """
     measured = [adc(x, hardware.score_adc) if i < n_analog else x for i, x in enumerate(charges)]
+    if ages is not None:
+        for i, left in enumerate(ages.left):
+            rest = ages.rest[..., -left.shape[0] :, :] if isinstance(ages.rest, Tensor) else ages.rest
+            measured[i] = (measured[i] - rest) / left + rest
     logits = [(score_gain * x).masked_fill(~seen, -torch.inf) for x, seen in zip(measured, visible, strict=True)]
     n_rows = max(x.shape[-2] for x in logits)
 
@@ -89,5 +126,18 @@ def digital_softmax(
     shares = [torch.exp(x - largest[..., n_rows - x.shape[-2] :, None]) for x in logits]
     total = torch.stack([at_all_rows(share.sum(dim=-1), 0.0) for share in shares]).sum(dim=0)
     total = total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
-    widths = [dac(share, hardware.probability_dac) if i < n_analog else share for i, share in enumerate(shares)]
-    return Pulses(widths, 1.0 / total)
+    if ages is None:
+        widths = [dac(share, hardware.probability_dac) if i < n_analog else share for i, share in enumerate(shares)]
+        return Pulses(widths, 1.0 / total)
+    lengthened = [share / left for share, left in zip(shares, ages.left, strict=False)]
+    longest = torch.stack([at_all_rows(x.detach().amax(dim=-1), 0.0) for x in lengthened]).amax(dim=0)
+    longest = longest.clamp(min=SHORTEST)[..., None]
+
+    def relative(x: Tensor) -> Tensor:
+        return x / longest[..., n_rows - x.shape[-2] :, :]
+
+    pulses = [dac(relative(x), hardware.probability_dac) for x in lengthened]
+    exact = [relative(share) for share in shares]
+    missing = [x.sum(dim=-1) - y.sum(dim=-1) for x, y in zip(exact, pulses, strict=False)]
+    lost = torch.stack([at_all_rows(x, 0.0) for x in missing]).sum(dim=0)[..., None]
+    return Pulses([*pulses, *exact[n_analog:]], longest / total, lost)
