@@ -7,14 +7,23 @@ calibrated layer. Nothing is random: the same text gives the same ranges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
+from tqdm import tqdm
+from transformers import PreTrainedModel
 
-from aimc.calibrate.settings import Ranges, apply, sampled
+from aimc.calibrate.observation import Batches, number_of, observing_digital, require_same_heads, run_batches
+from aimc.calibrate.range_report import LayerRanges, RangeReport
+from aimc.calibrate.settings import Ranges, apply, full_scales_needed, sampled
+from aimc.calibrate.thresholds import set_threshold
+from aimc.hardware import Hardware
+from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.ring import visible
 
@@ -103,6 +112,152 @@ class LayerText:
             score=torch.stack(score).amax(dim=0).clamp(min=eps),
             readout=torch.stack(readout).amax(dim=0).clamp(min=eps),
         )
+
+
+def calibrate_by_output(
+    model: PreTrainedModel, reference: PreTrainedModel, batches: Sequence[Tensor | dict[str, Tensor]], progress: bool
+) -> RangeReport:
+    """Search the ranges of every layer on arrays; see :func:`aimc.calibrate_ranges`, which has checked the arguments
+    and switched noise off.
+
+    Raises:
+        ValueError: a text shorter than a sub-tile, or layers that the reference does not have.
+    """
+    hardware = hardware_of(model)
+    inputs = joined(batches)
+    if inputs["input_ids"].shape[1] < hardware.array.rows:
+        raise ValueError(
+            f"the calibration text has rows of {inputs['input_ids'].shape[1]} tokens, and a sub-tile takes"
+            f" {hardware.array.rows} (array.rows), so no counter would be filled; give rows as long as the model will"
+            " read"
+        )
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    scalings = _scalings(reference, inputs["input_ids"][:1, :2], layers)
+    report = RangeReport(method="output_error")
+    parts, shared = _searched(hardware), hardware.array.full_scales == "global"
+    if shared:  # one reference for all layers is known only when all have been seen
+        set_hardware(model, _without_full_scales(hardware))
+    needed: list[tuple[float, float]] = []
+    with tqdm(total=len(layers), desc="calibrating", unit="layer", disable=None if progress else True) as bar:
+
+        def calibrate(layer: GainCellAttention, text: LayerText) -> None:
+            ranges, error = search(text, parts)
+            needed.append(full_scales_needed(layer, ranges))
+            if layer.prune_threshold is not None:
+                set_threshold(layer, *text.arrived)
+            report.layers.append(_told(layer, ranges, error, shared))
+            bar.update()
+
+        with _on_arrival(layers, scalings, calibrate):
+            run_batches(model, [inputs])
+    report.score_full_scale, report.readout_full_scale = (max(of_layers) for of_layers in zip(*needed, strict=True))
+    if shared:
+        set_hardware(model, _with_full_scales(hardware, report))
+    return report
+
+
+def joined(batches: Batches) -> dict[str, Tensor]:
+    """All batches as one, padded on the right: the pass that calibrates goes through the model once.
+
+    Raises:
+        ValueError: no batch.
+    """
+    rows: list[Tensor] = []
+    for batch in batches:
+        ids = batch["input_ids"] if isinstance(batch, dict) else batch
+        mask = batch.get("attention_mask") if isinstance(batch, dict) else None
+        rows += [row if mask is None else row[mask[i].bool()] for i, row in enumerate(ids)]
+    if not rows:
+        raise ValueError(
+            "no batch was given, so there is nothing to calibrate on; pass at least one batch of token ids [B, T]"
+        )
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    if all(len(row) == ids.shape[1] for row in rows):
+        return {"input_ids": ids}
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long(),
+    }
+
+
+@contextmanager
+def _on_arrival(
+    layers: list[GainCellAttention],
+    scalings: dict[int, float],
+    calibrate: Callable[[GainCellAttention, LayerText], None],
+) -> Iterator[None]:
+    """Call `calibrate` on each layer before it computes for the first time, with what has arrived at it."""
+    handles: dict[int, Any] = {}
+
+    def arrived(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(layer, GainCellAttention)  # hooked below
+        handles.pop(layer.layer).remove()  # it computes many times while it is searched
+        query, key, value = args
+        padding = kwargs.get("key_padding")
+        calibrate(layer, LayerText(layer, query, key, value, padding, scalings[layer.layer]))
+
+    try:
+        for layer in layers:
+            handles[layer.layer] = layer.register_forward_pre_hook(arrived, with_kwargs=True)
+        yield
+    finally:
+        for handle in handles.values():
+            handle.remove()
+
+
+def _scalings(reference: PreTrainedModel, ids: Tensor, layers: list[GainCellAttention]) -> dict[int, float]:
+    """What the scores of each layer of a digital model are multiplied by.
+
+    Raises:
+        ValueError: it lacks one of the layers, or has other heads there.
+    """
+    found: dict[int, tuple[float, tuple[int, int]]] = {}
+
+    def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
+        found[number_of(module)] = scaling, (query.shape[1], key.shape[1])
+
+    with observing_digital(reference, observe):
+        run_batches(reference, [ids])
+    for layer in layers:
+        require_same_heads(layer, found[layer.layer][1] if layer.layer in found else None)
+    return {number: scaling for number, (scaling, _) in found.items()}
+
+
+def _searched(hardware: Hardware) -> list[str]:
+    """Whose range is searched: converters that the layer has, with references of its own."""
+    parts = ["query", "key"]
+    if hardware.activation == "softmax":
+        parts.append("value")
+    if hardware.array.full_scales != "global":
+        parts += ["score", "readout"] if hardware.activation == "softmax" else ["score"]
+    return parts
+
+
+def _without_full_scales(hardware: Hardware) -> Hardware:
+    """ADC and counters that do not clip and do not round."""
+    score, readout = (
+        replace(converter, n_levels=None, inl=0.0, v_min=-1e6, v_max=1e6)
+        for converter in (hardware.score_adc, hardware.readout)
+    )
+    return replace(hardware, score_adc=score, readout=readout)
+
+
+def _with_full_scales(hardware: Hardware, report: RangeReport) -> Hardware:
+    """One reference for all layers: the largest that any needs."""
+    score, readout = report.score_full_scale, report.readout_full_scale
+    return replace(
+        hardware,
+        score_adc=replace(hardware.score_adc, v_min=-score, v_max=score),
+        readout=replace(hardware.readout, v_min=-readout, v_max=readout),
+    )
+
+
+def _told(layer: GainCellAttention, ranges: Ranges, error: Tensor, shared: bool) -> LayerRanges:
+    lists = {part: getattr(ranges, part).tolist() for part in ("query", "key", "value")}
+    if not shared:
+        lists |= {part: getattr(ranges, part).tolist() for part in ("score", "readout")}
+    return LayerRanges(layer=layer.layer, error=error.tolist(), **lists)
 
 
 def search(text: LayerText, parts: Sequence[str]) -> tuple[Ranges, Tensor]:

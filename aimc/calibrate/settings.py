@@ -83,7 +83,7 @@ def apply(layer: GainCellAttention, ranges: Ranges, keys: Stored, values: Stored
             layer.readout_full_scale.copy_(readout / (array.saturation_av * top[1]))
 
 
-def needed_full_scales(layer: GainCellAttention, ranges: Ranges) -> tuple[float, float]:
+def full_scales_needed(layer: GainCellAttention, ranges: Ranges) -> tuple[float, float]:
     """Full scales of score ADC and counters in units of `array.saturation_qk` and `saturation_av`, for all heads of a
     layer that was set to these ranges."""
     assert layer.score_gain is not None  # a softmax has it
