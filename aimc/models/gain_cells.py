@@ -64,6 +64,7 @@ class GainCells:
 
     config_type = Hardware
     record_key = CONFIG_KEY
+    child = IMPLEMENTATION
 
     def is_under(self, model: PreTrainedModel) -> bool:
         """Whether any layer of the model runs on arrays."""
@@ -110,10 +111,6 @@ class GainCells:
     def finish(self, model: PreTrainedModel, read: Record) -> None:
         """The chip it was on."""
         set_chip(model, read.chip_seed)
-
-    def owns(self, tensor: str) -> bool:
-        """Whether a tensor of this name belongs to arrays."""
-        return f".{IMPLEMENTATION}." in tensor
 
 
 register(GainCells())
