@@ -146,6 +146,12 @@ def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int]) -> list
 
 
 def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCellAttention:
+    device = next(layer.module.parameters()).device
+    if device.type == "meta":
+        raise ValueError(
+            f"{layer.name} has its weights on no device (offloaded, or not loaded), so its arrays would be on none;"
+            " load the model with a device_map that keeps its attention on devices, or without one"
+        )
     arrays = GainCellAttention(
         layer.n_heads,
         layer.n_kv_heads,
@@ -155,7 +161,7 @@ def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCel
         n_layers=n_layers,
     )
     arrays.train(layer.module.training)
-    return arrays.to(next(layer.module.parameters()).device)
+    return arrays.to(device)
 
 
 def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLayer]) -> list[str]:
