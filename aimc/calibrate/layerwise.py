@@ -105,12 +105,14 @@ class LayerText:
             sums = torch.einsum("bhtjr,bhjrd->bhtjd", pulses, in_tiles)
             readout.append(sums.abs().amax(dim=(0, 2, 3, 4)))
         eps = torch.finfo(torch.float32).eps
+        # While a sub-tile is overwritten, tokens of two runs share its counters.
+        shared = 2.0 if n_tokens > self.layer.machine.array.window else 1.0
         return Ranges(
             query=(query.abs() * real).amax(dim=(0, 2, 3)).clamp(min=eps),
             key=(key.abs() * real).amax(dim=(0, 2, 3)).clamp(min=eps),
             value=(value.abs() * real).amax(dim=(0, 2, 3)).clamp(min=eps),
             score=torch.stack(score).amax(dim=0).clamp(min=eps),
-            readout=torch.stack(readout).amax(dim=0).clamp(min=eps),
+            readout=(shared * torch.stack(readout).amax(dim=0)).clamp(min=eps),
         )
 
 
