@@ -72,11 +72,15 @@ class LayerText:
         self.real = 1.0 if real is None else real[:, None, :, None]
         keys, values = (x.repeat_interleave(self.group, dim=1) for x in (key, value))
         self.target = scaled_dot_product_attention(query, keys, values, seen, scale=scaling)
+        self.norms: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         self.power = (self.target.square() * self.real).sum(dim=(0, 2, 3)).clamp(min=1e-30)
         if layer.features is not None:
             _set_features(layer, query, key, value, real)
-            query, key, value = layer.features.before(query, key, value)
-        self.keys, self.values = sampled(key, real), sampled(value, real)
+            (query, key, value), norms = layer.features.before(query, key, value)
+            self.norms = norms
+        features = layer.machine.features
+        self.keys = sampled(key, real, about_zero=features.normalise_keys)
+        self.values = sampled(value, real, about_zero=features.normalise_values)
         self.largest = self._largest(query, key, value)
 
     def error(self, ranges: Ranges) -> Tensor:
@@ -90,6 +94,10 @@ class LayerText:
         key = key - self.keys.centre[:, None, None]
         value = value - self.values.centre[:, None, None]
         real, rows = self.real, self.layer.machine.array.rows
+        query_norm, key_norm, value_norm = (
+            1.0 if norm is None else norm.repeat_interleave(query.shape[1] // norm.shape[1], dim=1)
+            for norm in self.norms
+        )
         keys, values = (x.repeat_interleave(self.group, dim=1) for x in (key, value))
         n_tokens, score, readout = query.shape[2], [], []
         tiles = -(-n_tokens // rows)
@@ -99,8 +107,13 @@ class LayerText:
             seen = self.seen[..., part, :]
             logits = self.scaling * query[:, :, part] @ keys.mT
             score.append(logits.masked_fill(~seen, 0.0).abs().amax(dim=(0, 2, 3)))
-            logits = logits.masked_fill(~seen, -torch.inf)
-            pulses = torch.exp(logits - logits.amax(dim=-1, keepdim=True))
+            if isinstance(query_norm, Tensor):
+                logits = logits * query_norm[:, :, part, None]
+            if isinstance(key_norm, Tensor):
+                logits = logits * key_norm[:, :, None]
+            shares = torch.softmax(logits.masked_fill(~seen, -torch.inf), dim=-1)
+            pulses = shares if isinstance(value_norm, float) else shares * value_norm[:, :, None]
+            pulses = pulses / pulses.amax(dim=-1, keepdim=True)
             pulses = pad(pulses, (0, tiles * rows - n_tokens)).unflatten(-1, (tiles, rows))
             sums = torch.einsum("bhtjr,bhjrd->bhtjd", pulses, in_tiles)
             readout.append(sums.abs().amax(dim=(0, 2, 3, 4)))

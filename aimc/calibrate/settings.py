@@ -12,7 +12,7 @@ from aimc.nn.attention import GainCellAttention
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.effects.cell import transfer
 from aimc.ops.effects.converters import storage_dac
-from aimc.ops.effects.levels import line_of
+from aimc.ops.effects.levels import from_equal_charge, line_of
 
 SAMPLES = 100_000
 """Most values per head that a line is fitted to."""
@@ -44,13 +44,20 @@ class Stored:
     """Some of them, `[H_kv, N]`."""
 
 
-def sampled(x: Tensor, real: Tensor | None) -> Stored:
-    """Of keys or values `[B, H_kv, T, D]` behind the freedoms of features; `real` is bool `[B, T]`, None: all are."""
+def sampled(x: Tensor, real: Tensor | None, *, about_zero: bool) -> Stored:
+    """Of keys or values `[B, H_kv, T, D]` behind the freedoms of features.
+
+    Args:
+        x: keys or values.
+        real: bool `[B, T]`, which tokens are not padding; None: all are.
+        about_zero: the middle is zero: what is divided by a number of its own counts from there.
+    """
     of_heads = x.transpose(0, 1)  # [H_kv, B, T, D]
     of_heads = of_heads.flatten(1, 2) if real is None else of_heads[:, real]
     step = -(-of_heads.shape[1] * of_heads.shape[2] // SAMPLES)
     sample = of_heads[:, ::step].flatten(1).float()
-    return Stored(centre=of_heads.float().mean(dim=(1, 2)), sample=sample)
+    centre = of_heads.float().mean(dim=(1, 2))
+    return Stored(centre=torch.zeros_like(centre) if about_zero else centre, sample=sample)
 
 
 def apply(layer: GainCellAttention, ranges: Ranges, keys: Stored, values: Stored, scaling: float) -> None:
@@ -73,7 +80,9 @@ def apply(layer: GainCellAttention, ranges: Ranges, keys: Stored, values: Stored
     with torch.no_grad():
         assert layer.score_gain is not None  # a softmax has it
         layer.score_gain.copy_(scaling / (query_scale * key_slope))
-        _set(layer.output_scaler, array.saturation_av / value_slope, -value_charge / value_slope)
+        from_rest = hardware.features.normalise_values  # then outputs count from the charge of resting cells
+        offset = torch.zeros_like(value_slope) if from_rest else -value_charge / value_slope
+        _set(layer.output_scaler, array.saturation_av / value_slope, offset)
         if layer.score_full_scale is not None and layer.readout_full_scale is not None:
             top = hardware.score_adc.v_max, hardware.readout.v_max
             score, readout = ranges.score / layer.score_gain, ranges.readout * value_slope
@@ -99,15 +108,14 @@ def _store(layer: GainCellAttention, part: str, reach: Tensor, stored: Stored) -
     hardware, scaler = layer.machine, layer.scaler(part)
     dac, rest = hardware.storage_dac, hardware.cell.offset_v
     is_line = dac.spacing == "equal_charge"
-    offset, slope = line_of(hardware)
-    if is_line:
-        rest = rest - offset / slope  # the number whose cell gives no charge
+    if is_line:  # the number that leaves a cell at rest
+        rest = float(from_equal_charge(torch.tensor(rest, dtype=torch.float64), dac, hardware.cell))
     scale = min(dac.v_max - rest, rest - dac.v_min) / reach
     _set(scaler, scale, rest - scale * stored.centre)
     rest_v = hardware.cell.offset_v
     if is_line:
-        of_number = torch.full_like(scale, slope), offset + slope * (scaler.offset.detach() - rest_v)
-        slopes, charges = of_number[0] * scale, of_number[1]
+        offset, slope = line_of(hardware)
+        slopes, charges = slope * scale, offset + slope * (scaler.offset.detach() - rest_v)
     else:
         slopes, charges = _fitted(layer, scaler, stored)
     memory = layer.memory_key if part == "key" else layer.memory_value

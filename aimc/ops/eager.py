@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aimc.ops.call import Call
-from aimc.ops.effects.activation import Ages, activation
+from aimc.ops.effects.activation import activation
 from aimc.ops.effects.array import Decay, Operands, charge_av, charge_qk, summed
 from aimc.ops.effects.cell import cell_operands
 from aimc.ops.effects.columns import with_columns
@@ -98,6 +98,8 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         keys=operands(heads, key_u, ArrayId.QK, rows),
         values=operands(heads, value_u, ArrayId.AV, rows),
         padding=padding,
+        key_norm=scaling.key_norm,
+        value_norm=scaling.value_norm,
     )
     memory = earlier.memory
     if has_memory(hardware):  # Protection, Pruning
@@ -129,12 +131,13 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         if hardware.activation == "pruned_softmax":  # Pruning
             return pruned(call, reads, memory, exact, in_memory), reads
         charges, seen_keys = [*charges, exact], [*seen_keys, in_memory]
-    ages = None
-    if heads.retained is not None:  # Age compensation
-        left = [heads.left(times[read.first :], read.tile.times) for read in reads]
-        ages = Ages(left, heads.resting_charge(relative_pulses))
+    corrections = None
+    if heads.corrects:  # Corrections
+        norms = [(read.tile.key_norm, read.tile.value_norm) for read in reads]
+        written = [read.tile.times for read in reads]
+        corrections = heads.corrections([times[read.first :] for read in reads], written, norms, relative_pulses)
     # Charge-to-pulse, or softmax between converters
-    widths, normaliser, lost = activation(heads, charges, seen_keys, scaling, len(reads), ages)
+    widths, normaliser, lost = activation(heads, charges, seen_keys, scaling, len(reads), corrections)
     for number, (read, phi) in enumerate(zip(reads, widths, strict=False)):  # the memory's comes last
         # Second array
         counts = charge_av(phi, read.tile.values, read.decay) / full_scale_av  # A [B, H, T', D]
@@ -146,8 +149,8 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         read.phi, read.counts = phi, adc(counts, hardware.readout)
         # Digital sum
         out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
-    if heads.retained is not None:  # Age compensation
-        out = out + lost * (heads.retained.rest / array.saturation_av)
+    if corrections is not None:  # Corrections
+        out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:  # Protection
         out = out + digital_sum(heads, widths[-1], memory)
     out = out if normaliser is None else out * normaliser

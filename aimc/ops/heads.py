@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Cell, Hardware
+from aimc.ops.effects.activation import Corrections
 from aimc.ops.effects.ageing import Retained, retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
@@ -77,17 +78,35 @@ class Heads:
         """What age compensation makes up for; None: it is off, or nothing leaks."""
         return retained(self.hardware) if self.hardware.leakage.compensate and self.decay_per_token else None
 
-    def left(self, times: Tensor, written: Tensor) -> Tensor:
-        """Share of its signal that a token written at the times `[S]` has nominally kept at the times `[T']`, `[T',
-        S]`."""
-        decay = self.decay(times, written)
-        assert self.retained is not None and decay is not None  # the caller has looked
-        return self.retained.of(decay)
+    @property
+    def corrects(self) -> bool:
+        """Whether digital logic makes up for age, or for what keys and values were divided by."""
+        return self.retained is not None or self.hardware.features.normalises
 
-    def resting_charge(self, relative_pulses: Tensor) -> Tensor:
-        """`S / S_sat` of a column of resting cells, `[B, H, T, 1]`, for pulses over S_sat."""
-        assert self.retained is not None  # the caller has looked
-        return self.retained.rest * relative_pulses.sum(dim=-1, keepdim=True)
+    def corrections(
+        self,
+        times: list[Tensor],
+        written: list[Tensor],
+        norms: list[tuple[Tensor | None, Tensor | None]],
+        relative_pulses: Tensor,
+    ) -> Corrections:
+        """What digital logic does with the parts of the keys that were read from the arrays.
+
+        Args:
+            times: when each part was read, `[T']`.
+            written: when its tokens were written, `[S]`.
+            norms: by what its keys and values were divided, `[B, H_kv, S]`; None: by one.
+            relative_pulses: pulses over S_sat, `[B, H, T, D]`.
+        """
+        score: list[Tensor | float] = []
+        pulse: list[Tensor | float] = []
+        for read, stored, of_tokens in zip(times, written, norms, strict=True):
+            left = 1.0 if self.retained is None else 1.0 / self.retained.of(self.decay(read, stored))  # type: ignore[arg-type]
+            for factors, norm in zip((score, pulse), of_tokens, strict=True):
+                factors.append(left if norm is None else left * self.for_query_heads(norm, dim=1)[:, :, None])
+        features = self.hardware.features
+        keeps = not features.normalise_keys, not features.normalise_values
+        return Corrections(score, pulse, self.cell.coefficients[0] * relative_pulses.sum(dim=-1, keepdim=True), keeps)
 
     def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""

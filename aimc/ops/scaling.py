@@ -44,10 +44,23 @@ class Scaling(NamedTuple):
     """Comparator level of each query head in full scales of the score, `[H]`, for `pruned_softmax`; None: the
     hardware's."""
 
+    query_norm: Tensor | None = None
+    """By which each query was divided before its scaler, `[B, H, T]`; None: by one."""
+    key_norm: Tensor | None = None
+    """Likewise for keys, `[B, H_kv, T]`."""
+    value_norm: Tensor | None = None
+    """Likewise for values, `[B, H_kv, T]`."""
+
     @property
     def affines(self) -> tuple[Affine | None, Affine | None, Affine | None]:
         """Those of query, key and value."""
         return self.query, self.key, self.value
+
+    def of_tokens(self, piece: slice) -> Scaling:
+        """For some of the tokens."""
+        names = ("query_norm", "key_norm", "value_norm")
+        norms = {name: getattr(self, name) for name in names}
+        return self._replace(**{name: x[..., piece] for name, x in norms.items() if x is not None})
 
 
 def scaled(x: Tensor, affine: Affine | None) -> Tensor:

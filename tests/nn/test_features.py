@@ -10,7 +10,7 @@ import torch
 
 import aimc
 from aimc import presets
-from aimc.hardware import Array, ConfigError, Features, Hardware
+from aimc.hardware import Array, ConfigError, Features, Hardware, Leakage, Protection
 from aimc.models.arrays import gain_cell_layers
 from aimc.nn.attention import GainCellAttention
 from tests.tiny_models import FAMILIES, ids, tiny_model
@@ -20,19 +20,20 @@ FREEDOMS = {
     "centre_keys": Features(centre_keys=True),
     "centre_values": Features(centre_values=True),
     "balance": Features(balance=True),
+    "normalise_queries": Features(normalise_queries=True),
+    "normalise_keys": Features(normalise_keys=True),
+    "normalise_values": Features(normalise_values=True),
     "rotation_qk": Features(rotation_qk="hadamard"),
     "rotation_av": Features(rotation_av="orthogonal"),
 }
 ALL = Features(centre_keys=True, centre_values=True, balance=True, rotation_qk="orthogonal", rotation_av="orthogonal")
 
 
-def ideal(features: Features) -> Hardware:
+def hardware_with(features: Features, **changes: object) -> Hardware:
     array = Array(window=64, rows=8, full_scales="head")
-    return presets.with_softmax(replace(presets.ideal(), array=array, features=Features()), **NO_LEVELS)
-
-
-def hardware_with(features: Features) -> Hardware:
-    return replace(ideal(features), features=features)
+    return replace(
+        presets.with_softmax(replace(presets.ideal(), array=array), **NO_LEVELS), features=features, **changes
+    )
 
 
 def relative_error(features: Features, family: str) -> float:
@@ -85,10 +86,14 @@ def test_what_was_found_is_saved_and_comes_back(tmp_path) -> None:
     assert layer.features.key_centre.dtype == layer.score_full_scale.dtype == torch.float32
 
 
-def test_generation_goes_through_the_same_features() -> None:
+@pytest.mark.parametrize("protection", [Protection(), Protection(n_sink=1, n_recent=2)])
+def test_generation_goes_through_the_same_features(protection: Protection) -> None:
     reference, batch = tiny_model("llama"), ids(seed=0, batch=2)
     model = copy.deepcopy(reference)
-    aimc.convert(model, hardware_with(ALL))
+    leaky = Leakage(tau_s=1.0, token_time_s=0.02, compensate=True)
+    hardware = hardware_with(ALL, leakage=leaky, protection=protection, cell=presets.gain_cell_cmos().cell)
+    hardware.storage_dac = replace(hardware.storage_dac, n_levels=16, spacing="equal_charge")
+    aimc.convert(model, hardware)
     aimc.calibrate_ranges(model, reference, [batch])
     with torch.no_grad():
         whole = model(batch).logits
