@@ -32,6 +32,7 @@ _PUBLIC = {
     "calibrate_ranges": "aimc.calibrate.ranges",
     "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",
+    "agreement": "aimc.evaluate.agreement",
 }
 _PACKAGES = ("calibrate", "circuit", "evaluate", "hardware", "models", "nn", "ops", "plot", "static")
 _MOVED = {

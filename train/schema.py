@@ -253,6 +253,12 @@ class EvaluationConfig:
     """Part of the text: `train`, `valid` or `test`."""
     ablate: bool = False
     """True: also switch each deterministic effect off in turn."""
+    with_digital: bool = False
+    """True: compare with the digital model: on the text by KL divergence, top-1 agreement and ratio of perplexities, on
+    tasks item by item."""
+    digital: str | None = None
+    """Folder or hub name of that model; null: `digital/` beside the checkpoint, or else the checkpoint's own weights
+    off the arrays, where it keeps the softmax."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over
     `measure.chips`; empty: none. With `eval_data`, `lambada` means the task of that name on a local file; with null,
@@ -277,6 +283,10 @@ class EvaluationConfig:
             raise RunError(
                 f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave"
                 " eval_data out"
+            )
+        if self.digital is not None and not self.with_digital:
+            raise RunError(
+                f"digital={self.digital}: nothing is compared with it; set with_digital=true, or leave digital out"
             )
 
     @property
