@@ -1,5 +1,5 @@
-"""`python -m train.real`: a pretrained model on gain-cell arrays without training: what each effect costs, and what each
-remedy buys."""
+"""`python -m train.real`: a pretrained model on gain-cell arrays without training: what each effect costs, and what
+each remedy buys."""
 
 from __future__ import annotations
 

@@ -191,7 +191,15 @@ def _cells(row: Measured) -> tuple[str, ...]:
     title = row.title if row.chips == 1 else f"{row.title}, {row.chips} chips"
     spread = shown(row.stderr, ".4f") if row.group else ""
     bounds = (shown(row.at_most, "g"), shown(row.aim, "g"))
-    return (title, f"{row.perplexity:.2f}", f"{row.ratio:.4f}", spread, *bounds, shown(row.kl, ".4f"), shown(row.top1, ".1%"))
+    return (
+        title,
+        f"{row.perplexity:.2f}",
+        f"{row.ratio:.4f}",
+        spread,
+        *bounds,
+        shown(row.kl, ".4f"),
+        shown(row.top1, ".1%"),
+    )
 
 
 def table(rows: dict[str, Measured]) -> Table:

@@ -155,8 +155,8 @@ def for_pretrained(
     Storage levels at equal charge make a curved cell act as a straight line. Each head has full scales of its own.
     Features are rotated, so that few levels meet a bell-shaped distribution in every feature. Each query, key and value
     is divided by its own norm, so that it fills its converter. The digital softmax makes up for the age of a token,
-    whose time is that of the model's layers. Centring stays off: the first token, on which much attention rests, has a key
-    and a value near zero; centred, these become large and fade towards the mean.
+    whose time is that of the model's layers. Centring stays off: the first token, on which much attention rests, has a
+    key and a value near zero; centred, these become large and fade towards the mean.
 
     Ranges are set by :func:`aimc.calibrate_ranges`.
 
