@@ -356,6 +356,25 @@ def test_the_command_writes_scores_and_reaches_no_network(
 
 
 @needs_harness
+def test_both_models_on_the_same_items_in_one_command(
+    configure: Callable[..., EvaluationConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate(configure("nonideality=none", "task_limit=4", "with_digital=true", tasks="lambada,piqa"))
+    found = json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert found["digital"] == str(SHIPPED / "digital")
+    rows = {(row["task"], row["metric"]): row for row in found["comparisons"]}
+    assert [row["mean"] for row in found["scores"]] == [row["model"]["mean"] for row in rows.values()]
+    digital = by_name(score(configure(), load_any(str(SHIPPED / "digital")), limit=4))
+    for key, row in rows.items():
+        assert row["digital"]["mean"] == pytest.approx(digital[key].mean, rel=1e-5)
+        assert row["difference"] == pytest.approx(row["model"]["mean"] - row["digital"]["mean"])
+        assert row["n_items"] == 4 and row["stderr"] is not None
+    assert rows["piqa", "acc"]["chance"] == 0.5 and rows["lambada", "perplexity"]["difference"] != 0
+    printed = capsys.readouterr().out
+    assert "against the digital model" in printed and "piqa acc_norm" in printed
+
+
+@needs_harness
 def test_text_and_tasks_in_one_command(
     configure: Callable[..., EvaluationConfig], text_folder: Path, tmp_path: Path
 ) -> None:
