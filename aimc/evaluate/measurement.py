@@ -17,7 +17,7 @@ class Measurement:
     stride: int | None = None
     """Tokens scored a window, and by which windows advance; None: half the context."""
     batch_size: int = 16
-    """Windows computed together."""
+    """Windows computed together; fewer where the logits of so many would fill the memory."""
     tokens: int | None = None
     """Tokens of the text, from its start; None: all."""
     chips: int = 1

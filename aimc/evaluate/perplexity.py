@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -14,7 +13,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from aimc.evaluate.chips import chips_of
+from aimc.evaluate.estimates import exp_mean_of
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
+from aimc.evaluate.windows import UNSCORED, checked_tokens, window_of, windows, windows_together
 from aimc.hardware import Noise
 from aimc.models.modes import evaluating
 
@@ -29,6 +30,9 @@ class Perplexity:
     """Sample standard deviation over the chips; 0 for a single one."""
     per_chip: list[float] = field(default_factory=list)
     """One value a chip."""
+    stderr: float | None = None
+    """Standard error of `mean` over the text, see :func:`aimc.evaluate.estimates.block_stderr`; None: not known, or the
+    text is shorter than two contexts."""
     n_tokens: int = 0
     """Tokens that were scored."""
     context: int = 0
@@ -70,14 +74,29 @@ def perplexity(
             non-idealities asked of a digital model.
     """
     measurement = measurement_of(measurement, fields)
-    context, stride = _window(model, measurement)
-    tokens = _check_tokens(model, tokens)[: measurement.tokens]
+    context, stride = window_of(model, measurement)
+    tokens = checked_tokens(model, tokens)[: measurement.tokens]
+    together = windows_together(model, context, measurement.batch_size)
     with evaluating(model):
-        values = [
-            math.exp(_mean_nll(model, tokens, context, stride, measurement.batch_size))
+        losses = [
+            _losses(model, tokens, context, stride, together)
             for _ in chips_of(model, measurement.chips, nonideality, measurement.seed)
         ]
-    return over_chips(values, n_tokens=len(tokens) - 1, context=context, stride=stride)
+    return perplexity_of(losses, context, stride)
+
+
+def perplexity_of(losses: Sequence[Tensor], context: int, stride: int) -> Perplexity:
+    """The perplexity that losses in nat, `[N − 1]`, one tensor a chip, come to."""
+    found = exp_mean_of(losses, context)
+    return Perplexity(
+        mean=found.mean,
+        std=found.std,
+        stderr=found.stderr,
+        per_chip=found.per_chip,
+        n_tokens=len(losses[0]),
+        context=context,
+        stride=stride,
+    )
 
 
 def over_chips(per_chip: Sequence[float], *, n_tokens: int, context: int, stride: int) -> Perplexity:
@@ -92,62 +111,15 @@ def over_chips(per_chip: Sequence[float], *, n_tokens: int, context: int, stride
     )
 
 
-def _window(model: PreTrainedModel, measurement: Measurement) -> tuple[int, int]:
-    """Context and stride, filled in where they are left to the model."""
-    positions = int(getattr(model.config, "max_position_embeddings", None) or 1024)
-    context = positions if measurement.context is None else measurement.context
-    if context > positions:
-        raise ValueError(
-            f"context={context}: the model has {positions} positions; use a context between 2 and {positions}"
-        )
-    stride = max(1, context // 2) if measurement.stride is None else measurement.stride
-    if stride > context:
-        raise ValueError(f"stride={stride}: must be between 1 and context={context}; half the context is usual")
-    return context, stride
-
-
-def _check_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    tokens = torch.as_tensor(tokens).reshape(-1)
-    if tokens.is_floating_point() or len(tokens) < 2:
-        raise ValueError(
-            f"tokens: {len(tokens)} values of {tokens.dtype}; a perplexity needs at least two integer token ids"
-        )
-    vocabulary = model.config.vocab_size
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= vocabulary:
-        raise ValueError(
-            f"tokens: ids from {low} to {high}, outside the model's vocabulary of {vocabulary}; tokenise the text with"
-            " the model's own tokenizer"
-        )
-    return tokens
-
-
 @torch.no_grad()
-def _mean_nll(model: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int) -> float:
-    """Mean negative log-likelihood in nat a token."""
+def _losses(model: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int) -> Tensor:
+    """Negative log-likelihood of each scored token in nat, `[N − 1]`, in the order of the text."""
     device = next(model.parameters()).device
-    total, scored = 0.0, 0
-    for inputs, targets in _batches(tokens, context, stride, batch_size):
+    parts = []
+    for inputs, targets in windows(tokens, context, stride, batch_size):
         logits = model(inputs.to(device), use_cache=False).logits.float()
-        losses = cross_entropy(logits.transpose(1, 2), targets.to(device), ignore_index=-100, reduction="sum")
-        total += float(losses)
-        scored += int((targets != -100).sum())
-    return total / scored
-
-
-def _batches(tokens: Tensor, context: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs `[B, C]` and their next tokens `[B, C]`, −100 where a token is not scored here."""
-    windows = []
-    scored_to, last = 0, len(tokens) - 1  # token 0 has nothing before it
-    while scored_to < last:
-        end = min(last, context if scored_to == 0 else scored_to + stride)
-        start = max(0, end - context)
-        targets = tokens[start + 1 : end + 1].clone()
-        targets[: max(0, scored_to - start)] = -100
-        windows.append((tokens[start:end], targets))
-        scored_to = end
-    for first in range(0, len(windows), batch_size):
-        group = windows[first : first + batch_size]
-        for length in sorted({len(inputs) for inputs, _ in group}):  # only a short text has windows of two lengths
-            same = [window for window in group if len(window[0]) == length]
-            yield torch.stack([inputs for inputs, _ in same]), torch.stack([targets for _, targets in same])
+        losses = cross_entropy(
+            logits.transpose(1, 2), targets.to(device), ignore_index=UNSCORED, reduction="none"
+        )  # [B, C]
+        parts.append(losses.cpu()[targets != UNSCORED])
+    return torch.cat(parts).double()

@@ -7,13 +7,9 @@ are the harness's own.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -21,41 +17,25 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from aimc.evaluate.chips import chips_of
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
+from aimc.evaluate.reference import require_reference
+from aimc.evaluate.scores import Score, TaskComparison, caveats, compared, scores_of, shown
+from aimc.evaluate.task_files import DEFINITIONS, TaskError, local_tasks
 from aimc.hardware import Noise
 from aimc.models.modes import evaluating
 
-DEFINITIONS = {file.stem: file for file in sorted((Path(__file__).parent / "task_definitions").glob("*.yaml"))}
-"""The tasks on local files, by the name that a user gives."""
-_LOCAL = "local_"
-"""What their names begin with inside the harness, whose own tasks have the same names."""
+__all__ = [
+    "DEFINITIONS",
+    "Score",
+    "TaskComparison",
+    "TaskError",
+    "caveats",
+    "compare_tasks",
+    "load_tasks",
+    "run_tasks",
+    "tokenizer_of",
+]
 _SHOT_SEED = 1234
 """Which examples precede an item; the harness's own default."""
-
-
-class TaskError(ValueError):
-    """Tasks that cannot be run, and why; the message names the setting and the remedy."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Score:
-    """One metric of one task."""
-
-    task: str
-    metric: str
-    mean: float
-    """Mean over the chips."""
-    std: float
-    """Sample standard deviation over the chips; 0 for a single one."""
-    per_chip: list[float]
-    """One value a chip."""
-    stderr: float | None
-    """Standard error over the items, of an accuracy; None for other metrics."""
-    n_items: int
-    """Items that were scored; 0 for a group of tasks."""
-    n_cut: int = 0
-    """Requests (an item has one an answer) whose beginning was cut off, because the model has fewer positions."""
-    n_left_out: int = 0
-    """Items left out, because an answer alone is longer than the model's positions."""
 
 
 def load_tasks(
@@ -84,7 +64,7 @@ def load_tasks(
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # a warning for each request that it cuts; Score counts them
     names = list(dict.fromkeys(names))
-    tasks = _own_tasks(names) if eval_data is None else _local_tasks(names, Path(eval_data), num_fewshot or 0)
+    tasks = _own_tasks(names) if eval_data is None else local_tasks(names, Path(eval_data), num_fewshot or 0)
     for task in tasks.values():
         if num_fewshot is not None or task.config.num_fewshot is None:
             task.set_config("num_fewshot", num_fewshot or 0)
@@ -147,42 +127,50 @@ def run_tasks(
                 task.set_fewshot_seed(_SHOT_SEED)  # every chip reads the same text
             results.append(
                 lm_eval.evaluate(
-                    lm=adapter, task_dict={"tasks": tasks}, samples=kept, log_samples=False, bootstrap_iters=0
+                    lm=adapter, task_dict={"tasks": tasks}, samples=kept, log_samples=True, bootstrap_iters=0
                 )
             )
     cut = {
         name: sum(length > adapter.max_length + 1 for length, _ in _lengths(adapter, task))
         for name, task in tasks.items()
     }
-    return _scores(results, cut, left_out)
+    return scores_of(results, tasks, cut, left_out)
 
 
-def caveats(scores: list[Score]) -> list[str]:
-    """What a reader of the scores has to know about texts that are longer than the model's positions; a line a task."""
-    lines = []
-    for score in {score.task: score for score in scores}.values():
-        if score.n_left_out:
-            lines.append(
-                f"{score.task}: {score.n_left_out} items left out, whose answers alone are longer than the model's"
-                " positions."
-            )
-        if score.n_cut:
-            lines.append(
-                f"{score.task}: {score.n_cut} requests lost their beginning, because they are longer than the model's"
-                " positions."
-            )
-    return lines
+def compare_tasks(
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, Any],
+    measurement: Measurement | None = None,
+    *,
+    nonideality: Noise | None = None,
+    limit: int | None = None,
+    **fields: Unpack[MeasurementFields],
+) -> list[TaskComparison]:
+    """Score a model and the digital one on the same items, and their difference item by item.
 
+    Args:
+        model: as for :func:`run_tasks`, and all that follows.
+        reference: the digital model, with the same vocabulary and as many positions; it has no chips.
 
-@contextmanager
-def _without_cache(model: PreTrainedModel) -> Iterator[None]:
-    """Keys and values of a text that is read once need not be kept."""
-    before = model.config.use_cache
-    model.config.use_cache = False
-    try:
-        yield
-    finally:
-        model.config.use_cache = before
+    Raises:
+        TypeError: `reference` is no transformers model.
+        TaskError: as :func:`run_tasks`, or the models can read different items.
+        ValueError: `reference` is on analog hardware or has another vocabulary; non-idealities asked of a digital
+            model.
+    """
+    require_reference(model, reference)
+    ours, theirs = (getattr(of.config, "max_position_embeddings", None) for of in (model, reference))
+    if ours != theirs:
+        raise TaskError(
+            f"reference: it has {theirs} positions and the model {ours}, so of long items they read different parts;"
+            " compare models with as many positions"
+        )
+    measurement = measurement_of(measurement, fields)
+    analog = run_tasks(model, tokenizer, tasks, measurement, nonideality=nonideality, limit=limit)
+    digital = run_tasks(reference, tokenizer, tasks, measurement, limit=limit)
+    return [compared(score, of) for score, of in zip(analog, digital, strict=True)]
 
 
 def _own_tasks(names: list[str]) -> dict[str, Any]:
@@ -199,66 +187,15 @@ def _own_tasks(names: list[str]) -> dict[str, Any]:
         ) from error
 
 
-def _local_tasks(names: list[str], folder: Path, num_fewshot: int) -> dict[str, Any]:
-    from lm_eval.tasks import TaskManager
-
-    if unknown := [name for name in names if name not in DEFINITIONS]:
-        raise TaskError(
-            f"tasks: {', '.join(unknown)} is not among the tasks on local files, which eval_data={folder} asks for; use"
-            f" some of {', '.join(DEFINITIONS)}, or eval_data=null for the harness's own tasks"
-        )
-    return TaskManager(include_defaults=False).load([_definition(name, folder, num_fewshot) for name in names])["tasks"]
-
-
-def _definition(name: str, folder: Path, num_fewshot: int) -> dict[str, Any]:
-    """The definition of a task, with its items. They are read here: `datasets.load_dataset` tells a server, also of a
-    local file."""
-    import yaml
-    from datasets import Dataset
-
-    definition = yaml.safe_load(DEFINITIONS[name].read_text(encoding="utf-8"))
-    file = folder / definition["dataset_kwargs"]["data_files"]["test"]
-    items = _items(file, definition["metadata"]["columns"], definition.get("doc_to_choice"))
-    if num_fewshot >= len(items):
-        raise TaskError(
-            f"num_fewshot={num_fewshot}: {file} has {len(items)} items, and an item is never its own example; use"
-            f" {len(items) - 1} at most"
-        )
-
-    def read(**_: Any) -> dict[str, Dataset]:
-        return {"test": Dataset.from_list(items)}
-
-    return definition | {"custom_dataset": read}
-
-
-def _items(file: Path, columns: list[str], choices: str | None) -> list[dict[str, Any]]:
-    """The items of a file, all of them sound: the harness would score nonsense without a word."""
-    if not file.is_file():
-        raise TaskError(
-            f"eval_data={file.parent}: no file {file.name} there; give the folder that holds it, or leave that task out"
-            " of tasks"
-        )
-    items = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-            if missing := [column for column in columns if column not in item]:
-                raise ValueError(f"it has no {', '.join(missing)}")
-            if choices is not None and not 0 <= item["gold"] < len(item[choices]):
-                raise ValueError(f"gold={item['gold']}, of {len(item[choices])} {choices} counted from 0")
-        except (ValueError, TypeError) as error:
-            raise TaskError(
-                f"eval_data={file.parent}: line {number} of {file.name} is not an item of this task ({error}); each"
-                f" line is a JSON object with {', '.join(columns)}"
-            ) from error
-        items.append({column: item[column] for column in columns})
-    if not items:
-        raise TaskError(
-            f"eval_data={file.parent}: {file.name} is empty, so there is nothing to score; use another copy"
-        )
-    return items
+@contextmanager
+def _without_cache(model: PreTrainedModel) -> Iterator[None]:
+    """Keys and values of a text that is read once need not be kept."""
+    before = model.config.use_cache
+    model.config.use_cache = False
+    try:
+        yield
+    finally:
+        model.config.use_cache = before
 
 
 def _readable(adapter: Any, tasks: dict[str, Any], limit: int | None) -> tuple[dict[str, list[int]], dict[str, int]]:
@@ -278,7 +215,7 @@ def _readable(adapter: Any, tasks: dict[str, Any], limit: int | None) -> tuple[d
         }
         if not items - too_long:
             raise TaskError(
-                f"tasks: the answers of all {len(items)} items of {_shown(name)} are longer than the model's"
+                f"tasks: the answers of all {len(items)} items of {shown(name)} are longer than the model's"
                 f" {adapter.max_length} positions; leave it out"
             )
         kept[name], left_out[name] = sorted(items - too_long), len(too_long)
@@ -295,35 +232,3 @@ def _lengths(adapter: Any, task: Any) -> Iterator[tuple[int, int]]:
         text, answer = instance.args
         whole = len(adapter.tok_encode(text + answer))
         yield whole, whole - len(adapter.tok_encode(text.rstrip()))
-
-
-def _scores(results: list[dict[str, Any]], cut: dict[str, int], left_out: dict[str, int]) -> list[Score]:
-    """One score a task and metric, from the harness's results, one a chip."""
-    scores = []
-    for name, metrics in results[0]["results"].items():
-        n_items = results[0]["n-samples"].get(name, {}).get("effective", 0)
-        for key, value in metrics.items():
-            metric, _, variant = key.partition(",")
-            if not variant or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            per_chip = [float(result["results"][name][key]) for result in results]
-            mean = statistics.fmean(per_chip)
-            accuracy = metric in ("acc", "acc_norm") and n_items > 1
-            scores.append(
-                Score(
-                    task=_shown(name),
-                    metric=metric if variant == "none" else f"{metric} ({variant})",
-                    mean=mean,
-                    std=statistics.stdev(per_chip) if len(per_chip) > 1 else 0.0,
-                    per_chip=per_chip,
-                    stderr=math.sqrt(mean * (1 - mean) / (n_items - 1)) if accuracy else None,
-                    n_items=n_items,
-                    n_cut=cut.get(name, 0),
-                    n_left_out=left_out.get(name, 0),
-                )
-            )
-    return scores
-
-
-def _shown(name: str) -> str:
-    return name.removeprefix(_LOCAL)

@@ -23,6 +23,13 @@ class Features:
     False: off."""
     balance: bool = False
     """Scale each feature of the keys, and of the queries inversely, so that it varies as much in both. False: off."""
+    normalise_queries: bool = False
+    """Divide each query by its own root mean square, and multiply its scores in digital, so that every query fills the
+    input DAC. False: off."""
+    normalise_keys: bool = False
+    """The same for each key: one more number per token and head in digital. False: off."""
+    normalise_values: bool = False
+    """The same for each value, which comes back in the length of its token's pulses. False: off."""
     rotation_qk: str = "none"
     """Orthogonal matrix that queries and keys of a head pass, and which their product does not see: `none` (off),
     `hadamard` (head sizes that are powers of two), `orthogonal` (a fixed random one, any size)."""
@@ -33,6 +40,11 @@ class Features:
         check_fields(self, "features")
         require_choice("features.rotation_qk", self.rotation_qk, ROTATIONS)
         require_choice("features.rotation_av", self.rotation_av, ROTATIONS)
+
+    @property
+    def normalises(self) -> bool:
+        """Whether keys or values are divided by a number of their own."""
+        return self.normalise_keys or self.normalise_values
 
     @property
     def is_on(self) -> bool:

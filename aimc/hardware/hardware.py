@@ -111,7 +111,25 @@ class Hardware:
             "centring and rotation leave a softmax unchanged, not the hard sigmoid, which sees each score by itself",
             "use activation='softmax' or 'pruned_softmax', or leave features at its defaults",
         )
+        require(
+            self.activation == "softmax" or not self.leakage.compensate,
+            "leakage.compensate",
+            True,
+            f"with activation={self.activation!r} no digital logic between the arrays could make up for age",
+            "use activation='softmax', or False",
+        )
+        require(
+            not self.features.normalises or (self.activation == "softmax" and self._leaks_to_rest),
+            "features.normalise_keys, features.normalise_values",
+            (self.features.normalise_keys, self.features.normalise_values),
+            "digital logic between the arrays puts back what a token was divided by, and cells must forget to rest",
+            "use activation='softmax' and leakage.target_v=null (None), or False",
+        )
         self._check_spacing()
+
+    @property
+    def _leaks_to_rest(self) -> bool:
+        return self.leakage.tau_s is None or self.leakage.target_v in (None, self.cell.offset_v)
 
     def _check_spacing(self) -> None:
         for name in ("input_dac", "readout", "score_adc", "probability_dac"):

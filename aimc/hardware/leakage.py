@@ -21,6 +21,9 @@ class Leakage:
     target_v: float | None = None
     """Voltage V_t in volt to which the cells leak, e.g. 0 where the write transistor leaks to ground; None: the cell's
     rest voltage, `cell.offset_v`. Without leakage (`tau_s` None) it has no effect."""
+    compensate: bool = False
+    """Whether the digital softmax makes up for what a token of its age has lost: scores behind their ADC are divided,
+    and pulses lengthened, by the nominal retained share. With `activation="softmax"` only. False: off."""
 
     def __post_init__(self) -> None:
         check_fields(self, "leakage")

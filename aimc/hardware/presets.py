@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
+from aimc.hardware import Array, Cell, Converter, Features, Hardware, Leakage, Noise
 
 LINEAR_SLOPE = 19.3
 """Signal units per volt of the linear cell, and of the surrogate gradient of the nonlinear one [L25, code]."""
@@ -136,6 +136,56 @@ def with_softmax(
         score_adc=Converter(n_levels=score_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
         probability_dac=Converter(n_levels=probability_levels),
         readout=Converter(n_levels=readout_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+    )
+
+
+def for_pretrained(
+    hardware: Hardware,
+    *,
+    input_levels: int | None = 64,
+    storage_levels: int | None = 64,
+    score_levels: int | None = 256,
+    probability_levels: int | None = 256,
+    readout_levels: int | None = 256,
+    pruned: bool = False,
+) -> Hardware:
+    """:func:`with_softmax`, and all that makes a pretrained model hold on it without training, at no analog cost but
+    programmable references.
+
+    Storage levels at equal charge make a curved cell act as a straight line. Each head has full scales of its own.
+    Features are rotated, so that few levels meet a bell-shaped distribution in every feature. Each query, key and value
+    is divided by its own norm, so that it fills its converter. The digital softmax makes up for the age of a token,
+    whose time is that of the model's layers. Centring stays off: the first token, on which much attention rests, has a
+    key and a value near zero; centred, these become large and fade towards the mean.
+
+    Ranges are set by :func:`aimc.calibrate_ranges`.
+
+    Args:
+        hardware: e.g. :func:`gain_cell_cmos`.
+        input_levels, storage_levels, score_levels, probability_levels, readout_levels: as for :func:`with_softmax`.
+        pruned: the arrays only select tokens (`pruned_softmax`); keys are then neither normalised nor made younger.
+    """
+    new = with_softmax(
+        hardware,
+        input_levels=input_levels,
+        storage_levels=storage_levels,
+        score_levels=score_levels,
+        probability_levels=probability_levels,
+        readout_levels=readout_levels,
+    )
+    return replace(
+        new,
+        activation="pruned_softmax" if pruned else "softmax",
+        storage_dac=replace(new.storage_dac, spacing="equal_charge"),
+        array=replace(new.array, full_scales="head"),
+        leakage=replace(new.leakage, token_time_s=None, compensate=not pruned),
+        features=Features(
+            rotation_qk="hadamard",
+            rotation_av="hadamard",
+            normalise_queries=True,
+            normalise_keys=not pruned,
+            normalise_values=not pruned,
+        ),
     )
 
 

@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from aimc.models.hub import quiet_libraries, require_reachable
-from aimc.models.substrates import Substrate, substrates
+from aimc.models.restoring import read_records, record_keys, restore
+from aimc.models.substrates import substrates_under
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Options of transformers' `from_pretrained` that say where files are."""
@@ -58,31 +58,29 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         kwargs["local_files_only"] = where["local_files_only"] = True  # asks nothing of a hub that does not answer
         # where peft is installed, transformers asks for an adapter, too
         kwargs.setdefault("adapter_kwargs", {"local_files_only": True})
-    records = _records(path, where)
-    try:
-        read = [(substrate, substrate.read_record(record)) for substrate, record in records]
-    except ValueError as error:
-        raise ValueError(f"{path}/config.json: {error}") from error
+    with quiet_libraries():
+        config_file = _file(path, "config.json", where)
+    read = read_records(_config(path, config_file), path)
+    if not read:
+        raise ValueError(
+            f"{path}: a digital model, without analog hardware in its config.json; load it with transformers and call"
+            " aimc.convert"
+        )
     with quiet_libraries():
         files = _weight_files(path, where)
         with _reading_weights(path):
-            saved = _analog_tensors(files)
-            model = _digital_part(path, kwargs)
-    for substrate, _ in records:
-        delattr(model.config, substrate.record_key)  # written again as it is rebuilt
-    for substrate, what in read:
-        substrate.rebuild(model, what)
-    _load_analog(model, saved, path)
-    for substrate, what in read:
-        substrate.finish(model, what)
+            model = _complete(path, kwargs)
+            if not substrates_under(model):  # without the mark by which transformers asks aimc for it
+                restore(model, read, files, path)
     return model
 
 
 def is_converted(model: str | Path | PretrainedConfig) -> bool:
     """Whether a folder, or a model's config, is that of a converted model: gain-cell arrays, static tiles, or both.
 
-    A plain loader, such as transformers' `AutoModelForCausalLM`, makes a digital model of such a folder, with weights
-    that were trained for arrays; whoever reads folders he did not write should ask first.
+    Without aimc, transformers refuses such a folder, unless an older aimc wrote it or its attention implementation is
+    chosen by hand: then it makes a digital model, with weights that were trained for arrays. Whoever reads folders he
+    did not write should ask first.
 
     Args:
         model: folder with a `config.json`, that file itself, or a config that was read already. Of a hub name, give
@@ -93,31 +91,12 @@ def is_converted(model: str | Path | PretrainedConfig) -> bool:
         ValueError: the file is damaged.
     """
     if isinstance(model, PretrainedConfig):
-        return any(getattr(model, key, None) is not None for key in _keys())
+        return any(getattr(model, key, None) is not None for key in record_keys())
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if not file.is_file():
         raise FileNotFoundError(f"{model}: no model there (no config.json); give a folder written by save_pretrained")
     config = _config(str(model), str(file))
-    return any(config.get(key) is not None for key in _keys())
-
-
-def _keys() -> list[str]:
-    """Where records of analog hardware stand in a `config.json`."""
-    return [substrate.record_key for substrate in substrates()]
-
-
-def _records(path: str, where: dict[str, Any]) -> list[tuple[Substrate, Any]]:
-    """What stands in `config.json` of each kind of hardware that the model is on."""
-    with quiet_libraries():
-        config_file = _file(path, "config.json", where)
-    config = _config(path, config_file)
-    records = [(kind, config[kind.record_key]) for kind in substrates() if config.get(kind.record_key) is not None]
-    if not records:
-        raise ValueError(
-            f"{path}: a digital model, without analog hardware in its config.json; load it with transformers and call"
-            " aimc.convert"
-        )
-    return records
+    return any(config.get(key) is not None for key in record_keys())
 
 
 def _file(path: str, name: str, where: dict[str, Any]) -> str:
@@ -145,7 +124,7 @@ def _config(path: str, config_file: str) -> dict[str, Any]:
     """The JSON object in `config.json`, with objects where it speaks of arrays and tiles."""
     try:
         config = json.loads(Path(config_file).read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or any(not isinstance(config.get(key) or {}, dict) for key in _keys()):
+        if not isinstance(config, dict) or any(not isinstance(config.get(key) or {}, dict) for key in record_keys()):
             raise ValueError("a JSON object is missing")
     except ValueError as error:
         raise ValueError(
@@ -167,8 +146,8 @@ def _reading_weights(path: str) -> Iterator[None]:
         ) from error
 
 
-def _digital_part(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
-    """The model without its arrays, in the dtype it was saved in, every weight of it from the file."""
+def _complete(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
+    """The model in the dtype it was saved in, every weight of it from the file."""
     if not {"dtype", "torch_dtype"} & kwargs.keys():
         kwargs = {**kwargs, "dtype": "auto"}
     # Tensors of another shape are let through, and refused below by name.
@@ -183,11 +162,6 @@ def _digital_part(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
             f"size mismatch for {name}: {tuple(in_file)} in the file, {tuple(in_model)} in the model"
         )
     return model
-
-
-def _is_analog(name: str) -> bool:
-    """Whether a tensor belongs to analog hardware; the weights that tiles are programmed to are the digital model's."""
-    return any(substrate.owns(name) for substrate in substrates())
 
 
 def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
@@ -206,34 +180,3 @@ def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
         if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
             raise _IncompleteWeights(f"{INDEX} has no weight_map")
     return [_file(path, name, where) for name in sorted(set(shards.values()))]
-
-
-def _analog_tensors(files: list[str]) -> dict[str, Tensor]:
-    """The tensors of arrays and tiles, by name."""
-    found: dict[str, Tensor] = {}
-    for file in files:
-        with safe_open(file, framework="pt") as tensors:
-            found |= {key: tensors.get_tensor(key) for key in tensors.keys() if _is_analog(key)}  # noqa: SIM118 (not a dict)
-    return found
-
-
-def _load_analog(model: PreTrainedModel, saved: dict[str, Tensor], path: str) -> None:
-    """Fill arrays and tiles, exactly those; the other weights are in place.
-
-    Raises:
-        ValueError: one is missing, too many, or of another shape.
-    """
-    odd = sorted({name for name in model.state_dict() if _is_analog(name)} ^ set(saved))
-    reason: RuntimeError | None = None
-    if not odd:
-        try:
-            model.load_state_dict(saved, strict=False)
-        except RuntimeError as error:
-            odd, reason = [line.strip() for line in str(error).splitlines() if "size mismatch" in line], error
-            if not odd:  # a full memory, say, which is no damage
-                raise
-    if odd:
-        raise ValueError(
-            f"{path}: the scalers or tiles do not fit the model (first: {odd[0]}); the folder is incomplete or from"
-            " another version, convert again"
-        ) from reason

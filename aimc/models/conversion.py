@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import warnings
 from collections.abc import Collection
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
+from aimc.models.mark import erase_mark, write_mark
 from aimc.models.report import ConversionReport
-from aimc.models.substrates import forget_stale_records, substrate_for, substrates, substrates_under
+from aimc.models.substrates import Substrate, forget_stale_records, substrate_for, substrates, substrates_under
 
 _NOT_GIVEN = object()
 
@@ -61,6 +63,24 @@ def convert(
             f"a {type(model).__name__} is no transformers PreTrainedModel, whose layers could be found; pass the model"
             " itself"
         )
+    skipped = None if skip_layers is None else frozenset(skip_layers)
+    in_order = by_substrate(configs, skip_layers)
+    plans = [substrate.plan(model, config, skipped) for substrate, config in in_order]  # all that can be refused
+    forget_stale_records(model)
+    report = ConversionReport()
+    for plan in plans:
+        plan.put(model, report)
+    write_mark(model.config)
+    return report
+
+
+def by_substrate(configs: Collection[object], skip_layers: Collection[int] | None) -> list[tuple[Substrate, Any]]:
+    """Each config with the kind of hardware that it asks for, in the order in which they are put in place.
+
+    Raises:
+        TypeError: a config of another type.
+        ValueError: none, two of one type, or layers to skip without a :class:`aimc.Hardware`.
+    """
     if not configs:
         raise ValueError(
             "no config is given, so nothing would be replaced; give an aimc.Hardware, an aimc.static.Static, or both"
@@ -79,14 +99,7 @@ def convert(
             f"skip_layers={list(skip_layers)}: it says which attention stays digital, and no aimc.Hardware is given;"
             " leave it out"
         )
-    skipped = None if skip_layers is None else frozenset(skip_layers)
-    in_order = [chosen[substrate.record_key] for substrate in substrates() if substrate.record_key in chosen]
-    plans = [substrate.plan(model, config, skipped) for substrate, config in in_order]  # all that can be refused
-    forget_stale_records(model)
-    report = ConversionReport()
-    for plan in plans:
-        plan.put(model, report)
-    return report
+    return [chosen[substrate.record_key] for substrate in substrates() if substrate.record_key in chosen]
 
 
 def to_digital(model: PreTrainedModel) -> PreTrainedModel:
@@ -109,6 +122,7 @@ def to_digital(model: PreTrainedModel) -> PreTrainedModel:
         )
     for substrate in reversed(under):
         substrate.take_out(model)
+    erase_mark(model.config)
     return model
 
 

@@ -64,6 +64,7 @@ class GainCells:
 
     config_type = Hardware
     record_key = CONFIG_KEY
+    child = IMPLEMENTATION
 
     def is_under(self, model: PreTrainedModel) -> bool:
         """Whether any layer of the model runs on arrays."""
@@ -111,10 +112,6 @@ class GainCells:
         """The chip it was on."""
         set_chip(model, read.chip_seed)
 
-    def owns(self, tensor: str) -> bool:
-        """Whether a tensor of this name belongs to arrays."""
-        return f".{IMPLEMENTATION}." in tensor
-
 
 register(GainCells())
 
@@ -149,6 +146,12 @@ def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int]) -> list
 
 
 def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCellAttention:
+    device = next(layer.module.parameters()).device
+    if device.type == "meta":
+        raise ValueError(
+            f"{layer.name} has its weights on no device (offloaded, or not loaded), so its arrays would be on none;"
+            " load the model with a device_map that keeps its attention on devices, or without one"
+        )
     arrays = GainCellAttention(
         layer.n_heads,
         layer.n_kv_heads,
@@ -159,7 +162,7 @@ def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCel
         head_size=layer.head_size,
     )
     arrays.train(layer.module.training)
-    return arrays.to(next(layer.module.parameters()).device)
+    return arrays.to(device)
 
 
 def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLayer]) -> list[str]:

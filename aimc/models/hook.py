@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from aimc.models.arrays import gain_cell_layers
+from aimc.models.mark import REFUSAL
 from aimc.nn.attention import GainCellAttention
 from aimc.nn.cache import GainCellCache
 
@@ -99,8 +100,9 @@ def _mask(
     return attention_mask
 
 
-AttentionInterface.register(IMPLEMENTATION, _attention)
-AttentionMaskInterface.register(IMPLEMENTATION, _mask)
+for _name in (IMPLEMENTATION, REFUSAL):  # with aimc, a model may be made from a config that asks for the second
+    AttentionInterface.register(_name, _attention)
+    AttentionMaskInterface.register(_name, _mask)
 
 
 def attach_cache(model: PreTrainedModel) -> None:

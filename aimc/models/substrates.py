@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel
 
+from aimc.models.mark import erase_mark, use_own_attention
 from aimc.models.report import ConversionReport
 
 PROVIDERS = ("aimc.models.gain_cells", "aimc.static.substrate")
@@ -34,6 +35,10 @@ class Substrate(Protocol):
     def record_key(self) -> str:
         """Where its record stands in `config.json`."""
 
+    @property
+    def child(self) -> str:
+        """Name of the module, in each layer on it, that holds its tensors; those beside it are the digital model's."""
+
     def is_under(self, model: PreTrainedModel) -> bool:
         """Whether a part of the model is on it."""
 
@@ -51,9 +56,6 @@ class Substrate(Protocol):
 
     def finish(self, model: PreTrainedModel, read: Any) -> None:
         """What a record says beside structure and tensors, once these are in place."""
-
-    def owns(self, tensor: str) -> bool:
-        """Whether a tensor of this name belongs to it, not to the digital model."""
 
 
 _registered: dict[str, Substrate] = {}
@@ -107,6 +109,9 @@ def require_as_saved(model: PreTrainedModel) -> None:
 
 def forget_stale_records(model: PreTrainedModel) -> None:
     """Drop records of hardware that the model is not on: its folder was read as a digital model's."""
+    if not substrates_under(model):
+        erase_mark(model.config)
+        use_own_attention(model)
     for substrate in substrates():
         if not substrate.is_under(model) and hasattr(model.config, substrate.record_key):
             delattr(model.config, substrate.record_key)

@@ -232,9 +232,10 @@ class GainCellAttention(nn.Module):
             `[B, H, T, D]` in the dtype of `query`.
         """
         dtype = query.dtype
-        if self.features is not None:
-            query, key, value = self.features.before(query, key, value)
         scaling = self.scaling
+        if self.features is not None:
+            (query, key, value), norms = self.features.before(query, key, value)
+            scaling = scaling._replace(query_norm=norms[0], key_norm=norms[1], value_norm=norms[2])
         details = None
         result: Tensor | tuple[Tensor, Details]
         if self.layer_cache is not None:

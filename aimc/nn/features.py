@@ -43,9 +43,11 @@ class FeatureMap(nn.Module):
         for name in ("rotation_qk", "rotation_av"):
             self.register_buffer(name, rotation(getattr(features, name), head_size, name), persistent=False)
 
-    def before(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def before(
+        self, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
         """Query `[B, H, T, D]`, key and value `[B, H_kv, T, D]` as the scalers get them, in float32 (float64 for
-        float64)."""
+        float64); and by what each token was divided, `[B, H, T]` or `[B, H_kv, T]`, None: by one."""
         dtype = torch.promote_types(query.dtype, torch.float32)
         query, key, value = (x.to(dtype) for x in (query, key, value))
         features = self.features
@@ -56,7 +58,10 @@ class FeatureMap(nn.Module):
             key, query = key * scale, query / scale.repeat_interleave(query.shape[1] // key.shape[1], dim=0)
         if features.centre_values:
             value = value - _of_heads(self.value_centre, value)
-        return rotated(query, self.rotation_qk), rotated(key, self.rotation_qk), rotated(value, self.rotation_av)
+        parts = rotated(query, self.rotation_qk), rotated(key, self.rotation_qk), rotated(value, self.rotation_av)
+        wanted = features.normalise_queries, features.normalise_keys, features.normalise_values
+        (q, q_norm), (k, k_norm), (v, v_norm) = map(_normalised, parts, wanted)
+        return (q, k, v), (q_norm, k_norm, v_norm)
 
     def after(self, out: Tensor) -> Tensor:
         """The layer's output `[B, H, T, D]`."""
@@ -94,6 +99,15 @@ def rotation(kind: str, head_size: int, name: str) -> Tensor | None:
 def rotated(x: Tensor, matrix: Tensor | None) -> Tensor:
     """`[..., D]` through an orthogonal matrix; None: unchanged."""
     return x if matrix is None else x @ matrix.to(x.dtype)
+
+
+def _normalised(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    """Each token over its root mean square, which takes no part in the gradient: what comes back behind the arrays
+    undoes it."""
+    if not wanted:
+        return x, None
+    norm = x.detach().square().mean(dim=-1).sqrt().clamp(min=1e-12)
+    return x / norm[..., None], norm
 
 
 def _of_heads(x: Tensor, like: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Call(NamedTuple):
             self.query[of_batch, of_query],
             self.key[of_batch, of_kv],
             self.value[of_batch, of_kv],
-            self.scaling.part(heads.query_heads, kv_heads),
+            self.scaling.part(batch, heads.query_heads, kv_heads),
             None if self.key_padding is None else self.key_padding[of_batch],
             heads,
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from aimc.ops.call import Call
-from aimc.ops.effects.activation import activation
+from aimc.ops.effects.activation import Corrections, activation
 from aimc.ops.effects.array import Decay, Operands, charge_av, charge_qk, summed
 from aimc.ops.effects.cell import cell_operands
 from aimc.ops.effects.columns import with_columns
@@ -98,6 +98,8 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         keys=operands(heads, key_u, ArrayId.QK, rows),
         values=operands(heads, value_u, ArrayId.AV, rows),
         padding=padding,
+        key_norm=scaling.key_norm,
+        value_norm=scaling.value_norm,
     )
     memory = earlier.memory
     if has_memory(hardware):  # Protection, Pruning
@@ -129,8 +131,9 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         if hardware.activation == "pruned_softmax":  # Pruning
             return pruned(call, reads, memory, exact, in_memory), reads
         charges, seen_keys = [*charges, exact], [*seen_keys, in_memory]
+    corrections = corrections_of(heads, reads, times, relative_pulses)
     # Charge-to-pulse, or softmax between converters
-    widths, normaliser = activation(heads, charges, seen_keys, scaling, n_analog=len(reads))
+    widths, normaliser, lost = activation(heads, charges, seen_keys, scaling, len(reads), corrections)
     for number, (read, phi) in enumerate(zip(reads, widths, strict=False)):  # the memory's comes last
         # Second array
         counts = charge_av(phi, read.tile.values, read.decay) / full_scale_av  # A [B, H, T', D]
@@ -142,10 +145,21 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         read.phi, read.counts = phi, adc(counts, hardware.readout)
         # Digital sum
         out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
+    if corrections is not None:  # Corrections
+        out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:  # Protection
         out = out + digital_sum(heads, widths[-1], memory)
     out = out if normaliser is None else out * normaliser
     return out if padding is None else out.masked_fill(padding[:, None, :, None], 0.0), reads
+
+
+def corrections_of(heads: Heads, reads: list[TileRead], times: Tensor, relative_pulses: Tensor) -> Corrections | None:
+    """What digital logic makes up for in the sub-tiles, read at the `times` `[T]`; None: nothing."""
+    if not heads.corrects:
+        return None
+    norms = [(read.tile.key_norm, read.tile.value_norm) for read in reads]
+    read_at, written = [times[read.first :] for read in reads], [read.tile.times for read in reads]
+    return heads.corrections(read_at, written, norms, relative_pulses)
 
 
 def pruned(call: Call, reads: list[TileRead], memory: Memory, exact: Tensor, protected: Tensor) -> Tensor:

@@ -19,12 +19,15 @@ from aimc.ops.heads import Heads
 from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
 
-_OF_HEADS = ("score", "memory_key", "memory_value", "full_scale_qk", "full_scale_av", "threshold")
+_OF_HEADS = (
+    *("score", "memory_key", "memory_value", "full_scale_qk", "full_scale_av", "threshold"),
+    *("query_norm", "key_norm", "value_norm"),
+)
 """What of :class:`aimc.ops.scaling.Scaling` there is beside the scalers."""
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? query_affine, Tensor? key_affine, Tensor? value_affine, "
     + "".join(f"Tensor? {name}, " for name in _OF_HEADS)
-    + "Tensor? key_padding, Tensor seed, int chip_seed, int layer, str hardware, str engine"
+    + "Tensor? key_padding, Tensor seed, int chip_seed, int layer, float[] hardware, str engine"
 )
 _N_TENSORS = 3 + 3 + len(_OF_HEADS) + 2
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Cell, Hardware
+from aimc.ops.effects.activation import Corrections
+from aimc.ops.effects.ageing import retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
@@ -41,6 +43,9 @@ class Heads:
         """What the arrays are made of, about the voltage that it leaks to."""
         self.decay_per_token = hardware.leakage.decay_per_token
         """λ; 0 without leakage."""
+        compensates = hardware.leakage.compensate and self.decay_per_token
+        self.retained = retained(hardware) if compensates else None
+        """What age compensation makes up for; None: it is off, or nothing leaks."""
         self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
         self.layer = self.chip.layer
         self.seed = seed
@@ -85,6 +90,36 @@ class Heads:
     def full_scale_av(self, scaling: Scaling) -> Tensor | float:
         """Charge that fills a sub-tile's counter, in signal units: a number or `[H, 1, 1]`."""
         return self.hardware.array.saturation_av * per_head(scaling.full_scale_av, self.dtype)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether digital logic makes up for age, or for what keys and values were divided by."""
+        return self.retained is not None or self.hardware.features.normalises
+
+    def corrections(
+        self,
+        times: list[Tensor],
+        written: list[Tensor],
+        norms: list[tuple[Tensor | None, Tensor | None]],
+        relative_pulses: Tensor,
+    ) -> Corrections:
+        """What digital logic does with the parts of the keys that were read from the arrays.
+
+        Args:
+            times: when each part was read, `[T']`.
+            written: when its tokens were written, `[S]`.
+            norms: by what its keys and values were divided, `[B, H_kv, S]`; None: by one.
+            relative_pulses: pulses over S_sat, `[B, H, T, D]`.
+        """
+        score: list[Tensor | float] = []
+        pulse: list[Tensor | float] = []
+        for read, stored, of_tokens in zip(times, written, norms, strict=True):
+            left = 1.0 if self.retained is None else 1.0 / self.retained.of(self.decay(read, stored))  # type: ignore[arg-type]
+            for factors, norm in zip((score, pulse), of_tokens, strict=True):
+                factors.append(left if norm is None else left * self.for_query_heads(norm, dim=1)[:, :, None])
+        features = self.hardware.features
+        keeps = not features.normalise_keys, not features.normalise_values
+        return Corrections(score, pulse, self.cell.coefficients[0] * relative_pulses.sum(dim=-1, keepdim=True), keeps)
 
     def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""

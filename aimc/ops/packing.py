@@ -1,51 +1,101 @@
-"""Hardware as one string: a registered operator takes plain values only, and a compiler guards on each of the fields
-that are read for it."""
+"""Hardware as a flat list of numbers: a registered operator takes plain values only, and a compiler guards on each of
+them."""
 
 from __future__ import annotations
 
-import ast
 import functools
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import torch
+from aimc.hardware import (
+    ACTIVATIONS,
+    BACKENDS,
+    CODINGS,
+    FULL_SCALES,
+    GRADIENTS,
+    HARDWARE_VERSION,
+    RECOMPUTED,
+    ROTATIONS,
+    SELECTIONS,
+    SPACINGS,
+    Hardware,
+)
 
-from aimc.hardware import HARDWARE_VERSION, Hardware
+_NONE = -1e30
+"""Stands for None, where no true value is that."""
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "backend": BACKENDS,
+    "coding": CODINGS,
+    "full_scales": FULL_SCALES,
+    "gradient": GRADIENTS,
+    "recompute": RECOMPUTED,
+    "rotation_av": ROTATIONS,
+    "rotation_qk": ROTATIONS,
+    "select": SELECTIONS,
+    "spacing": SPACINGS,
+}
+"""The names that a field of names may have: a name travels as its number."""
 
 
-def _paths(of: Any, before: str = "") -> Iterator[str]:
+def _leaves(of: Any, *before: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and type of every field of numbers, names and lists."""
+    hints = typing.get_type_hints(type(of))
     for f in fields(of):
         value = getattr(of, f.name)
         if is_dataclass(value):
-            yield from _paths(value, f"{before}{f.name}.")
+            yield from _leaves(value, *before, f.name)
         else:
-            yield before + f.name
+            yield (*before, f.name), hints[f.name]
 
 
-_PATHS = tuple(path for path in _paths(Hardware()) if path != "backend")
-_PLACES = [(path.rpartition(".")[0], path.rpartition(".")[2]) for path in _PATHS]
+_LEAVES = list(_leaves(Hardware()))
+_PLACES = [(path[:-1], path[-1], _CHOICES.get(path[-1]), "list" in str(hint)) for path, hint in _LEAVES]
+_WHOLE = [int in (hint, *typing.get_args(hint)) for _, hint in _LEAVES]
+_TRUTH = [hint is bool for _, hint in _LEAVES]
 
 
-def pack(hardware: Hardware) -> str:
-    """All fields but `backend`, which the caller has followed already."""
-    values = [getattr(getattr(hardware, part) if part else hardware, name) for part, name in _PLACES]
-    return _written(values) if torch.compiler.is_compiling() else repr(values)
+def pack(hardware: Hardware) -> list[float]:
+    """All fields."""
+    numbers: list[float] = []
+    for parents, name, choices, is_list in _PLACES:
+        at: Any = hardware
+        for parent in parents:
+            at = getattr(at, parent)
+        value = getattr(at, name)
+        if value is None:
+            numbers.append(_NONE)
+        elif choices is not None:
+            numbers.append(float(choices.index(value)))
+        elif is_list:
+            numbers.append(float(len(value)))
+            numbers += value
+        else:
+            numbers.append(float(value))
+    return numbers
 
 
-def _written(value: Any) -> str:
-    """`repr`, which a compiler does not know of numbers that it takes for variable."""
-    if isinstance(value, list):
-        return "[" + ", ".join([_written(item) for item in value]) + "]"
-    return f"'{value}'" if isinstance(value, str) else str(value)
+def unpack(numbers: Sequence[float]) -> Hardware:
+    """The inverse of :func:`pack`; shared by all who ask, so not to be changed."""
+    return _unpacked(tuple(numbers))
 
 
 @functools.lru_cache(maxsize=256)
-def unpack(packed: str) -> Hardware:
-    """The inverse of :func:`pack`; shared by all who ask, so not to be changed."""
+def _unpacked(numbers: tuple[float, ...]) -> Hardware:
     data: dict[str, Any] = {"version": HARDWARE_VERSION}
-    for path, value in zip(_PATHS, ast.literal_eval(packed), strict=True):
-        *parents, name = path.split(".")
+    values = iter(numbers)
+    for (parents, name, choices, is_list), whole, truth in zip(_PLACES, _WHOLE, _TRUTH, strict=True):
+        value: Any = next(values)
+        if value == _NONE:
+            value = None
+        elif choices is not None:
+            value = choices[int(value)]
+        elif is_list:
+            value = [next(values) for _ in range(int(value))]
+        elif whole or truth:
+            value = bool(value) if truth else int(value)
         at = data
         for parent in parents:
             at = at.setdefault(parent, {})

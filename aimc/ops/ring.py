@@ -15,6 +15,9 @@ from aimc.ops.effects.array import Operands
 from aimc.ops.effects.protection import Memory
 from aimc.ops.heads import Heads
 
+KNOWN = ("padding", "sink", "key_norm", "value_norm")
+"""What is known of tokens beside what their cells hold; tokens are the last dimension."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Contents:
@@ -32,6 +35,10 @@ class Contents:
     """Bool `[B, S]`; None: no padding."""
     sink: Tensor | None = None
     """Which tokens are digital for ever, `[B, S]`; None: no protection."""
+    key_norm: Tensor | None = None
+    """By what keys were divided, `[B, H_kv, S]`; None: by one."""
+    value_norm: Tensor | None = None
+    """Likewise for values."""
 
     def followed_by(self, new: Contents) -> Contents:
         """These tokens and newer ones."""
@@ -40,8 +47,10 @@ class Contents:
             times=torch.cat([self.times, new.times]),
             keys=[_joined(*pair) for pair in zip(self.keys, new.keys, strict=True)],
             values=[_joined(*pair) for pair in zip(self.values, new.values, strict=True)],
-            padding=_joined_flags(self.padding, new.padding),
-            sink=_joined_flags(self.sink, new.sink),
+            padding=_joined_known(self.padding, new.padding),
+            sink=_joined_known(self.sink, new.sink),
+            key_norm=_joined_known(self.key_norm, new.key_norm),
+            value_norm=_joined_known(self.value_norm, new.value_norm),
         )
 
 
@@ -102,21 +111,23 @@ def sub_tiles(contents: Contents, n_earlier: int, heads: Heads) -> list[Contents
     def split_operand(x: Tensor | float) -> list[Tensor] | list[float]:
         return split(heads.for_query_heads(x, dim=-3), -2) if isinstance(x, Tensor) else [x] * len(sizes)
 
-    def split_flags(x: Tensor | None) -> list[Tensor] | list[None]:
-        return [None] * len(sizes) if x is None else split(x, 1)
+    def split_known(x: Tensor | None) -> list[Tensor] | list[None]:
+        return [None] * len(sizes) if x is None else split(x, -1)
 
     parts = zip(
         split(contents.tokens, 0),
         split(contents.times, 0),
         zip(*map(split_operand, contents.keys), strict=True),
         zip(*map(split_operand, contents.values), strict=True),
-        split_flags(contents.padding),
-        split_flags(contents.sink),
+        split_known(contents.padding),
+        *map(split_known, (contents.sink, contents.key_norm, contents.value_norm)),
         strict=True,
     )
     return [
-        Contents(tokens=tokens, times=times, keys=list(keys), values=list(values), padding=padding, sink=sink)
-        for tokens, times, keys, values, padding, sink in parts
+        Contents(
+            tokens=tokens, times=times, keys=list(keys), values=list(values), **dict(zip(KNOWN, known, strict=True))
+        )
+        for tokens, times, keys, values, *known in parts
     ]
 
 
@@ -124,5 +135,5 @@ def _joined(old: Tensor | float, new: Tensor | float) -> Tensor | float:
     return torch.cat([old, new], dim=-2) if isinstance(old, Tensor) and isinstance(new, Tensor) else old
 
 
-def _joined_flags(old: Tensor | None, new: Tensor | None) -> Tensor | None:
-    return None if old is None or new is None else torch.cat([old, new], dim=1)
+def _joined_known(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    return None if old is None or new is None else torch.cat([old, new], dim=-1)

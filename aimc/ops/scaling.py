@@ -44,21 +44,39 @@ class Scaling(NamedTuple):
     """Comparator level of each query head in full scales of the score, `[H]`, for `pruned_softmax`; None: the
     hardware's."""
 
+    query_norm: Tensor | None = None
+    """By which each query was divided before its scaler, `[B, H, T]`; None: by one."""
+    key_norm: Tensor | None = None
+    """Likewise for keys, `[B, H_kv, T]`."""
+    value_norm: Tensor | None = None
+    """Likewise for values, `[B, H_kv, T]`."""
+
     @property
     def affines(self) -> tuple[Affine | None, Affine | None, Affine | None]:
         """Those of query, key and value."""
         return self.query, self.key, self.value
 
-    def part(self, heads: range, kv_heads: range) -> Scaling:
-        """Of some of the query heads, and of their K/V heads."""
-        of_kv = ("key", "value", "memory_key", "memory_value")
-        return Scaling(**{name: _rows(x, kv_heads if name in of_kv else heads) for name, x in self._asdict().items()})
+    def of_tokens(self, piece: slice) -> Scaling:
+        """For some of the tokens."""
+        names = ("query_norm", "key_norm", "value_norm")
+        norms = {name: getattr(self, name) for name in names}
+        return self._replace(**{name: x[..., piece] for name, x in norms.items() if x is not None})
+
+    def part(self, batch: range, heads: range, kv_heads: range) -> Scaling:
+        """Of some of the sequences and query heads, and of their K/V heads."""
+        of_kv = ("key", "value", "memory_key", "memory_value", "key_norm", "value_norm")
+        return Scaling(
+            **{name: _rows(x, kv_heads if name in of_kv else heads, batch) for name, x in self._asdict().items()}
+        )
 
 
-def _rows(x: Affine | Tensor | None, numbers: range) -> Any:
+def _rows(x: Affine | Tensor | None, numbers: range, batch: range) -> Any:
+    of_heads = slice(numbers.start, numbers.stop)
     if isinstance(x, Affine):
-        return Affine(*(of_all[numbers.start : numbers.stop] for of_all in x))
-    return None if x is None else x[numbers.start : numbers.stop]
+        return Affine(*(of_all[of_heads] for of_all in x))
+    if x is None or x.ndim == 1:
+        return None if x is None else x[of_heads]
+    return x[batch.start : batch.stop, of_heads]
 
 
 def scaled(x: Tensor, affine: Affine | None) -> Tensor:

@@ -46,6 +46,7 @@ class StaticTiles:
 
     config_type = Static
     record_key = STATIC_KEY
+    child = TILES
 
     def is_under(self, model: PreTrainedModel) -> bool:
         """Whether any layer is on static tiles."""
@@ -74,10 +75,6 @@ class StaticTiles:
 
     def finish(self, model: PreTrainedModel, read: tuple[dict[str, Any], bool]) -> None:
         """Nothing more: what was programmed is not saved."""
-
-    def owns(self, tensor: str) -> bool:
-        """Whether a tensor belongs to tiles; the weights that they are programmed to are those of the digital model."""
-        return f".{TILES}." in tensor
 
 
 register(StaticTiles())

@@ -74,7 +74,11 @@ def test_new_effects_travel_too():
     assert Hardware.from_dict(json.loads(json.dumps(hardware.to_dict()))) == hardware
 
 
-NEW_IN_4 = {("array", "full_scales"), *((c, name) for c in CONVERTERS for name in ("spacing", "positions"))}
+NEW_IN_4 = {
+    ("array", "full_scales"),
+    ("leakage", "compensate"),
+    *((c, name) for c in CONVERTERS for name in ("spacing", "positions")),
+}
 NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
 
 

@@ -67,11 +67,11 @@ class Draws:
 
 
 def ring_buffer(
-    q, k, v, hw, draws: Draws | None = None, padding=None, score_gain=None, scalers=None, **of_heads
+    q, k, v, hw, draws: Draws | None = None, padding=None, score_gain=None, scalers=None, norms=None, **of_heads
 ) -> np.ndarray:
     """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]`, score_gain `[H]`; scalers: (a, b) of q,
-    k and v, each `[H]` or `[H_kv]`; None: scaled already; of_heads: `scale_qk`, `scale_av`, `threshold`, each `[H]`.
-    Returns `[B, H, T, D]`."""
+    k and v, each `[H]` or `[H_kv]`; None: scaled already; of_heads: `scale_qk`, `scale_av`, `threshold`, each `[H]`;
+    norms: of q `[B, H, T]`, of k and v `[B, H_kv, T]`. Returns `[B, H, T, D]`."""
     B, H, T, _ = q.shape
     group, draws = H // k.shape[1], draws or Draws()
     padding = [[False] * T] * B if padding is None else np.asarray(padding).tolist()
@@ -84,7 +84,9 @@ def ring_buffer(
         at = (h, h // group, h // group)
         inputs = (lists(x, b, i, s) for x, i, s in zip((q, k, v), at, scalers or [None] * 3, strict=True))
         gain = 1.0 if score_gain is None else float(score_gain[h])
-        more = {name: float(numbers[h]) for name, numbers in of_heads.items()}
+        more: dict[str, Any] = {name: float(numbers[h]) for name, numbers in of_heads.items()}
+        if norms is not None:
+            more["norms"] = [np.asarray(x[b, i], float).tolist() for x, i in zip(norms, at, strict=True)]
         return page.attention_head(*inputs, hw, draws.of_head(b, h, h // group), padding[b], gain, **more)
 
     return np.array([[head(b, h) for h in range(H)] for b in range(B)])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.hardware import Array, Converter, Leakage, Noise, Protection, Pruning
+from aimc.hardware import Array, Converter, Features, Leakage, Noise, Protection, Pruning
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.eager import eager_attention
 from aimc.ops.effects.noise import Chip
@@ -89,23 +89,66 @@ def machine(activation: str, **changes):
     return replace(hardware, **(ACTIVATIONS[activation] | changes))
 
 
+NORMALISED = Features(normalise_queries=True, normalise_keys=True, normalise_values=True)
+CORRECTED = {
+    "to rest": {"leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True)},
+    "to ground, equal charge, protection": {
+        "leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True, target_v=0.0),
+        "storage_dac": Converter(n_levels=8, v_max=0.9, spacing="equal_charge"),
+        "protection": Protection(n_sink=1, n_recent=2),
+    },
+    "chip": {"noise": NOISE, "leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True)},
+    "normalised": {"noise": NOISE, "features": NORMALISED, "protection": Protection(n_sink=2, n_recent=3)},
+    "normalised, equal charge": {
+        "leakage": Leakage(tau_s=1.0, token_time_s=0.04, compensate=True),
+        "features": NORMALISED,
+        "storage_dac": Converter(n_levels=8, v_max=0.9, spacing="equal_charge"),
+        "protection": Protection(n_recent=2),
+    },
+    "normalised values alone": {"features": Features(normalise_values=True)},
+}
+
+
 @pytest.mark.parametrize("T", [6, 2 * W + 5], ids=["short", "the ring wraps twice"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("effects", EFFECTS)
 def test_code_of_the_page_is_the_eager_operator(effects, activation, T):
+    compare(EFFECTS[effects], activation, T)
+
+
+@pytest.mark.parametrize("T", [6, 2 * W + 5], ids=["short", "the ring wraps twice"])
+@pytest.mark.parametrize("effects", CORRECTED)
+def test_corrections_of_the_page_are_the_eager_operators(effects, T):
+    compare(CORRECTED[effects], "softmax", T)
+
+
+def norms_of(norms, B, H, H_kv, T):
+    """Of query, key and value; one where there is none."""
+    sizes = {"query_norm": H, "key_norm": H_kv, "value_norm": H_kv}
+    return [norms.get(name, torch.ones(B, n, T)) for name, n in sizes.items()]
+
+
+def compare(effects, activation, T):
     B, H, H_kv = 2, 2, 1
-    hardware, g = machine(activation, **EFFECTS[effects]), torch.Generator().manual_seed(0)
+    hardware, g = machine(activation, **effects), torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(B, n, T, D, generator=g, dtype=torch.float64) for n in (H, H_kv, H_kv))
     scalers = [
         Affine(torch.full((n,), a, dtype=torch.float64), torch.full((n,), b, dtype=torch.float64))
         for n, a, b in ((H, 0.6, 0.1), (H_kv, 0.2, 0.45), (H_kv, 0.2, 0.5))
     ]
+    norms = {}
+    for name, wanted, n in (("query", 0, H), ("key", 1, H_kv), ("value", 2, H_kv)):
+        if getattr(hardware.features, f"normalise_{('queries', 'keys', 'values')[wanted]}"):
+            norms[f"{name}_norm"] = 0.5 + torch.rand(B, n, T, generator=g, dtype=torch.float64)
     gain, padding = torch.linspace(0.2, 0.5, H, dtype=torch.float64), torch.zeros(B, T, dtype=torch.bool)
     padding[1, :3] = True
     out = gain_cell_attention(
         *(q, k, v, hardware),
         scaling=Scaling(
-            *scalers, gain, **{name: torch.tensor(x, dtype=torch.float64) for name, x in REFERENCES[activation].items()}
+            *scalers,
+            gain,
+            **{name: torch.tensor(x, dtype=torch.float64) for name, x in REFERENCES[activation].items()},
+            **norms,
         ),
         key_padding=padding,
         chip=CHIP,
@@ -113,7 +156,7 @@ def test_code_of_the_page_is_the_eager_operator(effects, activation, T):
     )
     draws = draws_of(hardware, CHIP, 5, B=B, H=H, H_kv=H_kv, T=T, D=D)
     of_heads = {PAGE_NAMES[name]: x for name, x in REFERENCES[activation].items()}
-    expected = ring_buffer(q, k, v, hardware, draws, padding, gain, scalers, **of_heads)
+    expected = ring_buffer(q, k, v, hardware, draws, padding, gain, scalers, norms_of(norms, B, H, H_kv, T), **of_heads)
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-9, rtol=1e-6)
 

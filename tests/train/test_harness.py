@@ -3,6 +3,7 @@ arrays, offline."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import socket
@@ -86,6 +87,18 @@ ENDINGS = [
 ]
 
 
+SCENES = [
+    (
+        "[header] How to write a module [title] Name it. [step] The name of a module is the name of its file.",
+        ["[title] Import it. [step] The import statement finds the module.", "A file is closed.", "None.", "The end"],
+        "A",
+    ),
+    ("A function is called. the caller", ["waits for it.", "is deleted.", "has no name.", "raises an error."], "A"),
+    ("The list is sorted. it", ["is now empty.", "is in order.", "is a tuple [sic].", "raises an error."], "B"),
+    ("A name is looked up. the name", ["is not a string.", "was bound before.", "ends.", "is found"], "D"),
+]
+
+
 def write_items(folder: Path) -> Path:
     """Files in the formats of mosaicml/llm-foundry."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +113,12 @@ def write_items(folder: Path) -> Path:
     }
     for name, items in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
+    scenes = [
+        {"question": scene, "choices": dict(zip("ABCD", endings, strict=True)), "answer": letter, "id": number}
+        for number, (scene, endings, letter) in enumerate(SCENES)
+    ]
+    halves = {"dataset": "hellaswag", "dev": scenes[:2], "test": scenes[2:]}
+    (folder / "hellaswag_sample_2000.json").write_text(json.dumps(halves, indent=4), encoding="utf-8")
     return folder
 
 
@@ -141,6 +160,13 @@ def log_likelihood(model: PreTrainedModel, text: str, answer: str) -> tuple[floa
     return float(logits.gather(1, ids[-n:, None]).sum()), bool((logits.argmax(-1) == ids[-n:]).all())
 
 
+def _scene(item: dict[str, Any]) -> dict[str, Any]:
+    """An item of HellaSwag, cleaned by the harness's own function for it."""
+    clean = importlib.import_module("lm_eval.tasks.hellaswag.utils").preprocess
+    choices = [clean(ending).strip() for ending in item["choices"].values()]
+    return {"query": clean(item["question"]).strip(), "choices": choices, "gold": "ABCD".index(item["answer"])}
+
+
 def directly(model: PreTrainedModel, folder: Path, limit: int | None = None) -> dict[tuple[str, str], float]:
     """The metrics of all tasks, without the harness."""
 
@@ -156,9 +182,17 @@ def directly(model: PreTrainedModel, folder: Path, limit: int | None = None) -> 
     ]
     result["lambada", "acc"] = statistics.fmean(greedy for _, greedy in last)
     result["lambada", "perplexity"] = math.exp(-statistics.fmean(value for value, _ in last))
-    for name, after in (("arc_easy", "\nAnswer:"), ("arc_challenge", "\nAnswer:"), ("piqa", "Answer:")):
+    file = json.loads((folder / "hellaswag_sample_2000.json").read_text(encoding="utf-8"))
+    rows = {"hellaswag": [_scene(item) for item in (file["dev"] + file["test"])[:limit]]}
+    rows |= {name: read(name) for name in ("arc_easy", "arc_challenge", "piqa")}
+    for name, after in (
+        ("hellaswag", ""),
+        ("arc_easy", "\nAnswer:"),
+        ("arc_challenge", "\nAnswer:"),
+        ("piqa", "Answer:"),
+    ):
         right, right_by_length = [], []
-        for row in read(name):
+        for row in rows[name]:
             values = [log_likelihood(model, row["query"] + after, " " + choice)[0] for choice in row["choices"]]
             by_length = [value / len(choice) for value, choice in zip(values, row["choices"], strict=True)]
             right.append(values.index(max(values)) == row["gold"])
@@ -197,6 +231,7 @@ def test_scores_are_those_of_the_logits(
     assert {name: scores[name, "acc"].n_items for name in DEFINITIONS} == {
         "arc_challenge": 5,
         "arc_easy": 5,
+        "hellaswag": 4,
         "lambada": 6,
         "piqa": 5,
         "winogrande": 4,
@@ -377,9 +412,9 @@ def test_a_missing_file_is_named_before_the_model_is_loaded(
 def test_an_unknown_local_task_lists_ours(configure: Callable[..., EvaluationConfig]) -> None:
     with pytest.raises(
         RunError,
-        match="hellaswag is not among .* arc_challenge, arc_easy, lambada, piqa, winogrande, or eval_data=null",
+        match="siqa is not among .* arc_challenge, arc_easy, hellaswag, lambada, piqa, winogrande, or eval_data=null",
     ):
-        load_tasks(configure(tasks="lambada,hellaswag"))
+        load_tasks(configure(tasks="lambada,siqa"))
 
 
 @needs_harness
@@ -442,7 +477,7 @@ def test_a_wrong_value_is_refused(
 
 
 def test_definitions_are_ours_by_name_and_hold_no_folder() -> None:
-    assert list(DEFINITIONS) == ["arc_challenge", "arc_easy", "lambada", "piqa", "winogrande"]
+    assert list(DEFINITIONS) == ["arc_challenge", "arc_easy", "hellaswag", "lambada", "piqa", "winogrande"]
     for name, file in DEFINITIONS.items():
         text = file.read_text(encoding="utf-8")
         assert f"task: local_{name}\n" in text

@@ -14,7 +14,7 @@ from aimc.ops.effects.cell import powers_with_gradient, stored_gradient
 from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.levels import line_of
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.effects.protection import ideal_charge, protected_tokens
+from aimc.ops.effects.protection import ideal_charge, protected_tokens, undivided
 from aimc.ops.scaling import Affine, scaled, scaler_gradient
 
 
@@ -66,7 +66,13 @@ class Digital:
 
     def _charge(self, array: ArrayId) -> Tensor:
         raw, affine, line = self._source(array)
-        return ideal_charge(scaled(raw, affine), self.call.heads.hardware, line)
+        charge = ideal_charge(scaled(raw, affine), self.call.heads.hardware, line)
+        return undivided(charge, self._norm(array), self.call.heads.hardware)
+
+    def _norm(self, array: ArrayId) -> Tensor | None:
+        """By what the tokens were divided, `[B, H_kv, M]`; None: by one."""
+        norm = self.call.scaling.key_norm if array == ArrayId.QK else self.call.scaling.value_norm
+        return None if norm is None else norm[..., self.tokens].to(self.call.heads.dtype)
 
     def read(self, run: Run) -> DigitalRead:
         """What one run reads: first, with pruning, the tokens of its columns, then what is protected beyond them."""
@@ -85,6 +91,8 @@ class Digital:
         protected = protected & (tokens <= rows[:, None])
         if self.call.key_padding is not None:
             protected = protected & ~self.call.key_padding[:, None, None, tokens]
+        if self.pruned:
+            protected[..., : run.n_columns] &= run.tokens(heads.device) < heads.n_tokens
         return DigitalRead(at, self.keys[:, at], self.values[:, at], protected, self.sink)
 
     def gather(self, read: DigitalRead, of_keys: Tensor, of_values: Tensor) -> None:
@@ -101,6 +109,8 @@ class Digital:
         grad = grad.view(heads.n_batch, heads.n_kv_heads, *grad.shape[1:])
         if hardware.has_softmax:
             slope = line_of(hardware)[1] if line is None else line.scale.to(heads.dtype)[:, None, None]
+            norm = self._norm(array)
+            grad = grad if norm is None else grad * norm[..., None]
             return scaler_gradient(grad * slope, raw, affine)
         u = storage_dac(scaled(raw, affine), hardware, straight=True) - hardware.cell.offset_v
         of_u = stored_gradient(dict.fromkeys(powers_with_gradient(hardware.cell), grad), u, hardware.cell)

@@ -9,7 +9,6 @@ so that few of them are taken at a time and what is being computed stays in the 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -127,32 +126,45 @@ class _Read:
         by_group = pulses.unflatten(1, (heads.n_kv_heads, heads.group)).flatten(0, 1)  # [P, G, T', D]
         self.left = reader.left(by_group, tokens.keys, self.key_cells)
         charge = reader.charges(run, self.left, self.key_cells, digital, self.digital_pulses)
-        hide = functools.partial(reader.hide, run, digital)
-        widths, self.normaliser = reader.activation.widths(charge, run.n_columns, hide, keep)
+        self.columns = reader.columns(run, digital, pulses)
+        norm = call.scaling.query_norm
+        norm = None if norm is None else norm[:, :, run.start : run.stop, None].to(heads.dtype)
+        widths, self.normaliser, self.lost = reader.activation.widths(charge, self.columns, norm, keep)
         self.widths = self._by_array(widths)
-        counts = reader.counts(run, self.widths, tokens.values, self.value_cells)
-        self.counts = counts.clone() if keep else counts
-        total = reader.total(run, counts)
+        if reader.reads_second:
+            counts = reader.counts(run, self.widths, tokens.values, self.value_cells)
+            self.counts = counts.clone() if keep else counts
+            total = reader.total(run, counts)
+        else:
+            total = self.widths.new_zeros(*self.widths.shape[:2], heads.head_size)
         if digital is not None:
             total.baddbmm_(self.widths[..., run.n_columns :], digital.values)
         self.total = total.view(query.shape)
+        if self.lost is not None:
+            self.total += self.lost * reader.resting_output
         self.out = self._without_padding(self.total if self.normaliser is None else self.total * self.normaliser)
 
     def back(self, upstream: Tensor, gradients: _Gradients) -> None:
         """From the gradient `[B, H, T', D]` of the output."""
         reader, run, tokens, digital = self.reader, self.run, self.tokens, self.digital
-        n_columns = run.n_columns
+        heads, n_columns = reader.heads, run.n_columns
         upstream = self._without_padding(upstream)
         of_normaliser = None if self.normaliser is None else (upstream * self.total).sum(dim=-1, keepdim=True)
         of_total = self._by_array(upstream if self.normaliser is None else upstream * self.normaliser)
-        of_widths = torch.empty_like(self.widths)
-        of_counts = reader.back_through_counters(run, self.counts, of_total)
-        reader.back_through_second(run, of_counts, self.widths, tokens.values, self.value_cells, of_widths)
+        of_widths = torch.zeros_like(self.widths)
+        if reader.reads_second:
+            of_counts = reader.back_through_counters(run, self.counts, of_total)
+            reader.back_through_second(run, of_counts, self.widths, tokens.values, self.value_cells, of_widths)
         if digital is not None:
             torch.bmm(of_total, digital.values.mT, out=of_widths[..., n_columns:])
-        of_charge = reader.activation.back(of_widths.view(*upstream.shape[:3], -1), of_normaliser)
+        of_lost = None
+        if self.lost is not None:
+            of_lost = of_total.view(upstream.shape).sum(dim=-1, keepdim=True) * reader.resting_output
+        of_charge = reader.activation.back(of_widths.view(*upstream.shape[:3], -1), of_normaliser, of_lost)
         of_charge = self._by_array(of_charge)
         of_pulses = reader.back_through_first(of_charge[..., :n_columns], self.left, tokens.keys, self.key_cells)
+        if reader.activation.of_rest is not None:
+            of_pulses = of_pulses + self._by_array(reader.activation.of_rest) * heads.cell.coefficients[0]
         of_digital = None
         if digital is not None and tokens.digital is not None and self.digital_pulses is not None:
             of_memory = of_charge[..., n_columns:]

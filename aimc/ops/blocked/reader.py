@@ -5,10 +5,12 @@ P = B·H_kv arrays are read by G·T' rows each, the queries of the heads that sh
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from aimc.ops.blocked.activation import activation_of
+from aimc.ops.blocked.activation import Columns, activation_of
 from aimc.ops.blocked.digital import DigitalRead
 from aimc.ops.blocked.runs import Run
 from aimc.ops.blocked.stored import Cells, Stored
@@ -32,6 +34,30 @@ class Reader:
         full_scale = call.scaling.full_scale_av
         self.factor = None if full_scale is None else full_scale.detach().to(self.heads.dtype)  # A_sat of a head, [H]
         self._buffers: dict[str, Tensor] = {}
+
+    @property
+    def reads_second(self) -> bool:
+        """Whether the second array is read."""
+        return self.heads.hardware.activation != "pruned_softmax"
+
+    @property
+    def resting_output(self) -> float:
+        """What a pulse draws from a resting cell, in units of `array.saturation_av`."""
+        return self.heads.cell.coefficients[0] / self.heads.hardware.array.saturation_av
+
+    def columns(self, run: Run, digital: DigitalRead | None, relative_pulses: Tensor) -> Columns:
+        """What is known of the columns that a run reads, with pulses `[B, H, T', D]` over S_sat."""
+        heads, scaling = self.heads, self.call.scaling
+        corrections = None
+        if heads.corrects:
+            tokens = run.tokens(heads.device)
+            at = tokens.clamp(max=heads.n_tokens - 1)
+            of_columns = [
+                None if x is None else x[..., at].to(heads.dtype) for x in (scaling.key_norm, scaling.value_norm)
+            ]
+            norms = (of_columns[0], of_columns[1])
+            corrections = heads.corrections([run.rows(heads.device)], [tokens], [norms], relative_pulses)
+        return Columns(run.n_columns, functools.partial(self.hide, run, digital), corrections)
 
     def left(self, pulses: Tensor, keys: Stored, cells: Cells) -> Tensor:
         """What meets the first array, `[P, G·T', n·D + e]`, of relative pulses `[P, G, T', D]`."""

@@ -55,6 +55,11 @@ class KVArrays:
         """Slots that hold padding or nothing, `[B, W]`."""
         self.sink = torch.zeros_like(self.padding)
         """Slots whose token is protected for ever, `[B, W]`."""
+        features, of_tokens = hardware.features, cells[:3]
+        self.key_norm = torch.ones(of_tokens, dtype=dtype, device=key.device) if features.normalise_keys else None
+        """By what the keys in the slots were divided, `[B, H_kv, W]`; None: by one."""
+        self.value_norm = torch.ones(of_tokens, dtype=dtype, device=key.device) if features.normalise_values else None
+        """Likewise for values."""
         self.n_real = torch.zeros(self.n_batch, dtype=torch.int64, device=key.device)
         """Tokens that are not padding, so far, `[B]`."""
         self.memory: Memory | None = None
@@ -120,8 +125,9 @@ class KVArrays:
     def select(self, rows: Tensor) -> None:
         """Row `rows[b]` of the batch becomes row b."""
         rows = rows.to(self.key_u.device)
-        for name in ("key_u", "value_u", "padding", "sink", "n_real"):
-            setattr(self, name, getattr(self, name).index_select(0, rows))
+        for name in ("key_u", "value_u", "padding", "sink", "n_real", "key_norm", "value_norm"):
+            x = getattr(self, name)
+            setattr(self, name, None if x is None else x.index_select(0, rows))
         self._operands = {
             array: [
                 o.index_select(0, rows) if isinstance(o, Tensor) and o.ndim == 4 else o for o in operands
@@ -177,6 +183,9 @@ class KVArrays:
             for whole, part in zip(self._operands[array], fresh, strict=True):
                 if isinstance(whole, Tensor) and isinstance(part, Tensor):
                     whole.index_copy_(whole.ndim - 2, slots, part)
+        for norm, of_new in ((self.key_norm, scaling.key_norm), (self.value_norm, scaling.value_norm)):
+            if norm is not None and of_new is not None:
+                norm[..., slots] = of_new[..., kept].to(norm.dtype)
         self.tokens[slots] = tokens
         self.written_at[slots] = tokens.to(torch.float64) + self.waited
         self.padding[:, slots] = padding[:, kept]
@@ -186,6 +195,11 @@ class KVArrays:
     def operands(self, array: ArrayId, slots: slice) -> Operands:
         """What the cells in these slots do to a pulse, `[B, H_kv, S, D]` per power of the decay, or a number."""
         return [o[..., slots, :] if isinstance(o, Tensor) else o for o in self._operands[array]]
+
+    def norms(self, slots: slice) -> tuple[Tensor | None, Tensor | None]:
+        """By what keys and values in these slots were divided, `[B, H_kv, S]`; None: by one."""
+        key, value = (None if norm is None else norm[..., slots] for norm in (self.key_norm, self.value_norm))
+        return key, value
 
     def earlier(self) -> Earlier:
         """What a further piece of text finds."""
@@ -197,6 +211,8 @@ class KVArrays:
             values=self.operands(ArrayId.AV, held),
             padding=self.padding[:, held],
             sink=self.sink[:, held] if has_memory(self.hardware) else None,
+            key_norm=self.norms(held)[0],
+            value_norm=self.norms(held)[1],
         )
         return Earlier(
             n_tokens=self.n_tokens, waited=self.waited, n_real=self.n_real, contents=contents, memory=self.memory

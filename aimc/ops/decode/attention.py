@@ -64,7 +64,8 @@ def decode(
             arrays.refresh()
         q, k, v = (x[:, :, piece] for x in (query, key, value))
         padding = None if key_padding is None else key_padding[:, piece]
-        call = Call(q, k, v, scaling, padding, Heads(q, k, hardware, chip, arrays.seed, arrays.cell))
+        part = scaling.of_tokens(piece)
+        call = Call(q, k, v, part, padding, Heads(q, k, hardware, chip, arrays.seed, arrays.cell))
         with torch.autocast(query.device.type, enabled=False):
             out.append(_decode_piece(call, arrays).to(query.dtype))
     return out[0] if len(out) == 1 else torch.cat(out, dim=2)
@@ -117,7 +118,8 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         keys, values = (arrays.operands(of_array, slots) for of_array in ArrayId)
     # First array
     full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)
-    charge = charge_qk(by_group(pulses / full_scale_qk), keys, decay)  # S / S_sat [B, H_kv, G, S]
+    relative_pulses = pulses / full_scale_qk
+    charge = charge_qk(by_group(relative_pulses), keys, decay)  # S / S_sat [B, H_kv, G, S]
     # Column errors, Read noise
     charge = with_columns(charge, *(None if x is None else x[:, None, slots] for x in arrays.columns_qk))
     noise = heads.read_noise_qk(row, tokens.clamp(min=0))
@@ -133,7 +135,11 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         visible.append(memory.visible(row, protection))
         if hardware.activation == "pruned_softmax":
             return _read_selected(heads, tokens, charges, visible, memory, scaling)
-    (phi, *of_memory), normaliser = activation(heads, charges, visible, scaling, n_analog=1)
+    corrections = None
+    if heads.corrects:  # Corrections
+        now, written = row.to(torch.float64) + arrays.waited, arrays.written_at[slots]
+        corrections = heads.corrections([now], [written], [arrays.norms(slots)], relative_pulses)
+    (phi, *of_memory), normaliser, lost = activation(heads, charges, visible, scaling, 1, corrections)
     # Second array
     phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
     cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in values]
@@ -146,6 +152,8 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     counts = with_noise(counts, None if noise is None else noise.view(n_tiles, *by_group(noise[0]).shape).movedim(0, 2))
     # Readout, Digital sum
     out = adc(counts, hardware.readout).sum(dim=2).reshape(pulses.shape) * (full_scale_av / array.saturation_av)
+    if corrections is not None:
+        out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:
         out = out + digital_sum(heads, of_memory[0], memory)
     return out if normaliser is None else out * normaliser

@@ -15,7 +15,7 @@ from torch import Tensor
 from aimc.hardware import Cell, Converter, Hardware
 
 TABLE = 4097
-"""Points of the tabulated curve that Newton's method starts from: one step is then exact to float64's rounding."""
+"""Points of the tabulated curve that Newton's method starts from: two steps are then exact to float64's rounding."""
 
 
 class Curve:
@@ -56,7 +56,9 @@ class Curve:
         at = place.to(torch.int64).clamp_(max=TABLE - 2)
         table = self.table.to(share)
         u = torch.lerp(table[at], table[at + 1], place - at)
-        return u - (self.share(u) - share) / self.slope(u)
+        for _ in range(2):
+            u = u - (self.share(u) - share) / self.slope(u)
+        return u
 
 
 @functools.lru_cache(maxsize=64)

@@ -77,8 +77,9 @@ def remember(
     if padding is None:
         padding = torch.zeros(len(key), len(tokens), dtype=torch.bool, device=key.device)
     sink = sink_tokens(padding, n_before, hardware.protection)
-    charges = ideal_charge(key, hardware, scaling.memory_key), ideal_charge(value, hardware, scaling.memory_value)
-    return Memory(tokens, *charges, sink, padding)
+    keys = undivided(ideal_charge(key, hardware, scaling.memory_key), scaling.key_norm, hardware)
+    values = undivided(ideal_charge(value, hardware, scaling.memory_value), scaling.value_norm, hardware)
+    return Memory(tokens, keys, values, sink, padding)
 
 
 def protected_tokens(rows: Tensor, tokens: Tensor, sink: Tensor, protection: Protection) -> Tensor:
@@ -112,6 +113,12 @@ def ideal_charge(x: Tensor, hardware: Hardware, line: Affine | None) -> Tensor:
         offset, slope = line_of(hardware)
         return offset + slope * (x - cell.offset_v)
     return scaled(x - cell.offset_v, line)
+
+
+def undivided(charge: Tensor, norm: Tensor | None, hardware: Hardware) -> Tensor:
+    """The charge that a token would give had it not been divided by its norm `[B, H_kv, T]`, counted from that of
+    resting cells; None: it was not."""
+    return charge if norm is None else (charge - hardware.cell.coefficients[0]) * norm[..., None]
 
 
 def has_memory(hardware: Hardware) -> bool:

@@ -1,0 +1,222 @@
+"""The table of a pretrained model on arrays: one row calibrated, measured and written after the other."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import aimc
+from aimc.evaluate.agreement import agreement
+from aimc.evaluate.measurement import Measurement
+from aimc.evaluate.perplexity import perplexity
+from aimc.hardware import Hardware
+
+from .corpus import embedded
+from .errors import RunError
+from .files import write_json, write_text
+from .models import converted
+from .pretrained import load_digital, vocabulary_of
+from .real_rows import ROWS, Row
+from .tables import Say
+
+if TYPE_CHECKING:
+    from .schema import RealConfig
+
+
+@dataclass(slots=True, kw_only=True)
+class Measured:
+    """One finished row."""
+
+    title: str
+    group: str
+    perplexity: float
+    ratio: float
+    """Over the digital model's on the same tokens."""
+    stderr: float
+    """Of the ratio: over the text, or over the chips where there are several."""
+    kl: float | None = None
+    """Divergence from the digital model, nat a token."""
+    top1: float | None = None
+    """Share of tokens at which both find the same next token the likeliest."""
+    chips: int = 1
+    calibration_s: float = 0.0
+    evaluation_s: float = 0.0
+    output_error: float | None = None
+    """Mean squared relative error of the attention output on the calibration text."""
+    at_most: float | None = None
+    aim: float | None = None
+
+
+def require_rows(names: list[str]) -> None:
+    """Raise a RunError for a row that does not exist."""
+    if unknown := [name for name in names if name not in ROWS]:
+        raise RunError(f"rows={names}: no row {', '.join(unknown)}; the rows are {', '.join(ROWS)}")
+
+
+def measure(settings: RealConfig, say: Say) -> None:
+    """Every row that is not there yet."""
+    assert settings.model.source is not None  # the config has checked
+    model = load_digital(settings.model.source).eval()
+    tokenizer = vocabulary_of(settings.model.source).tokenizer
+    text, calibration = texts(settings, tokenizer)
+    file, key = settings.folder / "results.json", _key(settings)
+    done = {} if settings.restart else _earlier(file, key)
+    names = settings.rows or list(ROWS)
+    digital = done.get("digital") or _digital(model, text, settings.measure)
+    rows: dict[str, Measured] = {"digital": digital}
+    say(f"digital: perplexity {digital.perplexity:.2f} in {digital.evaluation_s:.0f} s")
+    for name in names:
+        rows[name] = done.get(name) or _row(ROWS[name], model, text, calibration, settings, digital)
+        row = rows[name]
+        say(
+            f"{row.title}: {row.perplexity:.2f}, {row.ratio:.4f} x digital"
+            f" (calibration {row.calibration_s:.0f} s, evaluation {row.evaluation_s:.0f} s)"
+        )
+        write_json(file, {"key": key, "rows": {name: asdict(row) for name, row in (done | rows).items()}})
+        write_text(settings.folder / "table.md", markdown(rows))
+    say(table(rows))
+
+
+def texts(settings: RealConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """What is measured, int64 `[N]`, and what is calibrated on, `[B, T]`.
+
+    Raises:
+        RunError: a file that cannot be read, or too short a text.
+    """
+    measure = settings.measure
+    context = measure.context or 1024
+    wanted = max(settings.calibration_tokens // context, 1) * context
+    if settings.text is None or settings.calibration_text is None:
+        parts: dict[str, list[str]] = {"valid": [], "test": []}
+        for split, document in embedded():
+            if split in parts:
+                parts[split].append(document)
+        text, other = ("\n\n".join(parts[split]) for split in ("test", "valid"))
+    else:
+        text, other = _read(settings.text, "text"), _read(settings.calibration_text, "calibration_text")
+    tokens, calibration = _tokens(text, tokenizer, measure.tokens), _tokens(other, tokenizer, wanted)
+    for name, found, least in (("text", tokens, context), ("calibration_text", calibration, context)):
+        if len(found) < least:
+            raise RunError(
+                f"{name}: {len(found)} tokens, fewer than one window of {context} (measure.context); give more text, or"
+                " a shorter window"
+            )
+    return tokens, calibration[: len(calibration) // context * context].view(-1, context)
+
+
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, n: int | None) -> Tensor:
+    if n is not None:
+        text = text[: 40 * n]  # no tokenizer makes longer tokens of prose, and the rest need not be read
+    return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0][:n]
+
+
+def _read(path: str, name: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{name}={path}: cannot be read as UTF-8 text ({error}); give a text file") from error
+
+
+def _digital(model: PreTrainedModel, text: Tensor, measurement: Measurement) -> Measured:
+    start = time.perf_counter()
+    value = float(perplexity(model, text, replace(measurement, chips=1)))
+    return Measured(
+        title="digital", group="", perplexity=value, ratio=1.0, stderr=0.0, evaluation_s=time.perf_counter() - start
+    )
+
+
+def _row(
+    row: Row, digital: PreTrainedModel, text: Tensor, calibration: Tensor, settings: RealConfig, base: Measured
+) -> Measured:
+    model = copy.deepcopy(digital)
+    converted(model, _fitting(row.machine(settings.hardware), settings.measure))
+    start = time.perf_counter()
+    report = aimc.calibrate_ranges(model, digital, [calibration], method=row.method, progress=True)
+    calibrated = time.perf_counter()
+    facts: dict[str, Any] = {"title": row.title, "group": row.group, "at_most": row.at_most, "aim": row.aim}
+    facts |= {"calibration_s": calibrated - start}
+    facts |= {"output_error": report.error if row.method == "output_error" else None}
+    if row.noise is not None:
+        part = text[: settings.noise_tokens]
+        own = perplexity(digital, part, replace(settings.measure, chips=1)).mean
+        start = time.perf_counter()
+        noisy = perplexity(model, part, settings.measure, nonideality=row.noise)
+        chips = len(noisy.per_chip)
+        facts |= {"ratio": noisy.mean / own, "stderr": noisy.std / own / chips**0.5, "chips": chips}
+        return Measured(**facts, perplexity=noisy.mean, evaluation_s=time.perf_counter() - start)
+    both = agreement(model, digital, text, replace(settings.measure, chips=1))
+    seconds = time.perf_counter() - calibrated - base.evaluation_s  # the digital model reads along
+    facts |= {"kl": both.kl.mean, "top1": both.top1.mean, "ratio": both.ratio.mean, "stderr": both.ratio.stderr}
+    return Measured(**facts, perplexity=both.perplexity.mean, evaluation_s=seconds)
+
+
+def _fitting(hardware: Hardware, measurement: Measurement) -> Hardware:
+    """As many slots as the windows of the measurement need, so that no token is overwritten."""
+    array, context = hardware.array, measurement.context or hardware.array.window
+    n_slots = -(-context // array.rows) * array.rows
+    return replace(hardware, array=replace(array, window=max(n_slots, array.window)))
+
+
+def _key(settings: RealConfig) -> str:
+    """What earlier results must share."""
+    facts = {k: v for k, v in asdict(settings).items() if k not in ("rows", "restart", "output_dir")}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _earlier(file: Path, key: str) -> dict[str, Measured]:
+    """Rows that an earlier run with the same settings has written; damaged files have none."""
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        return {name: Measured(**row) for name, row in data["rows"].items()} if data["key"] == key else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+COLUMNS = ("", "perplexity", "÷ digital", "±", "at most", "aim", "KL, nat", "top-1")
+
+
+def _cells(row: Measured) -> tuple[str, ...]:
+    def shown(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    title = row.title if row.chips == 1 else f"{row.title}, {row.chips} chips"
+    spread = shown(row.stderr, ".4f") if row.group else ""
+    bounds = (shown(row.at_most, "g"), shown(row.aim, "g"))
+    return (
+        title,
+        f"{row.perplexity:.2f}",
+        f"{row.ratio:.4f}",
+        spread,
+        *bounds,
+        shown(row.kl, ".4f"),
+        shown(row.top1, ".1%"),
+    )
+
+
+def table(rows: dict[str, Measured]) -> Table:
+    """For the terminal."""
+    shown = Table(title="A pretrained model on gain-cell arrays, not trained")
+    for i, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="right" if i else "left")
+    group = ""
+    for row in rows.values():
+        if row.group != group:
+            shown.add_section()
+            group = row.group
+        shown.add_row(*_cells(row))
+    return shown
+
+
+def markdown(rows: dict[str, Measured]) -> str:
+    """For a page."""
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(_cells(row))} |" for row in rows.values())]) + "\n"
