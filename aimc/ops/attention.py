@@ -131,15 +131,8 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
 
 def _only_eager(hardware: Hardware) -> str | None:
     """What of the hardware the fused backends do not have."""
-    if hardware.activation != "hard_sigmoid":
-        return f"activation={hardware.activation!r}"
-    for name in ("input_dac", "storage_dac", "readout"):
-        if getattr(hardware, name).spacing != "uniform":
-            return f"{name}.spacing={getattr(hardware, name).spacing!r}"
-    if hardware.array.full_scales != "global":
-        return f"array.full_scales={hardware.array.full_scales!r}"
-    if hardware.protection.is_on:
-        return "protected tokens (hardware.protection)"
+    if hardware.activation == "pruned_softmax" and hardware.pruning.hysteresis:
+        return f"comparators that remember (pruning.hysteresis={hardware.pruning.hysteresis:g})"
     if hardware.noise.tau_spread and hardware.leakage.decay_per_token and nodes_needed(hardware) is None:
         return (
             f"cells that each fade at a rate of their own (noise.tau_spread={hardware.noise.tau_spread:g}) as far"

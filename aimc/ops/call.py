@@ -25,3 +25,17 @@ class Call(NamedTuple):
     """Bool `[B, T]`, True where a token is padding."""
     heads: Heads
     """Sizes, hardware, chip and noise."""
+
+    def part(self, batch: range, kv_heads: range) -> Call:
+        """Some of the sequences and some of the K/V heads with their query heads."""
+        heads = self.heads.part(batch, kv_heads)
+        of_batch = slice(batch.start, batch.stop)
+        of_kv, of_query = (slice(numbers.start, numbers.stop) for numbers in (kv_heads, heads.query_heads))
+        return Call(
+            self.query[of_batch, of_query],
+            self.key[of_batch, of_kv],
+            self.value[of_batch, of_kv],
+            self.scaling.part(batch, heads.query_heads, kv_heads),
+            None if self.key_padding is None else self.key_padding[of_batch],
+            heads,
+        )

@@ -19,40 +19,34 @@ from aimc.ops.heads import Heads
 from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
 
+_OF_HEADS = (
+    *("score", "memory_key", "memory_value", "full_scale_qk", "full_scale_av", "threshold"),
+    *("query_norm", "key_norm", "value_norm"),
+)
+"""What of :class:`aimc.ops.scaling.Scaling` there is beside the scalers."""
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? query_affine, Tensor? key_affine, Tensor? value_affine, "
+    + "".join(f"Tensor? {name}, " for name in _OF_HEADS)
+    + "Tensor? key_padding, Tensor seed, int chip_seed, int layer, float[] hardware, str engine"
+)
+_N_TENSORS = 3 + 3 + len(_OF_HEADS) + 2
+
 
 def fused_attention(call: Call, *, engine: str) -> Tensor:
     """:func:`aimc.ops.attention.gain_cell_attention` by one of the fused engines, `blocked` or `triton`; arguments are
     checked there."""
-    affines = [None if affine is None else torch.stack(tuple(affine)) for affine in call.scaling.affines]  # [2, H] each
-    chip, hardware, seed = (
-        call.heads.chip,
-        pack(call.heads.hardware),
-        torch.as_tensor(call.heads.seed, device=call.query.device),
-    )
-    out = _forward(*call[:3], *affines, call.key_padding, seed, chip.seed, chip.layer, hardware, engine)  # [B, T, H, D]
+    of_heads = [getattr(call.scaling, name) for name in _OF_HEADS]
+    scaling = [torch.stack(tuple(x)) if isinstance(x, Affine) else x for x in (*call.scaling.affines, *of_heads)]
+    chip, hardware = call.heads.chip, pack(call.heads.hardware)
+    seed = torch.as_tensor(call.heads.seed, device=call.query.device)
+    out = _forward(*call[:3], *scaling, call.key_padding, seed, chip.seed, chip.layer, hardware, engine)  # [B, T, H, D]
     return out.transpose(1, 2)
 
 
-@torch.library.custom_op("aimc::gain_cell_attention", mutates_args=())
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_affine: Tensor | None,
-    key_affine: Tensor | None,
-    value_affine: Tensor | None,
-    key_padding: Tensor | None,
-    seed: Tensor,
-    chip_seed: int,
-    layer: int,
-    hardware: list[float],
-    engine: str,
-) -> Tensor:
-    call = _call(
-        query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware
-    )
-    with torch.autocast(query.device.type, enabled=False):
-        return _engine(engine).forward(call)
+@torch.library.custom_op("aimc::gain_cell_attention", mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
+def _forward(*inputs: Any) -> Tensor:
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return _engine(inputs[-1]).forward(_call(*inputs))
 
 
 @_forward.register_fake
@@ -61,27 +55,12 @@ def _(query: Tensor, *_: Any) -> Tensor:
     return query.new_empty(n_batch, n_tokens, n_heads, head_size)
 
 
-@torch.library.custom_op("aimc::gain_cell_attention_backward", mutates_args=())
-def _backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_affine: Tensor | None,
-    key_affine: Tensor | None,
-    value_affine: Tensor | None,
-    key_padding: Tensor | None,
-    seed: Tensor,
-    chip_seed: int,
-    layer: int,
-    hardware: list[float],
-    engine: str,
-) -> list[Tensor]:
-    call = _call(
-        query, key, value, (query_affine, key_affine, value_affine), key_padding, seed, chip_seed, layer, hardware
-    )
-    with torch.autocast(query.device.type, enabled=False):
-        d_query, d_key, d_value, *of_scalers = _engine(engine).backward(call, grad.transpose(1, 2))
+@torch.library.custom_op(
+    "aimc::gain_cell_attention_backward", mutates_args=(), schema=f"(Tensor grad, {_INPUTS}) -> Tensor[]"
+)
+def _backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
+    with torch.autocast(grad.device.type, enabled=False):
+        d_query, d_key, d_value, *of_scalers = _engine(inputs[-1]).backward(_call(*inputs), grad.transpose(1, 2))
     # Laid out by token, [B, T, H, D] in memory, as the projections in front give and take them.
     return [*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (d_query, d_key, d_value)), *of_scalers]
 
@@ -93,41 +72,34 @@ def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[
         for x in (query, key, value)
     ]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    return inputs + [x.new_empty(2, x.shape[1], dtype=dtype) for x in (query, key, value)]
+    of_scalers = [x.new_empty(2, x.shape[1], dtype=dtype) for x in (query, key, value)]
+    return [*inputs, *of_scalers, query.new_empty(query.shape[1], dtype=dtype)]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.chip_seed, ctx.layer, ctx.hardware, ctx.engine = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:_N_TENSORS])
+    ctx.plain = inputs[_N_TENSORS:]
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    grads = _backward(grad, *tensors, ctx.chip_seed, ctx.layer, ctx.hardware, ctx.engine)
-    affines = [
-        None if affine is None else g.to(affine.dtype) for g, affine in zip(grads[3:], tensors[3:6], strict=True)
-    ]
-    return *grads[:3], *affines, None, None, None, None, None, None
+    grads = _backward(grad, *tensors, *ctx.plain)
+    of_scaling = [None if x is None else g.to(x.dtype) for g, x in zip(grads[3:], tensors[3:7], strict=True)]
+    without = [None] * (_N_TENSORS - 7 + len(ctx.plain))
+    return (*grads[:3], *of_scaling, *without)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
 
 
-def _call(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    affines: tuple[Tensor | None, ...],
-    key_padding: Tensor | None,
-    seed: Tensor,
-    chip_seed: int,
-    layer: int,
-    hardware: list[float],
-) -> Call:
-    query_affine, key_affine, value_affine = (None if affine is None else Affine(*affine) for affine in affines)
-    scaling = Scaling(query_affine, key_affine, value_affine)
+def _call(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Call:
+    query_affine, key_affine, value_affine = (x if x is None else Affine(*x) for x in rest[:3])
+    of_heads = dict(zip(_OF_HEADS, rest[3 : 3 + len(_OF_HEADS)], strict=True))
+    for name in ("memory_key", "memory_value"):
+        of_heads[name] = None if of_heads[name] is None else Affine(*of_heads[name])
+    key_padding, seed, chip_seed, layer, hardware, _ = rest[3 + len(_OF_HEADS) :]
     heads = Heads(query, key, unpack(hardware), Chip(seed=chip_seed, layer=layer), seed)
-    return Call(query, key, value, scaling, key_padding, heads)
+    return Call(query, key, value, Scaling(query_affine, key_affine, value_affine, **of_heads), key_padding, heads)
 
 
 def _engine(name: str) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import copy
 
 import torch
 from torch import Tensor
 
 from aimc.hardware import Cell, Hardware
 from aimc.ops.effects.activation import Corrections
-from aimc.ops.effects.ageing import Retained, retained
+from aimc.ops.effects.ageing import retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
@@ -43,6 +43,9 @@ class Heads:
         """What the arrays are made of, about the voltage that it leaks to."""
         self.decay_per_token = hardware.leakage.decay_per_token
         """λ; 0 without leakage."""
+        compensates = hardware.leakage.compensate and self.decay_per_token
+        self.retained = retained(hardware) if compensates else None
+        """What age compensation makes up for; None: it is off, or nothing leaks."""
         self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
         self.layer = self.chip.layer
         self.seed = seed
@@ -50,6 +53,21 @@ class Heads:
         self.device = query.device
         self.n_batch, self.n_heads, self.n_tokens, self.head_size = query.shape
         self.n_kv_heads = key.shape[1]
+        self.batch, self.kv_heads = range(self.n_batch), range(self.n_kv_heads)
+        """Which sequences and K/V heads of the layer these are."""
+
+    def part(self, batch: range, kv_heads: range) -> Heads:
+        """Some of the sequences and some of the K/V heads with their query heads, each with the draws that it has
+        among all."""
+        part = copy.copy(self)
+        part.batch, part.kv_heads = batch, kv_heads
+        part.n_batch, part.n_kv_heads, part.n_heads = len(batch), len(kv_heads), len(kv_heads) * self.group
+        return part
+
+    @property
+    def query_heads(self) -> range:
+        """Which query heads of the layer these are."""
+        return range(self.kv_heads.start * self.group, self.kv_heads.stop * self.group)
 
     @property
     def leaks_apart(self) -> bool:
@@ -72,11 +90,6 @@ class Heads:
     def full_scale_av(self, scaling: Scaling) -> Tensor | float:
         """Charge that fills a sub-tile's counter, in signal units: a number or `[H, 1, 1]`."""
         return self.hardware.array.saturation_av * per_head(scaling.full_scale_av, self.dtype)
-
-    @cached_property
-    def retained(self) -> Retained | None:
-        """What age compensation makes up for; None: it is off, or nothing leaks."""
-        return retained(self.hardware) if self.hardware.leakage.compensate and self.decay_per_token else None
 
     @property
     def corrects(self) -> bool:
@@ -111,14 +124,14 @@ class Heads:
     def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""
         sigma = self.hardware.noise.write_v
-        at = (self.n_batch, self.n_kv_heads, tokens, self.head_size, self.dtype)
+        at = (self.batch, self.kv_heads, tokens, self.head_size, self.dtype)
         return sigma * write_noise(self.seed, self.layer, array, *at) if sigma else None
 
     def mismatch(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt;
         None: none."""
         noise = self.hardware.noise
-        cells = (array, self.n_kv_heads, tokens % self.hardware.array.window, self.head_size, self.dtype)
+        cells = (array, self.kv_heads, tokens % self.hardware.array.window, self.head_size, self.dtype)
         gain = noise.mismatch_gain * self.chip.cell_gain(*cells) if noise.mismatch_gain else None
         offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells) if noise.mismatch_offset_v else None
         return gain, offset_v
@@ -129,13 +142,13 @@ class Heads:
         if not self.leaks_apart:
             return None
         slots = tokens % self.hardware.array.window
-        unit = self.chip.cell_retention(array, self.n_kv_heads, slots, self.head_size, self.dtype)
+        unit = self.chip.cell_retention(array, self.kv_heads, slots, self.head_size, self.dtype)
         return self.decay_per_token * torch.exp(-self.hardware.noise.tau_spread * unit)
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
         noise = self.hardware.noise
-        columns = (self.n_kv_heads, slots, self.dtype)
+        columns = (self.kv_heads, slots, self.dtype)
         gain = noise.column_gain * self.chip.column_gain_qk(*columns) if noise.column_gain else None
         offset = noise.column_offset * self.chip.column_offset_qk(*columns) if noise.column_offset else None
         return gain, offset
@@ -143,7 +156,7 @@ class Heads:
     def column_tables_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the counters of the sub-tiles `[J]`: `[H_kv, J, D]` each; None: none."""
         noise = self.hardware.noise
-        columns = (self.n_kv_heads, tiles, self.head_size, self.dtype)
+        columns = (self.kv_heads, tiles, self.head_size, self.dtype)
         gain = noise.column_gain * self.chip.column_gain_av(*columns) if noise.column_gain else None
         offset = noise.column_offset * self.chip.column_offset_av(*columns) if noise.column_offset else None
         return gain, offset
@@ -166,14 +179,14 @@ class Heads:
     def read_noise_qk(self, rows: Tensor, tokens: Tensor) -> Tensor | None:
         """Read noise of the first array in full scales, `[B, H, T', S]`; None: none."""
         sigma = self.hardware.noise.read_qk
-        at = (self.n_batch, self.n_heads, rows, tokens, self.dtype)
+        at = (self.batch, self.query_heads, rows, tokens, self.dtype)
         return sigma * read_noise_qk(self.seed, self.layer, *at) if sigma else None
 
     def read_noise_av(self, rows: Tensor, tile: int | Tensor) -> Tensor | None:
         """Read noise of one sub-tile of the second array in full scales, `[B, H, T', D]`, or of the sub-tiles `[J]`,
         `[J, B, H, T', D]`; None: none."""
         sigma = self.hardware.noise.read_av
-        at = (self.n_batch, self.n_heads, rows, tile, self.head_size, self.dtype)
+        at = (self.batch, self.query_heads, rows, tile, self.head_size, self.dtype)
         return sigma * read_noise_av(self.seed, self.layer, *at) if sigma else None
 
     def decay(self, times: Tensor, written: Tensor) -> Tensor | None:

@@ -3,66 +3,101 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+import functools
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-from aimc.hardware import CODINGS, GRADIENTS, Array, Cell, Converter, Hardware, Leakage, Noise
+from aimc.hardware import (
+    ACTIVATIONS,
+    BACKENDS,
+    CODINGS,
+    FULL_SCALES,
+    GRADIENTS,
+    HARDWARE_VERSION,
+    RECOMPUTED,
+    ROTATIONS,
+    SELECTIONS,
+    SPACINGS,
+    Hardware,
+)
 
-_NONE = -1.0
-"""Stands for None, where no true value is negative."""
-_CONVERTERS = ("input_dac", "storage_dac", "readout")
-_NOISE = tuple(f.name for f in fields(Noise))
+_NONE = -1e30
+"""Stands for None, where no true value is that."""
+_CHOICES = {
+    "activation": ACTIVATIONS,
+    "backend": BACKENDS,
+    "coding": CODINGS,
+    "full_scales": FULL_SCALES,
+    "gradient": GRADIENTS,
+    "recompute": RECOMPUTED,
+    "rotation_av": ROTATIONS,
+    "rotation_qk": ROTATIONS,
+    "select": SELECTIONS,
+    "spacing": SPACINGS,
+}
+"""The names that a field of names may have: a name travels as its number."""
+
+
+def _leaves(of: Any, *before: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Path and type of every field of numbers, names and lists."""
+    hints = typing.get_type_hints(type(of))
+    for f in fields(of):
+        value = getattr(of, f.name)
+        if is_dataclass(value):
+            yield from _leaves(value, *before, f.name)
+        else:
+            yield (*before, f.name), hints[f.name]
+
+
+_LEAVES = list(_leaves(Hardware()))
+_PLACES = [(path[:-1], path[-1], _CHOICES.get(path[-1]), "list" in str(hint)) for path, hint in _LEAVES]
+_WHOLE = [int in (hint, *typing.get_args(hint)) for _, hint in _LEAVES]
+_TRUTH = [hint is bool for _, hint in _LEAVES]
 
 
 def pack(hardware: Hardware) -> list[float]:
-    """Everything that the fused engines compute with: they have the hard sigmoid alone and no protection, so neither is
-    packed."""
-    cell, leakage, array = hardware.cell, hardware.leakage, hardware.array
-    numbers = [float(array.window), float(array.rows), array.saturation_qk, array.saturation_av]
-    numbers += [_NONE if leakage.tau_s is None else leakage.tau_s]
-    numbers += [_NONE if leakage.token_time_s is None else leakage.token_time_s, leakage.step_latency_s]
-    numbers += [_NONE if leakage.target_v is None else leakage.target_v]
-    for name in _CONVERTERS:
-        converter = getattr(hardware, name)
-        levels = _NONE if converter.n_levels is None else float(converter.n_levels)
-        numbers += [levels, converter.v_min, converter.v_max, float(CODINGS.index(converter.coding)), converter.inl]
-    numbers += [getattr(hardware.noise, name) for name in _NOISE]
-    return [
-        *numbers,
-        cell.supply_v,
-        cell.offset_v,
-        float(GRADIENTS.index(cell.gradient)),
-        cell.surrogate_slope,
-        *cell.coefficients,
-    ]
+    """All fields."""
+    numbers: list[float] = []
+    for parents, name, choices, is_list in _PLACES:
+        at: Any = hardware
+        for parent in parents:
+            at = getattr(at, parent)
+        value = getattr(at, name)
+        if value is None:
+            numbers.append(_NONE)
+        elif choices is not None:
+            numbers.append(float(choices.index(value)))
+        elif is_list:
+            numbers.append(float(len(value)))
+            numbers += value
+        else:
+            numbers.append(float(value))
+    return numbers
 
 
 def unpack(numbers: Sequence[float]) -> Hardware:
-    """The inverse of :func:`pack`."""
+    """The inverse of :func:`pack`; shared by all who ask, so not to be changed."""
+    return _unpacked(tuple(numbers))
+
+
+@functools.lru_cache(maxsize=256)
+def _unpacked(numbers: tuple[float, ...]) -> Hardware:
+    data: dict[str, Any] = {"version": HARDWARE_VERSION}
     values = iter(numbers)
-    window, rows, saturation_qk, saturation_av, tau_s, token_time_s, step_latency_s, target_v = (
-        next(values) for _ in range(8)
-    )
-    converters = {name: _converter(*(next(values) for _ in range(5))) for name in _CONVERTERS}
-    noise = Noise(**{name: next(values) for name in _NOISE})
-    supply_v, offset_v, gradient, slope = (next(values) for _ in range(4))
-    cell = Cell(
-        supply_v=supply_v,
-        offset_v=offset_v,
-        coefficients=list(values),
-        gradient=GRADIENTS[int(gradient)],
-        surrogate_slope=slope,
-    )
-    array = Array(window=int(window), rows=int(rows), saturation_qk=saturation_qk, saturation_av=saturation_av)
-    times = {"tau_s": _known(tau_s), "token_time_s": _known(token_time_s), "step_latency_s": step_latency_s}
-    leakage = Leakage(**times, target_v=_known(target_v))  # type: ignore[arg-type]
-    return Hardware(cell=cell, leakage=leakage, array=array, noise=noise, **converters)  # type: ignore[arg-type]
-
-
-def _known(number: float) -> float | None:
-    return None if number == _NONE else number
-
-
-def _converter(n_levels: float, v_min: float, v_max: float, coding: float, inl: float) -> Converter:
-    levels = None if n_levels == _NONE else int(n_levels)
-    return Converter(n_levels=levels, v_min=v_min, v_max=v_max, coding=CODINGS[int(coding)], inl=inl)
+    for (parents, name, choices, is_list), whole, truth in zip(_PLACES, _WHOLE, _TRUTH, strict=True):
+        value: Any = next(values)
+        if value == _NONE:
+            value = None
+        elif choices is not None:
+            value = choices[int(value)]
+        elif is_list:
+            value = [next(values) for _ in range(int(value))]
+        elif whole or truth:
+            value = bool(value) if truth else int(value)
+        at = data
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[name] = value
+    return Hardware.from_dict(data)

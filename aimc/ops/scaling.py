@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +62,22 @@ class Scaling(NamedTuple):
         norms = {name: getattr(self, name) for name in names}
         return self._replace(**{name: x[..., piece] for name, x in norms.items() if x is not None})
 
+    def part(self, batch: range, heads: range, kv_heads: range) -> Scaling:
+        """Of some of the sequences and query heads, and of their K/V heads."""
+        of_kv = ("key", "value", "memory_key", "memory_value", "key_norm", "value_norm")
+        return Scaling(
+            **{name: _rows(x, kv_heads if name in of_kv else heads, batch) for name, x in self._asdict().items()}
+        )
+
+
+def _rows(x: Affine | Tensor | None, numbers: range, batch: range) -> Any:
+    of_heads = slice(numbers.start, numbers.stop)
+    if isinstance(x, Affine):
+        return Affine(*(of_all[of_heads] for of_all in x))
+    if x is None or x.ndim == 1:
+        return None if x is None else x[of_heads]
+    return x[batch.start : batch.stop, of_heads]
+
 
 def scaled(x: Tensor, affine: Affine | None) -> Tensor:
     """`[B, H, T, D]` through its scaler, in float32 (float64 for float64); None: only the change of dtype."""
@@ -91,6 +107,11 @@ def converter_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter
     """
     at_converter = scaled(x, affine)
     grad = grad.masked_fill_((at_converter < converter.v_min) | (at_converter > converter.v_max), 0.0)
+    return scaler_gradient(grad, x, affine)
+
+
+def scaler_gradient(grad: Tensor, x: Tensor, affine: Affine | None) -> tuple[Tensor, Tensor]:
+    """From the gradient of `scaled(x, affine)` to those of `x` and of the scaler, as :func:`converter_gradient`."""
     if affine is None:
         return grad, grad.new_zeros(2, x.shape[1])
     of_scaler = torch.stack([(grad * x).sum(dim=(0, 2, 3)), grad.sum(dim=(0, 2, 3))])

@@ -10,7 +10,7 @@ from aimc import presets
 from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.blocked import engine as blocked_engine
-from aimc.ops.blocked.reads import reads
+from aimc.ops.blocked.runs import runs
 from aimc.ops.effects.noise import Chip
 from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
@@ -186,20 +186,24 @@ def test_block_sizes_change_nothing(work_buffer_bytes, span, monkeypatch):
 
 
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 31, 32, 33, 100])
-@pytest.mark.parametrize("run", [8, 24, 10**6])
-def test_every_visible_score_is_read_once_and_no_other_block_is_touched(T, run):
+@pytest.mark.parametrize("length", [1, 3, 8, 24, 10**6])
+def test_every_visible_score_is_read_once_and_little_else(T, length):
     array = Array(window=32, rows=8)
-    count, touched = torch.zeros(T, T, dtype=torch.int64), 0
-    for start in range(0, T, run):
-        for read in reads(start, min(start + run, T), T, array):
-            for first, behind in read.blocks:
-                count[read.start : read.stop, first:behind] += 1
-                assert {s % 32 // 8 for s in range(first, behind)} == {read.tile}
-            touched += (read.stop - read.start) * read.n_tokens
+    count, touched, queries = torch.zeros(T, T, dtype=torch.int64), 0, []
+    for run in runs(T, length, array):
+        tokens = run.tokens(torch.device("cpu"))
+        text = tokens[tokens < T]
+        count[run.start : run.stop, text] += 1
+        assert len(text.unique()) == len(text) and run.own <= run.start < run.stop <= run.behind
+        assert (run.behind - run.own) % 8 == run.n_line % 8 == run.first % 8 == 0
+        if run.oldest is not None:  # of the same slots
+            assert torch.equal(tokens[run.n_line :] % 32, torch.arange(run.own, run.behind) % 32)
+        touched += (run.stop - run.start) * len(tokens)
+        queries += range(run.start, run.stop)
     t = torch.arange(T)
     visible = (t <= t[:, None]) & (t > t[:, None] - 32)
-    assert (count[visible] == 1).all() and (count <= 1).all()
-    assert touched <= visible.sum() + 2 * 8 * T  # what is touched in vain: at most the diagonal and the opposite blocks
+    assert queries == t.tolist() and (count[visible] == 1).all() and (count <= 1).all()
+    assert touched <= visible.sum() + 2 * min(max(length, 8), 32) * T  # in vain: the diagonal and what is opposite
 
 
 def test_memory_grows_with_the_tokens_not_their_square():
@@ -242,8 +246,9 @@ def test_registered_operator_says_what_it_returns(dtype):
         *(torch.rand(2, 2, 20, 8, dtype=dtype) for _ in range(2)),
     )
     affines = [torch.stack([torch.ones(n), torch.zeros(n)]) for n in (4, 2, 2)]
+    of_heads = [torch.ones(4), *(torch.ones(2, 2) for _ in range(2)), torch.ones(4), torch.ones(4), *[None] * 4]
     seed, padding = torch.tensor(7), torch.zeros(2, 20, dtype=torch.bool)
-    rest = (*affines, padding, seed, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
+    rest = (*affines, *of_heads, padding, seed, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
     for check in ("test_schema", "test_faketensor"):
         torch.library.opcheck(_forward, (q, k, v, *rest), test_utils=check)
         torch.library.opcheck(_backward, (torch.rand(2, 20, 4, 8, dtype=dtype), q, k, v, *rest), test_utils=check)

@@ -1,268 +1,238 @@
-"""Gain-cell attention in blocks, with its backward pass by hand: memory grows with the tokens, not with their square.
+"""Gain-cell attention in runs of queries, with its backward pass by hand: memory grows with the tokens, not with their
+square.
 
-The walk is that of the eager operator, cut into short runs of queries: keys come one sub-tile at a time, charges,
-pulses and counts of one such read live in a few work buffers that stay in the cache, and the backward pass computes
-them again instead of keeping them. The scores above the diagonal and outside the window are never computed.
-
-Where retention is spread from cell to cell (`noise.tau_spread`) a decay does not factor into query and key. Then cells
-are read at a few moments of every R queries, with a bound of the error that is below float32's rounding; see
-:mod:`aimc.ops.blocked.interpolation`.
+The walk is that of the eager operator, cut into runs: the charges of one run of queries and all keys that they see, at
+most T'·(W + R) a head, become pulses in place, and the backward pass computes them again instead of keeping them.
+Query heads that share a K/V head are rows of the same matrix products. Sequences and K/V heads have nothing in common,
+so that few of them are taken at a time and what is being computed stays in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from aimc.ops.blocked.reads import Read, groups, reads
-from aimc.ops.blocked.stored import Cells, Stored
+from aimc.ops.blocked.digital import Digital
+from aimc.ops.blocked.reader import Reader
+from aimc.ops.blocked.runs import Run, Span, runs, spans
+from aimc.ops.blocked.stored import Stored, longest_span
 from aimc.ops.call import Call
-from aimc.ops.effects.cell import powers_with_gradient, stored_gradient
-from aimc.ops.effects.converters import adc_, dac
+from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.ring import visible
-from aimc.ops.scaling import converter_gradient, scaled
+from aimc.ops.effects.protection import digital_pulses, has_memory, sink_tokens
+from aimc.ops.heads import Heads
+from aimc.ops.scaling import converter_gradient, scaled, scaler_gradient
 
-WORK_BUFFER_BYTES = 4 * 2**20
-"""Aimed size of one work buffer, a run of queries against one sub-tile: larger ones leave the cache, smaller ones cost
-more calls."""
-SPAN = 512
-"""Tokens that are prepared together."""
+WORK_BUFFER_BYTES = 2**20
+"""Aimed size of the charges of one run: more leave the cache, fewer cost more calls."""
+ON_ACCELERATORS = 2**28
+"""The same anywhere but on a CPU: calls are dear there."""
+LENGTH = 64
+"""Queries that a run has at least, where sub-tiles are shorter: fewer cost more calls, more read above the diagonal."""
+SPAN = 2048
+"""Queries whose tokens are prepared together."""
 
 
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
-    heads, array = call.heads, call.heads.hardware.array
-    longest = array.rows if heads.leaks_apart else None
+    heads = call.heads
     out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
-    work = _Work(call)
-    for start, stop in _runs(call):
-        pulses = _pulses(call, start, stop)  # [B·H, T', D]
-        total = torch.zeros_like(pulses)
-        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN, longest):
-            keys, values = Stored(call, ArrayId.QK, tokens), Stored(call, ArrayId.AV, tokens)
-            for read, at in neighbours:
-                queries = slice(read.start - start, read.stop - start)
-                _, phi = work.first_array(read, pulses[:, queries], keys.cells(read, at))
-                counts = work.second_array(read, phi, values.cells(read, at))
-                total[:, queries] += adc_(counts, heads.hardware.readout)
-        total = total.view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
-        if call.key_padding is not None:
-            total.masked_fill_(call.key_padding[:, None, start:stop, None], 0.0)
-        out[:, start:stop] = total.transpose(1, 2)
+    for part in _parts(call):
+        into = out[_slice(part.heads.batch), :, _slice(part.heads.query_heads)]
+        reader, sink = Reader(part), _sink(part)
+        for span in _spans(part):
+            tokens = _Tokens(part, span, sink)
+            for run in span.runs:
+                into[:, run.start : run.stop] = _Read(reader, run, tokens).out.transpose(1, 2)
     return out
 
 
 def backward(call: Call, grad: Tensor) -> list[Tensor]:
-    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, from that of the sums `[B, H,
-    T, D]`."""
+    """Gradients of query, key and value in their dtypes, of their scalers `[2, H]`, and of the score gain `[H]`, from
+    that of the sums `[B, H, T, D]`."""
+    heads = call.heads
+    inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
+    affines = [x.new_zeros(2, x.shape[1]) for x in inputs]
+    of_score_gain = inputs[0].new_zeros(heads.n_heads)
+    for part in _parts(call):
+        batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
+        gradients = _Gradients(
+            [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)],
+            [x[:, at] for x, at in zip(affines, (of_heads, of_kv, of_kv), strict=True)],
+        )
+        reader, sink = Reader(part), _sink(part)
+        for span in _spans(part):
+            tokens = _Tokens(part, span, sink)
+            for run in span.runs:
+                upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
+                _Read(reader, run, tokens, keep=True).back(upstream, gradients)
+            tokens.back(gradients)
+        if reader.activation.of_score_gain is not None:
+            of_score_gain[of_heads] += reader.activation.of_score_gain
+    of_inputs = [x.to(of.dtype) for x, of in zip(inputs, call[:3], strict=True)]
+    return [*of_inputs, *affines, of_score_gain]
+
+
+@dataclass(slots=True)
+class _Gradients:
+    """Of query, key and value, `[B, H, T, D]`, and of their scalers, `[2, H]`: added to what is there."""
+
+    inputs: list[Tensor]
+    affines: list[Tensor]
+
+    def add(self, number: int, tokens: slice | Tensor, gradient: tuple[Tensor, Tensor]) -> None:
+        of_input, of_scaler = gradient
+        if isinstance(tokens, slice):
+            self.inputs[number][:, :, tokens] += of_input
+        else:
+            self.inputs[number].index_add_(2, tokens, of_input)
+        self.affines[number] += of_scaler
+
+
+class _Tokens:
+    """The tokens of a span in both arrays, and in the digital memory where there is one."""
+
+    def __init__(self, call: Call, span: Span, sink: Tensor | None) -> None:
+        self.keys, self.values = Stored(call, ArrayId.QK, span), Stored(call, ArrayId.AV, span)
+        self.digital = None if sink is None else Digital(call, span, sink)
+        self.text = slice(span.first, min(span.behind, call.heads.n_tokens))
+
+    def back(self, gradients: _Gradients) -> None:
+        """What the runs have gathered, to the model's numbers."""
+        gradients.add(1, self.text, self.keys.gradient())
+        gradients.add(2, self.text, self.values.gradient())
+        if self.digital is not None:
+            gradients.add(1, self.digital.tokens, self.digital.gradient(ArrayId.QK))
+            gradients.add(2, self.digital.tokens, self.digital.gradient(ArrayId.AV))
+
+
+class _Read:
+    """One run through all steps of docs/physics.md; with `keep`, what its way back needs is kept."""
+
+    def __init__(self, reader: Reader, run: Run, tokens: _Tokens, keep: bool = False) -> None:
+        self.reader, self.run, self.tokens = reader, run, tokens
+        call, heads = reader.call, reader.heads
+        query = scaled(call.query[:, :, run.start : run.stop], call.scaling.query)
+        full_scale = heads.full_scale_qk(call.scaling)
+        pulses = dac(query, heads.hardware.input_dac).div_(full_scale)
+        digital = self.digital = None if tokens.digital is None else tokens.digital.read(run)
+        self.digital_pulses = None
+        if digital is not None:
+            self.digital_pulses = self._by_array(digital_pulses(query, heads.hardware) / full_scale)
+        self.key_cells, self.value_cells = tokens.keys.cells(run), tokens.values.cells(run)
+        by_group = pulses.unflatten(1, (heads.n_kv_heads, heads.group)).flatten(0, 1)  # [P, G, T', D]
+        self.left = reader.left(by_group, tokens.keys, self.key_cells)
+        charge = reader.charges(run, self.left, self.key_cells, digital, self.digital_pulses)
+        self.columns = reader.columns(run, digital, pulses)
+        norm = call.scaling.query_norm
+        norm = None if norm is None else norm[:, :, run.start : run.stop, None].to(heads.dtype)
+        widths, self.normaliser, self.lost = reader.activation.widths(charge, self.columns, norm, keep)
+        self.widths = self._by_array(widths)
+        if reader.reads_second:
+            counts = reader.counts(run, self.widths, tokens.values, self.value_cells)
+            self.counts = counts.clone() if keep else counts
+            total = reader.total(run, counts)
+        else:
+            total = self.widths.new_zeros(*self.widths.shape[:2], heads.head_size)
+        if digital is not None:
+            total.baddbmm_(self.widths[..., run.n_columns :], digital.values)
+        self.total = total.view(query.shape)
+        if self.lost is not None:
+            self.total += self.lost * reader.resting_output
+        self.out = self._without_padding(self.total if self.normaliser is None else self.total * self.normaliser)
+
+    def back(self, upstream: Tensor, gradients: _Gradients) -> None:
+        """From the gradient `[B, H, T', D]` of the output."""
+        reader, run, tokens, digital = self.reader, self.run, self.tokens, self.digital
+        heads, n_columns = reader.heads, run.n_columns
+        upstream = self._without_padding(upstream)
+        of_normaliser = None if self.normaliser is None else (upstream * self.total).sum(dim=-1, keepdim=True)
+        of_total = self._by_array(upstream if self.normaliser is None else upstream * self.normaliser)
+        of_widths = torch.zeros_like(self.widths)
+        if reader.reads_second:
+            of_counts = reader.back_through_counters(run, self.counts, of_total)
+            reader.back_through_second(run, of_counts, self.widths, tokens.values, self.value_cells, of_widths)
+        if digital is not None:
+            torch.bmm(of_total, digital.values.mT, out=of_widths[..., n_columns:])
+        of_lost = None
+        if self.lost is not None:
+            of_lost = of_total.view(upstream.shape).sum(dim=-1, keepdim=True) * reader.resting_output
+        of_charge = reader.activation.back(of_widths.view(*upstream.shape[:3], -1), of_normaliser, of_lost)
+        of_charge = self._by_array(of_charge)
+        of_pulses = reader.back_through_first(of_charge[..., :n_columns], self.left, tokens.keys, self.key_cells)
+        if reader.activation.of_rest is not None:
+            of_pulses = of_pulses + self._by_array(reader.activation.of_rest) * heads.cell.coefficients[0]
+        of_digital = None
+        if digital is not None and tokens.digital is not None and self.digital_pulses is not None:
+            of_memory = of_charge[..., n_columns:]
+            of_digital = torch.bmm(of_memory, digital.keys)
+            of_keys = torch.bmm(of_memory.mT, self.digital_pulses)
+            tokens.digital.gather(digital, of_keys, torch.bmm(self.widths[..., n_columns:].mT, of_total))
+        self._back_to_query(of_pulses, of_digital, gradients)
+
+    def _back_to_query(self, of_pulses: Tensor, of_digital: Tensor | None, gradients: _Gradients) -> None:
+        call, heads = self.reader.call, self.reader.heads
+        full_scale, hardware = heads.full_scale_qk(call.scaling), heads.hardware
+        queries = slice(self.run.start, self.run.stop)
+        of_query = call.query[:, :, queries], call.scaling.query
+        if of_digital is not None and not hardware.has_softmax:  # behind the same clip
+            of_pulses, of_digital = of_pulses + of_digital, None
+        shape = self.out.shape
+        gradients.add(
+            0, queries, converter_gradient(of_pulses.reshape(shape) / full_scale, *of_query, hardware.input_dac)
+        )
+        if of_digital is not None:
+            gradients.add(0, queries, scaler_gradient(of_digital.view(shape) / full_scale, *of_query))
+
+    def _by_array(self, x: Tensor) -> Tensor:
+        """`[B, H, T', …]` → `[P, G·T', …]`."""
+        return x.reshape(self.reader.n_arrays, -1, x.shape[-1])
+
+    def _without_padding(self, x: Tensor) -> Tensor:
+        padding = self.reader.call.key_padding
+        return x if padding is None else x.masked_fill(padding[:, None, self.run.start : self.run.stop, None], 0.0)
+
+
+def _parts(call: Call) -> Iterator[Call]:
+    """Sequences and K/V heads whose runs have charges of the aimed size, together."""
     heads, array = call.heads, call.heads.hardware.array
-    longest = array.rows if heads.leaks_apart else None
-    work = _Work(call)
-    d_query = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size).transpose(1, 2)
-    d_query_affine = grad.new_zeros(2, heads.n_heads, dtype=heads.dtype)
-    d_key, d_value = _Gradient(call), _Gradient(call)
-    for start, stop in _runs(call):
-        pulses = _pulses(call, start, stop)
-        upstream = grad[:, :, start:stop].to(heads.dtype)
-        if call.key_padding is not None:
-            upstream = upstream.masked_fill(call.key_padding[:, None, start:stop, None], 0.0)
-        upstream = upstream.reshape(pulses.shape)
-        d_pulses = torch.zeros_like(pulses)
-        for tokens, neighbours in groups(reads(start, stop, heads.n_tokens, array), SPAN, longest):
-            keys, values = Stored(call, ArrayId.QK, tokens), Stored(call, ArrayId.AV, tokens)
-            for read, at in neighbours:
-                queries = slice(read.start - start, read.stop - start)
-                of_keys, of_values = keys.cells(read, at), values.cells(read, at)
-                charge, phi = work.first_array(read, pulses[:, queries], of_keys)
-                counts = work.second_array(read, phi, of_values)
-                d_counts = work.clip_gradient(counts, upstream[:, queries])
-                work.back_to_cells(of_values, work.phi(charge), d_counts)
-                d_charge = work.back_through_second(d_counts, of_values).mul_(charge.eq_(work.phi(charge)))
-                if of_keys.column_gain is not None:
-                    d_charge.view(heads.n_batch, heads.n_heads, *d_charge.shape[1:]).mul_(1.0 + of_keys.column_gain)
-                work.back_to_cells(of_keys, d_charge, pulses[:, queries], d_pulses[:, queries])
-            d_key.add(keys)
-            d_value.add(values)
-        d_pulses = d_pulses.div_(array.saturation_qk).view(heads.n_batch, heads.n_heads, stop - start, heads.head_size)
-        of_query = call.query[:, :, start:stop], call.scaling.query, heads.hardware.input_dac
-        d_query[:, :, start:stop], of_scaler = converter_gradient(d_pulses, *of_query)
-        d_query_affine += of_scaler
-    d_inputs = [d_query, d_key.of_input.to(call.key.dtype), d_value.of_input.to(call.value.dtype)]
-    return [*d_inputs, d_query_affine, d_key.of_scaler, d_value.of_scaler]
+    n_slots = min(heads.n_tokens, array.window) + array.rows
+    of_array = heads.group * _length(heads) * n_slots * heads.dtype.itemsize
+    aimed = WORK_BUFFER_BYTES if heads.device.type == "cpu" else ON_ACCELERATORS
+    n_arrays = max(aimed // of_array, 1)
+    n_kv = min(n_arrays, heads.n_kv_heads)
+    n_batch = max(n_arrays // heads.n_kv_heads, 1)
+    for batch in range(0, heads.n_batch, n_batch):
+        for first in range(0, heads.n_kv_heads, n_kv):
+            yield call.part(
+                range(batch, min(batch + n_batch, heads.n_batch)), range(first, min(first + n_kv, heads.n_kv_heads))
+            )
 
 
-def _pulses(call: Call, start: int, stop: int) -> Tensor:
-    """Pulses of a run of queries per charge that saturates the first array, `q̂ / S_sat`, `[B·H, T', D]`."""
-    query = dac(scaled(call.query[:, :, start:stop], call.scaling.query), call.heads.hardware.input_dac)
-    return query.reshape(-1, stop - start, call.heads.head_size).div(call.heads.hardware.array.saturation_qk)
+def _length(heads: Heads) -> int:
+    """Queries of a run."""
+    rows = heads.hardware.array.rows
+    several = 1 if heads.leaks_apart else max(LENGTH // rows, 1)  # moments are chosen for a sub-tile
+    return min(rows * several, longest_span(heads))
 
 
-def _runs(call: Call) -> Iterator[tuple[int, int]]:
-    """Runs of queries, whole sub-tiles each, whose work buffers have the aimed size."""
-    heads, rows = call.heads, call.heads.hardware.array.rows
-    of_one_query = heads.n_batch * heads.n_heads * max(rows, heads.head_size) * heads.dtype.itemsize
-    length = max(WORK_BUFFER_BYTES // of_one_query // rows, 1) * rows
-    for start in range(0, heads.n_tokens, length):
-        yield start, min(start + length, heads.n_tokens)
+def _spans(call: Call) -> Iterator[Span]:
+    heads = call.heads
+    return spans(runs(heads.n_tokens, _length(heads), heads.hardware.array), min(longest_span(heads), SPAN))
 
 
-class _Work:
-    """The work buffers of one call and the two arrays computed in them, for `[B·H, …]` and one read at a time."""
-
-    def __init__(self, call: Call) -> None:
-        self.heads = call.heads
-        self.key_padding = call.key_padding
-        self._buffers: dict[str, Tensor] = {}
-        self._rows = torch.empty(0, dtype=torch.int64)  # queries and decay of the read at hand, set by the first array
-        self._decay: Tensor | float = 1.0
-
-    def first_array(self, read: Read, pulses: Tensor, keys: Cells) -> tuple[Tensor, Tensor]:
-        """`S / S_sat` with −1 where a key is not visible, and φ: `[B·H, T', S]` each."""
-        heads = self.heads
-        rows = self._rows = torch.arange(read.start, read.stop, device=heads.device)
-        decay = heads.decay(rows, keys.tokens) if keys.nodes is None else None
-        self._decay = 1.0 if decay is None else decay  # [T', S]
-        charge = self._charge("charge", keys.expand(pulses), keys.operands, n_cells=len(keys.tokens))
-        by_head = charge.view(heads.n_batch, heads.n_heads, *charge.shape[1:])
-        if keys.column_gain is not None:
-            by_head.mul_(1.0 + keys.column_gain)
-        if keys.column_offset is not None:
-            by_head.add_(keys.column_offset)
-        noise = heads.read_noise_qk(rows, keys.tokens)
-        if noise is not None:
-            by_head.add_(noise)
-        if read.n_masked:
-            seen = visible(rows[: read.n_masked], keys.tokens, heads.hardware.array.window)
-            charge[:, : read.n_masked].masked_fill_(~seen, -1.0)
-        if self.key_padding is not None:
-            by_head.masked_fill_(self.key_padding[:, None, None, keys.tokens], -1.0)
-        return charge, self.phi(charge)
-
-    def phi(self, charge: Tensor) -> Tensor:
-        """The charge-to-pulse circuit, `clip(S / S_sat, 0, 1)`, into its buffer."""
-        return torch.clamp(charge, 0.0, 1.0, out=self._buffer("phi", *charge.shape[1:]))
-
-    def second_array(self, read: Read, phi: Tensor, values: Cells) -> Tensor:
-        """Charge of the sub-tile in full scales before its counter, `[B·H, T', D]`; `phi` is used up."""
-        heads = self.heads
-        counts = self._buffer("counts", phi.shape[1], next(o.shape[-1] for o in values.operands if o is not None))
-        started, common = False, None
-        for j, operand in enumerate(values.operands):
-            width = phi.mul_(self._decay) if j > 0 else phi  # φ·r^j
-            if operand is None:
-                continue
-            if _is_row(operand, width.shape[-1]):
-                common = width.sum(dim=-1, keepdim=True) * operand
-            else:
-                _multiply(counts, width, operand, add=started)
-                started = True
-        if common is not None:
-            counts.add_(common)
-        counts = values.collapse(counts)
-        by_head = counts.view(heads.n_batch, heads.n_heads, *counts.shape[1:])
-        if values.column_offset is not None:
-            by_head.add_(values.column_offset)
-        noise = heads.read_noise_av(self._rows, read.tile)
-        return counts if noise is None else by_head.add_(noise).flatten(0, 1)
-
-    def clip_gradient(self, counts: Tensor, upstream: Tensor) -> Tensor:
-        """Gradient of the counters' input, `[B·H, T', D]`: straight through inside their range; `counts` is used up."""
-        readout, buffer = self.heads.hardware.readout, self._buffer("d_counts", *counts.shape[1:])
-        inside = counts.eq_(torch.clamp(counts, readout.v_min, readout.v_max, out=buffer))  # 1 or 0
-        return torch.mul(upstream, inside, out=buffer)
-
-    def back_through_second(self, d_counts: Tensor, values: Cells) -> Tensor:
-        """From the gradient of the sub-tile's charge to that of φ, `[B·H, T', S]`."""
-        return self._charge("d_charge", values.expand(d_counts), values.operands, n_cells=len(values.tokens))
-
-    def back_to_cells(self, cells: Cells, rows: Tensor, columns: Tensor, d_pulses: Tensor | None = None) -> None:
-        """Gather, per power j, the gradient `(rows·r^j)ᵀ·columns` of the operand.
-
-        Args:
-            cells: that `rows` and `columns` meet at.
-            rows: pulses or gradients on the bit lines, `[B·H, T', S]`; used up.
-            columns: gradients or pulses on the features, `[B·H, T', D]`.
-            d_pulses: `[B·H, T', D]`; what comes back to the pulses is added to it.
-        """
-        columns = cells.expand(columns)
-        for j, operand in enumerate(cells.operands):
-            share = rows.mul_(self._decay) if j > 0 else rows  # times r^j
-            if cells.has_gradient(j):
-                cells.gather(j, torch.bmm(share.mT, columns))
-            if d_pulses is None or operand is None:
-                continue
-            if _is_row(operand, share.shape[-1]):
-                d_pulses.add_(share.sum(dim=-1, keepdim=True) * operand)
-            elif cells.nodes is not None:
-                d_pulses.add_(cells.collapse(torch.bmm(share, operand)))
-            else:
-                d_pulses.baddbmm_(share, operand)
-
-    def _charge(self, name: str, left: Tensor, operands: list[Tensor | None], n_cells: int) -> Tensor:
-        """`Σ_j r^j·(left·operand_jᵀ)` by Horner's rule in the decay: no powers of it to keep."""
-        charge = self._buffer(name, left.shape[1], n_cells)
-        started = False
-        for operand in reversed(operands):
-            if started:
-                charge.mul_(self._decay)
-            if operand is None:
-                continue
-            if _is_row(operand, n_cells):
-                charge.add_((left * operand).sum(dim=-1, keepdim=True))
-            else:
-                _multiply(charge, left, operand.mT, add=started)
-                started = True
-        return charge
-
-    def _buffer(self, name: str, n_rows: int, n_columns: int) -> Tensor:
-        """`[B·H, n_rows, n_columns]` of the named buffer, with what was left in it."""
-        n_heads = self.heads.n_batch * self.heads.n_heads
-        size = n_heads * n_rows * n_columns
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            buffer = self._buffers[name] = torch.empty(size, dtype=self.heads.dtype, device=self.heads.device)
-        return buffer[:size].view(n_heads, n_rows, n_columns)
+def _sink(call: Call) -> Tensor | None:
+    """Which tokens are digital for ever, `[B, T]`; None: there is no digital memory."""
+    heads, padding = call.heads, call.key_padding
+    if not has_memory(heads.hardware):
+        return None
+    if padding is None:
+        padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
+    return sink_tokens(padding, 0, heads.hardware.protection)
 
 
-def _is_row(operand: Tensor, n_cells: int) -> bool:
-    """Whether one row stands for all cells; then a sum does for a matrix product."""
-    return operand.shape[1] == 1 != n_cells
-
-
-def _multiply(out: Tensor, left: Tensor, right: Tensor, *, add: bool) -> None:
-    if add:
-        out.baddbmm_(left, right)
-    else:
-        torch.bmm(left, right, out=out)
-
-
-class _Gradient:
-    """Gradient of keys or values, gathered from all reads."""
-
-    def __init__(self, call: Call) -> None:
-        self.heads = call.heads
-        shape = (self.heads.n_batch, self.heads.n_tokens, self.heads.n_kv_heads, self.heads.head_size)
-        self.of_input = call.key.new_zeros(shape, dtype=self.heads.dtype).transpose(1, 2)
-        self.of_scaler = self.of_input.new_zeros(2, self.heads.n_kv_heads)
-
-    def add(self, stored: Stored) -> None:
-        """Take what was gathered at the operands back through cell, converter and scaler."""
-        heads, cell = self.heads, self.heads.cell
-        of_cells = {j: self._of_cells(torch.cat(grads, dim=1), stored.scale) for j, grads in stored.gradients.items()}
-        if 0 in of_cells:  # without leakage one operand is the sum of all
-            of_cells = dict.fromkeys(powers_with_gradient(cell), of_cells[0])
-        of_u = stored_gradient(of_cells, stored.u, cell, gain=stored.gain, offset_v=stored.offset_v)
-        of_raw, of_scaler = converter_gradient(of_u, stored.raw, stored.affine, heads.hardware.storage_dac)
-        self.of_scaler += of_scaler
-        sizes = [behind - first for first, behind in stored.ranges]
-        for (first, behind), part in zip(stored.ranges, of_raw.split(sizes, dim=2), strict=True):
-            self.of_input[:, :, first:behind] += part
-
-    def _of_cells(self, grad: Tensor, scale: Tensor | float) -> Tensor:
-        """`[B·H, S, D]` for query heads → `[B, H_kv, S, D]` for the cells that a group shares."""
-        heads = self.heads
-        grad = grad.view(heads.n_batch, heads.n_heads, *grad.shape[1:]) * scale
-        return grad if heads.group == 1 else grad.unflatten(1, (heads.n_kv_heads, heads.group)).sum(dim=2)
+def _slice(numbers: range) -> slice:
+    return slice(numbers.start, numbers.stop)

@@ -1,4 +1,10 @@
-"""Tokens as the blocked operator holds them: written to one array, prepared in runs, met by one read after another."""
+"""Tokens as the blocked operator holds them: written to one array, prepared in spans, met by one run after another.
+
+A read is a sum of terms, each a product of a number of the query and one of the cell. With leakage, the power j of a
+voltage that has aged falls by `r_ts^j = exp(−jλ(t − t_0))·exp(−jλ(t_0 − s))` with any moment t_0, so every power is a
+term. Where each cell leaks at a rate of its own the terms are moments, see :mod:`aimc.ops.blocked.interpolation`. All
+terms together are one matrix product with n·D columns.
+"""
 
 from __future__ import annotations
 
@@ -6,149 +12,215 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from aimc.hardware import Hardware
 from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
-from aimc.ops.blocked.reads import Read
+from aimc.ops.blocked.runs import Run, Span
 from aimc.ops.call import Call
 from aimc.ops.eager import stored_v
 from aimc.ops.effects.array import decayed, summed
-from aimc.ops.effects.cell import cell_operands, powers_with_gradient
+from aimc.ops.effects.cell import cell_operands, powers_with_gradient, stored_gradient
+from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.leakage import own_decay
+from aimc.ops.effects.levels import storage_slope
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
-from aimc.ops.scaling import scaled
+from aimc.ops.scaling import Affine, converter_gradient, scaled
+
+MOST_FALL = 30.0
+"""Largest exponent of a factor of a decay: `exp(±30)` leaves float32 room for what it multiplies."""
+DEAD = -60.0
+"""Exponent below which what is left of a voltage is zero: it would only slow down the arithmetic."""
 
 
-@dataclass(slots=True, kw_only=True)
-class Cells:
-    """The cells of one sub-tile, as one read meets them."""
+def longest_span(heads: Heads) -> int:
+    """Queries for which one moment t_0 does."""
+    fall = (len(heads.cell.coefficients) - 1) * heads.decay_per_token
+    return max(int(2 * MOST_FALL / fall), 1) if fall else 2**62
 
-    operands: list[Tensor | None]
-    """Per power of the decay, `[B·H, S, D]`, or a row `[B·H, 1, D]` where all cells are alike; None: the power is
-    absent."""
-    tokens: Tensor
-    """Positions of the tokens in them, `[S]`."""
-    column_gain: Tensor | None
-    """Of the first array's columns, `[H, 1, S]`; None: none, or already part of the operands."""
-    column_offset: Tensor | None
-    """`[H, 1, S]` in the first array, `[H, 1, D]` in the second; None: none."""
-    gradients: dict[int, list[Tensor]]
-    """Where the gradients `[B·H, S, D]` of the operands that have one are gathered, per power."""
-    nodes: Nodes | None = None
-    """When the cells are read, if each leaks at a rate of its own; then the operand is that of all nodes, `[B·H, S,
-    K·D]`."""
+
+@dataclass(slots=True)
+class Block:
+    """Neighbouring tokens that one run meets in one array; P = B·H_kv."""
+
+    tokens: slice
+    """Which of the span's."""
+    matrix: Tensor
+    """Term by term, `[P, S, n·D]`, and behind them what the array adds, see :class:`Stored`."""
     decays: Tensor | None = None
-    """Of each cell at the nodes, `[K, H, S, D]`."""
-    continued: bool = False
-    """Whether the last gradients in `gradients` are those of these cells, by queries before."""
+    """Of each cell at the moments that are the terms, `[n, H_kv, S, D]`; None: all cells leak alike."""
 
-    def expand(self, x: Tensor) -> Tensor:
-        """What the queries put on, `[B·H, T', D]`, as it meets the operands."""
-        return x if self.nodes is None else self.nodes.expand(x)
 
-    def collapse(self, x: Tensor) -> Tensor:
-        """The transpose of :meth:`expand`."""
-        return x if self.nodes is None else self.nodes.collapse(x)
+@dataclass(slots=True)
+class Cells:
+    """What one run meets in one array."""
 
-    def leak(self, rates: Tensor, at: Nodes) -> None:
-        """Evaluate the powers of the decay at the nodes, each cell at its own rate `[H, S, D]`."""
-        self.nodes = at
-        self.decays = own_decay(rates, at.times[:, None] - self.tokens).transpose(0, 1)
-        operands = [
-            0.0 if o is None else o.unflatten(0, (-1, len(rates)))[:, None] for o in self.operands
-        ]  # [B, 1, H, S or 1, D]
-        by_node = decayed(operands, self.decays)  # [B, K, H, S, D]
-        self.operands = [by_node.permute(0, 2, 3, 1, 4).flatten(-2).flatten(0, 1)]
-
-    def has_gradient(self, j: int) -> bool:
-        """Whether what comes back to the operand number j goes on to the stored voltages."""
-        return j in self.gradients or self.nodes is not None
-
-    def gather(self, j: int, grad: Tensor) -> None:
-        """Take in the gradient of the operand number j, shaped like it."""
-        if self.decays is None:
-            self.gradients[j].append(grad)
-            return
-        n, n_heads, n_cells, size = self.decays.shape
-        by_node = grad.view(-1, n_heads, n_cells, n, size).permute(0, 3, 1, 2, 4)  # [B, K, H, S, D]
-        for power, gathered in self.gradients.items():
-            of_power = (by_node * self.decays**power).sum(dim=1).flatten(0, 1)
-            if self.continued:
-                gathered[-1] += of_power
-            else:
-                gathered.append(of_power)
+    blocks: list[Block]
+    """The line, and maybe the oldest tokens in the sub-tiles that are being overwritten."""
+    weights: Tensor | None
+    """What a term counts for a query, `[T', n]`; None: one term, and it counts one."""
 
 
 class Stored:
     """Tokens written to one array, and what their cells do to a pulse.
 
+    Behind the terms, the first array's matrix has a column each for what is multiplied by the sum of a query's pulses
+    and by one: the constant of the cells, and the offsets of the columns.
+
     Args:
-        ranges: runs of tokens (first, one past the last), prepared together.
+        call: all tokens.
+        array: which of the two.
+        span: whose tokens are prepared.
     """
 
-    def __init__(self, call: Call, array: ArrayId, ranges: list[tuple[int, int]]) -> None:
-        heads, hardware = call.heads, call.heads.hardware
+    def __init__(self, call: Call, array: ArrayId, span: Span) -> None:
+        heads, sizes = call.heads, call.heads.hardware.array
+        self.heads, self.array, self.span = heads, array, span
         source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
-        self.array = array
-        self.ranges = ranges
-        self.n_nodes = nodes_needed(hardware) or 0  # with None the call does not come here, see aimc.ops.attention
-        self.tokens = torch.cat([torch.arange(first, behind, device=heads.device) for first, behind in ranges])
-        raw = [source[:, :, first:behind] for first, behind in ranges]
-        self.raw = raw[0] if len(raw) == 1 else torch.cat(raw, dim=2)  # [B, H_kv, S, D]
+        self.tokens = torch.arange(span.first, span.behind, device=heads.device)
+        self.raw = source[:, :, span.first : span.behind]  # [B, H_kv, S, D]
+        if span.behind > heads.n_tokens:  # nobody sees what is in the slots behind the text
+            self.raw = pad(self.raw, (0, 0, 0, span.behind - heads.n_tokens))
         self.u = stored_v(heads, scaled(self.raw, self.affine), array, self.tokens) - heads.cell.offset_v
         self.gain, self.offset_v = heads.mismatch(array, self.tokens)
-        rates = heads.leak_rates(array, self.tokens)
-        self.rates = None if rates is None else heads.for_query_heads(rates, dim=0)  # [H, S, D]
-        self.column_gain, self.column_offset = self._column_errors(heads, array)
-        self.scale: Tensor | float = 1.0  # of a cell's charge, beyond the cell itself
-        if (
-            array == ArrayId.AV
-        ):  # a column of the second array is a feature of every cell in it, so its gain is folded into the cells
-            self.scale = (1.0 if self.column_gain is None else 1.0 + self.column_gain) / hardware.array.saturation_av
-            self.column_gain = None
+        self.rates = heads.leak_rates(array, self.tokens)  # [H_kv, S, D]
         operands = cell_operands(self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
-        leaks = heads.decay_per_token > 0
-        self.operands = [self._per_head(heads, operand) for operand in (operands if leaks else [summed(operands)])]
-        self.gradients: dict[int, list[Tensor]] = {j: [] for j in (powers_with_gradient(heads.cell) if leaks else [0])}
-
-    def _column_errors(self, heads: Heads, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
-        """Per token: `[H, 1, S]` for the first array, `[H, S, D]` for the second; None: none."""
+        operands = operands if heads.decay_per_token else [summed(operands)]
+        self.operands = [o.expand_as(self.u) if isinstance(o, Tensor) else o for o in operands]
+        # A column of the first array is a token, of the second a feature of a sub-tile, so that its gain is one of
+        # cells.
+        self.scale: Tensor | float = 1.0  # of a cell's charge, beyond the cell itself
         if array == ArrayId.QK:
-            return heads.column_errors_qk(self.tokens)
-        sizes = heads.hardware.array
-        of_tiles = heads.column_errors_av(torch.arange(sizes.n_tiles, device=heads.device))
-        at = self.tokens % sizes.window // sizes.rows
-        gain, offset = (None if of_tile is None else of_tile.index_select(1, at) for of_tile in of_tiles)
-        return gain, offset
-
-    def _per_head(self, heads: Heads, operand: Tensor | float) -> Tensor | None:
-        """`[B·H, S or 1, D]` from an operand of all K/V heads."""
-        if isinstance(operand, float):
-            if operand == 0.0:
-                return None
-            operand = self.u.new_full((1, 1, heads.head_size), operand)
+            gain, self.column_offset = heads.column_tables_qk(self.tokens % sizes.window)  # [H_kv, S]
+            self.scale = 1.0 if gain is None else 1.0 + gain[..., None]
         else:
-            operand = heads.for_query_heads(operand, dim=-3)
-        operand = operand * self.scale
-        return operand.expand(heads.n_batch, heads.n_heads, *operand.shape[-2:]).flatten(0, 1)
+            tiles = self.tokens[:: sizes.rows] % sizes.window // sizes.rows
+            gain, self.column_offset = heads.column_tables_av(tiles)  # [H_kv, J, D]
+            gain = None if gain is None else gain.repeat_interleave(sizes.rows, dim=1)
+            self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
+        self.constant = self._taken_constant()
+        self.powers = [j for j, operand in enumerate(self.operands) if isinstance(operand, Tensor)]
+        self.matrix = None if self.rates is not None else self._matrix()
+        self.gradients: dict[int, Tensor] = {}
 
-    def cells(self, read: Read, at: int) -> Cells:
-        """Those that one read, or a part of it, meets; their tokens begin at the index `at`."""
-        part = slice(at, at + read.n_tokens)
-        operands = [o if o is None or o.shape[1] == 1 else o[:, part] for o in self.operands]
-        offset = self.column_offset
-        if offset is not None:  # one per token in the first array; the same for all tokens of a sub-tile in the second
-            offset = offset[..., part] if self.array == ArrayId.QK else offset[:, at : at + 1]
-        gain = None if self.column_gain is None else self.column_gain[..., part]
-        tokens = self.tokens[part]
-        cells = Cells(
-            operands=operands,
-            tokens=tokens,
-            column_gain=gain,
-            column_offset=offset,
-            gradients=self.gradients,
-            continued=read.continued,
-        )
+    def _taken_constant(self) -> float:
+        """What all cells add alike, to be multiplied by a sum of pulses; none where the second array's columns or the
+        moments of a run tell the cells apart."""
+        number = self.operands[0]
+        if isinstance(number, Tensor) or self.rates is not None:
+            return 0.0
+        if self.array == ArrayId.AV and isinstance(self.scale, Tensor):
+            self.operands[0] = torch.full_like(self.u, number) if number else number
+            return 0.0
+        return number * self.scale if isinstance(self.scale, float) else number
+
+    @property
+    def has_constant_column(self) -> bool:
+        """Whether a column of the matrix is for the sum of the pulses."""
+        return self.array == ArrayId.QK and self.constant != 0.0
+
+    @property
+    def has_offset_column(self) -> bool:
+        """Whether a column of the matrix is for one."""
+        return self.array == ArrayId.QK and self.column_offset is not None
+
+    def _matrix(self, terms: Tensor | None = None, tokens: slice = slice(None)) -> Tensor:
+        """`[P, S, n·D + …]`, of all powers or of terms `[B, H_kv, n, S, D]`."""
+        u, size = self.u[:, :, tokens], self.heads.head_size
+        scale = self.scale[:, tokens] if isinstance(self.scale, Tensor) else self.scale
+        n_terms = len(self.powers) if terms is None else terms.shape[2]
+        extra = self.has_constant_column + self.has_offset_column
+        out = u.new_empty(*u.shape[:3], n_terms * size + extra)
+        for i in range(n_terms):
+            columns = out[..., i * size : (i + 1) * size]
+            if terms is not None:
+                torch.mul(terms[:, :, i], scale, out=columns)
+            else:
+                torch.mul(self.operands[self.powers[i]], self._with_fall(scale, self.powers[i]), out=columns)
+        if self.has_constant_column:
+            out[..., n_terms * size] = self.constant * (scale[..., 0] if isinstance(scale, Tensor) else 1.0)
+        if self.column_offset is not None and self.has_offset_column:
+            out[..., -1] = self.column_offset[:, tokens]
+        return out.flatten(0, 1)
+
+    def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
+        """`scale` times the column factor `exp(−jλ(t_0 − s))`."""
+        if not self.heads.decay_per_token or j == 0:
+            return scale
+        fall = j * self.heads.decay_per_token * (self.tokens.to(torch.float64) - self._moment)
+        dead = (fall < DEAD) | (self.tokens >= self.span.stop)
+        return scale * torch.exp(fall).masked_fill_(dead, 0.0).to(self.u.dtype)[:, None]
+
+    @property
+    def _moment(self) -> float:
+        return (self.span.start + self.span.stop - 1) / 2
+
+    def cells(self, run: Run) -> Cells:
+        """Those that a run meets."""
+        places = [slice(run.first - self.span.first, run.behind - self.span.first)]
+        if run.oldest is not None:
+            at = run.oldest - self.span.first
+            places.append(slice(at, at + run.n_oldest))
         if self.rates is not None:
-            cells.leak(self.rates[:, part], nodes(read.start, read.stop, self.n_nodes, self.u.device, self.u.dtype))
-        return cells
+            number = nodes_needed(self.heads.hardware) or 0  # with None the call does not come here
+            at_nodes = nodes(run.start, run.stop, number, self.heads.device, self.heads.dtype)
+            return Cells([self._at(at_nodes, place) for place in places], at_nodes.weights)
+        assert self.matrix is not None  # made where cells leak alike
+        return Cells([Block(place, self.matrix[:, place]) for place in places], self._weights(run))
+
+    def _weights(self, run: Run) -> Tensor | None:
+        """The row factors `exp(−jλ(t − t_0))`."""
+        if self.powers == [0]:
+            return None
+        times = run.rows(self.heads.device).to(torch.float64) - self._moment
+        powers = torch.tensor(self.powers, device=self.heads.device)
+        return torch.exp(-self.heads.decay_per_token * times[:, None] * powers).to(self.heads.dtype)
+
+    def _at(self, at: Nodes, tokens: slice) -> Block:
+        """Cells evaluated at the nodes, each at its own rate."""
+        assert self.rates is not None  # the caller's condition
+        decays = own_decay(self.rates[:, tokens], at.times[:, None] - self.tokens[tokens]).transpose(0, 1)
+        operands = [o[:, :, None, tokens] if isinstance(o, Tensor) else o for o in self.operands]
+        terms = decayed(operands, decays.transpose(0, 1))  # [B, H_kv, n, S, D]
+        return Block(tokens, self._matrix(terms, tokens), decays)
+
+    def gather(self, block: Block, grad: Tensor) -> None:
+        """Take in the gradient of a block's terms, `[P, S, n·D]`."""
+        heads = self.heads
+        terms = grad.view(heads.n_batch, heads.n_kv_heads, grad.shape[1], -1, heads.head_size)
+        for j in [0] if self.powers == [0] else powers_with_gradient(heads.cell):
+            if block.decays is not None:
+                of_power = (terms * (block.decays**j).permute(1, 2, 0, 3)).sum(dim=3)
+            elif j in self.powers:
+                of_power = terms[..., self.powers.index(j), :]
+            else:
+                continue
+            if j not in self.gradients:
+                self.gradients[j] = torch.zeros_like(self.u)
+            self.gradients[j][:, :, block.tokens] += of_power
+
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """What was gathered, back through cell, converter and scaler: `[B, H_kv, S, D]` for the tokens of the text, and
+        `[2, H_kv]`."""
+        heads = self.heads
+        of_cells = {
+            j: grad * (self.scale if self.rates is not None else self._with_fall(self.scale, j))
+            for j, grad in self.gradients.items()
+        }
+        if 0 in of_cells:  # without leakage one operand is the sum of all
+            of_cells = dict.fromkeys(powers_with_gradient(heads.cell), of_cells[0])
+        of_u = stored_gradient(of_cells, self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
+        of_raw, of_scaler = storage_gradient(of_u, self.raw, self.affine, heads.hardware)
+        return of_raw[:, :, : heads.n_tokens - self.span.first], of_scaler
+
+
+def storage_gradient(
+    of_voltage: Tensor, raw: Tensor, affine: Affine | None, hardware: Hardware
+) -> tuple[Tensor, Tensor]:
+    """From the gradient of stored voltages `[B, H_kv, S, D]` to those of what the model gave and of its scaler, through
+    the storage DAC; see :func:`aimc.ops.scaling.converter_gradient`."""
+    level = storage_dac(scaled(raw, affine), hardware, straight=True)
+    slope = storage_slope(level, hardware.storage_dac, hardware.cell)
+    of_number = of_voltage.clone() if slope is None else of_voltage * slope
+    return converter_gradient(of_number, raw, affine, hardware.storage_dac)

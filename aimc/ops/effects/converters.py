@@ -91,6 +91,12 @@ def adc_(x: Tensor, converter: Converter) -> Tensor:
     return _to_level_(x.add_(_inl_displacement(x, converter)) if converter.inl else x, converter)
 
 
+def dac_(x: Tensor, converter: Converter) -> Tensor:
+    """:func:`dac` in place and without a gradient."""
+    level = _to_level_(x.clamp_(converter.v_min, converter.v_max), converter)
+    return level.add_(_inl_displacement(level, converter)) if converter.inl else level
+
+
 def before_storage_dac(x: Tensor, hardware: Hardware) -> Tensor:
     """What the storage DAC must have been given to write the voltage `x` (clipped to its range): the inverse of its
     characteristic without levels."""

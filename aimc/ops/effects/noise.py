@@ -26,6 +26,8 @@ LANES = (0x243F6A88, 0x13198A2E)
 """First states of the two lanes, one per uniform of Box-Muller: digits of π. Two 32-bit lanes make coinciding draws
 improbable."""
 SEED_LIMIT = 2**63
+Numbers = int | range
+"""Sequences or heads: how many, from zero on, or which."""
 
 
 class Stream(IntEnum):
@@ -120,14 +122,14 @@ def write_noise(
     seed: int | Tensor,
     layer: int,
     array: ArrayId,
-    n_batch: int,
-    n_heads: int,
+    batch: Numbers,
+    heads: Numbers,
     positions: Tensor,
     head_size: int,
     dtype: torch.dtype,
 ) -> Tensor:
     """Unit write noise of the tokens at absolute `positions` [S]: `[B, H_kv, S, D]`, the same at every read."""
-    at = _axes(positions.device, n_batch, n_heads)
+    at = _axes(positions.device, batch, heads)
     feature = torch.arange(head_size, device=positions.device)
     return normal(seed, Stream.WRITE, layer, int(array), *at, positions[:, None], feature, dtype=dtype)
 
@@ -135,22 +137,22 @@ def write_noise(
 def read_noise_qk(
     seed: int | Tensor,
     layer: int,
-    n_batch: int,
-    n_heads: int,
+    batch: Numbers,
+    heads: Numbers,
     query_positions: Tensor,
     key_positions: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     """Unit read noise of the first array: `[B, H, T, S]` for query positions [T] and absolute key positions [S]."""
-    at = _axes(query_positions.device, n_batch, n_heads)
+    at = _axes(query_positions.device, batch, heads)
     return normal(seed, Stream.READ, layer, int(ArrayId.QK), *at, query_positions[:, None], key_positions, dtype=dtype)
 
 
 def read_noise_av(
     seed: int | Tensor,
     layer: int,
-    n_batch: int,
-    n_heads: int,
+    batch: Numbers,
+    heads: Numbers,
     query_positions: Tensor,
     tile: int | Tensor,
     head_size: int,
@@ -158,18 +160,20 @@ def read_noise_av(
 ) -> Tensor:
     """Unit read noise of one sub-tile of the second array: `[B, H, T, D]` for query positions [T]; of sub-tiles [J]:
     `[J, B, H, T, D]`."""
-    at = _axes(query_positions.device, n_batch, n_heads)
+    at = _axes(query_positions.device, batch, heads)
     tile = tile[:, None, None, None, None] if isinstance(tile, Tensor) else tile
     feature = torch.arange(head_size, device=query_positions.device)
     return normal(seed, Stream.READ, layer, int(ArrayId.AV), tile, *at, query_positions[:, None], feature, dtype=dtype)
 
 
-def _axes(device: torch.device, n_batch: int, n_heads: int) -> tuple[Tensor, Tensor]:
+def _axes(device: torch.device, batch: Numbers, heads: Numbers) -> tuple[Tensor, Tensor]:
     """Batch and head numbers, shaped to broadcast with two more dimensions."""
-    return (
-        torch.arange(n_batch, device=device)[:, None, None, None],
-        torch.arange(n_heads, device=device)[:, None, None],
-    )
+    return _numbers(device, batch)[:, None, None, None], _numbers(device, heads)[:, None, None]
+
+
+def _numbers(device: torch.device, numbers: Numbers) -> Tensor:
+    first, behind = (0, numbers) if isinstance(numbers, int) else (numbers.start, numbers.stop)
+    return torch.arange(first, behind, device=device)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -195,49 +199,51 @@ class Chip:
             )
 
     def cell_gain(
-        self, array: ArrayId, n_heads: int, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32
+        self, array: ArrayId, heads: Numbers, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Gain of each cell, `[H_kv, S, D]` for int64 slot numbers `[S]` (absolute position mod window)."""
-        return self._cells(Stream.CELL_GAIN, array, n_heads, slots, head_size, dtype)
+        return self._cells(Stream.CELL_GAIN, array, heads, slots, head_size, dtype)
 
     def cell_offset(
-        self, array: ArrayId, n_heads: int, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32
+        self, array: ArrayId, heads: Numbers, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Offset of each cell, shaped like :meth:`cell_gain`."""
-        return self._cells(Stream.CELL_OFFSET, array, n_heads, slots, head_size, dtype)
+        return self._cells(Stream.CELL_OFFSET, array, heads, slots, head_size, dtype)
 
     def cell_retention(
-        self, array: ArrayId, n_heads: int, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32
+        self, array: ArrayId, heads: Numbers, slots: Tensor, head_size: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Logarithm of each cell's retention time over the nominal one, shaped like :meth:`cell_gain`."""
-        return self._cells(Stream.CELL_RETENTION, array, n_heads, slots, head_size, dtype)
+        return self._cells(Stream.CELL_RETENTION, array, heads, slots, head_size, dtype)
 
-    def column_gain_qk(self, n_heads: int, slots: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def column_gain_qk(self, heads: Numbers, slots: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Gain of each charge-to-pulse circuit, one per slot of the first array: `[H_kv, S]`."""
-        return self._columns_qk(Stream.COLUMN_GAIN, n_heads, slots, dtype)
+        return self._columns_qk(Stream.COLUMN_GAIN, heads, slots, dtype)
 
-    def column_offset_qk(self, n_heads: int, slots: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def column_offset_qk(self, heads: Numbers, slots: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Offset of each charge-to-pulse circuit, shaped like :meth:`column_gain_qk`."""
-        return self._columns_qk(Stream.COLUMN_OFFSET, n_heads, slots, dtype)
+        return self._columns_qk(Stream.COLUMN_OFFSET, heads, slots, dtype)
 
-    def column_gain_av(self, n_heads: int, tiles: Tensor, head_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    def column_gain_av(
+        self, heads: Numbers, tiles: Tensor, head_size: int, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Gain of each counter, one per (sub-tile, feature) of the second array: `[H_kv, J, D]` for sub-tile numbers
         `[J]`."""
-        return self._cells(Stream.COLUMN_GAIN, ArrayId.AV, n_heads, tiles, head_size, dtype)
+        return self._cells(Stream.COLUMN_GAIN, ArrayId.AV, heads, tiles, head_size, dtype)
 
     def column_offset_av(
-        self, n_heads: int, tiles: Tensor, head_size: int, dtype: torch.dtype = torch.float32
+        self, heads: Numbers, tiles: Tensor, head_size: int, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Offset of each counter, shaped like :meth:`column_gain_av`."""
-        return self._cells(Stream.COLUMN_OFFSET, ArrayId.AV, n_heads, tiles, head_size, dtype)
+        return self._cells(Stream.COLUMN_OFFSET, ArrayId.AV, heads, tiles, head_size, dtype)
 
     def _cells(
-        self, stream: Stream, array: ArrayId, n_heads: int, rows: Tensor, head_size: int, dtype: torch.dtype
+        self, stream: Stream, array: ArrayId, heads: Numbers, rows: Tensor, head_size: int, dtype: torch.dtype
     ) -> Tensor:
-        head = torch.arange(n_heads, device=rows.device)[:, None, None]
+        head = _numbers(rows.device, heads)[:, None, None]
         feature = torch.arange(head_size, device=rows.device)
         return normal(self.seed, stream, self.layer, int(array), head, rows[:, None], feature, dtype=dtype)
 
-    def _columns_qk(self, stream: Stream, n_heads: int, slots: Tensor, dtype: torch.dtype) -> Tensor:
-        head = torch.arange(n_heads, device=slots.device)[:, None]
+    def _columns_qk(self, stream: Stream, heads: Numbers, slots: Tensor, dtype: torch.dtype) -> Tensor:
+        head = _numbers(slots.device, heads)[:, None]
         return normal(self.seed, stream, self.layer, int(ArrayId.QK), head, slots, dtype=dtype)

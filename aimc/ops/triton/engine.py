@@ -24,16 +24,15 @@ def forward(call: Call) -> Tensor:
 
 
 def backward(call: Call, grad: Tensor) -> list[Tensor]:
-    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, from that of the sums `[B, H,
-    T, D]`."""
+    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]` and of a score gain `[H]`
+    (zero: there is none), from that of the sums `[B, H, T, D]`."""
     hardware = call.heads.hardware
     grads = triton_backward(grad.to(call.heads.dtype).contiguous(), *_prepared(call), **_options(call))
     inputs = (call.query, call.key, call.value)
     dacs = (hardware.input_dac, hardware.storage_dac, hardware.storage_dac)
     both = [converter_gradient(*args) for args in zip(grads, inputs, call.scaling.affines, dacs, strict=True)]
-    return [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)] + [
-        of_scaler for _, of_scaler in both
-    ]
+    of_inputs = [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)]
+    return [*of_inputs, *(of_scaler for _, of_scaler in both), both[0][1].new_zeros(call.heads.n_heads)]
 
 
 def _prepared(call: Call) -> tuple[Tensor, Tensor, Tensor, Any, CellErrors]:

@@ -71,6 +71,9 @@ def check_triton(
         hardware: the machine.
     """
     head_size, rows, instead = query_shape[-1], hardware.array.rows, "use backend='blocked' or 'eager'"
+    lacking = _lacking(hardware)
+    if lacking:
+        return f"the triton backend does not have {lacking}; {instead}"
     if importlib.util.find_spec("triton") is None:
         return f"the triton backend needs the package triton, which is not installed; install it, or {instead}"
     if device.type != "cuda" and not _interpreted():
@@ -103,6 +106,21 @@ def check_triton(
             f"the triton backend counts positions in 32 bits, and {query_shape[-2]} tokens are too many; split the"
             f" sequence, or {instead}"
         )
+    return None
+
+
+def _lacking(hardware: Hardware) -> str | None:
+    """What of the hardware the kernels leave out; None: nothing."""
+    if hardware.has_softmax:
+        return f"activation={hardware.activation!r}"
+    if hardware.protection.is_on:
+        return "protected tokens (hardware.protection)"
+    if hardware.array.full_scales != "global":
+        return f"array.full_scales={hardware.array.full_scales!r}"
+    for name in ("input_dac", "storage_dac", "readout"):
+        spacing = getattr(hardware, name).spacing
+        if spacing != "uniform":
+            return f"{name}.spacing={spacing!r}"
     return None
 
 

@@ -1,0 +1,246 @@
+"""Both arrays for one run of queries, forward and back: matrix products of what queries put on and what cells hold.
+
+P = B·H_kv arrays are read by G·T' rows each, the queries of the heads that share them.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from aimc.ops.blocked.activation import Columns, activation_of
+from aimc.ops.blocked.digital import DigitalRead
+from aimc.ops.blocked.runs import Run
+from aimc.ops.blocked.stored import Cells, Stored
+from aimc.ops.call import Call
+from aimc.ops.effects.converters import adc_
+from aimc.ops.effects.protection import protected_tokens
+from aimc.ops.ring import visible
+
+
+class Reader:
+    """The arrays of a call as its runs read them.
+
+    Args:
+        call: its tokens.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call, self.heads = call, call.heads
+        self.activation = activation_of(call)
+        self.n_arrays = self.heads.n_batch * self.heads.n_kv_heads
+        full_scale = call.scaling.full_scale_av
+        self.factor = None if full_scale is None else full_scale.detach().to(self.heads.dtype)  # A_sat of a head, [H]
+        self._buffers: dict[str, Tensor] = {}
+
+    @property
+    def reads_second(self) -> bool:
+        """Whether the second array is read."""
+        return self.heads.hardware.activation != "pruned_softmax"
+
+    @property
+    def resting_output(self) -> float:
+        """What a pulse draws from a resting cell, in units of `array.saturation_av`."""
+        return self.heads.cell.coefficients[0] / self.heads.hardware.array.saturation_av
+
+    def columns(self, run: Run, digital: DigitalRead | None, relative_pulses: Tensor) -> Columns:
+        """What is known of the columns that a run reads, with pulses `[B, H, T', D]` over S_sat."""
+        heads, scaling = self.heads, self.call.scaling
+        corrections = None
+        if heads.corrects:
+            tokens = run.tokens(heads.device)
+            at = tokens.clamp(max=heads.n_tokens - 1)
+            of_columns = [
+                None if x is None else x[..., at].to(heads.dtype) for x in (scaling.key_norm, scaling.value_norm)
+            ]
+            norms = (of_columns[0], of_columns[1])
+            corrections = heads.corrections([run.rows(heads.device)], [tokens], [norms], relative_pulses)
+        return Columns(run.n_columns, functools.partial(self.hide, run, digital), corrections)
+
+    def left(self, pulses: Tensor, keys: Stored, cells: Cells) -> Tensor:
+        """What meets the first array, `[P, G·T', n·D + e]`, of relative pulses `[P, G, T', D]`."""
+        weights, extra = cells.weights, keys.has_constant_column + keys.has_offset_column
+        if weights is None and not extra:
+            return pulses.flatten(1, 2)
+        n_terms, size = 1 if weights is None else weights.shape[1], pulses.shape[-1]
+        left = self._buffer("left", *pulses.shape[:3], n_terms * size + extra)
+        for i in range(n_terms):
+            columns = left[..., i * size : (i + 1) * size]
+            columns.copy_(pulses) if weights is None else torch.mul(pulses, weights[:, i, None], out=columns)
+        if keys.has_constant_column:
+            torch.sum(pulses, dim=-1, out=left[..., n_terms * size])
+        if keys.has_offset_column:
+            left[..., -1] = 1.0
+        return left.flatten(1, 2)
+
+    def charges(
+        self, run: Run, left: Tensor, cells: Cells, digital: DigitalRead | None, digital_pulses: Tensor | None
+    ) -> Tensor:
+        """Charge of the first array in full scales, with column errors and read noise, and behind its columns that of
+        the digital memory: `[B, H, T', S]`."""
+        heads, n_rows = self.heads, run.stop - run.start
+        n_digital = 0 if digital is None else len(digital.at)
+        charge = self._buffer("charge", self.n_arrays, left.shape[1], run.n_columns + n_digital)
+        at = 0
+        for block in cells.blocks:
+            columns = charge[..., at : at + block.matrix.shape[1]]
+            torch.bmm(left, block.matrix.mT, out=columns)
+            at += block.matrix.shape[1]
+        if digital is not None and digital_pulses is not None:
+            torch.bmm(digital_pulses, digital.keys.mT, out=charge[..., at:])
+        by_head = charge.view(heads.n_batch, heads.n_heads, n_rows, -1)
+        noise = heads.read_noise_qk(run.rows(heads.device), run.tokens(heads.device))
+        if noise is not None:
+            by_head[..., : run.n_columns] += noise
+        return by_head
+
+    def hide(self, run: Run, digital: DigitalRead | None, x: Tensor, number: float) -> None:
+        """Put a number where a key is not visible, in a buffer `[B, H, T', S]` of a run."""
+        heads, padding, rows = self.heads, self.call.key_padding, run.rows(self.heads.device)
+        window, n_own = heads.hardware.array.window, run.behind - run.own
+        tokens = run.tokens(heads.device)
+        partly = slice(run.n_line - n_own, run.n_columns)  # all others are visible, but for padding and protection
+        x[..., partly].masked_fill_(~visible(rows, tokens[partly], window), number)
+        tokens = tokens.clamp_(max=heads.n_tokens - 1)
+        if padding is not None:
+            x[..., : run.n_columns].masked_fill_(padding[:, None, None, tokens], number)
+        if digital is None:
+            return
+        if heads.hardware.protection.is_on:
+            protected = protected_tokens(rows, tokens, digital.sink[:, tokens], heads.hardware.protection)
+            x[..., : run.n_columns].masked_fill_(protected, number)
+        x[..., run.n_columns :].masked_fill_(~digital.protected, number)
+
+    def counts(self, run: Run, widths: Tensor, values: Stored, cells: Cells) -> Tensor:
+        """Charge of each sub-tile in full scales before its counter, `[P, J, G·T', D]`, from widths `[P, G·T', S]`."""
+        heads, n_rows = self.heads, run.stop - run.start
+        n_tiles = run.n_line // heads.hardware.array.rows
+        counts = self._buffer("counts", self.n_arrays, n_tiles, widths.shape[1], heads.head_size)
+        for block, of_block, phi in self._by_tile(run, cells, widths):
+            total = counts if block is cells.blocks[0] else counts.new_empty(*phi.shape[:3], heads.head_size)
+            started = False
+            for i in range(block.matrix.shape[-1] // heads.head_size):
+                factor = self._row_factor(cells, i, n_rows)
+                pulses = phi if factor is None else torch.mul(phi, factor, out=self._buffer("pulses", *phi.shape))
+                operand = of_block[..., i * heads.head_size : (i + 1) * heads.head_size].flatten(0, 1)
+                into = total.view(-1, *total.shape[2:])
+                if started:
+                    into.baddbmm_(pulses.flatten(0, 1), operand)
+                else:
+                    torch.bmm(pulses.flatten(0, 1), operand, out=into)
+                started = True
+            if values.constant:
+                of_sum = phi.sum(dim=-1, keepdim=True) * values.constant
+                total += of_sum if self.factor is None else of_sum / self._of_heads(n_rows)
+            if total is not counts:
+                counts[:, n_tiles - total.shape[1] :] += total
+        if values.column_offset is not None:
+            first = (run.first - values.span.first) // heads.hardware.array.rows
+            offset = values.column_offset[:, first : first + n_tiles, None]  # [H_kv, J, 1, D]
+            counts.view(heads.n_batch, heads.n_kv_heads, *counts.shape[1:]).add_(offset)
+        sizes = heads.hardware.array
+        tiles = torch.arange(run.first, run.behind, sizes.rows, device=heads.device) % sizes.window // sizes.rows
+        noise = heads.read_noise_av(run.rows(heads.device), tiles)  # [J, B, H, T', D]
+        if noise is not None:
+            noise = noise.unflatten(2, (heads.n_kv_heads, heads.group)).permute(1, 2, 0, 3, 4, 5)
+            counts.view(noise.shape).add_(noise)
+        return counts
+
+    def total(self, run: Run, counts: Tensor) -> Tensor:
+        """Through the counters, which are overwritten, and added up: `[P, G·T', D]` in units of
+        `array.saturation_av`."""
+        adc_(counts, self.heads.hardware.readout)
+        self._clear_unused(run, counts)
+        total = counts.sum(dim=1)
+        return total if self.factor is None else total.mul_(self._of_heads(run.stop - run.start)[:, 0])
+
+    def back_through_counters(self, run: Run, counts: Tensor, of_total: Tensor) -> Tensor:
+        """From the gradient of :meth:`total` to that of :meth:`counts`, straight through inside the counters' range."""
+        readout = self.heads.hardware.readout
+        if self.factor is not None:
+            of_total = of_total * self._of_heads(run.stop - run.start)[:, 0]
+        grad = of_total[:, None].masked_fill((counts < readout.v_min) | (counts > readout.v_max), 0.0)
+        self._clear_unused(run, grad)
+        return grad
+
+    def back_through_second(
+        self, run: Run, of_counts: Tensor, widths: Tensor, values: Stored, cells: Cells, out: Tensor
+    ) -> None:
+        """The gradient of the widths `[P, G·T', S]` into `out`, that of the values into `values`."""
+        n_rows, n_terms = run.stop - run.start, cells.blocks[0].matrix.shape[-1] // self.heads.head_size
+        factors = [self._row_factor(cells, i, n_rows) for i in range(n_terms)]
+        grads = torch.cat([of_counts if f is None else of_counts * f for f in factors], dim=-1)  # [P, J, G·T', n·D]
+        into = [of_width for *_, of_width in self._by_tile(run, cells, out)]
+        for (block, of_block, phi), of_phi in zip(self._by_tile(run, cells, widths), into, strict=True):
+            n_tiles = phi.shape[1]
+            upstream = grads[:, -n_tiles:].flatten(0, 1)
+            of_phi.copy_(torch.bmm(upstream, of_block.flatten(0, 1).mT).view(phi.shape))
+            if values.constant:
+                of_sum = of_counts[:, -n_tiles:].sum(dim=-1, keepdim=True) * values.constant
+                of_phi += of_sum if self.factor is None else of_sum / self._of_heads(n_rows)
+            of_cells = torch.bmm(phi.flatten(0, 1).mT, upstream)
+            values.gather(block, of_cells.view(self.n_arrays, -1, of_cells.shape[-1]))
+
+    def back_through_first(self, of_charge: Tensor, left: Tensor, keys: Stored, cells: Cells) -> Tensor:
+        """From the gradient of the columns' charge `[P, G·T', S]` to that of the relative pulses `[P, G·T', D]`, and of
+        the keys into `keys`."""
+        size, at, of_left = self.heads.head_size, 0, torch.zeros_like(left)
+        n_terms = 1 if cells.weights is None else cells.weights.shape[1]
+        for block in cells.blocks:
+            of_block = of_charge[..., at : at + block.matrix.shape[1]]
+            of_left.baddbmm_(of_block, block.matrix)
+            keys.gather(block, torch.bmm(of_block.mT, left[..., : n_terms * size]))
+            at += block.matrix.shape[1]
+        if cells.weights is None:
+            of_pulses = of_left[..., :size]
+        else:
+            weights = cells.weights.repeat(self.heads.group, 1)  # [G·T', n]
+            of_terms = of_left[..., : n_terms * size].unflatten(-1, (n_terms, size))
+            of_pulses = (of_terms * weights[..., None]).sum(dim=-2)
+        return of_pulses + of_left[..., n_terms * size, None] if keys.has_constant_column else of_pulses
+
+    def _by_tile(self, run: Run, cells: Cells, x: Tensor) -> list:
+        """Per block: it, its matrix `[P, J, R, n·D]`, and its columns of `[P, G·T', S]` as `[P, J, G·T', R]`."""
+        n_rows, at, found = self.heads.hardware.array.rows, 0, []
+        for block in cells.blocks:
+            n = block.matrix.shape[1]
+            tiles = (n // n_rows, n_rows)
+            columns = x[..., at : at + n].unflatten(-1, tiles).transpose(1, 2)
+            found.append((block, block.matrix.unflatten(1, tiles), columns))
+            at += n
+        return found
+
+    def _row_factor(self, cells: Cells, term: int, n_rows: int) -> Tensor | None:
+        """What a term of the second array counts for a row, over the full scale of its head: `[P or 1, 1, G·T', 1]`;
+        None: one."""
+        if cells.weights is None and self.factor is None:
+            return None
+        weight = 1.0 if cells.weights is None else cells.weights[:, term].repeat(self.heads.group)[None, None, :, None]
+        return weight if self.factor is None else weight / self._of_heads(n_rows)  # type: ignore[return-value]
+
+    def _of_heads(self, n_rows: int) -> Tensor:
+        """A_sat of each row's head over the hardware's, `[P, 1, G·T', 1]`."""
+        assert self.factor is not None  # the caller's condition
+        of_rows = self.factor.view(self.heads.n_kv_heads, self.heads.group).repeat_interleave(n_rows, dim=1)
+        return of_rows.repeat(self.heads.n_batch, 1)[:, None, :, None]
+
+    def _clear_unused(self, run: Run, counts: Tensor) -> None:
+        """A sub-tile is not read before anything was written to it."""
+        rows = self.heads.hardware.array.rows
+        if run.oldest is not None:
+            return
+        by_row = counts.unflatten(2, (self.heads.group, run.stop - run.start))
+        for number in range(run.own + rows, run.behind, rows):
+            by_row[:, (number - run.first) // rows, :, : number - run.start] = 0.0
+
+    def _buffer(self, name: str, *shape: int) -> Tensor:
+        """The named buffer with what was left in it."""
+        size = 1
+        for n in shape:
+            size *= n
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name] = torch.empty(size, dtype=self.heads.dtype, device=self.heads.device)
+        return buffer[:size].view(shape)
