@@ -94,7 +94,8 @@ def texts(settings: RealConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Ten
     """
     measure = settings.measure
     context = measure.context or 1024
-    wanted = max(settings.calibration_tokens // context, 1) * context
+    of_row = settings.calibration_context
+    wanted = max(settings.calibration_tokens // of_row, 1) * of_row
     if settings.text is None or settings.calibration_text is None:
         parts: dict[str, list[str]] = {"valid": [], "test": []}
         for split, document in embedded():
@@ -104,13 +105,16 @@ def texts(settings: RealConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Ten
     else:
         text, other = _read(settings.text, "text"), _read(settings.calibration_text, "calibration_text")
     tokens, calibration = _tokens(text, tokenizer, measure.tokens), _tokens(other, tokenizer, wanted)
-    for name, found, least in (("text", tokens, context), ("calibration_text", calibration, context)):
+    for name, found, least, setting in (
+        ("text", tokens, context, "measure.context"),
+        ("calibration_text", calibration, of_row, "calibration_context"),
+    ):
         if len(found) < least:
             raise RunError(
-                f"{name}: {len(found)} tokens, fewer than one window of {context} (measure.context); give more text, or"
-                " a shorter window"
+                f"{name}: {len(found)} tokens, fewer than one window of {least} ({setting}); give more text, or a"
+                " shorter window"
             )
-    return tokens, calibration[: len(calibration) // context * context].view(-1, context)
+    return tokens, calibration[: len(calibration) // of_row * of_row].view(-1, of_row)
 
 
 def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, n: int | None) -> Tensor:

@@ -307,8 +307,10 @@ class RealConfig:
     """Text file that is measured; null: the documentation inside CPython."""
     calibration_text: str | None = None
     """Text file that ranges are calibrated on, another than `text`; null: another part of that documentation."""
-    calibration_tokens: int = number(2048, least=2)
-    """Tokens of it, in rows of `measure.context`."""
+    calibration_tokens: int = number(1024, least=2)
+    """Tokens of it."""
+    calibration_context: int = number(512, least=2)
+    """Tokens a row of them; longer rows cost time by their square."""
     measure: Measurement = field(default_factory=_real_measurement)
     """`chips` and `noise_tokens` are for rows with noise."""
     noise_tokens: int | None = number(None, least=2)

@@ -28,14 +28,14 @@ from aimc.nn.attention import GainCellAttention
 from aimc.ops.ring import visible
 
 SHARES = {
-    "query": (0.25, 0.35, 0.5, 0.7, 1.0),
-    "key": (0.25, 0.35, 0.45, 0.6, 0.8, 1.0),
-    "value": (0.25, 0.35, 0.45, 0.6, 0.8, 1.0),
-    "score": (0.2, 0.3, 0.45, 0.7, 1.0),
-    "readout": (0.1, 0.2, 0.35, 0.6, 1.0),
+    "query": (1.0, 0.65),
+    "key": (1.0, 0.65, 0.42),
+    "value": (1.0, 0.65, 0.42),
+    "score": (1.0, 0.65, 0.42),
+    "readout": (1.0, 0.65, 0.42, 0.27),
 }
 """Shares of the largest value of a text that are tried as a range, in the order in which they are searched."""
-NEIGHBOURS = (0.85, 1.0, 1.18)
+NEIGHBOURS = (1.0, 0.82, 1.2)
 """Tried once more about what was found."""
 CHUNK = 128
 """Queries whose exact scores are held at once."""
@@ -285,18 +285,18 @@ def search(text: LayerText, parts: Sequence[str]) -> tuple[Ranges, Tensor]:
     ranges, best = text.largest, text.error(text.largest)
     for of_part in (SHARES, dict.fromkeys(SHARES, NEIGHBOURS)):
         for part in parts:
-            ranges, best = _best_of(text, ranges, part, of_part[part])
+            ranges, best = _best_of(text, ranges, best, part, of_part[part])
     apply(text.layer, ranges, text.keys, text.values, text.scaling)
     return ranges, best
 
 
-def _best_of(text: LayerText, ranges: Ranges, part: str, shares: Sequence[float]) -> tuple[Ranges, Tensor]:
+def _best_of(
+    text: LayerText, ranges: Ranges, best: Tensor, part: str, shares: Sequence[float]
+) -> tuple[Ranges, Tensor]:
+    """The best of some shares of one range for each head; `best` is the error with the first of them, one."""
     start = getattr(ranges, part)
-    errors = []
-    for share in shares:
-        error = text.error(replace(ranges, **{part: start * share}))
-        errors.append(error)
-    of_heads = torch.stack(errors)  # [N, H]
+    others = [text.error(replace(ranges, **{part: start * share})) for share in shares[1:]]
+    of_heads = torch.stack([best, *others])  # [N, H]
     judged = of_heads
     if len(start) != of_heads.shape[1]:  # a K/V head is judged by all query heads that read it
         judged = (of_heads * text.power).unflatten(1, (len(start), text.group)).sum(dim=2)
