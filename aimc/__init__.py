@@ -24,6 +24,8 @@ _PUBLIC = {
     "convert": "aimc.models.conversion",
     "to_digital": "aimc.models.conversion",
     "from_pretrained": "aimc.models.checkpoint",
+    "load_pretrained": "aimc.models.pretrained",
+    "load_tokenizer": "aimc.models.pretrained",
     "set_hardware": "aimc.models.arrays",
     "set_chip": "aimc.models.arrays",
     "initialise_scalers": "aimc.calibrate.statistics",
