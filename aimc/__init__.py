@@ -25,6 +25,8 @@ _PUBLIC = {
     "to_digital": "aimc.models.conversion",
     "from_pretrained": "aimc.models.checkpoint",
     "AnalogConfig": "aimc.models.quantizer",
+    "load_pretrained": "aimc.models.pretrained",
+    "load_tokenizer": "aimc.models.pretrained",
     "set_hardware": "aimc.models.arrays",
     "set_chip": "aimc.models.arrays",
     "initialise_scalers": "aimc.calibrate.statistics",

@@ -61,6 +61,8 @@ def module_call(command: str) -> list[str] | None:
     words = shlex.split(command)
     if words[0] == "torchrun":
         words = ["python", *words[words.index("-m") :]]
+    if words[:3] == ["python", "-m", "train.fetch"]:  # the one entry point without Hydra
+        return None
     if words[:2] == ["python", "-m"] and words[2].removeprefix("aimc.").partition(".")[0] == "train":
         return ["-m", words[2].removeprefix("aimc."), *words[3:]]
     if words[0] == "aimc" and words[1] in ENTRY_POINTS:

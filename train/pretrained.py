@@ -1,5 +1,5 @@
-"""A pretrained digital model by its source: a folder, a hub name, a GGUF file or a llama2.c checkpoint. Its config, its
-weights, its tokenizer."""
+"""A pretrained digital model by its source, as `aimc.models.pretrained` reads it: its config, its weights, its
+tokenizer, and every failure on one line with the setting's name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from aimc.models import llama2c
+from aimc.models import gguf, pretrained
 from aimc.models.checkpoint import is_converted
-from aimc.models.gguf import find_gguf
-from aimc.models.hub import hub_answers, quiet_libraries
-from aimc.models.pretrained import pretrained_config, pretrained_model, pretrained_tokenizer
+from aimc.models.hub import hub_answers
 
 from .errors import RunError
+from .fetch import how_to_get
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ def config_of(source: str, setting: str = "model.source") -> PretrainedConfig:
         RunError: there is none, or it is that of a converted model.
     """
     with _told(source, setting):
-        config = pretrained_config(source, **where(source))
+        config = pretrained.load_config(source, **where(source))
     if is_converted(config):
         raise RunError(
             f"{setting}={source}: a converted model, whose gain-cell arrays or static tiles a digital model has not;"
@@ -51,16 +51,25 @@ def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
     """A pretrained causal language model, in float32.
 
     Args:
-        source: folder, hub name, GGUF file or llama2.c checkpoint.
+        source: as of :func:`aimc.load_pretrained`.
         setting: what the user calls it.
 
     Raises:
         RunError: it cannot be loaded, or is a converted one.
     """
     config = config_of(source, setting)
-    quiet = {"adapter_kwargs": {"local_files_only": True}} if where(source) else {}  # peft would ask, too
     with _told(source, setting):
-        return pretrained_model(source, config=config, **where(source), **quiet)
+        return pretrained.load_pretrained(source, config=config, **where(source))
+
+
+def is_model_file(source: str, setting: str) -> bool:
+    """Whether a source is a single file, GGUF or llama2.c, or a folder that holds one.
+
+    Raises:
+        RunError: a folder that holds several.
+    """
+    with _told(source, setting):
+        return pretrained.find_model_file(source) is not None
 
 
 def vocabulary_of(source: str, setting: str = "model.source") -> Vocabulary:
@@ -70,26 +79,35 @@ def vocabulary_of(source: str, setting: str = "model.source") -> Vocabulary:
         RunError: it cannot be loaded.
     """
     try:
-        checkpoint = llama2c.find_checkpoint(source)
-        if checkpoint is not None:
-            files = sorted(checkpoint.parent.glob("tok*.bin"))
-            return Vocabulary(llama2c.load_tokenizer(checkpoint), [_sha256(file) for file in files])
-        tokenizer = pretrained_tokenizer(source, **where(source))
-    except (OSError, ValueError, ImportError) as error:
+        file = pretrained.find_model_file(source)
+        tokenizer = pretrained.load_tokenizer(source, **where(source))
+    except (gguf.GgufError, gguf.MissingGguf) as error:
+        raise RunError(f"{setting}={error}") from error
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{setting}={source}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a folder that"
             " holds one, or check the network"
         ) from error
-    file = find_gguf(source) or Path(source) / "tokenizer.json"
-    return Vocabulary(tokenizer, _sha256(file) if file.exists() else None)
+    return Vocabulary(tokenizer, _digest(source, file, tokenizer))
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _digest(source: str, file: Path | None, tokenizer: PreTrainedTokenizerBase) -> str | list[str] | None:
+    """Of the tokenizer's own file, or, where it is inside a file of gigabytes, of what was read from that."""
+    if file is None:
+        own = Path(source) / "tokenizer.json"
+        return _sha256(own.read_bytes()) if own.exists() else None
+    if file.suffix.lower() != gguf.SUFFIX:
+        return [_sha256(part.read_bytes()) for part in sorted(file.parent.glob("tok*.bin"))]
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    return _sha256(tokenizer.backend_tokenizer.to_str().encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @cache
-def where(source: str) -> dict[str, bool]:
+def where(source: str) -> dict[str, Any]:
     """The options with which transformers looks for `source`: only in earlier downloads where the hub does not answer.
 
     It is asked once a command, shortly; the library's own client would try for half a minute, aloud.
@@ -107,13 +125,14 @@ def _told(source: str, setting: str) -> Iterator[None]:
     """Whatever goes wrong with a source on one line: missing, damaged, no network; the library raises a different kind
     for each."""
     try:
-        with quiet_libraries():
-            yield
+        yield
+    except (gguf.GgufError, gguf.MissingGguf) as error:  # these begin with the file's name and say what to do
+        raise RunError(f"{setting}={error}") from error
     except Exception as error:
         if not Path(source).exists() and where(source):
             raise RunError(
                 f"{setting}={source}: no model there: no such folder, the hub does not answer, and no earlier download"
-                " holds it; check the path or the network"
+                f" holds it; {how_to_get(source) or 'check the path or the network'}"
             ) from error
         reason = next(iter(str(error).splitlines()), "no reason given")
         raise RunError(

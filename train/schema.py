@@ -38,7 +38,8 @@ class ModelConfig:
     """The digital model: a pretrained one by name, or a GPT-2 architecture to train from scratch."""
 
     source: str | None = None
-    """Folder or hub name of a pretrained causal language model; null: from scratch, with the sizes below."""
+    """Folder, GGUF file or hub name of a pretrained causal language model, or a folder that holds one GGUF file or
+    llama2.c checkpoint; null: from scratch, with the sizes below."""
     n_layer: int = number(4, least=1)
     """Layers."""
     n_head: int = number(4, least=1)
@@ -245,7 +246,7 @@ class EvaluationConfig:
     """`python -m train.evaluate`: one checkpoint on one text or on tasks, under non-idealities."""
 
     checkpoint: str = "???"
-    """Folder of a model, digital or converted."""
+    """Folder of a model, digital or converted, or the GGUF file of a digital one."""
     data: DataConfig = field(default_factory=DataConfig)
     nonideality: Noise = field(default_factory=Noise)
     measure: Measurement = field(default_factory=_run_measurement)
@@ -292,7 +293,8 @@ class EvaluationConfig:
     @property
     def folder(self) -> Path:
         """What one job writes into."""
-        return Path(self.output_dir or Path(self.checkpoint) / "evaluation")
+        checkpoint = Path(self.checkpoint)
+        return Path(self.output_dir or (checkpoint.parent if checkpoint.is_file() else checkpoint) / "evaluation")
 
 
 @dataclass(slots=True, kw_only=True)

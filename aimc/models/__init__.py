@@ -1,4 +1,4 @@
-"""How the arrays meet Hugging Face: which layers can go onto them, conversion, the hook, checkpoints, llama2.c files.
+"""How the arrays meet Hugging Face: which layers can go onto them, conversion, the hook, checkpoints, model files.
 
 Calibration, measurements and the pipeline call it. It imports `aimc.nn` and below.
 """
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from aimc.models.checkpoint import from_pretrained, is_converted
     from aimc.models.conversion import convert, to_digital
     from aimc.models.families import FAMILIES, attention_layers
+    from aimc.models.pretrained import load_pretrained, load_tokenizer
     from aimc.models.report import ConversionReport
 
 _PUBLIC = {
@@ -36,6 +37,8 @@ _PUBLIC = {
     "has_arrays": "arrays",
     "is_converted": "checkpoint",
     "is_digital": "arrays",
+    "load_pretrained": "pretrained",
+    "load_tokenizer": "pretrained",
     "machine_of": "arrays",
     "set_chip": "arrays",
     "set_generator": "arrays",
@@ -53,6 +56,8 @@ __all__ = [
     "has_arrays",
     "is_converted",
     "is_digital",
+    "load_pretrained",
+    "load_tokenizer",
     "machine_of",
     "set_chip",
     "set_generator",

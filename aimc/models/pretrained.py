@@ -1,5 +1,4 @@
-"""A pretrained digital model and its tokenizer, by whatever a user has of it: a folder that transformers wrote, a hub
-name, a GGUF file, a llama2.c checkpoint, or a folder that holds one of these."""
+"""A digital model by its source: a folder of safetensors, a GGUF file, a llama2.c checkpoint, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -17,46 +16,109 @@ from transformers import (
 )
 
 from aimc.models import gguf, llama2c
+from aimc.models.checkpoint import CACHE_OPTIONS, is_converted
+from aimc.models.hub import quiet_libraries, require_reachable
 
 
-def load_pretrained(source: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A digital causal language model in float32, in evaluation mode, and its tokenizer.
+def load_pretrained(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | str = torch.float32,
+    config: PretrainedConfig | None = None,
+    **hub: Any,
+) -> PreTrainedModel:
+    """A pretrained causal language model as an ordinary digital transformers model, ready for :func:`aimc.convert`.
 
     Args:
-        source: folder with safetensors, hub name, GGUF file, llama2.c checkpoint, or a folder that holds one of the
-            last two.
-        options: of transformers' `from_pretrained`, for folders and hub names.
+        source: one of
+
+            - a folder that `save_pretrained` wrote,
+            - a `.gguf` file, or a folder that holds one and no config.json (`pip install 'aimc[gguf]'`); its weights
+              are unpacked, so that it trains, converts and saves as any other model,
+            - a llama2.c `.bin` checkpoint, or a folder that holds one,
+            - a hub name, of a repository with safetensors.
+        dtype: of the weights, float32 unless given, in which the arrays are emulated; "auto": as they were saved.
+        config: of :func:`load_config`, where it was read before.
+        hub: where on the hub or in its cache, as in transformers' `from_pretrained` (`revision`, `cache_dir`, `token`,
+            `local_files_only`, …).
 
     Raises:
-        ValueError: damaged, of an architecture that is not known, or several files where one is meant.
-        OSError: nothing there.
-        aimc.models.gguf.MissingGguf: a GGUF file, and the package `gguf` is not installed.
+        FileNotFoundError: nothing is there, or there is no network to ask the hub.
+        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; or a GGUF
+            (:class:`aimc.models.gguf.GgufError`) or llama2.c file is damaged or of an unknown kind.
+        OSError: as transformers raises it, of a damaged folder.
+        aimc.models.gguf.MissingGguf: what reads GGUF files is not installed.
     """
-    return pretrained_model(source, **options).eval(), pretrained_tokenizer(source, **options)
+    options = _options(source, hub)
+    config = load_config(source, **options) if config is None else config
+    if is_converted(config):
+        raise ValueError(
+            f"{source}: a converted model, which would lose its arrays or tiles as a digital one; load it with"
+            " aimc.from_pretrained"
+        )
+    if (checkpoint := llama2c.find_checkpoint(source)) is not None:
+        model: Any = llama2c.load_model(checkpoint)
+        return model if isinstance(dtype, str) else model.to(dtype)
+    if (file := gguf.find_file(source)) is not None:
+        return gguf.load_model(file, dtype=dtype, config=config)
+    if options.get("local_files_only"):  # where peft is installed, transformers asks for an adapter, too
+        options.setdefault("adapter_kwargs", {"local_files_only": True})
+    with quiet_libraries():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True, **options
+        )
+    model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{source}: {len(missing)} weights are not in the file (first: {missing[0]}), so they would be random; give"
+            " a whole causal language model"
+        )
+    return model
 
 
-def pretrained_config(source: str | Path, **options: Any) -> PretrainedConfig:
-    """The architecture alone; see :func:`load_pretrained`."""
-    if file := gguf.find_gguf(source):
-        return gguf.load_config(file)
-    if checkpoint := llama2c.find_checkpoint(source):
-        return llama2c.load_config(checkpoint)
-    return AutoConfig.from_pretrained(str(source), **options)
+def load_tokenizer(source: str | Path, **hub: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a source of :func:`load_pretrained`.
 
-
-def pretrained_model(source: str | Path, **options: Any) -> PreTrainedModel:
-    """The model alone; see :func:`load_pretrained`."""
-    if file := gguf.find_gguf(source):
-        return gguf.load_model(file)
-    if checkpoint := llama2c.find_checkpoint(source):
-        return llama2c.load_model(checkpoint)
-    return AutoModelForCausalLM.from_pretrained(str(source), **{"dtype": torch.float32, **options})
-
-
-def pretrained_tokenizer(source: str | Path, **options: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer alone; see :func:`load_pretrained`."""
-    if file := gguf.find_gguf(source):
-        return gguf.load_tokenizer(file)
-    if checkpoint := llama2c.find_checkpoint(source):
+    Raises:
+        FileNotFoundError, ValueError, OSError, aimc.models.gguf.MissingGguf: as there, of the tokenizer.
+    """
+    if (checkpoint := llama2c.find_checkpoint(source)) is not None:
         return llama2c.load_tokenizer(checkpoint)
-    return AutoTokenizer.from_pretrained(str(source), **options)
+    if (file := gguf.find_file(source)) is not None:
+        return gguf.load_tokenizer(file)
+    options = _options(source, hub)
+    with quiet_libraries():
+        return AutoTokenizer.from_pretrained(source, **options)
+
+
+def load_config(source: str | Path, **hub: Any) -> PretrainedConfig:
+    """The config of a source of :func:`load_pretrained`; a converted model's, too.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError, aimc.models.gguf.MissingGguf: as there, of the config.
+    """
+    if (checkpoint := llama2c.find_checkpoint(source)) is not None:
+        return llama2c.load_config(checkpoint)
+    if (file := gguf.find_file(source)) is not None:
+        return gguf.load_config(file)
+    options = _options(source, hub)
+    with quiet_libraries():
+        return AutoConfig.from_pretrained(source, **options)
+
+
+def find_model_file(source: str | Path) -> Path | None:
+    """The single file, GGUF or llama2.c, that a source means; None: it is a folder of transformers, or a hub name.
+
+    Raises:
+        aimc.models.gguf.GgufError: a folder that holds several GGUF files.
+    """
+    return llama2c.find_checkpoint(source) or gguf.find_file(source)
+
+
+def _options(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
+    """The options with which transformers looks for a source: in earlier downloads only, where the hub does not
+    answer."""
+    if find_model_file(source) is not None or Path(source).exists() or hub.get("local_files_only"):
+        return dict(hub)
+    cache = {name: hub[name] for name in CACHE_OPTIONS if hub.get(name)}
+    return dict(hub) if require_reachable(source, **cache) else {**hub, "local_files_only": True}

@@ -56,7 +56,7 @@ def test_without_the_extra_the_line_that_installs_it() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("aimc ", {"train", "evaluate", "chip"}),
+        ("aimc ", {"train", "evaluate", "chip", "fetch"}),
         ("aimc ev", {"evaluate"}),
         ("aimc train exp", {"experiment="}),
         ("aimc train experiment=s", {"experiment=shipped", "experiment=smoke"}),
@@ -64,6 +64,7 @@ def test_without_the_extra_the_line_that_installs_it() -> None:
         ("aimc evaluate nonideality=", {"nonideality=none", "nonideality=typical"}),
         ("aimc chip with_", {"with_curve="}),
         ("aimc nonsense exp", {""}),
+        ("aimc fetch smo", {""}),
     ],
 )
 def test_tab_completes(environment: dict[str, str], tmp_path: Path, line: str, expected: set[str]) -> None:

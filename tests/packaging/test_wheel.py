@@ -59,7 +59,7 @@ def test_the_command_says_what_there_is(site: Path, tmp_path: Path, arguments: t
     done = installed(site, tmp_path, *arguments)
     assert done.returncode == 0 and done.stderr == ""
     assert len(done.stdout.splitlines()) < 12
-    assert all(f"\n  {name} " in done.stdout for name in ("train", "evaluate", "chip"))
+    assert all(f"\n  {name} " in done.stdout for name in ("train", "evaluate", "chip", "fetch"))
 
 
 def test_a_wrong_command_is_one_line(site: Path, tmp_path: Path) -> None:
