@@ -24,7 +24,7 @@ def respelled(arguments: Iterable[str], config_name: str) -> tuple[list[str], li
     now, warnings = [], []
     for argument in arguments:
         found = re.fullmatch(r"(\+{0,2})([\w.]+)=(.*)", argument, re.DOTALL)
-        new = OLD[config_name].get(found[2]) if found else None
+        new = OLD.get(config_name, {}).get(found[2]) if found else None
         if found and new:
             warnings.append(f"{found[2]} is now {new}; the old spelling goes with the next version")
             argument = f"{found[1]}{new}={found[3]}"
