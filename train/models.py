@@ -76,6 +76,13 @@ def converted(model: PreTrainedModel, config: Hardware | Static) -> str:
         raise RunError(str(error)) from error
 
 
+def rotation_for(model: PreTrainedModel) -> str:
+    """The rotation of features that a model's heads have: a Hadamard matrix where their size is a power of two."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return "orthogonal" if size & (size - 1) else "hadamard"
+
+
 def static_from(static: StaticConfig) -> Static:
     """The library's configuration of static tiles."""
     return Static(rpu_config=static.preset, head=static.head, embeddings=static.embeddings)

@@ -19,6 +19,7 @@ class Row:
 
     title: str
     machine: Callable[[Hardware], Hardware]
+    """Of the cell at hand."""
     group: str = "effects"
     """`effects`: machines by their levels; `remedies`: the 6-bit machine without one of them; `noise`: over chips."""
     method: str = "output_error"

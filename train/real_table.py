@@ -23,7 +23,7 @@ from aimc.hardware import Hardware
 from .corpus import embedded
 from .errors import RunError
 from .files import write_json, write_text
-from .models import converted
+from .models import converted, rotation_for
 from .pretrained import load_digital, vocabulary_of
 from .real_rows import ROWS, Row
 from .tables import Say
@@ -142,7 +142,7 @@ def _row(
     row: Row, digital: PreTrainedModel, text: Tensor, calibration: Tensor, settings: RealConfig, base: Measured
 ) -> Measured:
     model = copy.deepcopy(digital)
-    converted(model, _fitting(row.machine(settings.hardware), settings.measure))
+    converted(model, _fitting(row.machine(settings.hardware), settings.measure, rotation_for(digital)))
     start = time.perf_counter()
     report = aimc.calibrate_ranges(model, digital, [calibration], method=row.method, progress=True)
     calibrated = time.perf_counter()
@@ -163,8 +163,11 @@ def _row(
     return Measured(**facts, perplexity=both.perplexity.mean, evaluation_s=seconds)
 
 
-def _fitting(hardware: Hardware, measurement: Measurement) -> Hardware:
-    """As many slots as the windows of the measurement need, so that no token is overwritten."""
+def _fitting(hardware: Hardware, measurement: Measurement, rotation: str) -> Hardware:
+    """As many slots as the windows of the measurement need, so that no token is overwritten; and a rotation that the
+    model's heads have, where there is one."""
+    if hardware.features.rotation_qk != "none":
+        hardware = replace(hardware, features=replace(hardware.features, rotation_qk=rotation, rotation_av=rotation))
     array, context = hardware.array, measurement.context or hardware.array.window
     n_slots = -(-context // array.rows) * array.rows
     return replace(hardware, array=replace(array, window=max(n_slots, array.window)))

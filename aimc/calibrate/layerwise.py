@@ -136,15 +136,14 @@ def calibrate_by_output(
     and switched noise off.
 
     Raises:
-        ValueError: a text shorter than a sub-tile, or layers that the reference does not have.
+        ValueError: rows of one token, or layers that the reference does not have.
     """
     hardware = hardware_of(model)
     inputs = joined(batches)
-    if inputs["input_ids"].shape[1] < hardware.array.rows:
+    if inputs["input_ids"].shape[1] < 2:
         raise ValueError(
-            f"the calibration text has rows of {inputs['input_ids'].shape[1]} tokens, and a sub-tile takes"
-            f" {hardware.array.rows} (array.rows), so no counter would be filled; give rows as long as the model will"
-            " read"
+            "the calibration text has rows of one token, which attends to itself alone; give rows as long as the model"
+            " will read"
         )
     layers = [layer for _, layer in gain_cell_layers(model)]
     scalings = _scalings(reference, inputs["input_ids"][:1, :2], layers)

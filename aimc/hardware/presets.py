@@ -147,6 +147,7 @@ def for_pretrained(
     score_levels: int | None = 256,
     probability_levels: int | None = 256,
     readout_levels: int | None = 256,
+    rotation: str = "hadamard",
     pruned: bool = False,
 ) -> Hardware:
     """:func:`with_softmax`, and all that makes a pretrained model hold on it without training, at no analog cost but
@@ -163,6 +164,7 @@ def for_pretrained(
     Args:
         hardware: e.g. :func:`gain_cell_cmos`.
         input_levels, storage_levels, score_levels, probability_levels, readout_levels: as for :func:`with_softmax`.
+        rotation: of the features; `orthogonal` for head sizes that are no power of two.
         pruned: the arrays only select tokens (`pruned_softmax`); keys are then neither normalised nor made younger.
     """
     new = with_softmax(
@@ -180,8 +182,8 @@ def for_pretrained(
         array=replace(new.array, full_scales="head"),
         leakage=replace(new.leakage, token_time_s=None, compensate=not pruned),
         features=Features(
-            rotation_qk="hadamard",
-            rotation_av="hadamard",
+            rotation_qk=rotation,
+            rotation_av=rotation,
             normalise_queries=True,
             normalise_keys=not pruned,
             normalise_values=not pruned,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aimc.hardware import Hardware
-from aimc.hardware.presets import linearised, with_softmax
+from aimc.hardware.presets import for_pretrained, linearised, with_softmax
 
 from .stage import CALIBRATION, Stage, StageResult, Switch
 
@@ -20,35 +20,37 @@ def run(run: Run) -> StageResult:
 
     import aimc
 
-    from ..models import converted
+    from ..models import converted, rotation_for
 
     reference = run.model_of("digital")
     result = StageResult(reference)
-    for name, (hardware, settings) in _machines(run.config.hardware).items():
+    for name, hardware in _machines(run.config.hardware, rotation_for(reference)).items():
         result.model = copy.deepcopy(reference)
         converted(result.model, hardware)
-        report = aimc.calibrate_ranges(result.model, reference, run.batches(), **settings)
+        report = aimc.calibrate_ranges(result.model, reference, run.batches())
         run.say(f"  {name}: {report}")
         result.perplexity[name] = run.measure(result.model)
         result.notes[name] = str(report)
     return result
 
 
-def _machines(own: Hardware) -> dict[str, tuple[Hardware, dict[str, Any]]]:
-    """What is calibrated, by name, and how; the last is the one to keep."""
+def _machines(own: Hardware, rotation: str) -> dict[str, Hardware]:
+    """What is calibrated, by name; the last is the one to keep."""
     ideal = with_softmax(
         replace(linearised(own), leakage=replace(own.leakage, tau_s=None)),
         **dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels")),
     )
-    levels = {
-        "input_levels": own.input_dac.n_levels,
-        "storage_levels": own.storage_dac.n_levels,
-        "readout_levels": own.readout.n_levels,
-    }
+    published = for_pretrained(
+        own,
+        input_levels=own.input_dac.n_levels,
+        storage_levels=own.storage_dac.n_levels,
+        readout_levels=own.readout.n_levels,
+        rotation=rotation,
+    )
     return {
-        "softmax, ideal arrays": (ideal, {"percentile": 100.0}),
-        "softmax, the hardware's own levels": (with_softmax(own, **levels), {"method": "search"}),
-        "softmax, finer levels": (with_softmax(own), {"method": "search"}),
+        "softmax, ideal arrays": ideal,
+        "softmax, the hardware's own levels": published,
+        "softmax, finer levels": for_pretrained(own, rotation=rotation),
     }
 
 
