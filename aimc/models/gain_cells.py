@@ -109,7 +109,13 @@ class GainCells:
         self.plan(model, read.hardware, frozenset(read.skip_layers)).put(model, ConversionReport())
 
     def finish(self, model: PreTrainedModel, read: Record) -> None:
-        """The chip it was on."""
+        """The chip it was on.
+
+        Raises:
+            ValueError: a head with a full scale that no reference has.
+        """
+        for _, layer in gain_cell_layers(model):
+            layer.check_full_scales()
         set_chip(model, read.chip_seed)
 
 

@@ -197,6 +197,24 @@ class GainCellAttention(nn.Module):
         line = AffineScaler(len(self.key_scaler.scale), scale=slope, offset=offset).requires_grad_(False)
         return line.to(self.key_scaler.scale.device)
 
+    def check_full_scales(self) -> None:
+        """Raise where a head's full scale is no finite number above zero.
+
+        Raises:
+            ValueError: it is zero, negative or not finite, so every charge would be beyond it.
+        """
+        for name in ("score_full_scale", "readout_full_scale"):
+            factors = getattr(self, name)
+            if factors is None:
+                continue
+            bad = (~(factors.isfinite() & (factors > 0))).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(
+                    f"layer {self.layer}: {name} of head {bad[0]} is {float(factors[bad[0]]):g}, and a reference is a"
+                    " finite charge above zero, or every charge would be beyond it; calibrate again with"
+                    " aimc.calibrate_ranges"
+                )
+
     def scaler(self, part: str) -> AffineScaler:
         """The scaler of one of :data:`PARTS`."""
         return getattr(self, f"{part}_scaler")
