@@ -17,6 +17,7 @@ SAYS = {
     "03_cell_and_circuit": r"refused: stored voltages from 1.5 to 1.5 V",
     "04_attention_by_hand": r"ring: digital sum, token by token: by hand = operator, 576 numbers",
     "05_cost_and_tradeoffs": r"total +6\.15 nJ +100\.0 % +65 ns +100\.0 % +0\.5 mm²",
+    "07_a_real_model": r"6-bit storage and inputs +perplexity +[0-9.]+ = 1\.0[0-4]",
     "06_whole_chip": r"on noiseless tiles: [0-9.]+e-0[5-9]\s+after to_digital, to the bit: True",
 }
 TABLES = {"02_generation": 3}
@@ -27,12 +28,22 @@ PICTURES = {
     "04_attention_by_hand": 15,
     "05_cost_and_tradeoffs": 5,
     "06_whole_chip": 2,
+    "07_a_real_model": 1,
 }
 NEEDS_AIHWKIT = ("06_whole_chip",)
+NEEDS_SMOLLM2 = ("07_a_real_model",)
+SMOLLM2 = REPOSITORY / "data/models/SmolLM2-135M"
+"""Where `make real` puts it."""
 
 
-@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda f: f.name)
+def _runs(file: Path) -> object:
+    return pytest.param(file, marks=pytest.mark.slow) if file.stem in NEEDS_SMOLLM2 else file
+
+
+@pytest.mark.parametrize("file", map(_runs, NOTEBOOKS), ids=lambda f: f.name)
 def test_runs_top_to_bottom(file: Path) -> None:
+    if file.stem in NEEDS_SMOLLM2 and not SMOLLM2.is_dir():
+        pytest.skip("SmolLM2-135M is not here; python -m train.fetch smollm2 gets it")
     if file.stem in NEEDS_AIHWKIT:
         pytest.importorskip("aihwkit")
     notebook = nbformat.read(file, as_version=4)

@@ -57,10 +57,10 @@ def calibrate_ranges(
     reference: PreTrainedModel,
     batches: Batches,
     *,
-    method: str = "output_error",
-    percentile: float = 99.9,
-    n_std: float = 4.0,
-    range_share: float = 1.0,
+    method: str | None = None,
+    percentile: float | None = None,
+    n_std: float | None = None,
+    range_share: float | None = None,
     progress: bool = False,
     fill: float | None = None,
 ) -> RangeReport:
@@ -78,12 +78,13 @@ def calibrate_ranges(
             attention output; a few thousand tokens in rows as long as the model will read are enough, and all are held
             at once. For one reference a chip (`array.full_scales = "global"`) there are older ways: the `percentile` of
             a head's values' distance from their mean; `statistics`, `n_std` standard deviations; `search` tries
-            percentiles and shares of the range and keeps the pair with the lowest loss on the batches.
-        percentile: in (0, 100]; 100 clips next to nothing of what these batches hold (large ones are
+            percentiles and shares of the range and keeps the pair with the lowest loss on the batches. None: the first,
+            or the one that another argument belongs to.
+        percentile: in (0, 100], 99.9 unless given; 100 clips next to nothing of what these batches hold (large ones are
             sampled). ADC and counters clip ten times less.
-        n_std: standard deviations, above 0.
-        range_share: share of the storage range, in (0, 1], that keys and values use; less of it meets less of the
-            cell's curvature, and fewer levels.
+        n_std: standard deviations, above 0; 4 unless given.
+        range_share: share of the storage range, in (0, 1], all of it unless given, that keys and values use; less of it
+            meets less of the cell's curvature, and fewer levels.
         progress: show a bar on a terminal (`output_error`).
         fill: former name of `range_share`.
 
@@ -94,6 +95,9 @@ def calibrate_ranges(
     if fill is not None:
         warnings.warn("calibrate_ranges(fill=…) is called range_share now", DeprecationWarning, stacklevel=2)
         range_share = fill
+    method = _method(method, percentile, n_std, range_share)
+    percentile, n_std = 99.9 if percentile is None else percentile, 4.0 if n_std is None else n_std
+    range_share = 1.0 if range_share is None else range_share
     hardware = _check(model, reference, method, percentile, n_std, range_share)
     batches = list(batches)
     if method == "output_error":
@@ -181,6 +185,27 @@ def _next_token_loss(inputs: dict[str, Tensor], logits: Tensor) -> float:
     if mask is not None:
         targets = targets.masked_fill(mask[:, 1:] == 0, -100)
     return float(cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100))
+
+
+def _method(method: str | None, percentile: float | None, n_std: float | None, range_share: float | None) -> str:
+    """The method that is asked for, by its name or by what belongs to it.
+
+    Raises:
+        ValueError: the method has no use for what is given.
+    """
+    given = [
+        name
+        for name, value in (("percentile", percentile), ("n_std", n_std), ("range_share", range_share))
+        if value is not None
+    ]
+    if method is None:
+        method = "output_error" if not given else "percentile" if n_std is None else "statistics"
+    if method == "output_error" and given:
+        raise ValueError(
+            f"{', '.join(given)}: method='output_error' searches its ranges and has no use for it, so it would be"
+            " ignored; leave it out, or give method='percentile' or 'statistics'"
+        )
+    return method
 
 
 def _check(
