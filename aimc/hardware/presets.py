@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
+from aimc.hardware import Array, Cell, Converter, Features, Hardware, Leakage, Noise, Protection, Pruning
 
 LINEAR_SLOPE = 19.3
 """Signal units per volt of the linear cell, and of the surrogate gradient of the nonlinear one [L25, code]."""
@@ -136,6 +136,65 @@ def with_softmax(
         score_adc=Converter(n_levels=score_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
         probability_dac=Converter(n_levels=probability_levels),
         readout=Converter(n_levels=readout_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+    )
+
+
+def for_pretrained(
+    hardware: Hardware,
+    *,
+    input_levels: int | None = 64,
+    storage_levels: int | None = 64,
+    score_levels: int | None = 256,
+    probability_levels: int | None = 256,
+    readout_levels: int | None = 256,
+    protection: Protection | None = None,
+    pruned: bool | Pruning = False,
+) -> Hardware:
+    """`hardware` with all that lets a pretrained model hold on it without training, for
+    :func:`aimc.calibrate_ranges`: :func:`with_softmax`, and
+
+    - storage levels at equal charge (`storage_dac.spacing`), so that a curved cell acts as a straight line;
+    - full scales of scores and counters for each head (`array.full_scales`), because heads
+      differ in how large their scores and sums are;
+    - queries and keys, and values, rotated by a Hadamard matrix (`features`), which spreads the few features that are
+      large over all of them, so that a head's levels fit all its features; head sizes are powers of two;
+    - the time of a token from the layers of the model (`leakage.token_time_s` None), and in the softmax a compensation
+      for what a token of its age has lost (`leakage.compensate`).
+
+    Keys are not centred: the key of the first token, to which much of the attention goes, is near zero in many models.
+    Centred it lies far from the cells' rest, and it leaks towards the mean key as it ages, which was measured to be
+    worse.
+
+    Args:
+        hardware: e.g. :func:`gain_cell_cmos`.
+        input_levels: of the query's pulses; None: ideal.
+        storage_levels: of keys and values.
+        score_levels: of the ADC behind the first array.
+        probability_levels: of the pulses into the second array.
+        readout_levels: of the counters.
+        protection: first and newest tokens that stay digital; None: as `hardware` has it. It is what 4 and fewer bits
+            of storage need most.
+        pruned: True, or how to select: the arrays only choose tokens, and attention over those is digital
+            (`pruned_softmax`), for storage of few levels. No age is made up for then, because a selection is no
+            weighting.
+    """
+    new = with_softmax(
+        hardware,
+        input_levels=input_levels,
+        storage_levels=storage_levels,
+        score_levels=score_levels,
+        probability_levels=probability_levels,
+        readout_levels=readout_levels,
+    )
+    return replace(
+        new,
+        activation="pruned_softmax" if pruned else "softmax",
+        storage_dac=replace(new.storage_dac, spacing="equal_charge"),
+        array=replace(new.array, full_scales="head"),
+        leakage=replace(new.leakage, token_time_s=None, compensate=not pruned),
+        features=Features(rotation_qk="hadamard", rotation_av="hadamard"),
+        protection=replace(new.protection if protection is None else protection),
+        pruning=replace(pruned) if isinstance(pruned, Pruning) else new.pruning,
     )
 
 
