@@ -2,7 +2,8 @@
 copy.
 
 Counts per token of a layer, with K tokens kept by pruning, P protected ones, and D, T, H and H_kv as in
-:mod:`aimc.circuit.cost.attention`. All numbers are in half precision.
+:mod:`aimc.circuit.cost.attention`. All numbers are in half precision; each query
+head reads the copy for itself.
 
 | part | energy of a layer | when |
 |---|---|---|
