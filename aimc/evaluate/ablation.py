@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
-from aimc.hardware import Hardware, Noise
+from aimc.hardware import Converter, Hardware, Noise, Protection
 from aimc.models.arrays import hardware_of, set_hardware
+
+LEVELS = {
+    "input_dac": "input levels",
+    "storage_dac": "storage levels",
+    "readout": "readout levels",
+    "score_adc": "score levels",
+    "probability_dac": "probability levels",
+}
+"""Converter to the row in which it has no levels."""
+BETWEEN = ("score_adc", "probability_dac")
+"""Those of a softmax, whose rows come last."""
 
 
 def ablation(
@@ -22,7 +33,8 @@ def ablation(
 ) -> dict[str, Perplexity]:
     """Perplexity of a converted model with one deterministic effect switched off at a time, weights unchanged.
 
-    It says what an effect costs a model that was trained with it, which is less than what it costs in training.
+    It says what an effect costs a model that was trained with it, which is less than what it costs in training. The
+    rows `age compensation` and `protection`, where the hardware has them, say what is bought by these.
 
     Args:
         model: converted.
@@ -48,30 +60,58 @@ def ablation(
 
 def _without_each(hardware: Hardware) -> dict[str, Hardware]:
     """The hardware, and copies in which one effect is off."""
+    leakage, pruned = hardware.leakage, hardware.activation == "pruned_softmax"
+    used = _converters(hardware)
+    straight: dict[str, Any] = {name: replace(converter, inl=0.0) for name, converter in used.items()}
+    rows = {"all effects": hardware}
+    for name, row in LEVELS.items():
+        if name in used and name not in BETWEEN:
+            rows[row] = _with(hardware, name, _without_levels(used[name]))
+    if not pruned:  # it reads no second array
+        rows |= _without_tiles(hardware, straight["readout"])
+    rows["leakage"] = replace(hardware, leakage=replace(leakage, tau_s=None))
+    # Effects that most hardware does not have
+    if leakage.tau_s is not None and leakage.target_v not in (None, hardware.cell.offset_v):
+        rows["leak target"] = replace(hardware, leakage=replace(leakage, target_v=None))
+    if straight != used:
+        rows["converter INL"] = replace(hardware, **straight)
+    # Features, levels at equal charge and full scales per head are not among them: scalers, gains and ranges are
+    # calibrated for them, so that without them a row would show a badly calibrated model, not what they buy.
+    if leakage.tau_s is not None and leakage.compensate:
+        rows["age compensation"] = replace(hardware, leakage=replace(leakage, compensate=False))
+    if hardware.protection.is_on:
+        rows["protection"] = replace(hardware, protection=Protection())
+    return rows | {LEVELS[name]: _with(hardware, name, _without_levels(used[name])) for name in BETWEEN if name in used}
+
+
+def _with(hardware: Hardware, name: str, converter: Any) -> Hardware:
+    return replace(hardware, **{name: converter})
+
+
+def _converters(hardware: Hardware) -> dict[str, Converter]:
+    """Those that the activation uses."""
+    names = ["input_dac", "storage_dac"]
+    if hardware.activation == "pruned_softmax":
+        compares_alone = hardware.pruning.select == "threshold" and hardware.pruning.recompute == "scores"
+        names += [] if compares_alone else ["score_adc"]
+    else:
+        names += ["readout", *(BETWEEN if hardware.activation == "softmax" else ())]
+    return {name: getattr(hardware, name) for name in names}
+
+
+def _without_levels(converter: Converter) -> Converter:
+    """It only clips; a list of levels goes with them."""
+    spacing = "uniform" if converter.spacing == "listed" else converter.spacing
+    return replace(converter, n_levels=None, spacing=spacing, positions=None)
+
+
+def _without_tiles(hardware: Hardware, straight_readout: Converter) -> dict[str, Hardware]:
+    """Rows of what sub-tiles and their counters do."""
     wide = max(hardware.array.n_tiles, 1) * hardware.array.rows * 1e3
-    of_softmax = ("score_adc", "probability_dac") if hardware.activation == "softmax" else ()
-    converters = {name: getattr(hardware, name) for name in ("input_dac", "storage_dac", "readout", *of_softmax)}
-    straight = {name: replace(converter, inl=0.0) for name, converter in converters.items()}
-    between = {  # the converters that only a digital softmax has
-        "score levels": replace(hardware, score_adc=replace(hardware.score_adc, n_levels=None)),
-        "probability levels": replace(hardware, probability_dac=replace(hardware.probability_dac, n_levels=None)),
-    }
-    sometimes = {  # effects that most hardware does not have
-        "leak target": replace(hardware, leakage=replace(hardware.leakage, target_v=None)),
-        "converter INL": replace(hardware, **straight),
-    }
-    if hardware.leakage.tau_s is None or hardware.leakage.target_v in (None, hardware.cell.offset_v):
-        del sometimes["leak target"]
-    if straight == converters:
-        del sometimes["converter INL"]
     return {
-        "all effects": hardware,
-        "input levels": replace(hardware, input_dac=replace(hardware.input_dac, n_levels=None)),
-        "storage levels": replace(hardware, storage_dac=replace(hardware.storage_dac, n_levels=None)),
-        "readout levels": replace(hardware, readout=replace(hardware.readout, n_levels=None)),
         # Integral nonlinearity spans the range, so without the range it goes too.
         "readout levels and clip": replace(
-            hardware, readout=replace(straight["readout"], n_levels=None, v_min=-wide, v_max=wide)
+            hardware, readout=replace(_without_levels(straight_readout), v_min=-wide, v_max=wide)
         ),
         # One sub-tile as long as the window: of no Triton kernel's sizes; as long as the sliding window in a layer that
         # has a shorter one.
@@ -80,7 +120,4 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
             array=replace(hardware.array, rows=hardware.array.window),
             backend="auto" if hardware.backend == "triton" else hardware.backend,
         ),
-        "leakage": replace(hardware, leakage=replace(hardware.leakage, tau_s=None)),
-        **sometimes,
-        **(between if hardware.activation == "softmax" else {}),
     }

@@ -11,25 +11,28 @@ from transformers import PreTrainedModel
 from aimc.calibrate.observation import Batches, RealTokens, observing, run_batches
 from aimc.hardware import Converter, Hardware
 from aimc.models.arrays import gain_cell_layers
+from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
 from aimc.ops.effects.protection import protected_tokens, sink_tokens
 
 
 def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]:
     """Fraction of values that meet a bound of the hardware, over all layers: q, k and v at their converters, S at the
-    charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest) or, as `S`, at the ADC, A at the counters.
+    charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest) or, as `S`, at the ADC, A at the counters;
+    each in the full scale of its head. With `pruned_softmax` there is no v and no A, S is above the full scale from
+    which a ramp counts down, and comparators alone have no bound.
 
     What no circuit reads does not count: padding, keys that a query does not see, tokens that a digital memory holds in
     place of the arrays, and counters of sub-tiles that hold nothing yet that the query sees. 0 where nothing is read.
     """
-    machines = {layer.layer: layer.machine for _, layer in gain_cell_layers(model)}
+    layers = {layer.layer: layer for _, layer in gain_cell_layers(model)}
     hits: dict[str, int] = {}
     counts: dict[str, int] = {}
     real = RealTokens()
 
     def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
         assert inside is not None  # observing(details=True) below
-        for name, hit, counted in _bounds(parts, inside, machines[number], real.mask):
+        for name, hit, counted in _bounds(parts, inside, layers[number], real.mask):
             counted = counted.expand_as(hit)
             hits[name] = hits.get(name, 0) + int((hit & counted).sum())
             counts[name] = counts.get(name, 0) + int(counted.sum())
@@ -40,23 +43,29 @@ def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]
 
 
 def _bounds(
-    parts: dict[str, Tensor], inside: Details, hardware: Hardware, mask: Tensor | None
+    parts: dict[str, Tensor], inside: Details, layer: GainCellAttention, mask: Tensor | None
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name of a bound, which values meet it, and which of them are read (broadcastable)."""
     n_batch, _, n_tokens, _ = parts["query"].shape
-    device = parts["query"].device
+    device, hardware = parts["query"].device, layer.machine
+    pruned = hardware.activation == "pruned_softmax"
     real = torch.ones(n_batch, n_tokens, dtype=torch.bool, device=device) if mask is None else mask.to(device).bool()
     stored, visible, in_use = _read(real, hardware, inside.A.shape[3])
     yield "query", _outside(parts["query"], hardware.input_dac), real[:, None, :, None]
-    for part in ("key", "value"):
+    for part in ("key",) if pruned else ("key", "value"):
         yield part, _outside(parts[part], hardware.storage_dac), stored[:, None, :, None]
+    of_head = 1.0 if layer.score_full_scale is None else layer.score_full_scale[:, None, None]
+    full_scales = inside.S / (hardware.array.saturation_qk * of_head)
     if hardware.activation == "softmax":
-        yield "S", _outside(inside.S / hardware.array.saturation_qk, hardware.score_adc), visible
-    else:
-        yield "S_off", inside.S <= 0, visible
-        yield "S_full", hardware.array.saturation_qk <= inside.S, visible
-    bounded = (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A)
-    yield "A", bounded, in_use[:, None, :, :, None]
+        yield "S", _outside(full_scales, hardware.score_adc), visible
+    elif not pruned:
+        yield "S_off", full_scales <= 0, visible
+        yield "S_full", full_scales >= 1, visible
+    elif hardware.pruning.select == "share":
+        yield "S", full_scales > hardware.score_adc.v_max, visible
+    if not pruned:  # the second array is not read
+        bounded = (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A)
+        yield "A", bounded, in_use[:, None, :, :, None]
 
 
 def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tensor, Tensor]:

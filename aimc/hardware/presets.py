@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aimc.hardware import Array, Cell, Converter, Features, Hardware, Leakage, Noise
+from aimc.hardware import Array, Cell, Converter, Features, Hardware, Leakage, Noise, Protection, Pruning
 
 LINEAR_SLOPE = 19.3
 """Signal units per volt of the linear cell, and of the surrogate gradient of the nonlinear one [L25, code]."""
@@ -148,24 +148,38 @@ def for_pretrained(
     probability_levels: int | None = 256,
     readout_levels: int | None = 256,
     rotation: str = "hadamard",
-    pruned: bool = False,
+    protection: Protection | None = None,
+    pruned: bool | Pruning = False,
 ) -> Hardware:
-    """:func:`with_softmax`, and all that makes a pretrained model hold on it without training, at no analog cost but
-    programmable references.
+    """`hardware` with all that lets a pretrained model hold on it without training, for
+    :func:`aimc.calibrate_ranges`: :func:`with_softmax`, and
 
-    Storage levels at equal charge make a curved cell act as a straight line. Each head has full scales of its own.
-    Features are rotated, so that few levels meet a bell-shaped distribution in every feature. Each query, key and value
-    is divided by its own norm, so that it fills its converter. The digital softmax makes up for the age of a token,
-    whose time is that of the model's layers. Centring stays off: the first token, on which much attention rests, has a
-    key and a value near zero; centred, these become large and fade towards the mean.
+    - storage levels at equal charge (`storage_dac.spacing`), so that a curved cell acts as a straight line;
+    - full scales of scores and counters for each head (`array.full_scales`), because heads
+      differ in how large their scores and sums are;
+    - queries and keys, and values, rotated by a Hadamard matrix (`features`), which spreads the few features that are
+      large over all of them, so that a head's levels fit all its features;
+    - each query, key and value divided by its own norm, so that every token fills its converter;
+    - the time of a token from the layers of the model (`leakage.token_time_s` None), and in the softmax a compensation
+      for what a token of its age has lost (`leakage.compensate`).
 
-    Ranges are set by :func:`aimc.calibrate_ranges`.
+    Keys and values are not centred: those of the first token, to which much of the attention goes, are near zero in
+    many models. Centred they lie far from the cells' rest, and leak towards the mean as they age, which was measured to
+    be worse.
 
     Args:
         hardware: e.g. :func:`gain_cell_cmos`.
-        input_levels, storage_levels, score_levels, probability_levels, readout_levels: as for :func:`with_softmax`.
+        input_levels: of the query's pulses; None: ideal.
+        storage_levels: of keys and values.
+        score_levels: of the ADC behind the first array.
+        probability_levels: of the pulses into the second array.
+        readout_levels: of the counters.
         rotation: of the features; `orthogonal` for head sizes that are no power of two.
-        pruned: the arrays only select tokens (`pruned_softmax`); keys are then neither normalised nor made younger.
+        protection: first and newest tokens that stay digital; None: as `hardware` has it. It is what 4 and fewer bits
+            of storage need most.
+        pruned: True, or how to select: the arrays only choose tokens, and attention over those is digital
+            (`pruned_softmax`), for storage of few levels. No age is made up for then and no key divided, because a
+            selection is no weighting.
     """
     new = with_softmax(
         hardware,
@@ -188,6 +202,8 @@ def for_pretrained(
             normalise_keys=not pruned,
             normalise_values=not pruned,
         ),
+        protection=replace(new.protection if protection is None else protection),
+        pruning=replace(pruned) if isinstance(pruned, Pruning) else new.pruning,
     )
 
 

@@ -29,7 +29,12 @@ _PART_STYLE = {
     "refresh": (BLACK, "///"),
     "score ADCs": ("#F0E442", ""),
     "digital softmax": ("#CC79A7", ""),
+    "level look-ups": (GREEN, "..."),
+    "feature transforms": (SKY, "///"),
+    "age compensation": ("#CC79A7", "..."),
+    "digital recomputation": (RED, "///"),
     "protected tokens": ("#CC79A7", "///"),
+    "digital copy": (BLUE, "///"),
     "queue for shared arrays": ("#BBBBBB", ""),
 }
 _BASIS_COLOUR = {"published": BLUE, "derived": SKY, "assumed": ORANGE, "given": GREEN}

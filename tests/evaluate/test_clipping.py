@@ -9,8 +9,10 @@ import torch
 from transformers import GPT2LMHeadModel
 
 import aimc
-from aimc.hardware import Hardware, Protection
+from aimc import presets
+from aimc.hardware import Hardware, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers
+from tests.conftest import small_arrays
 
 
 def seen_in_one_layer(model: GPT2LMHeadModel, **inputs: torch.Tensor) -> dict[str, object]:
@@ -60,6 +62,30 @@ def test_only_what_is_read_counts(
         assert shares[name] == pytest.approx(sum(values) / len(values)), name
     assert 0 < shares["A"] < 1 and 0 < shares["query"] < 1
     assert set(shares) == {"query", "key", "value", "S_off", "S_full", "A"}
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_scores_are_held_to_the_full_scale_of_their_head(
+    model: GPT2LMHeadModel, batches: list[torch.Tensor], pruned: bool
+) -> None:
+    """A ramp counts down from it, and meets no lower bound; the second array of a pruned softmax is not there."""
+    hardware = presets.for_pretrained(small_arrays(), protection=Protection(n_sink=1), pruned=pruned)
+    aimc.convert(model, hardware)
+    del model.transformer.h[1:]
+    _, layer = next(gain_cell_layers(model))
+    layer.score_full_scale = torch.tensor([0.1, 0.4])
+    seen = seen_in_one_layer(model, input_ids=batches[0])
+    hits = []
+    for t in range(32):
+        keys = [s for s in range(max(t - 15, 1), t + 1)]
+        full_scales = seen["details"].S[:, :, t, keys] / (80.0 * torch.tensor([0.1, 0.4])[:, None])
+        hits += ((full_scales > 1) | ((full_scales < -1) & (not pruned))).flatten().tolist()
+    shares = aimc.clip_fractions(model, batches[:1])
+    assert shares["S"] == pytest.approx(sum(hits) / len(hits)) and 0 < shares["S"] < 1
+    assert set(shares) == ({"query", "key", "S"} if pruned else {"query", "key", "value", "S", "A"})
+    if pruned:
+        aimc.set_hardware(model, replace(hardware, pruning=Pruning(select="threshold")))
+        assert set(aimc.clip_fractions(model, batches[:1])) == {"query", "key"}, "a comparator has no bound"
 
 
 def test_where_nothing_is_read_nothing_is_clipped(

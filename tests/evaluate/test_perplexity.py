@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from aimc.evaluate.ablation import _without_each, ablation
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.evaluate.sweeps import nonideality_sweep
-from aimc.hardware import Hardware, Noise
+from aimc.hardware import Converter, Hardware, Noise, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays
 from tests.tiny_models import ids, tiny_model
@@ -113,6 +114,49 @@ def test_ablation_has_rows_for_what_is_on(model: GPT2LMHeadModel, tokens: torch.
     aimc.convert(model, hardware)
     rows = ablation(model, tokens)
     assert len({float(rows[name]) for name in ("all effects", "leak target", "converter INL", "leakage")}) == 4
+
+
+def test_ablation_follows_the_activation() -> None:
+    """Only what an activation uses has a row, and only what can go without a new calibration."""
+    machine = presets.for_pretrained(presets.gain_cell_cmos(), protection=Protection(n_sink=1))
+    between = {"score levels", "probability levels"}
+    tiles = {"readout levels", "readout levels and clip", "per-tile readout"}
+    common = {"all effects", "input levels", "storage levels", "leakage", "protection"}
+    without = _without_each(machine)
+    assert set(without) == common | between | tiles | {"age compensation"}
+    assert not without["age compensation"].leakage.compensate and not without["protection"].protection.is_on
+    for hardware in without.values():
+        assert (hardware.features, hardware.array.full_scales) == (machine.features, "head")
+        assert hardware.storage_dac.spacing == "equal_charge"
+    assert "age compensation" not in _without_each(replace(machine, leakage=replace(machine.leakage, tau_s=None)))
+
+    def pruned(rule: Pruning) -> set[str]:
+        return set(_without_each(presets.for_pretrained(machine, pruned=rule)))
+
+    assert pruned(Pruning()) == pruned(Pruning(select="threshold", recompute="values")) == common | {"score levels"}
+    assert pruned(Pruning(select="threshold")) == common
+    listed = replace(machine, storage_dac=Converter(v_max=0.9, spacing="listed", positions=[0.0, 0.3, 0.9]))
+    assert _without_each(listed)["storage levels"].storage_dac == Converter(v_max=0.9)
+
+
+@pytest.mark.parametrize("rule", [False, True, Pruning(select="threshold", kept_share=0.5)])
+def test_ablation_keeps_what_was_calibrated(
+    model: GPT2LMHeadModel, tokens: torch.Tensor, batches: list[torch.Tensor], rule: bool | Pruning
+) -> None:
+    hardware = presets.for_pretrained(
+        small_arrays(), storage_levels=4, score_levels=8, protection=Protection(n_recent=2), pruned=rule
+    )
+    hardware.leakage.step_latency_s = 2e-4  # a third of the signal goes within the window
+    digital = copy.deepcopy(model)
+    aimc.convert(model, hardware)
+    aimc.calibrate_ranges(model, digital, batches[:1])
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    rows = ablation(model, tokens[:60])
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(x, after[name]) for name, x in before.items())
+    assert float(rows["all effects"]) == float(perplexity(model, tokens[:60]))
+    differ = ["storage levels", "protection", *({"age compensation", "score levels"} & set(rows))]
+    assert all(float(rows[name]) != float(rows["all effects"]) for name in differ)
 
 
 def test_spread_of_retention_is_a_non_ideality_of_a_chip(

@@ -1,9 +1,10 @@
 import math
+from dataclasses import replace
 
 import pytest
 
 from aimc import presets
-from aimc.hardware import Hardware
+from aimc.hardware import ConfigError, Features, Hardware, Protection, Pruning
 
 ALL = [presets.ideal, presets.gain_cell_linear, presets.gain_cell_cmos, presets.igzo, presets.published]
 
@@ -70,3 +71,35 @@ def test_typical_noise_has_every_effect():
         "column_offset",
     }
     assert noise.is_frozen_in_chip()
+
+
+def test_for_pretrained_is_a_softmax_with_every_remedy_that_needs_no_training():
+    base = presets.gain_cell_cmos(30)
+    hardware = presets.for_pretrained(base, storage_levels=16, protection=Protection(n_sink=4))
+    softmax = presets.with_softmax(base, storage_levels=16)
+    assert base == presets.gain_cell_cmos(30)
+    assert hardware.activation == "softmax" and hardware.score_adc == softmax.score_adc
+    assert hardware.storage_dac == replace(softmax.storage_dac, spacing="equal_charge")
+    assert hardware.array == replace(softmax.array, full_scales="head")
+    assert hardware.leakage == replace(softmax.leakage, token_time_s=None, compensate=True)
+    assert hardware.features == Features(rotation_qk="hadamard", rotation_av="hadamard")
+    assert hardware.protection == Protection(n_sink=4)
+    assert Hardware.from_dict(hardware.to_dict()) == hardware
+
+
+def test_for_pretrained_pruned():
+    pruned = presets.for_pretrained(presets.gain_cell_cmos(), storage_levels=8, pruned=True)
+    assert (pruned.activation, pruned.pruning, pruned.leakage.compensate) == ("pruned_softmax", Pruning(), False)
+    rule = Pruning(kept_share=0.1, recompute="values")
+    assert presets.for_pretrained(presets.gain_cell_cmos(), pruned=rule).pruning == rule
+    softmax = presets.for_pretrained(presets.gain_cell_cmos(), storage_levels=8)
+    with pytest.raises(ConfigError, match=r"leakage\.compensate=True: .*pruned_softmax"):
+        replace(softmax, activation="pruned_softmax")
+
+
+def test_for_pretrained_of_a_kept_protection_shares_nothing():
+    base = replace(presets.gain_cell_cmos(), protection=Protection(n_recent=8))
+    hardware = presets.for_pretrained(base)
+    assert hardware.protection == base.protection
+    hardware.protection.n_recent = 1
+    assert base.protection.n_recent == 8

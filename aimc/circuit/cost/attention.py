@@ -16,6 +16,12 @@ polarity). A step lasts one clock.
 | writes | 2·H_kv·D·write | – |
 | refresh | 2·H_kv·D·T·(write + n_store·dac_step)·token time/interval | – |
 
+A softmax between the arrays has ADCs and exponentials in place of the first charge-to-pulse circuits. With
+`pruned_softmax` there is no second array, no counters and no adders, and one array is written instead of two; its
+scores are ramp conversions that stop at a share of the steps (`select="share"`), or one comparison a column by circuits
+as large as those that make pulses of charge (`"threshold"`). What is digital besides is counted in
+:mod:`aimc.circuit.cost.digital`.
+
 A layer with a sliding window shorter than W has arrays of that many slots, in energy, time and area. Layers without
 attention, and attention that stays digital, cost nothing here.
 
@@ -32,6 +38,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from aimc.circuit.cost.digital import FEATURES, PROTECTED, RECOMPUTED, DigitalCounts
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
 from aimc.circuit.cost.shape import ModelShape
@@ -49,7 +56,8 @@ FIRST, SECOND, DACS, PULSES, COUNTERS, ADDERS, ROUTING, WRITES, REFRESH = PARTS 
     "refresh",
 )
 """What every cost is divided into, in this order."""
-ADCS, SOFTMAX, PROTECTED, QUEUE = "score ADCs", "digital softmax", "protected tokens", "queue for shared arrays"
+ADCS, SOFTMAX, QUEUE = "score ADCs", "digital softmax", "queue for shared arrays"
+"""Parts that some activations have, beside those of :mod:`aimc.circuit.cost.digital`."""
 _ADDERS_PER_AREA = 16
 
 
@@ -88,6 +96,9 @@ class Cost:
     nothing is pipelined."""
     shape: ModelShape
     """Whose cost it is."""
+    kept_share: float | None = None
+    """Share of the tokens in the arrays that pruning keeps for the digital recomputation, protected ones not among
+    them; None: nothing is pruned."""
 
     @property
     def layer(self) -> Cost:
@@ -120,6 +131,7 @@ class Cost:
             area_m2=self.area_m2.scaled(1 / (layers * heads)),
             interval_s=self.interval_s,
             shape=self.shape,
+            kept_share=self.kept_share,
         )
 
     def __str__(self) -> str:
@@ -133,7 +145,10 @@ class Cost:
                 row.append(si(value, unit) if value or name is None else "–")
                 row.append(f"{100 * value / parts.total:.1f} %" if value and parts.total else "")
             rows.append(row)
-        return table((f"per token and {self.scope}", "energy", "", "latency", "", "area", ""), rows)
+        text = table((f"per token and {self.scope}", "energy", "", "latency", "", "area", ""), rows)
+        if self.kept_share is None:
+            return text
+        return f"{text}\n{100 * self.kept_share:.3g} % of the tokens in the arrays are kept and recomputed in digital"
 
 
 def attention_cost(
@@ -166,7 +181,7 @@ def attention_cost(
             "give a whole number of tokens, or None for full arrays"
         )
     energy, latency, area = Breakdown(), Breakdown(), Breakdown()
-    interval_s = 0.0
+    interval_s, kept, held = 0.0, 0, 0
     for slots, n_layers in sorted(shape.held(window).items()):
         counts = _Counts(shape, _of_window(hardware, slots), parameters or CostParameters(), window_fill)
         of_layer, interval = counts.latency()
@@ -175,7 +190,16 @@ def attention_cost(
             for total, part in ((energy, counts.energy()), (latency, of_layer), (area, counts.area()))
         )
         interval_s = max(interval_s, interval)
-    return Cost(scope="model", energy_j=energy, latency_s=latency, area_m2=area, interval_s=interval_s, shape=shape)
+        kept, held = kept + n_layers * counts.digital.n_kept, held + n_layers * counts.held
+    return Cost(
+        scope="model",
+        energy_j=energy,
+        latency_s=latency,
+        area_m2=area,
+        interval_s=interval_s,
+        shape=shape,
+        kept_share=kept / held if hardware.activation == "pruned_softmax" else None,
+    )
 
 
 def _of_window(hardware: Hardware, window: int) -> Hardware:
@@ -200,73 +224,107 @@ class _Counts:
         self.shape, self.hardware, self.p = shape, hardware, parameters
         self.held = min(window_fill or hardware.array.window, hardware.array.window)
         self.sub_tiles = math.ceil(self.held / hardware.array.rows)
-        self.softmax = hardware.activation == "softmax"
+        self.softmax, self.pruned = (hardware.activation == kind for kind in ("softmax", "pruned_softmax"))
+        self.n_arrays = 1 if self.pruned else 2
+        self.digital = DigitalCounts(shape, hardware, parameters, self.held)
         self.input_steps = converter_steps(hardware.input_dac, "input_dac")
         self.storage_steps = converter_steps(hardware.storage_dac, "storage_dac")
-        self.readout_steps = converter_steps(hardware.readout, "readout")
+        self.readout_steps = 0 if self.pruned else converter_steps(hardware.readout, "readout")
         if self.softmax:
-            self.score_levels = _levels(hardware.score_adc, "score_adc")
             self.probability_steps = converter_steps(hardware.probability_dac, "probability_dac")
+        self.compares = self.pruned and hardware.pruning.select == "threshold"
+        self.reads_scores = hardware.has_softmax and not (self.compares and self.digital.scores_are_recomputed)
+        self.score_levels = _levels(hardware.score_adc, "score_adc") if self.reads_scores else 0
         self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
 
     def energy(self) -> Breakdown:
         """Joule per token of one layer."""
         p, d, heads, kv_heads = self.p, self.shape.head_size, self.shape.query_heads, self.shape.kv_heads
-        cells, partial_sums = d * self.held, d * self.sub_tiles
-        dac_steps = heads * d * self.input_steps + 2 * kv_heads * d * self.storage_steps
-        first_pulses = 0 if self.softmax else self.held
-        rewritten = 2 * kv_heads * cells * (p.write_energy_j + self.storage_steps * p.dac_energy_j_per_step)
+        cells, partial_sums = d * self.held, 0 if self.pruned else d * self.sub_tiles
+        written = self.n_arrays * kv_heads
+        dac_steps = heads * d * self.input_steps + written * d * self.storage_steps
+        first_pulses = 0 if self.hardware.has_softmax else self.held
+        rewritten = written * cells * (p.write_energy_j + self.storage_steps * p.dac_energy_j_per_step)
+        second_reads = 0.0 if self.pruned else heads * cells * self.second_pulse_s / p.read_pulse_s
         parts = Breakdown(
             {
                 FIRST: heads * cells * p.read_energy_qk_j * self.input_pulse_s / p.read_pulse_s,
-                SECOND: heads * cells * p.read_energy_av_j * self.second_pulse_s / p.read_pulse_s,
+                SECOND: second_reads * p.read_energy_av_j,
                 DACS: dac_steps * p.dac_energy_j_per_step,
                 PULSES: heads * (first_pulses + partial_sums) * p.pulse_generator_energy_j,
                 COUNTERS: heads * partial_sums * self.readout_steps * p.counter_energy_j_per_step,
                 ADDERS: heads * partial_sums * p.adder_energy_j,
                 ROUTING: heads * (self.held + partial_sums) * p.routing_energy_j,
-                WRITES: 2 * kv_heads * d * p.write_energy_j,
+                WRITES: written * d * p.write_energy_j,
                 REFRESH: rewritten * self._refreshes_per_token(),
             }
         )
         if self.softmax:
             parts[DACS] += heads * self.held * self.probability_steps * p.dac_energy_j_per_step
-            parts[ADCS] = heads * self.held * self.score_levels * p.adc_energy_j_per_step
-            parts[SOFTMAX] = heads * self.held * p.exponential_energy_j
-        if self.hardware.protection.is_on:
-            n_protected = self.hardware.protection.n_sink + self.hardware.protection.n_recent
-            parts[PROTECTED] = heads * n_protected * 2 * d * p.mac_energy_j
-        return parts
+        if self.hardware.has_softmax:
+            parts[ADCS] = heads * self._score_steps() * p.adc_energy_j_per_step
+            parts[SOFTMAX] = heads * self._n_exponentials() * p.exponential_energy_j
+        return parts.plus(Breakdown(self.digital.energy()))
 
-    def latency(self) -> tuple[Breakdown, float]:
-        """Second per token of one layer, by part; and the interval between tokens of a prompt."""
-        p = self.p
-        stages = {
-            FIRST: p.settle_latency_s + self.input_pulse_s,
+    def _score_steps(self) -> float:
+        """Conversion steps per query head behind the first array; a comparison is one."""
+        if self.compares:
+            return self.held + self.digital.n_kept * self.score_levels
+        return self.held * self.score_levels * (self._ramp_share() if self.pruned else 1)
+
+    def _ramp_share(self) -> float:
+        return min(self.p.ramp_share, 1.0)
+
+    def _n_exponentials(self) -> int:
+        return self.digital.n_kept + self.digital.n_protected if self.pruned else self.held
+
+    def _stages(self) -> dict[str, float]:
+        """Second of what follows one another in a read."""
+        p, digital = self.p, self.digital
+        stages = {FIRST: p.settle_latency_s + self.input_pulse_s}
+        if self.hardware.has_softmax:
+            stages[ADCS] = p.adc_latency_s_per_bit * math.log2(max(self.score_levels, 2))
+            stages[SOFTMAX] = 2 * math.ceil(self._n_exponentials() / p.softmax_lanes) * p.softmax_latency_s
+        if self.pruned:
+            if not self.compares:
+                stages[ADCS] = self.score_levels * self._ramp_share() * p.clock_s
+            return {**stages, RECOMPUTED: digital.products_s(digital.n_products)}
+        stages |= {
             SECOND: p.settle_latency_s + self.second_pulse_s,
             COUNTERS: self.readout_steps * p.clock_s,
             ADDERS: p.adder_latency_s * math.ceil(math.log2(self.sub_tiles)),
         }
-        if self.softmax:
-            stages[ADCS] = p.adc_latency_s_per_bit * math.log2(self.score_levels)
-            stages[SOFTMAX] = 2 * math.ceil(self.held / p.softmax_lanes) * p.softmax_latency_s
+        if digital.n_protected:  # beside the arrays: their scores with the first, their values with the second
+            beside_s = digital.products_s(digital.n_protected)
+            first_s = stages[FIRST] + stages.get(ADCS, 0.0)
+            second_s = stages[SECOND] + stages[COUNTERS] + stages[ADDERS]
+            stages[PROTECTED] = max(beside_s - first_s, 0.0) + max(beside_s - second_s, 0.0)
+        return stages
+
+    def latency(self) -> tuple[Breakdown, float]:
+        """Second per token of one layer, by part; and the interval between tokens of a prompt."""
+        p, stages = self.p, self._stages()
         read_s = math.fsum(stages.values())
         next_read_s = max(read_s / p.pipeline_depth, *stages.values())
         writing_s = p.write_latency_s * (1 + self.held * self._refreshes_per_token())
         parts = Breakdown({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
         parts[QUEUE] = (self.shape.group - 1) * next_read_s
-        return parts, writing_s + self.shape.group * next_read_s
+        features_s = self.digital.features_s()
+        if features_s:
+            parts[FEATURES] = features_s
+        return parts, max(writing_s + self.shape.group * next_read_s, features_s)
 
     def area(self) -> Breakdown:
         """Square metre of one layer."""
         p, d, kv_heads, array = self.p, self.shape.head_size, self.shape.kv_heads, self.hardware.array
-        partial_sums = d * array.n_tiles
+        partial_sums = 0 if self.pruned else d * array.n_tiles
+        first_pulses = array.window if self.compares or not self.hardware.has_softmax else 0
         parts = Breakdown(
             {
                 FIRST: d * array.window * p.cell_area_m2,
-                SECOND: d * array.window * p.cell_area_m2,
-                DACS: 3 * d * p.dac_area_m2,
-                PULSES: ((0 if self.softmax else array.window) + partial_sums) * p.pulse_generator_area_m2,
+                SECOND: 0.0 if self.pruned else d * array.window * p.cell_area_m2,
+                DACS: (1 + self.n_arrays) * d * p.dac_area_m2,
+                PULSES: (first_pulses + partial_sums) * p.pulse_generator_area_m2,
                 COUNTERS: partial_sums * p.counter_area_m2,
                 ADDERS: partial_sums / _ADDERS_PER_AREA * p.adder_area_m2,
                 ROUTING: (array.window + partial_sums) * p.routing_area_m2,
@@ -274,9 +332,11 @@ class _Counts:
         )
         if self.softmax:
             parts[DACS] += array.window * p.dac_area_m2
+        if self.reads_scores:
             parts[ADCS] = array.window * p.adc_area_m2
+        if self.hardware.has_softmax:
             parts[SOFTMAX] = p.softmax_lanes * p.softmax_area_m2
-        return parts.scaled(kv_heads)
+        return parts.plus(Breakdown(self.digital.area())).scaled(kv_heads)
 
     def _refreshes_per_token(self) -> float:
         """Time of a token ÷ refresh interval; 0: never refreshed."""
@@ -300,7 +360,7 @@ def token_time_s(shape: ModelShape, hardware: Hardware) -> float:
 
 
 def longest_pulses(hardware: Hardware, parameters: CostParameters) -> tuple[float, float]:
-    """Longest pulses into the first and into the second array, in second.
+    """Longest pulses into the first and into the second array, in second; the same twice where there is no second.
 
     Raises:
         ConfigError: a converter has no level count.
@@ -308,6 +368,8 @@ def longest_pulses(hardware: Hardware, parameters: CostParameters) -> tuple[floa
     first_s = converter_steps(hardware.input_dac, "input_dac") * parameters.clock_s
     if hardware.activation == "softmax":
         return first_s, converter_steps(hardware.probability_dac, "probability_dac") * parameters.clock_s
+    if hardware.activation == "pruned_softmax":
+        return first_s, first_s
     return first_s, parameters.pulse_max_s
 
 

@@ -6,9 +6,11 @@ off, or a published number divided by a count) or `assumed` (nobody published it
 
 Sources:
     [L25] as in :mod:`aimc.circuit.cost.published`.
-    [H14] M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: energies at 45 nm, 0.9 V.
+    [H14] M. Horowitz, "Computing's energy problem (and what we can do about it)", ISSCC 2014: energies at 45 nm, 0.9 V;
+        also 10 pJ and 20 pJ for reading 8 bytes from a memory of 8 KB and of 32 KB.
     [M] B. Murmann, ADC Performance Survey: good converters take about 10 fJ per conversion step.
     [O17] M. O'Connor et al., "Fine-grained DRAM", MICRO 2017: HBM2 takes 3.9 pJ/bit.
+    [T09] Taiwan Semiconductor, Symposium on VLSI Technology 2009: SRAM of 28 nm with a cell of 0.127 µm².
     [N] NVIDIA H100 SXM data sheet: 989 TFLOP/s dense bfloat16, 3.35 TB/s.
 """
 
@@ -123,12 +125,16 @@ class CostParameters:
     2048 signals."""
 
     adc_energy_j_per_step: float = _number(10e-15, "J", "assumed")
-    """Energy per level of one conversion of a score ADC, joule [M]; only with `activation="softmax"`, like the six
+    """Energy per level of one conversion of a score ADC, joule [M]; only with a softmax, like the seven
     below."""
     adc_latency_s_per_bit: float = _number(1e-9, "s", "assumed")
     """Time per bit of a score ADC, second; all slots convert at once."""
     adc_area_m2: float = _number(500e-12, "m²", "assumed")
     """Area of one score ADC, square metre; one per slot."""
+    ramp_share: float = _number(0.5, "", "assumed")
+    """Share of a ramp ADC's steps that pass before it has selected the kept tokens, with `pruned_softmax`; 1 and more:
+    all of them. One half: less than half of the tokens is kept, and scores lie about the middle of a signed range. A
+    ramp takes a clock a step."""
     exponential_energy_j: float = _number(3e-12, "J", "assumed")
     """Energy of exponential and normalisation of one score, joule: two multiply-adds in half precision [H14]."""
     softmax_lanes: int = _number(64, "", "assumed")
@@ -140,10 +146,29 @@ class CostParameters:
 
     mac_energy_j: float = _number(1.5e-12, "J", "published")
     """Energy of one digital multiply-accumulate, joule: half precision, multiply 1.1 pJ and add 0.4 pJ [H14]."""
+    addition_energy_j: float = _number(0.4e-12, "J", "published")
+    """Energy of one digital addition of features or scores, joule: half precision [H14]."""
+    multiplication_energy_j: float = _number(1.1e-12, "J", "published")
+    """Energy of one digital multiplication of features or scores, joule: half precision [H14]."""
+    table_energy_j: float = _number(10e-12 / 8, "J", "derived")
+    """Energy of one look-up, joule, 1.25 pJ: one byte of an 8 KB memory [H14]. Tables of levels and of what a token of
+    some age has kept are smaller, so it is an upper bound."""
+    sram_energy_j_per_byte: float = _number(20e-12 / 8, "J/byte", "derived")
+    """Energy of reading one byte of the digital copy of keys and values, joule per byte, 2.5 pJ: a 32 KB memory [H14],
+    of which a copy has several. That a write takes as much is assumed."""
+    sram_bit_area_m2: float = _number(2 * 0.127e-12, "m²", "assumed")
+    """Area of one bit of that copy, square metre: a cell [T09], and as much again for its periphery."""
+    mac_lanes: int = _number(64, "", "assumed")
+    """Multiply-accumulates that the digital unit of a K/V head does at once, for kept and protected tokens; its copy is
+    as wide."""
+    mac_latency_s: float = _number(1e-9, "s", "assumed")
+    """Time of one such step, second."""
+    mac_area_m2: float = _number(2000e-12, "m²", "assumed")
+    """Area of one lane of that unit, square metre; as of the softmax unit."""
     memory_energy_j_per_byte: float = _number(31.2e-12, "J/byte", "published")
     """Energy of reading one byte of weights, or of a digital machine's keys and values, joule per byte: HBM2 [O17]."""
     value_bytes: float = _number(2.0, "byte", "assumed")
-    """Bytes of one weight, key or value in that memory; 2: bfloat16."""
+    """Bytes of one weight, key or value in a memory or the digital copy; 2: bfloat16."""
     mac_rate_per_s: float = _number(494.5e12, "MAC/s", "published")
     """Multiply-accumulates per second of the digital machine [N]."""
     memory_rate_bytes_per_s: float = _number(3.35e12, "byte/s", "published")
@@ -161,7 +186,7 @@ class CostParameters:
             if value < 0 or (value == 0 and not _may_be_zero(f)):
                 remedy = "0 switches it off" if _may_be_zero(f) else "give a value above zero"
                 raise ValueError(f"{f.name}={value!r} {f.metadata['unit']}: nothing costs less than nothing; {remedy}")
-        for name, least in (("pulse_levels", 2), ("pipeline_depth", 1), ("softmax_lanes", 1)):
+        for name, least in (("pulse_levels", 2), ("pipeline_depth", 1), ("softmax_lanes", 1), ("mac_lanes", 1)):
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name}={value!r}: a count; give a whole number, at least {least}")

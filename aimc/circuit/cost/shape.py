@@ -17,6 +17,10 @@ _MATRICES = {
     ),
 }
 """Matrices of the MLP by model type: up and down, or a gate as well."""
+_WITHOUT_ROTARY = ("gpt2", "opt")
+"""Those of them whose positions are not rotary."""
+_ROTARY = ("rope_parameters", "rope_theta", "rope_scaling", "rotary_dim", "rotary_pct", "rotary_emb_base")
+"""What only configs with rotary positions have."""
 _NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "query_heads": ("num_attention_heads", "n_head"),
@@ -56,12 +60,16 @@ class ModelShape:
     """Matrices of the MLP: 2 (up, down) or 3 (gate, up, down)."""
     vocabulary: int = 50257
     """Rows of the LM head."""
+    rotary: bool = False
+    """Whether positions turn queries and keys behind their projections, so that what follows (centring, balance,
+    rotation of `Hardware.features`) cannot be folded into the weights. Where only some layers do that, it is counted in
+    all."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(
                     f"{f.name}={value!r}: a model has a whole number of them, at least one; give a positive int"
                 )
@@ -175,6 +183,7 @@ class ModelShape:
             shape["mlp_width"] = 4 * shape["hidden"]  # n_inner=None means that
         else:
             shape["mlp_width"] = _need(config, "mlp_width", overrides)
+        shape["rotary"] = _rotary(config)
         shape["mlp_matrices"] = overrides.get("mlp_matrices") or (2 if gpt2 else _matrices(config))
         return cls(**(_attention(config, shape["layers"], on_arrays) | shape | overrides))
 
@@ -193,6 +202,20 @@ def _attention(config: Any, layers: int, on_arrays: Collection[int] | None) -> d
         "attention_layers": len(found) if len(found) < layers else None,
         "windows": windows if special else None,
     }
+
+
+def _rotary(config: Any) -> bool:
+    """Whether queries and keys are turned by their position."""
+    for name, said in (
+        ("position_embedding_type", lambda kind: kind in ("rope", "rotary")),
+        ("use_mem_rope", bool),
+        ("alibi", lambda on: not on),
+    ):
+        if name in config if isinstance(config, Mapping) else hasattr(config, name):
+            return said(get(config, name))
+    kind = get(config, "model_type")  # older files of known models leave the numbers out
+    known = kind in _MATRICES and kind not in _WITHOUT_ROTARY
+    return known or any(get(config, name) is not None for name in _ROTARY)
 
 
 def _matrices(config: Any) -> int:
