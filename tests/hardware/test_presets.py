@@ -82,7 +82,11 @@ def test_for_pretrained_is_a_softmax_with_every_remedy_that_needs_no_training():
     assert hardware.storage_dac == replace(softmax.storage_dac, spacing="equal_charge")
     assert hardware.array == replace(softmax.array, full_scales="head")
     assert hardware.leakage == replace(softmax.leakage, token_time_s=None, compensate=True)
-    assert hardware.features == Features(rotation_qk="hadamard", rotation_av="hadamard")
+    rotated = Features(rotation_qk="hadamard", rotation_av="hadamard")
+    divided = {"normalise_queries": True, "normalise_keys": True, "normalise_values": True}
+    assert hardware.features == replace(rotated, **divided)
+    turned = presets.for_pretrained(base, rotation="orthogonal").features
+    assert (turned.rotation_qk, turned.rotation_av) == ("orthogonal", "orthogonal")
     assert hardware.protection == Protection(n_sink=4)
     assert Hardware.from_dict(hardware.to_dict()) == hardware
 
@@ -93,8 +97,11 @@ def test_for_pretrained_pruned():
     rule = Pruning(kept_share=0.1, recompute="values")
     assert presets.for_pretrained(presets.gain_cell_cmos(), pruned=rule).pruning == rule
     softmax = presets.for_pretrained(presets.gain_cell_cmos(), storage_levels=8)
+    assert not pruned.features.normalises and pruned.features.normalise_queries
     with pytest.raises(ConfigError, match=r"leakage\.compensate=True: .*pruned_softmax"):
-        replace(softmax, activation="pruned_softmax")
+        replace(softmax, activation="pruned_softmax", features=pruned.features)
+    with pytest.raises(ConfigError, match=r"features\.normalise_keys"):
+        replace(softmax, activation="pruned_softmax", leakage=pruned.leakage)
 
 
 def test_for_pretrained_of_a_kept_protection_shares_nothing():

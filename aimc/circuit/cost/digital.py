@@ -12,6 +12,7 @@ head reads the copy for itself.
 | balance, likewise | (H + H_kv)·D·multiplication | rotary positions |
 | rotation of q and k, likewise | (H + H_kv)·D·log2 D·addition (Hadamard), or (H + H_kv)·D²·mac | rotary positions |
 | age compensation | H·T·(2·multiplication + 3·addition) + T·table | `leakage.compensate` |
+| normalising | N·(D·(mac + multiplication) + table), H·T·multiplication for keys, and for values | N vectors are divided |
 | digital recomputation | H·K·2·D·mac, or H·K·D·mac of values alone | `pruned_softmax` |
 | protected tokens | H·P·2·D·mac | `protection` |
 | digital copy | (H·(K + P)·2·D + 2·H_kv·D)·value_bytes·sram: reads, and the write of the token | both |
@@ -31,6 +32,7 @@ from aimc.circuit.cost.shape import ModelShape
 from aimc.hardware import ConfigError, Hardware
 
 LOOKUPS, FEATURES, COMPENSATION = "level look-ups", "feature transforms", "age compensation"
+NORMALISING = "normalising"
 RECOMPUTED, PROTECTED, COPY = "digital recomputation", "protected tokens", "digital copy"
 
 
@@ -67,6 +69,7 @@ class DigitalCounts:
         if self._compensates:
             per_score = 2 * p.multiplication_energy_j + 3 * p.addition_energy_j
             parts[COMPENSATION] = heads * self.held * per_score + self.held * p.table_energy_j
+        parts[NORMALISING] = self._normalising()
         if self.pruned:
             parts[RECOMPUTED] = heads * (self.n_products - 2 * self.n_protected) * d * p.mac_energy_j
         parts[PROTECTED] = heads * 2 * self.n_protected * d * p.mac_energy_j
@@ -95,6 +98,15 @@ class DigitalCounts:
     @property
     def _compensates(self) -> bool:
         return self.hardware.leakage.compensate and self.hardware.leakage.tau_s is not None
+
+    def _normalising(self) -> float:
+        """Joule per token: sums of squares and divisions of the vectors, and a factor of each held token."""
+        features, p, d = self.hardware.features, self.p, self.shape.head_size
+        heads, kv_heads = self.shape.query_heads, self.shape.kv_heads
+        n_stored = features.normalise_keys + features.normalise_values
+        vectors = heads * features.normalise_queries + kv_heads * n_stored
+        of_vector = d * (p.mac_energy_j + p.multiplication_energy_j) + p.table_energy_j
+        return vectors * of_vector + n_stored * heads * self.held * p.multiplication_energy_j
 
     def _stored_per_head(self) -> int:
         """Numbers of a token in the copy: keys are not needed where no score is digital."""
