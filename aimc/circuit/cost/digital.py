@@ -12,7 +12,7 @@ head reads the copy for itself.
 | balance, likewise | (H + H_kv)·D·multiplication | rotary positions |
 | rotation of q and k, likewise | (H + H_kv)·D·log2 D·addition (Hadamard), or (H + H_kv)·D²·mac | rotary positions |
 | age compensation | H·T·(2·multiplication + 3·addition) + T·table | `leakage.compensate` |
-| normalising | N·(D·(mac + multiplication) + table), H·T·multiplication for keys, and for values | N vectors are divided |
+| normalising | N·(D·(mac + multiplication) + table), H·T·multiplication for keys, for values | N vectors are divided |
 | digital recomputation | H·K·2·D·mac, or H·K·D·mac of values alone | `pruned_softmax` |
 | protected tokens | H·P·2·D·mac | `protection` |
 | digital copy | (H·(K + P)·2·D + 2·H_kv·D)·value_bytes·sram: reads, and the write of the token | both |

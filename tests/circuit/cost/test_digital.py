@@ -92,6 +92,14 @@ def test_age_compensation() -> None:
     assert layer(tight).energy_j == layer(SOFTMAX).energy_j, "nothing is lost, so nothing is made up for"
 
 
+def test_normalising() -> None:
+    """12 queries, 4 keys and 4 values are squared, summed and divided; each held token has a factor for either."""
+    divided = Features(normalise_queries=True, normalise_keys=True, normalise_values=True)
+    of_vectors = (12 + 4 + 4) * (64 * (1.5e-12 + 1.1e-12) + 1.25e-12)
+    by_hand = of_vectors + 2 * 12 * 1024 * 1.1e-12
+    assert more(replace(SOFTMAX, features=divided)) == pytest.approx({"normalising": by_hand})
+
+
 def test_pruning_by_share() -> None:
     """256 of 1,024 tokens: no second array, one array written, half of the ramp, and 2·64 products a kept token."""
     cost, plain = layer(pruned()), layer(SOFTMAX)
