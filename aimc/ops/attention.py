@@ -99,8 +99,8 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
     `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator
-    everywhere else; it logs each choice with its reason once. The softmax activation, protected tokens, and retention
-    that is spread and too short for :mod:`aimc.ops.blocked.interpolation` are eager in all cases.
+    everywhere else; it logs each choice with its reason once. Comparators with hysteresis, and retention that is spread
+    and too short for :mod:`aimc.ops.blocked.interpolation`, are eager in all cases.
 
     Raises:
         ValueError: a backend was asked for by name and cannot compute this.
