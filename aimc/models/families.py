@@ -30,6 +30,13 @@ FAMILIES = {
     "phi3": "Phi-3",
 }
 """Model type to name, of the families that are tested; others are accepted by what they do."""
+HYBRIDS = {"lfm2": "LFM2", "jamba": "Jamba", "falcon_h1": "Falcon-H1", "qwen3_next": "Qwen3-Next"}
+"""Likewise, of families whose other layers, or other halves of layers, have a state instead of attention and stay as
+they are."""
+STATE_LAYERS = ("conv", "linear_attention", "moe", "mlp")
+"""Kinds of layers, in a config's `layer_types`, that have no attention."""
+ATTENTION_LAYERS = ("full_attention", "sliding_attention", "hybrid")
+"""Kinds that have one; a hybrid has a state beside it."""
 DROPOUTS = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob", "attn_dropout")
 """What the families call the dropout of attention weights."""
 PROBE = "gain_cell_probe"
@@ -147,6 +154,12 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
     return layers
 
 
+def without_attention(model: PreTrainedModel) -> list[int]:
+    """Layers of a hybrid that have a state, or nothing, instead of attention, by their numbers."""
+    types = getattr(model.config, "layer_types", None) or []
+    return [number for number, kind in enumerate(types) if kind in STATE_LAYERS]
+
+
 def attention_dropout(model: PreTrainedModel) -> str | None:
     """Name and value of the setting that drops attention weights out, if it is not zero."""
     values = ((name, getattr(model.config, name, None)) for name in DROPOUTS)
@@ -162,7 +175,8 @@ def _check_config(model: PreTrainedModel) -> None:
         for name, is_refused, why, remedy in _BLOCKED_SETTINGS:
             if config is not None and is_refused(value := getattr(config, name, None)):
                 _refuse(model, f"{where}.{name}={value!r}: {why}", remedy)
-    if own := sorted(set(getattr(model.config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}):
+    types = set(getattr(model.config, "layer_types", None) or [])
+    if own := sorted(types - {*ATTENTION_LAYERS, *STATE_LAYERS}):
         _refuse(model, f"config.layer_types has {', '.join(own)}: {_WINDOW_ONLY}", _PLAIN_LAYERS)
     if model.main_input_name != "input_ids":
         _refuse(model, f"main_input_name={model.main_input_name!r}: it reads no tokens", "use a causal language model")
@@ -174,7 +188,8 @@ def _check_config(model: PreTrainedModel) -> None:
             "convert a text-only checkpoint of the language model",
         )
     for flag, supported in (
-        ("_supports_attention_backend", model._supports_attention_backend),
+        # Of hybrids the class says no, for its other layers; whether attention comes through is tried below.
+        ("_supports_attention_backend", model._supports_attention_backend or bool(types - {*ATTENTION_LAYERS[:2]})),
         ("_can_set_attn_implementation()", model._can_set_attn_implementation()),
     ):
         if supported:
@@ -288,7 +303,14 @@ def _described(
 
 def _check_indices(model: PreTrainedModel, layers: list[AttentionLayer]) -> None:
     found, n_layers = [layer.index for layer in layers], model.config.num_hidden_layers
-    if found != list(range(n_layers)):
+    if min(found) < 0:
+        _refuse(
+            model,
+            f"{layers[found.index(min(found))].name}.layer_idx={min(found)}: an attention block that several layers"
+            " share, and arrays belong to one layer",
+            "use a model whose layers have an attention of their own",
+        )
+    if found != [i for i in range(n_layers) if i not in without_attention(model)]:
         _refuse(
             model,
             f"config.num_hidden_layers={n_layers}, but a pass calls the attention of layers {found}: layers without"
@@ -307,8 +329,8 @@ def _check_masks(model: PreTrainedModel, layers: list[AttentionLayer], masks: li
     masked = {asked["local_size"] for asked in masks if asked.get("local_size") is not None}
     lost = [
         layer.name
-        for layer, kind in zip(layers, types, strict=False)
-        if kind == "sliding_attention" and layer.sliding_window is None
+        for layer in layers
+        if types and types[layer.index] == "sliding_attention" and layer.sliding_window is None
     ]
     if (
         lost or not told <= masked or not (types or masked <= told)

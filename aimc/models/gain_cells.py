@@ -10,7 +10,14 @@ from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
 from aimc.models.arrays import CONFIG_KEY, gain_cell_layers, has_arrays, n_layers_of, set_chip, write_record
-from aimc.models.families import FAMILIES, AttentionLayer, attention_dropout, attention_layers
+from aimc.models.families import (
+    FAMILIES,
+    HYBRIDS,
+    AttentionLayer,
+    attention_dropout,
+    attention_layers,
+    without_attention,
+)
 from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
 from aimc.models.report import ConversionReport
 from aimc.models.substrates import register
@@ -84,7 +91,7 @@ class GainCells:
             )
         layers = attention_layers(model)
         _check_keywords(layers)
-        skipped = _skipped(layers, skip_layers or frozenset())
+        skipped = _skipped(layers, skip_layers or frozenset(), n_layers_of(model))
         chosen = [layer for layer in layers if layer not in skipped]
         return ArraysPlan(config, chosen, skipped, [_arrays(layer, config, n_layers_of(model)) for layer in chosen])
 
@@ -136,14 +143,15 @@ def _check_keywords(layers: list[AttentionLayer]) -> None:
                 )
 
 
-def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int]) -> list[AttentionLayer]:
-    unknown = [index for index in skip_layers if index not in range(len(layers))]
+def _skipped(layers: list[AttentionLayer], skip_layers: Collection[int], n_layers: int) -> list[AttentionLayer]:
+    """Those of the layers with attention that stay digital; of a hybrid, others may be named too, and are digital."""
+    unknown = [index for index in skip_layers if index not in range(n_layers)]
     if unknown:
         raise ValueError(
             f"skip_layers={list(skip_layers)}: this model has no layer {', '.join(map(str, unknown))}; its layers are 0"
-            f" to {len(layers) - 1}"
+            f" to {n_layers - 1}"
         )
-    if len(set(skip_layers)) == len(layers):
+    if {layer.index for layer in layers} <= set(skip_layers):
         raise ValueError(
             f"skip_layers={list(skip_layers)} leaves none of the {len(layers)} layers, so nothing would be replaced;"
             " leave at least one out"
@@ -174,9 +182,12 @@ def _arrays(layer: AttentionLayer, hardware: Hardware, n_layers: int) -> GainCel
 def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLayer]) -> list[str]:
     notes = []
     family = model.config.model_type
-    if family not in FAMILIES:
+    if stateful := without_attention(model):
+        notes.append(f"layers {', '.join(map(str, stateful))} have no attention and stay as they are")
+    if family not in FAMILIES | HYBRIDS:
         notes.append(
-            f"{family} is not among the tested families ({', '.join(FAMILIES)}): its layers follow transformers'"
+            f"{family} is not among the tested families ({', '.join(FAMILIES | HYBRIDS)}): its layers follow"
+            " transformers'"
             " attention interface in a trial of two tokens; check its perplexity"
         )
     if dropout := attention_dropout(model):

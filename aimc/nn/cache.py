@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, LinearAttentionLayer
 
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.decode.arrays import KVArrays
@@ -121,6 +121,47 @@ class GainCellLayer(CacheLayerMixin):
         """Nothing to fetch: arrays stay on their device."""
 
 
+class GainCellStateLayer(LinearAttentionLayer, GainCellLayer):  # type: ignore[misc, override]
+    """The part of a hybrid layer, whose state space or convolution beside the attention has states of its own: those
+    are kept as transformers keeps them.
+
+    Args:
+        number_of_states: of the layer that it replaces.
+        refresh_every: as for :class:`GainCellCache`.
+    """
+
+    is_compileable = False
+
+    def __init__(self, number_of_states: int = 1, refresh_every: int | None = None):
+        GainCellLayer.__init__(self, refresh_every)
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Of the arrays with two tensors, of a state by name."""
+        (GainCellLayer if args else LinearAttentionLayer).lazy_initialization(self, *args, **kwargs)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        LinearAttentionLayer.reset(self)
+        GainCellLayer.reset(self)
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Row `beam_idx[b]` of the batch becomes row b."""
+        LinearAttentionLayer.reorder_cache(self, beam_idx)
+        GainCellLayer.reorder_cache(self, beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, see :class:`GainCellLayer`."""
+        GainCellLayer.crop(self, tokens_to_remove)
+
+    def offload(self) -> None:
+        """Refused, see :class:`GainCellLayer`."""
+        GainCellLayer.offload(self)
+
+    def prefetch(self) -> None:
+        """Nothing to fetch."""
+
+
 class GainCellCache(Cache):
     """Keys and values of a converted model in leaking cells, one ring buffer per layer and K/V head.
 
@@ -152,7 +193,12 @@ class GainCellCache(Cache):
         config = model.config.get_text_config(decoder=True)  # type: ignore[operator, union-attr]
         layers: list[Any] = DynamicCache(config=config).layers
         for attention in arrays:
-            layers[attention.layer] = GainCellLayer(refresh_every)
+            usual = layers[attention.layer]
+            layers[attention.layer] = (
+                GainCellStateLayer(usual.number_of_states, refresh_every)
+                if isinstance(usual, LinearAttentionLayer)
+                else GainCellLayer(refresh_every)
+            )
         super().__init__(layers=layers)
 
     @property

@@ -1,0 +1,166 @@
+"""Hybrids: attention on arrays, state spaces and convolutions as they are, and one cache for both."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import aimc
+from aimc import presets
+from aimc.hardware import Array, Hardware
+from aimc.models.arrays import gain_cell_layers
+
+COMMON = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+CONFIGS = {
+    "lfm2": lambda: transformers.Lfm2Config(
+        **COMMON,
+        num_hidden_layers=3,
+        layer_types=["conv", "full_attention", "conv"],
+        block_auto_adjust_ff_dim=False,
+    ),
+    "jamba": lambda: transformers.JambaConfig(
+        **COMMON,
+        num_hidden_layers=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=2,
+        mamba_d_state=8,
+        mamba_d_conv=3,
+    ),
+    "falcon_h1": lambda: transformers.FalconH1Config(
+        **COMMON,
+        num_hidden_layers=2,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_chunk_size=8,
+        mamba_n_groups=1,
+    ),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **COMMON,
+        num_hidden_layers=4,
+        head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        linear_num_value_heads=2,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
+}
+ATTENTION = {"lfm2": [1], "jamba": [1, 3], "falcon_h1": [0, 1], "qwen3_next": [3]}
+NO_LEVELS = dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels"))
+
+
+@functools.cache
+def _made(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(CONFIGS[family]()).eval()
+
+
+def digital(family: str) -> PreTrainedModel:
+    return copy.deepcopy(_made(family))
+
+
+def ids(length: int = 20) -> torch.Tensor:
+    return torch.randint(3, 64, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+def machine(leaky: bool = False) -> Hardware:
+    base = replace(presets.gain_cell_cmos() if leaky else presets.ideal(), array=Array(window=64, rows=8))
+    return presets.with_softmax(base, **NO_LEVELS)
+
+
+def converted(family: str, leaky: bool = False) -> tuple[PreTrainedModel, aimc.models.ConversionReport]:
+    model = digital(family)
+    report = aimc.convert(model, machine(leaky))
+    aimc.calibrate_ranges(model, digital(family), [ids()])
+    return model, report
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_attention_goes_onto_arrays_and_the_rest_stays(family: str) -> None:
+    model, report = converted(family)
+    assert [layer.layer for _, layer in gain_cell_layers(model)] == ATTENTION[family]
+    others = sorted(set(range(model.config.num_hidden_layers)) - set(ATTENTION[family]))
+    noted = any(f"layers {', '.join(map(str, others))} have no attention" in note for note in report.notes)
+    assert noted == bool(others) and not any("not among the tested" in note for note in report.notes)
+    with torch.no_grad():
+        expected = digital(family)(ids(), use_cache=False).logits
+        torch.testing.assert_close(model(ids(), use_cache=False).logits, expected, atol=1e-5, rtol=1e-4)
+    model.train()(ids(), labels=ids(), use_cache=False).loss.backward()
+    for name, _ in gain_cell_layers(model):
+        attention = model.get_submodule(name.rpartition(".")[0])
+        assert all(getattr(attention, f"{part}_proj").weight.grad.abs().max() > 0 for part in "qkv")
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_generation_with_a_mixed_cache_is_the_whole_text(family: str) -> None:
+    model, _ = converted(family, leaky=True)
+    out = model.generate(ids(), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    with torch.no_grad():
+        whole = model(out[:, :-1], use_cache=False).logits
+        assert torch.equal(out[:, -6:], whole[:, -6:].argmax(-1))
+        cache = aimc.GainCellCache(model)
+        first = model(out[:, :12], past_key_values=cache, use_cache=True).logits
+        rest = [model(out[:, t : t + 1], past_key_values=cache, use_cache=True).logits for t in range(12, 20)]
+    torch.testing.assert_close(torch.cat([first, *rest], dim=1), whole[:, :20], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_saved_loaded_and_taken_back(family: str, tmp_path) -> None:
+    model, _ = converted(family, leaky=True)
+    model.save_pretrained(tmp_path)
+    again = aimc.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(ids(), use_cache=False).logits, model(ids(), use_cache=False).logits)
+        aimc.to_digital(again)
+        expected = digital(family)(ids(), use_cache=False).logits
+        assert torch.equal(again.eval()(ids(), use_cache=False).logits, expected)
+
+
+def test_layers_are_skipped_by_their_number_in_the_model() -> None:
+    model = digital("jamba")
+    aimc.convert(model, machine(), skip_layers=[1])
+    assert [layer.layer for _, layer in gain_cell_layers(model)] == [3]
+    with pytest.raises(ValueError, match="has no layer 7; its layers are 0 to 3"):
+        aimc.convert(digital("jamba"), machine(), skip_layers=[7])
+    with pytest.raises(ValueError, match="leaves none"):
+        aimc.convert(digital("jamba"), machine(), skip_layers=[1, 3])
+
+
+def test_a_shared_attention_block_is_refused_by_name() -> None:
+    config = transformers.Zamba2Config(
+        **COMMON,
+        num_hidden_layers=4,
+        mamba_d_state=8,
+        mamba_headdim=8,
+        n_mamba_heads=8,
+        mamba_ngroups=1,
+        chunk_size=8,
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+        num_mem_blocks=1,
+    )
+    with pytest.raises(ValueError, match="zamba2.*several layers share, and arrays belong to one layer"):
+        aimc.convert(AutoModelForCausalLM.from_config(config), machine())
