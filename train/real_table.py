@@ -144,7 +144,9 @@ def _row(
     model = copy.deepcopy(digital)
     converted(model, _fitting(row.machine(settings.hardware), settings.measure, rotation_for(digital)))
     start = time.perf_counter()
-    report = aimc.calibrate_ranges(model, digital, [calibration], method=row.method, progress=True)
+    report = aimc.calibrate_ranges(
+        model, digital, [calibration], method=row.method, nonideality=row.noise, progress=True
+    )
     calibrated = time.perf_counter()
     facts: dict[str, Any] = {"title": row.title, "group": row.group, "at_most": row.at_most, "aim": row.aim}
     facts |= {"calibration_s": calibrated - start}

@@ -86,6 +86,8 @@ class LayerText:
     def error(self, ranges: Ranges) -> Tensor:
         """Squared error of the layer's output over the power of the target, per head `[H]`."""
         apply(self.layer, ranges, self.keys, self.values, self.scaling)
+        if self.layer.machine.noise.is_fresh():  # the same draws at every trial: what differs is the ranges
+            self.layer.generator = torch.Generator().manual_seed(0)
         out = self.layer(*self.arrived)
         return ((out - self.target).square() * self.real).sum(dim=(0, 2, 3)) / self.power
 
@@ -155,7 +157,9 @@ def calibrate_by_output(
     with tqdm(total=len(layers), desc="calibrating", unit="layer", disable=None if progress else True) as bar:
 
         def calibrate(layer: GainCellAttention, text: LayerText) -> None:
+            generator = layer.generator
             ranges, error = search(text, parts)
+            layer.generator = generator
             needed.append(full_scales_needed(layer, ranges))
             if layer.prune_threshold is not None:
                 set_threshold(layer, *text.arrived)

@@ -61,14 +61,15 @@ def calibrate_ranges(
     percentile: float | None = None,
     n_std: float | None = None,
     range_share: float | None = None,
+    nonideality: Noise | None = None,
     progress: bool = False,
     fill: float | None = None,
 ) -> RangeReport:
     """Set scalers, score gains, the full scales of ADC and counters, centres of features and comparator levels of a
     model with a softmax, without a gradient.
 
-    The hardware's noise is off meanwhile, and padding (by a batch's `attention_mask`) is not looked at. In a
-    data-parallel run, give every process the same batches.
+    The hardware's noise is off meanwhile, unless `nonideality` is given, and padding (by a batch's `attention_mask`) is
+    not looked at. In a data-parallel run, give every process the same batches.
 
     Args:
         model: converted, with `hardware.activation` a softmax, all or pruned; its scalers and hardware change in place.
@@ -85,6 +86,8 @@ def calibrate_ranges(
         n_std: standard deviations, above 0; 4 unless given.
         range_share: share of the storage range, in (0, 1], all of it unless given, that keys and values use; less of it
             meets less of the cell's curvature, and fewer levels.
+        nonideality: noise under which ranges are searched (`output_error`), of the model's chip and the same at every
+            trial: narrower full scales are better then, for noise is a fraction of them. None: none.
         progress: show a bar on a terminal (`output_error`).
         fill: former name of `range_share`.
 
@@ -100,8 +103,12 @@ def calibrate_ranges(
     range_share = 1.0 if range_share is None else range_share
     hardware = _check(model, reference, method, percentile, n_std, range_share)
     batches = list(batches)
+    if nonideality is not None and method != "output_error":
+        raise ValueError(
+            f"nonideality: method={method!r} looks at values, not at errors, so noise would change nothing"
+        )
     if method == "output_error":
-        set_hardware(model, replace(hardware, noise=Noise()))
+        set_hardware(model, replace(hardware, noise=nonideality or Noise()))
         try:
             return calibrate_by_output(model, reference, batches, progress)
         finally:

@@ -11,7 +11,7 @@ import torch
 import aimc
 from aimc import presets
 from aimc.calibrate.layerwise import joined
-from aimc.hardware import Array, Hardware, Protection, Pruning
+from aimc.hardware import Array, Hardware, Noise, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.tiny_models import ids, tiny_model
 
@@ -22,6 +22,10 @@ BATCHES = [ids(seed=s, batch=4) for s in range(2)]
 def machine(**changes: object) -> Hardware:
     base = replace(presets.gain_cell_cmos(2), array=ARRAY)
     return replace(presets.for_pretrained(base, storage_levels=16, input_levels=32), **changes)
+
+
+def plain() -> Hardware:
+    return presets.with_softmax(replace(presets.gain_cell_cmos(2), array=ARRAY))
 
 
 def calibrated(hardware: Hardware, family: str = "llama", batches: object = BATCHES, **settings: object):
@@ -60,6 +64,23 @@ def test_the_same_text_gives_the_same_numbers_and_noise_takes_no_part() -> None:
     assert hardware_of(first).noise == presets.typical()
     ours, theirs = first.state_dict(), second.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_under_noise_full_scales_are_narrower_and_the_output_closer() -> None:
+    noise = Noise(read_qk=0.05, read_av=0.05)
+    reference, clean, _ = calibrated(machine())
+    _, noisy, _ = calibrated(machine(), nonideality=noise)
+    assert hardware_of(noisy).noise == Noise()
+
+    def scales(model: torch.nn.Module) -> float:
+        return float(sum(layer.readout_full_scale.sum() for _, layer in gain_cell_layers(model)))
+
+    assert scales(noisy) < scales(clean)
+    text = ids(seed=9, batch=4).flatten()
+    kl = [aimc.agreement(m, reference, text, context=32, chips=4, nonideality=noise).kl.mean for m in (noisy, clean)]
+    assert kl[0] < kl[1]
+    with pytest.raises(ValueError, match="nonideality: method='percentile'"):
+        calibrated(plain(), method="percentile", nonideality=noise)
 
 
 def test_padding_is_not_looked_at() -> None:
