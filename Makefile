@@ -22,12 +22,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m train experiment=shipped restart=true
 
-# A language model that people know, from the package index, on analog arrays. Measured on WikiText-2 where TEXT is a folder that
-# has it, else on the documentation inside CPython.
+# A language model that people know, from the package index, on analog arrays: what a few effects cost and what each remedy buys, on little
+# text. Of WikiText-2 where TEXT is a folder that has it, else the documentation inside CPython. docs/results.md has the long measurement.
 real: setup
-	$(BIN)/python -m train.fetch smollm2 data/models/SmolLM2-135M
-	$(BIN)/python -m train.real measure.tokens=4096 measure.context=512 measure.stride=256 calibration_tokens=1024 \
-	  measure.chips=2 noise_tokens=1024 output_dir=checkpoints/real_short \
+	$(BIN)/python -m train.fetch smollm2
+	$(BIN)/python -m train.real output_dir=checkpoints/real_short calibration_tokens=512 \
+	  measure.tokens=2048 measure.context=512 measure.stride=256 \
+	  'rows=[6_bit,3_bit,3_bit_protected,3_bit_pruned,uniform_levels,one_reference,unrotated,unnormalised,uncompensated,bare]' \
 	  $(if $(TEXT),text=$(TEXT)/wiki.test.raw calibration_text=$(TEXT)/valid.txt)
 
 test: setup
