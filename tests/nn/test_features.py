@@ -13,7 +13,7 @@ from aimc import presets
 from aimc.hardware import Array, ConfigError, Features, Hardware, Leakage, Protection
 from aimc.models.arrays import gain_cell_layers
 from aimc.nn.attention import GainCellAttention
-from tests.tiny_models import FAMILIES, ids, tiny_model
+from tests.tiny_models import ids, tiny_model
 
 NO_LEVELS = dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels"))
 FREEDOMS = {
@@ -53,7 +53,7 @@ def test_each_freedom_leaves_the_logits(freedom: str) -> None:
     assert relative_error(FREEDOMS[freedom], "llama") < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen3"])  # learned positions, sliding windows, norms of heads
 def test_all_freedoms_together_leave_the_logits_of_every_family(family: str) -> None:
     assert relative_error(ALL, family) < 2e-5
 

@@ -128,9 +128,15 @@ CASES: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("T", [1, 7, 40, 150])
+@pytest.mark.parametrize("T", [7, 150])
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_are_the_eager_operators(case: str, T: int) -> None:
+    assert_agree(machine(**CASES[case]), T, padded=T > 1)
+
+
+@pytest.mark.parametrize("T", [1, 40, 64])
+@pytest.mark.parametrize("case", ["softmax", "pruned"])
+def test_other_lengths(case: str, T: int) -> None:
     assert_agree(machine(**CASES[case]), T, padded=T > 1)
 
 
