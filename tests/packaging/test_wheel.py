@@ -65,7 +65,7 @@ def test_the_command_says_what_there_is(site: Path, tmp_path: Path, arguments: t
 def test_a_wrong_command_is_one_line(site: Path, tmp_path: Path) -> None:
     done = installed(site, tmp_path, "trian", "model=gpt2")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: aimc trian: no such command; use one of train, evaluate, chip")
+    assert done.stderr.startswith("error: aimc trian: no such command; use one of train, evaluate, real, chip, fetch")
     assert len(done.stderr.splitlines()) == 1
 
 
