@@ -190,6 +190,8 @@ def _earlier(file: Path, key: str) -> dict[str, Measured]:
         return {}
 
 
+ON_TERMINAL = (0, 1, 2, 6, 7)
+"""The columns that fit into 80 characters."""
 COLUMNS = ("", "perplexity", "÷ digital", "±", "at most", "aim", "KL, nat", "top-1")
 
 
@@ -214,14 +216,14 @@ def _cells(row: Measured) -> tuple[str, ...]:
 def table(rows: dict[str, Measured]) -> Table:
     """For the terminal."""
     shown = Table(title="A pretrained model on gain-cell arrays, not trained")
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="right" if i else "left")
+    for i in ON_TERMINAL:
+        shown.add_column(COLUMNS[i], justify="right" if i else "left")
     group = ""
     for row in rows.values():
         if row.group != group:
             shown.add_section()
             group = row.group
-        shown.add_row(*_cells(row))
+        shown.add_row(*(_cells(row)[i] for i in ON_TERMINAL))
     return shown
 
 

@@ -190,8 +190,8 @@ def test_block_sizes_change_nothing(work_buffer_bytes, span, monkeypatch):
 def test_every_visible_score_is_read_once_and_little_else(T, length):
     array = Array(window=32, rows=8)
     count, touched, queries = torch.zeros(T, T, dtype=torch.int64), 0, []
-    for run in runs(T, length, array):
-        tokens = run.tokens(torch.device("cpu"))
+    for run in runs(T, length, array, torch.device("cpu")):
+        tokens = run.tokens
         text = tokens[tokens < T]
         count[run.start : run.stop, text] += 1
         assert len(text.unique()) == len(text) and run.own <= run.start < run.stop <= run.behind

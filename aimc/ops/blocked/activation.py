@@ -71,9 +71,9 @@ class Widths(NamedTuple):
     """Pulse that should have met a resting cell and did not, `[B, H, T', 1]`; None: nothing is made up for."""
 
 
-def outside(x: Tensor, v_min: float, v_max: float) -> Tensor:
-    """Where a clip passes no gradient."""
-    return (x < v_min) | (x > v_max)
+def inside(x: Tensor, v_min: float, v_max: float) -> Tensor:
+    """1 where a clip passes a gradient, 0 elsewhere."""
+    return x.clamp(v_min, v_max).eq_(x)
 
 
 class HardSigmoid:
@@ -87,12 +87,13 @@ class HardSigmoid:
         columns.hide(charge, -1.0)
         if not keep:
             return Widths(charge.clamp_(0.0, 1.0), None)
-        self._charge = charge
-        return Widths(charge.clamp(0.0, 1.0), None)
+        widths = charge.clamp(0.0, 1.0)
+        self._passes = charge.eq_(widths)
+        return Widths(widths, None)
 
     def back(self, grad: Tensor, of_normaliser: Tensor | None, of_lost: Tensor | None) -> Tensor:
         """See :class:`Activation`."""
-        return grad.masked_fill_(outside(self._charge, 0.0, 1.0), 0.0)
+        return grad.mul_(self._passes)
 
 
 class Softmax:
@@ -149,7 +150,8 @@ class Softmax:
         analog = grad[..., :n]
         if of_lost is not None:
             analog.sub_(of_lost)
-        analog.masked_fill_(outside(kept.relative, dac.v_min, dac.v_max), 0.0)
+        if corrections is not None or dac.v_max < 1.0:  # shares are inside [0, 1]
+            analog.mul_(inside(kept.relative, dac.v_min, dac.v_max))
         if corrections is not None and kept.longest is not None:
             analog.mul_(corrections.pulse[0])
             if corrections.keeps_rest[1] and of_lost is not None:
@@ -168,7 +170,7 @@ class Softmax:
             analog.mul_(corrections.score[0])
             kept_rest = before if corrections.keeps_rest[0] else torch.zeros_like(before)
             self.of_rest = kept_rest - analog.sum(dim=-1, keepdim=True)
-        analog.masked_fill_(outside(kept.charge[..., :n], adc.v_min, adc.v_max), 0.0)
+        analog.mul_(inside(kept.charge[..., :n], adc.v_min, adc.v_max))
         return grad
 
 
@@ -231,8 +233,8 @@ class Pruned:
         digital.mul_(gain)
         if replaced is not None:
             adc_range = self.hardware.score_adc
-            inside = replaced & ~outside(charge[..., :n], adc_range.v_min, adc_range.v_max)
-            grad[..., :n] = torch.where(inside, digital[..., :n], 0.0)
+            grad[..., :n] = digital[..., :n] * inside(charge[..., :n], adc_range.v_min, adc_range.v_max)
+            grad[..., :n].masked_fill_(~replaced, 0.0)
             digital[..., :n].masked_fill_(replaced, 0.0)
         return grad
 

@@ -81,18 +81,18 @@ class Digital:
         wanted = wanted | (tokens > run.start - self.n_recent) if self.n_recent else wanted
         wanted &= tokens < run.stop
         if self.pruned:  # columns for which there is no token take the last one; no query sees them
-            columns = run.tokens(heads.device).clamp_(max=heads.n_tokens - 1)
+            columns = run.tokens.clamp(max=heads.n_tokens - 1)
             wanted &= tokens < (run.first if run.oldest is None else run.oldest)
             at = torch.cat([torch.searchsorted(tokens, columns), wanted.nonzero()[:, 0]])
         else:
             at = wanted.nonzero()[:, 0]
-        rows, tokens = run.rows(heads.device), tokens[at]
+        rows, tokens = run.rows, tokens[at]
         protected = protected_tokens(rows, tokens, self.sink[:, tokens], heads.hardware.protection)
         protected = protected & (tokens <= rows[:, None])
         if self.call.key_padding is not None:
             protected = protected & ~self.call.key_padding[:, None, None, tokens]
         if self.pruned:
-            protected[..., : run.n_columns] &= run.tokens(heads.device) < heads.n_tokens
+            protected[..., : run.n_columns] &= run.tokens < heads.n_tokens
         return DigitalRead(at, self.keys[:, at], self.values[:, at], protected, self.sink)
 
     def gather(self, read: DigitalRead, of_keys: Tensor, of_values: Tensor) -> None:

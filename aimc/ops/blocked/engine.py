@@ -26,7 +26,7 @@ from aimc.ops.effects.protection import digital_pulses, has_memory, sink_tokens
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import converter_gradient, scaled, scaler_gradient
 
-WORK_BUFFER_BYTES = 2**20
+WORK_BUFFER_BYTES = 2**21
 """Aimed size of the charges of one run: more leave the cache, fewer cost more calls."""
 ON_ACCELERATORS = 2**28
 """The same anywhere but on a CPU: calls are dear there."""
@@ -40,10 +40,11 @@ def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
     heads = call.heads
     out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
+    all_spans = _spans(call)
     for part in _parts(call):
         into = out[_slice(part.heads.batch), :, _slice(part.heads.query_heads)]
         reader, sink = Reader(part), _sink(part)
-        for span in _spans(part):
+        for span in all_spans:
             tokens = _Tokens(part, span, sink)
             for run in span.runs:
                 into[:, run.start : run.stop] = _Read(reader, run, tokens).out.transpose(1, 2)
@@ -57,6 +58,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
     inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
     affines = [x.new_zeros(2, x.shape[1]) for x in inputs]
     of_score_gain = inputs[0].new_zeros(heads.n_heads)
+    all_spans = _spans(call)
     for part in _parts(call):
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
         gradients = _Gradients(
@@ -64,11 +66,11 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
             [x[:, at] for x, at in zip(affines, (of_heads, of_kv, of_kv), strict=True)],
         )
         reader, sink = Reader(part), _sink(part)
-        for span in _spans(part):
+        for span in all_spans:
             tokens = _Tokens(part, span, sink)
             for run in span.runs:
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
-                _Read(reader, run, tokens, keep=True).back(upstream, gradients)
+                _Read(reader, run, tokens, keep=True).back(upstream)
             tokens.back(gradients)
         if reader.activation.of_score_gain is not None:
             of_score_gain[of_heads] += reader.activation.of_score_gain
@@ -93,20 +95,56 @@ class _Gradients:
 
 
 class _Tokens:
-    """The tokens of a span in both arrays, and in the digital memory where there is one."""
+    """The queries of a span, and the tokens that they read: in both arrays, and in the digital memory where there is
+    one. Queries are relative, over S_sat of their heads, `[B, H, T', D]`."""
 
     def __init__(self, call: Call, span: Span, sink: Tensor | None) -> None:
+        hardware = call.heads.hardware
+        self.call, self.start, self.queries = call, span.start, slice(span.start, span.stop)
+        self.full_scale = call.heads.full_scale_qk(call.scaling)
+        query = scaled(call.query[:, :, self.queries], call.scaling.query)
+        self.pulses = dac(query, hardware.input_dac).div_(self.full_scale)
+        self.digital_pulses = None if sink is None else digital_pulses(query, hardware) / self.full_scale
+        self.of_pulses: Tensor | None = None
+        self.of_digital: Tensor | None = None
         self.keys, self.values = Stored(call, ArrayId.QK, span), Stored(call, ArrayId.AV, span)
         self.digital = None if sink is None else Digital(call, span, sink)
         self.text = slice(span.first, min(span.behind, call.heads.n_tokens))
 
+    def of(self, run: Run, x: Tensor) -> Tensor:
+        """The queries of a run."""
+        return x[:, :, run.start - self.start : run.stop - self.start]
+
+    def gather(self, run: Run, of_pulses: Tensor, of_digital: Tensor | None) -> None:
+        """Take in the gradients of the queries of a run, in whatever shape has their numbers in order."""
+        if self.of_pulses is None:
+            self.of_pulses = torch.empty_like(self.pulses)
+            self.of_digital = None if of_digital is None else torch.empty_like(self.pulses)
+        into = self.of(run, self.of_pulses)
+        into.copy_(of_pulses.reshape(into.shape))
+        if of_digital is not None and self.of_digital is not None:
+            self.of(run, self.of_digital).copy_(of_digital.view(into.shape))
+
     def back(self, gradients: _Gradients) -> None:
         """What the runs have gathered, to the model's numbers."""
+        self._back_to_query(gradients)
         gradients.add(1, self.text, self.keys.gradient())
         gradients.add(2, self.text, self.values.gradient())
         if self.digital is not None:
             gradients.add(1, self.digital.tokens, self.digital.gradient(ArrayId.QK))
             gradients.add(2, self.digital.tokens, self.digital.gradient(ArrayId.AV))
+
+    def _back_to_query(self, gradients: _Gradients) -> None:
+        of_query, hardware = (self.call.query[:, :, self.queries], self.call.scaling.query), self.call.heads.hardware
+        of_pulses, of_digital = self.of_pulses, self.of_digital
+        assert of_pulses is not None  # every query has read
+        if of_digital is not None:
+            if hardware.has_softmax:
+                gradients.add(0, self.queries, scaler_gradient(of_digital.div_(self.full_scale), *of_query))
+            else:  # behind the same clip
+                of_pulses += of_digital
+        of_pulses.div_(self.full_scale)
+        gradients.add(0, self.queries, converter_gradient(of_pulses, *of_query, hardware.input_dac))
 
 
 class _Read:
@@ -115,13 +153,11 @@ class _Read:
     def __init__(self, reader: Reader, run: Run, tokens: _Tokens, keep: bool = False) -> None:
         self.reader, self.run, self.tokens = reader, run, tokens
         call, heads = reader.call, reader.heads
-        query = scaled(call.query[:, :, run.start : run.stop], call.scaling.query)
-        full_scale = heads.full_scale_qk(call.scaling)
-        pulses = dac(query, heads.hardware.input_dac).div_(full_scale)
+        pulses = tokens.of(run, tokens.pulses)
         digital = self.digital = None if tokens.digital is None else tokens.digital.read(run)
         self.digital_pulses = None
-        if digital is not None:
-            self.digital_pulses = self._by_array(digital_pulses(query, heads.hardware) / full_scale)
+        if tokens.digital_pulses is not None:
+            self.digital_pulses = self._by_array(tokens.of(run, tokens.digital_pulses))
         self.key_cells, self.value_cells = tokens.keys.cells(run), tokens.values.cells(run)
         by_group = pulses.unflatten(1, (heads.n_kv_heads, heads.group)).flatten(0, 1)  # [P, G, T', D]
         self.left = reader.left(by_group, tokens.keys, self.key_cells)
@@ -139,12 +175,12 @@ class _Read:
             total = self.widths.new_zeros(*self.widths.shape[:2], heads.head_size)
         if digital is not None:
             total.baddbmm_(self.widths[..., run.n_columns :], digital.values)
-        self.total = total.view(query.shape)
+        self.total = total.view(pulses.shape)
         if self.lost is not None:
             self.total += self.lost * reader.resting_output
         self.out = self._without_padding(self.total if self.normaliser is None else self.total * self.normaliser)
 
-    def back(self, upstream: Tensor, gradients: _Gradients) -> None:
+    def back(self, upstream: Tensor) -> None:
         """From the gradient `[B, H, T', D]` of the output."""
         reader, run, tokens, digital = self.reader, self.run, self.tokens, self.digital
         heads, n_columns = reader.heads, run.n_columns
@@ -171,21 +207,7 @@ class _Read:
             of_digital = torch.bmm(of_memory, digital.keys)
             of_keys = torch.bmm(of_memory.mT, self.digital_pulses)
             tokens.digital.gather(digital, of_keys, torch.bmm(self.widths[..., n_columns:].mT, of_total))
-        self._back_to_query(of_pulses, of_digital, gradients)
-
-    def _back_to_query(self, of_pulses: Tensor, of_digital: Tensor | None, gradients: _Gradients) -> None:
-        call, heads = self.reader.call, self.reader.heads
-        full_scale, hardware = heads.full_scale_qk(call.scaling), heads.hardware
-        queries = slice(self.run.start, self.run.stop)
-        of_query = call.query[:, :, queries], call.scaling.query
-        if of_digital is not None and not hardware.has_softmax:  # behind the same clip
-            of_pulses, of_digital = of_pulses + of_digital, None
-        shape = self.out.shape
-        gradients.add(
-            0, queries, converter_gradient(of_pulses.reshape(shape) / full_scale, *of_query, hardware.input_dac)
-        )
-        if of_digital is not None:
-            gradients.add(0, queries, scaler_gradient(of_digital.view(shape) / full_scale, *of_query))
+        tokens.gather(run, of_pulses, of_digital)
 
     def _by_array(self, x: Tensor) -> Tensor:
         """`[B, H, T', …]` → `[P, G·T', …]`."""
@@ -219,9 +241,10 @@ def _length(heads: Heads) -> int:
     return min(rows * several, longest_span(heads))
 
 
-def _spans(call: Call) -> Iterator[Span]:
+def _spans(call: Call) -> list[Span]:
     heads = call.heads
-    return spans(runs(heads.n_tokens, _length(heads), heads.hardware.array), min(longest_span(heads), SPAN))
+    all_runs = runs(heads.n_tokens, _length(heads), heads.hardware.array, heads.device)
+    return list(spans(all_runs, min(longest_span(heads), SPAN)))
 
 
 def _sink(call: Call) -> Tensor | None:

@@ -10,14 +10,13 @@ import functools
 import torch
 from torch import Tensor
 
-from aimc.ops.blocked.activation import Columns, activation_of
+from aimc.ops.blocked.activation import Columns, activation_of, inside
 from aimc.ops.blocked.digital import DigitalRead
 from aimc.ops.blocked.runs import Run
 from aimc.ops.blocked.stored import Cells, Stored
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import adc_
 from aimc.ops.effects.protection import protected_tokens
-from aimc.ops.ring import visible
 
 
 class Reader:
@@ -50,13 +49,13 @@ class Reader:
         heads, scaling = self.heads, self.call.scaling
         corrections = None
         if heads.corrects:
-            tokens = run.tokens(heads.device)
+            tokens = run.tokens
             at = tokens.clamp(max=heads.n_tokens - 1)
             of_columns = [
                 None if x is None else x[..., at].to(heads.dtype) for x in (scaling.key_norm, scaling.value_norm)
             ]
             norms = (of_columns[0], of_columns[1])
-            corrections = heads.corrections([run.rows(heads.device)], [tokens], [norms], relative_pulses)
+            corrections = heads.corrections([run.rows], [tokens], [norms], relative_pulses)
         return Columns(run.n_columns, functools.partial(self.hide, run, digital), corrections)
 
     def left(self, pulses: Tensor, keys: Stored, cells: Cells) -> Tensor:
@@ -91,25 +90,24 @@ class Reader:
         if digital is not None and digital_pulses is not None:
             torch.bmm(digital_pulses, digital.keys.mT, out=charge[..., at:])
         by_head = charge.view(heads.n_batch, heads.n_heads, n_rows, -1)
-        noise = heads.read_noise_qk(run.rows(heads.device), run.tokens(heads.device))
+        noise = heads.read_noise_qk(run.rows, run.tokens)
         if noise is not None:
             by_head[..., : run.n_columns] += noise
         return by_head
 
     def hide(self, run: Run, digital: DigitalRead | None, x: Tensor, number: float) -> None:
         """Put a number where a key is not visible, in a buffer `[B, H, T', S]` of a run."""
-        heads, padding, rows = self.heads, self.call.key_padding, run.rows(self.heads.device)
-        window, n_own = heads.hardware.array.window, run.behind - run.own
-        tokens = run.tokens(heads.device)
-        partly = slice(run.n_line - n_own, run.n_columns)  # all others are visible, but for padding and protection
-        x[..., partly].masked_fill_(~visible(rows, tokens[partly], window), number)
-        tokens = tokens.clamp_(max=heads.n_tokens - 1)
+        heads, padding = self.heads, self.call.key_padding
+        x[..., run.partly].masked_fill_(run.unseen, number)
+        if padding is None and digital is None:
+            return
+        tokens = run.tokens.clamp(max=heads.n_tokens - 1)
         if padding is not None:
             x[..., : run.n_columns].masked_fill_(padding[:, None, None, tokens], number)
         if digital is None:
             return
         if heads.hardware.protection.is_on:
-            protected = protected_tokens(rows, tokens, digital.sink[:, tokens], heads.hardware.protection)
+            protected = protected_tokens(run.rows, tokens, digital.sink[:, tokens], heads.hardware.protection)
             x[..., : run.n_columns].masked_fill_(protected, number)
         x[..., run.n_columns :].masked_fill_(~digital.protected, number)
 
@@ -121,8 +119,7 @@ class Reader:
         for block, of_block, phi in self._by_tile(run, cells, widths):
             total = counts if block is cells.blocks[0] else counts.new_empty(*phi.shape[:3], heads.head_size)
             started = False
-            for i in range(block.matrix.shape[-1] // heads.head_size):
-                factor = self._row_factor(cells, i, n_rows)
+            for i, factor in enumerate(self._row_factors(cells, n_rows)):
                 pulses = phi if factor is None else torch.mul(phi, factor, out=self._buffer("pulses", *phi.shape))
                 operand = of_block[..., i * heads.head_size : (i + 1) * heads.head_size].flatten(0, 1)
                 into = total.view(-1, *total.shape[2:])
@@ -140,10 +137,11 @@ class Reader:
             first = (run.first - values.span.first) // heads.hardware.array.rows
             offset = values.column_offset[:, first : first + n_tiles, None]  # [H_kv, J, 1, D]
             counts.view(heads.n_batch, heads.n_kv_heads, *counts.shape[1:]).add_(offset)
-        sizes = heads.hardware.array
-        tiles = torch.arange(run.first, run.behind, sizes.rows, device=heads.device) % sizes.window // sizes.rows
-        noise = heads.read_noise_av(run.rows(heads.device), tiles)  # [J, B, H, T', D]
-        if noise is not None:
+        if heads.hardware.noise.read_av:
+            sizes = heads.hardware.array
+            tiles = run.tokens[: run.n_line : sizes.rows] % sizes.window // sizes.rows
+            noise = heads.read_noise_av(run.rows, tiles)  # [J, B, H, T', D]
+            assert noise is not None  # there is some
             noise = noise.unflatten(2, (heads.n_kv_heads, heads.group)).permute(1, 2, 0, 3, 4, 5)
             counts.view(noise.shape).add_(noise)
         return counts
@@ -161,7 +159,7 @@ class Reader:
         readout = self.heads.hardware.readout
         if self.factor is not None:
             of_total = of_total * self._of_heads(run.stop - run.start)[:, 0]
-        grad = of_total[:, None].masked_fill((counts < readout.v_min) | (counts > readout.v_max), 0.0)
+        grad = inside(counts, readout.v_min, readout.v_max).mul_(of_total[:, None])
         self._clear_unused(run, grad)
         return grad
 
@@ -169,9 +167,13 @@ class Reader:
         self, run: Run, of_counts: Tensor, widths: Tensor, values: Stored, cells: Cells, out: Tensor
     ) -> None:
         """The gradient of the widths `[P, G·T', S]` into `out`, that of the values into `values`."""
-        n_rows, n_terms = run.stop - run.start, cells.blocks[0].matrix.shape[-1] // self.heads.head_size
-        factors = [self._row_factor(cells, i, n_rows) for i in range(n_terms)]
-        grads = torch.cat([of_counts if f is None else of_counts * f for f in factors], dim=-1)  # [P, J, G·T', n·D]
+        n_rows, size = run.stop - run.start, self.heads.head_size
+        factors, grads = self._row_factors(cells, n_rows), of_counts
+        if factors != [None]:
+            grads = self._buffer("grads", *of_counts.shape[:3], len(factors) * size)
+            for i, factor in enumerate(factors):
+                assert factor is not None  # none is one where there are several
+                torch.mul(of_counts, factor, out=grads[..., i * size : (i + 1) * size])
         into = [of_width for *_, of_width in self._by_tile(run, cells, out)]
         for (block, of_block, phi), of_phi in zip(self._by_tile(run, cells, widths), into, strict=True):
             n_tiles = phi.shape[1]
@@ -180,18 +182,17 @@ class Reader:
             if values.constant:
                 of_sum = of_counts[:, -n_tiles:].sum(dim=-1, keepdim=True) * values.constant
                 of_phi += of_sum if self.factor is None else of_sum / self._of_heads(n_rows)
-            of_cells = torch.bmm(phi.flatten(0, 1).mT, upstream)
-            values.gather(block, of_cells.view(self.n_arrays, -1, of_cells.shape[-1]))
+            values.gather(block, phi.flatten(0, 1).mT, upstream)
 
     def back_through_first(self, of_charge: Tensor, left: Tensor, keys: Stored, cells: Cells) -> Tensor:
         """From the gradient of the columns' charge `[P, G·T', S]` to that of the relative pulses `[P, G·T', D]`, and of
         the keys into `keys`."""
-        size, at, of_left = self.heads.head_size, 0, torch.zeros_like(left)
+        size, at, of_left = self.heads.head_size, 0, left.new_zeros(left.shape)
         n_terms = 1 if cells.weights is None else cells.weights.shape[1]
         for block in cells.blocks:
             of_block = of_charge[..., at : at + block.matrix.shape[1]]
             of_left.baddbmm_(of_block, block.matrix)
-            keys.gather(block, torch.bmm(of_block.mT, left[..., : n_terms * size]))
+            keys.gather(block, of_block.mT, left[..., : n_terms * size])
             at += block.matrix.shape[1]
         if cells.weights is None:
             of_pulses = of_left[..., :size]
@@ -212,13 +213,17 @@ class Reader:
             at += n
         return found
 
-    def _row_factor(self, cells: Cells, term: int, n_rows: int) -> Tensor | None:
-        """What a term of the second array counts for a row, over the full scale of its head: `[P or 1, 1, G·T', 1]`;
-        None: one."""
-        if cells.weights is None and self.factor is None:
-            return None
-        weight = 1.0 if cells.weights is None else cells.weights[:, term].repeat(self.heads.group)[None, None, :, None]
-        return weight if self.factor is None else weight / self._of_heads(n_rows)  # type: ignore[return-value]
+    def _row_factors(self, cells: Cells, n_rows: int) -> list[Tensor | None]:
+        """What each term of the second array counts for a row, over the full scale of its head: `[P or 1, 1, G·T',
+        1]`; None: one."""
+        if cells.factors is None:
+            if cells.weights is None:
+                cells.factors = [None if self.factor is None else self._of_heads(n_rows).reciprocal()]
+            else:
+                of_rows = cells.weights.repeat(self.heads.group, 1)[:, :, None]  # [G·T', n, 1]
+                of_rows = of_rows if self.factor is None else of_rows / self._of_heads(n_rows)[..., None]
+                cells.factors = [f.view(-1, 1, *f.shape[-2:]) for f in of_rows.unbind(dim=-2)]
+        return cells.factors
 
     def _of_heads(self, n_rows: int) -> Tensor:
         """A_sat of each row's head over the hardware's, `[P, 1, G·T', 1]`."""

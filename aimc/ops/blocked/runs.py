@@ -3,6 +3,7 @@ their own sub-tiles, nothing outside the window."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,14 +11,16 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Array
+from aimc.ops.ring import visible
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(frozen=True)
 class Run:
     """Queries that read together.
 
     They read a line of whole sub-tiles, which ends with those that the queries themselves are written to. Once the
-    window has passed, the latter still hold the tokens of one window ago that are not yet overwritten.
+    window has passed, the latter still hold the tokens of one window ago that are not yet overwritten. What does not
+    depend on the heads is computed once for all of them.
     """
 
     start: int
@@ -32,6 +35,10 @@ class Run:
     """One past the last slot of the line, where a sub-tile ends; there may be no token for the last slots."""
     oldest: int | None
     """First of the tokens of one window ago in those sub-tiles; None: the slots were empty."""
+    window: int
+    """Tokens that a query sees."""
+    device: torch.device
+    """Where its tensors are."""
 
     @property
     def n_line(self) -> int:
@@ -48,16 +55,28 @@ class Run:
         """Slots in which a token of one window ago may be."""
         return self.n_columns - self.n_line
 
-    def rows(self, device: torch.device) -> Tensor:
+    @functools.cached_property
+    def rows(self) -> Tensor:
         """The queries, `[T']`."""
-        return torch.arange(self.start, self.stop, device=device)
+        return torch.arange(self.start, self.stop, device=self.device)
 
-    def tokens(self, device: torch.device) -> Tensor:
+    @functools.cached_property
+    def tokens(self) -> Tensor:
         """Those of the columns, `[S]`."""
-        line = torch.arange(self.first, self.behind, device=device)
+        line = torch.arange(self.first, self.behind, device=self.device)
         if self.oldest is None:
             return line
-        return torch.cat([line, torch.arange(self.oldest, self.oldest + self.n_oldest, device=device)])
+        return torch.cat([line, torch.arange(self.oldest, self.oldest + self.n_oldest, device=self.device)])
+
+    @property
+    def partly(self) -> slice:
+        """Columns that not every query sees: those of its own sub-tiles. Padding and protection are beside this."""
+        return slice(self.own - self.first, self.n_columns)
+
+    @functools.cached_property
+    def unseen(self) -> Tensor:
+        """Which of the columns `partly` a query does not see, `[T', S']`."""
+        return ~visible(self.rows, self.tokens[self.partly], self.window)
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,7 +106,7 @@ class Span:
         return self.runs[-1].behind
 
 
-def runs(n_tokens: int, length: int, array: Array) -> Iterator[Run]:
+def runs(n_tokens: int, length: int, array: Array, device: torch.device) -> Iterator[Run]:
     """All queries in runs of at most `length`: whole sub-tiles, or within one."""
     rows, window = array.rows, array.window
     length = length if length < rows else min(length, window) // rows * rows
@@ -98,7 +117,8 @@ def runs(n_tokens: int, length: int, array: Array) -> Iterator[Run]:
         if start < window:  # slots are first written, or overwritten: not both in one run
             stop = min(stop, window)
         behind = -(-stop // rows) * rows
-        yield Run(start, stop, max(behind - window, 0), own, behind, own - window if own >= window else None)
+        oldest = own - window if own >= window else None
+        yield Run(start, stop, max(behind - window, 0), own, behind, oldest, window, device)
         start = stop
 
 

@@ -60,6 +60,8 @@ class Cells:
     """The line, and maybe the oldest tokens in the sub-tiles that are being overwritten."""
     weights: Tensor | None
     """What a term counts for a query, `[T', n]`; None: one term, and it counts one."""
+    factors: list[Tensor | None] | None = None
+    """What a term of the second array counts for a row, once it is known."""
 
 
 class Stored:
@@ -102,7 +104,8 @@ class Stored:
         self.constant = self._taken_constant()
         self.powers = [j for j, operand in enumerate(self.operands) if isinstance(operand, Tensor)]
         self.matrix = None if self.rates is not None else self._matrix()
-        self.gradients: dict[int, Tensor] = {}
+        self.gradients: dict[int, Tensor] = {}  # of the powers, where cells leak apart
+        self.of_terms: Tensor | None = None  # of the matrix elsewhere, `[P, S, n·D]`
 
     def _taken_constant(self) -> float:
         """What all cells add alike, to be multiplied by a sum of pulses; none where the second array's columns or the
@@ -173,7 +176,7 @@ class Stored:
         """The row factors `exp(−jλ(t − t_0))`."""
         if self.powers == [0]:
             return None
-        times = run.rows(self.heads.device).to(torch.float64) - self._moment
+        times = run.rows.to(torch.float64) - self._moment
         powers = torch.tensor(self.powers, device=self.heads.device)
         return torch.exp(-self.heads.decay_per_token * times[:, None] * powers).to(self.heads.dtype)
 
@@ -185,30 +188,36 @@ class Stored:
         terms = decayed(operands, decays.transpose(0, 1))  # [B, H_kv, n, S, D]
         return Block(tokens, self._matrix(terms, tokens), decays)
 
-    def gather(self, block: Block, grad: Tensor) -> None:
-        """Take in the gradient of a block's terms, `[P, S, n·D]`."""
+    def gather(self, block: Block, left: Tensor, right: Tensor) -> None:
+        """Take in the gradient `left·right` of a block's terms, `[P', S', R']·[P', R', n·D]`, where P'·S' are the
+        block's P·S tokens."""
         heads = self.heads
-        terms = grad.view(heads.n_batch, heads.n_kv_heads, grad.shape[1], -1, heads.head_size)
-        for j in [0] if self.powers == [0] else powers_with_gradient(heads.cell):
-            if block.decays is not None:
-                of_power = (terms * (block.decays**j).permute(1, 2, 0, 3)).sum(dim=3)
-            elif j in self.powers:
-                of_power = terms[..., self.powers.index(j), :]
+        if block.decays is None:
+            if self.of_terms is None:
+                self.of_terms = right.new_zeros(heads.n_batch * heads.n_kv_heads, len(self.tokens), right.shape[-1])
+            into = self.of_terms[:, block.tokens]
+            if len(into) == 1 or len(left) == len(into):  # what is gathered is added to in place
+                into.view(len(left), -1, right.shape[-1]).baddbmm_(left, right)
             else:
-                continue
+                into += torch.bmm(left, right).view(into.shape)
+            return
+        terms = torch.bmm(left, right).view(heads.n_batch, heads.n_kv_heads, -1, len(block.decays), heads.head_size)
+        for j in powers_with_gradient(heads.cell):
             if j not in self.gradients:
                 self.gradients[j] = torch.zeros_like(self.u)
+            of_power = (terms * (block.decays**j).permute(1, 2, 0, 3)).sum(dim=3)
             self.gradients[j][:, :, block.tokens] += of_power
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """What was gathered, back through cell, converter and scaler: `[B, H_kv, S, D]` for the tokens of the text, and
         `[2, H_kv]`."""
         heads = self.heads
-        of_cells = {
-            j: grad * (self.scale if self.rates is not None else self._with_fall(self.scale, j))
-            for j, grad in self.gradients.items()
-        }
-        if 0 in of_cells:  # without leakage one operand is the sum of all
+        if self.of_terms is not None:
+            terms = self.of_terms.view(*self.u.shape[:3], len(self.powers), heads.head_size).unbind(dim=3)
+            of_cells = {j: of * self._with_fall(self.scale, j) for j, of in zip(self.powers, terms, strict=True)}
+        else:
+            of_cells = {j: grad * self.scale for j, grad in self.gradients.items()}
+        if list(of_cells) == [0]:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(heads.cell), of_cells[0])
         of_u = stored_gradient(of_cells, self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
         of_raw, of_scaler = storage_gradient(of_u, self.raw, self.affine, heads.hardware)
