@@ -32,12 +32,14 @@ PICTURES = {
 }
 NEEDS_AIHWKIT = ("06_whole_chip",)
 NEEDS_SMOLLM2 = ("07_a_real_model",)
+SLOW = ("06_whole_chip", "07_a_real_model")
+"""A minute and more: `make slow` runs them."""
 SMOLLM2 = REPOSITORY / "data/models/SmolLM2-135M"
 """Where `make real` puts it."""
 
 
 def _runs(file: Path) -> object:
-    return pytest.param(file, marks=pytest.mark.slow) if file.stem in NEEDS_SMOLLM2 else file
+    return pytest.param(file, marks=pytest.mark.slow) if file.stem in SLOW else file
 
 
 @pytest.mark.parametrize("file", map(_runs, NOTEBOOKS), ids=lambda f: f.name)
