@@ -97,7 +97,7 @@ class GainCellLayer(CacheLayerMixin):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row of the batch `repeats` times."""
         if self.arrays is not None:
-            self.arrays.select(torch.arange(self.arrays.n_batch, device=self.device).repeat_interleave(repeats))
+            self.batch_select_indices(torch.arange(self.arrays.n_batch).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: a cell that was overwritten cannot be put back.
@@ -147,8 +147,12 @@ class GainCellStateLayer(LinearAttentionLayer, GainCellLayer):  # type: ignore[m
 
     def reorder_cache(self, beam_idx: Any) -> None:
         """Row `beam_idx[b]` of the batch becomes row b."""
-        LinearAttentionLayer.reorder_cache(self, beam_idx)
-        GainCellLayer.reorder_cache(self, beam_idx)
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep these rows of the batch, of the arrays and of the states."""
+        LinearAttentionLayer.reorder_cache(self, indices)
+        GainCellLayer.batch_select_indices(self, indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused, see :class:`GainCellLayer`."""
@@ -212,6 +216,30 @@ class GainCellCache(Cache):
         """Make an empty digital cache a gain-cell cache, the same object, so that whoever made it can go on with it."""
         cache.__dict__.update(cls(model).__dict__)
         cache.__class__ = cls
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Keep these rows of the batch, in every layer."""
+        for layer in self.layers:  # transformers' layers of states have no method for it, but reorder to any rows
+            getattr(layer, "batch_select_indices", layer.reorder_cache)(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row of the batch `repeats` times, in every layer."""
+        n_batch = max((layer.arrays.n_batch for layer in self.gain_cell_layers if layer.arrays is not None), default=0)
+        if n_batch:
+            self.batch_select_indices(torch.arange(n_batch).repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused, see :class:`GainCellLayer`, before any layer has changed.
+
+        Raises:
+            NotImplementedError: unless there is nothing to remove.
+        """
+        for on_arrays in self.gain_cell_layers:
+            on_arrays.crop(tokens_to_remove)
+        layers: list[Any] = self.layers
+        for layer in layers:
+            if getattr(layer, "record_past", True):  # a state that records none has nothing to shrink, and says so
+                layer.crop(tokens_to_remove)
 
     def layers_for(self, arrays: list[GainCellAttention]) -> dict[int, GainCellLayer]:
         """The part of each layer on arrays, by its number; a layer may stand there twice (peft keeps the original

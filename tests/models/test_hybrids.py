@@ -129,6 +129,58 @@ def test_generation_with_a_mixed_cache_is_the_whole_text(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", CONFIGS)
+def test_padding_on_the_left_changes_nothing(family: str) -> None:
+    """Padding moves a text to other sub-tiles, whose converters clip what calibration has not seen: here there is one
+    sub-tile, and calibration sees the text."""
+    tokens, mask = ids(12), torch.ones(2, 12, dtype=torch.long)
+    tokens[1, :5] = mask[1, :5] = 0
+    usual = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    usual |= {"output_logits": True, "return_dict_in_generate": True}
+    expected = digital(family).generate(tokens, attention_mask=mask, **usual)
+    model = digital(family)
+    aimc.convert(model, replace(machine(), array=Array(window=64, rows=64)))
+    aimc.calibrate_ranges(model, digital(family), [expected.sequences[:1], expected.sequences[1:, 5:]])
+    padded = model.generate(tokens, attention_mask=mask, **usual)
+    alone = model.generate(tokens[1:, 5:], **usual)
+    assert torch.equal(padded.sequences, expected.sequences)
+    torch.testing.assert_close(torch.stack(padded.logits), torch.stack(expected.logits), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.stack(padded.logits)[:, 1:], torch.stack(alone.logits), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_rows_of_a_mixed_cache_move_together(family: str) -> None:
+    """Arrays and states: what the rows would be had they come in that order."""
+    model, _ = converted(family)
+    following = torch.tensor([[5], [6], [7], [8]])
+    with torch.no_grad():
+        for change, rows in (
+            (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
+            (lambda cache: cache.batch_select_indices(torch.tensor([1, 0])), [1, 0]),
+            (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
+        ):
+            logits = []
+            for tokens, then in ((ids(9)[rows], None), (ids(9), change)):
+                cache = aimc.GainCellCache(model)
+                model(tokens, past_key_values=cache, use_cache=True)
+                if then is not None:
+                    then(cache)
+                logits.append(model(following[: len(rows)], past_key_values=cache, use_cache=True).logits)
+            torch.testing.assert_close(logits[1], logits[0], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_tokens_cannot_be_taken_back_out_of_a_mixed_cache(family: str) -> None:
+    model, _ = converted(family)
+    cache = aimc.GainCellCache(model)
+    with torch.no_grad():
+        model(ids(9), past_key_values=cache, use_cache=True)
+    cache.crop(0)
+    with pytest.raises(NotImplementedError, match="taken back out of gain cells"):
+        cache.crop(-2)
+    assert cache.get_seq_length() == 9
+
+
+@pytest.mark.parametrize("family", CONFIGS)
 def test_saved_loaded_and_taken_back(family: str, tmp_path) -> None:
     model, _ = converted(family, leaky=True)
     model.save_pretrained(tmp_path)
