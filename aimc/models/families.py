@@ -176,7 +176,9 @@ def _check_config(model: PreTrainedModel) -> None:
             if config is not None and is_refused(value := getattr(config, name, None)):
                 _refuse(model, f"{where}.{name}={value!r}: {why}", remedy)
     types = set(getattr(model.config, "layer_types", None) or [])
-    if own := sorted(types - {*ATTENTION_LAYERS, *STATE_LAYERS}):
+    # Where a class has a cache of its own, its states cannot stand in one cache with the arrays.
+    shares_cache = getattr(model, "_supports_default_dynamic_cache", lambda: True)()
+    if own := sorted(types - {*ATTENTION_LAYERS, *(STATE_LAYERS if shares_cache else ())}):
         _refuse(model, f"config.layer_types has {', '.join(own)}: {_WINDOW_ONLY}", _PLAIN_LAYERS)
     if model.main_input_name != "input_ids":
         _refuse(model, f"main_input_name={model.main_input_name!r}: it reads no tokens", "use a causal language model")

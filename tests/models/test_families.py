@@ -369,6 +369,10 @@ REFUSED = {
     ),
     "latent attention": (lambda: causal("deepseek_v3", **SMALL | MLA), "16 features, values of 8"),
     "chunks": (lambda: causal("llama4_text", **SMALL, num_local_experts=2), "config.layer_types has chunked_attention"),
+    "layers without attention": (
+        lambda: causal("minimax", **SMALL, num_local_experts=2),
+        "config.layer_types has linear_attention",
+    ),
     "two attentions a layer": (
         lambda: causal("diffllama", **SMALL),
         r"config\.num_hidden_layers=2, but .* layers \[0, 0, 1, 1\]",
