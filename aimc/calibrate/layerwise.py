@@ -20,7 +20,14 @@ from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, number_of, observing_digital, require_same_heads, run_batches
 from aimc.calibrate.range_report import LayerRanges, RangeReport
-from aimc.calibrate.settings import Ranges, apply, full_scales_needed, sampled
+from aimc.calibrate.settings import (
+    Ranges,
+    apply,
+    full_scales_needed,
+    sampled,
+    with_full_scales,
+    without_full_scales,
+)
 from aimc.calibrate.thresholds import set_threshold
 from aimc.hardware import Hardware
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
@@ -152,7 +159,7 @@ def calibrate_by_output(
     report = RangeReport(method="output_error")
     parts, shared = _searched(hardware), hardware.array.full_scales == "global"
     if shared:  # one reference for all layers is known only when all have been seen
-        set_hardware(model, _without_full_scales(hardware))
+        set_hardware(model, without_full_scales(hardware))
     needed: list[tuple[float, float]] = []
     with tqdm(total=len(layers), desc="calibrating", unit="layer", disable=None if progress else True) as bar:
 
@@ -170,7 +177,7 @@ def calibrate_by_output(
             run_batches(model, [inputs])
     report.score_full_scale, report.readout_full_scale = (max(of_layers) for of_layers in zip(*needed, strict=True))
     if shared:
-        set_hardware(model, _with_full_scales(hardware, report))
+        set_hardware(model, with_full_scales(hardware, report.score_full_scale, report.readout_full_scale))
     return report
 
 
@@ -250,25 +257,6 @@ def _searched(hardware: Hardware) -> list[str]:
     if hardware.array.full_scales != "global":
         parts += ["score", "readout"] if hardware.activation == "softmax" else ["score"]
     return parts
-
-
-def _without_full_scales(hardware: Hardware) -> Hardware:
-    """ADC and counters that do not clip and do not round."""
-    score, readout = (
-        replace(converter, n_levels=None, inl=0.0, v_min=-1e6, v_max=1e6)
-        for converter in (hardware.score_adc, hardware.readout)
-    )
-    return replace(hardware, score_adc=score, readout=readout)
-
-
-def _with_full_scales(hardware: Hardware, report: RangeReport) -> Hardware:
-    """One reference for all layers: the largest that any needs."""
-    score, readout = report.score_full_scale, report.readout_full_scale
-    return replace(
-        hardware,
-        score_adc=replace(hardware.score_adc, v_min=-score, v_max=score),
-        readout=replace(hardware.readout, v_min=-readout, v_max=readout),
-    )
 
 
 def _told(layer: GainCellAttention, ranges: Ranges, error: Tensor, shared: bool) -> LayerRanges:

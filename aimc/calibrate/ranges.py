@@ -26,8 +26,8 @@ from aimc.calibrate.observation import (
     run_batches,
 )
 from aimc.calibrate.range_report import LayerRanges, RangeReport
-from aimc.calibrate.settings import Ranges, Stored, apply
-from aimc.hardware import Converter, Hardware, Noise
+from aimc.calibrate.settings import Ranges, Stored, apply, with_full_scales, without_full_scales
+from aimc.hardware import Hardware, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from aimc.ops.attention import Details
 
@@ -277,7 +277,6 @@ def _calibrate_converters(
     """
     hardware, real = hardware_of(model), RealTokens()
     percentile = 100 - (100 - percentile) / 10
-    wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
     needed: dict[str, float] = {}
 
     def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
@@ -289,7 +288,7 @@ def _calibrate_converters(
                 step = -(-len(size) // MOST_CHARGES)
                 needed[name] = max(needed.get(name, 0.0), float(size[::step].quantile(percentile / 100)))
 
-    set_hardware(model, replace(hardware, score_adc=wide, readout=wide))
+    set_hardware(model, without_full_scales(hardware))
     try:
         with observing(model, observe, details=True):
             run_batches(model, batches, real)
@@ -300,12 +299,5 @@ def _calibrate_converters(
         for name, converter in (("score", hardware.score_adc), ("readout", hardware.readout))
     )
     report.score_full_scale, report.readout_full_scale = score, readout
-    set_hardware(
-        model,
-        replace(
-            hardware,
-            score_adc=replace(hardware.score_adc, v_min=-score, v_max=score),
-            readout=replace(hardware.readout, v_min=-readout, v_max=readout),
-        ),
-    )
+    set_hardware(model, with_full_scales(hardware, score, readout))
     return report

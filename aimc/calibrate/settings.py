@@ -3,11 +3,12 @@ scales."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from aimc.hardware import Converter, Hardware
 from aimc.nn.attention import GainCellAttention
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.effects.cell import transfer
@@ -100,6 +101,22 @@ def full_scales_needed(layer: GainCellAttention, ranges: Ranges) -> tuple[float,
     score = ranges.score / layer.score_gain.detach() / array.saturation_qk
     readout = ranges.readout / layer.output_scaler.scale.detach()
     return float(score.max()), float(readout.max())
+
+
+def without_full_scales(hardware: Hardware) -> Hardware:
+    """ADC and counters that neither clip nor round."""
+    wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
+    return replace(hardware, score_adc=wide, readout=wide)
+
+
+def with_full_scales(hardware: Hardware, score: float, readout: float) -> Hardware:
+    """One reference for all layers: of the score ADC in units of `array.saturation_qk`, of the counters in those of
+    `array.saturation_av`."""
+    return replace(
+        hardware,
+        score_adc=replace(hardware.score_adc, v_min=-score, v_max=score),
+        readout=replace(hardware.readout, v_min=-readout, v_max=readout),
+    )
 
 
 def _store(layer: GainCellAttention, part: str, reach: Tensor, stored: Stored) -> tuple[Tensor, Tensor]:
