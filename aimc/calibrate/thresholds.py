@@ -24,10 +24,7 @@ def set_threshold(
         key, value: `[B, H_kv, T, D]`.
         key_padding: bool `[B, T]`; None: none is padding.
     """
-    scaling = layer.scaling
-    if layer.features is not None:
-        (query, key, value), (query_norm, _, _) = layer.features.before(query, key, value)
-        scaling = scaling._replace(query_norm=query_norm)  # keys that are selected among are not divided
+    (query, key, value), scaling = layer.prepared(query, key, value)
     _, inside = gain_cell_attention(
         *(query, key, value, layer.machine),
         scaling=scaling,

@@ -242,6 +242,14 @@ class GainCellAttention(nn.Module):
             threshold=self.prune_threshold,
         )
 
+    def prepared(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Scaling]:
+        """Query `[B, H, T, D]`, key and value `[B, H_kv, T, D]` of the model as the operator gets them: behind the
+        freedoms of their features, with the scalers that are still to be applied."""
+        if self.features is None:
+            return (query, key, value), self.scaling
+        parts, (query_norm, key_norm, value_norm) = self.features.before(query, key, value)
+        return parts, self.scaling._replace(query_norm=query_norm, key_norm=key_norm, value_norm=value_norm)
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor | None = None) -> Tensor:
         """Attention of query `[B, H, T, D]` over key and value `[B, H_kv, T, D]`; bool `key_padding` `[B, T]`, True
         where padding.
@@ -250,10 +258,7 @@ class GainCellAttention(nn.Module):
             `[B, H, T, D]` in the dtype of `query`.
         """
         dtype = query.dtype
-        scaling = self.scaling
-        if self.features is not None:
-            (query, key, value), norms = self.features.before(query, key, value)
-            scaling = scaling._replace(query_norm=norms[0], key_norm=norms[1], value_norm=norms[2])
+        (query, key, value), scaling = self.prepared(query, key, value)
         details = None
         result: Tensor | tuple[Tensor, Details]
         if self.layer_cache is not None:
