@@ -82,10 +82,9 @@ def load_tokenizer(source: str | Path, **hub: Any) -> PreTrainedTokenizerBase:
     Raises:
         FileNotFoundError, ValueError, OSError, aimc.models.gguf.MissingGguf: as there, of the tokenizer.
     """
-    if (checkpoint := llama2c.find_checkpoint(source)) is not None:
-        return llama2c.load_tokenizer(checkpoint)
-    if (file := gguf.find_file(source)) is not None:
-        return gguf.load_tokenizer(file)
+    if (found := _file_of(source)) is not None:
+        reader, file = found
+        return reader.load_tokenizer(file)
     options = _options(source, hub)
     with quiet_libraries():
         return AutoTokenizer.from_pretrained(source, **options)
@@ -97,10 +96,9 @@ def load_config(source: str | Path, **hub: Any) -> PretrainedConfig:
     Raises:
         FileNotFoundError, ValueError, OSError, aimc.models.gguf.MissingGguf: as there, of the config.
     """
-    if (checkpoint := llama2c.find_checkpoint(source)) is not None:
-        return llama2c.load_config(checkpoint)
-    if (file := gguf.find_file(source)) is not None:
-        return gguf.load_config(file)
+    if (found := _file_of(source)) is not None:
+        reader, file = found
+        return reader.load_config(file)
     options = _options(source, hub)
     with quiet_libraries():
         return AutoConfig.from_pretrained(source, **options)
@@ -112,7 +110,16 @@ def find_model_file(source: str | Path) -> Path | None:
     Raises:
         aimc.models.gguf.GgufError: a folder that holds several GGUF files.
     """
-    return llama2c.find_checkpoint(source) or gguf.find_file(source)
+    found = _file_of(source)
+    return None if found is None else found[1]
+
+
+def _file_of(source: str | Path) -> tuple[Any, Path] | None:
+    """The module that reads the single file which a source means, and the file; None: there is no such file."""
+    if (checkpoint := llama2c.find_checkpoint(source)) is not None:
+        return llama2c, checkpoint
+    file = gguf.find_file(source)
+    return None if file is None else (gguf, file)
 
 
 def _options(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
