@@ -122,7 +122,7 @@ def local(path: str) -> Iterator[Document]:
             " test.txt"
         )
     if root.is_file():
-        yield from _split_one_file(_read(root))
+        yield from _split_one_file(read_text(root))
         return
     found = {split: _first_file(root, stems) for split, stems in _SPLIT_FILES.items()}
     if found["train"]:
@@ -132,27 +132,33 @@ def local(path: str) -> Iterator[Document]:
                     f"data.path={path}: there is a train file but no {split} file; add {split}.txt so that training and"
                     " held-out text stay apart"
                 )
-            yield split, _read(file)
+            yield split, read_text(file)
         return
     files = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix in (".txt", ".md", ".rst"))
     if not files:
         raise RunError(f"data.path={path}: no .txt, .md or .rst file in it; give a folder of text")
     if len(files) == 1:
-        yield from _split_one_file(_read(files[0]))
+        yield from _split_one_file(read_text(files[0]))
         return
     for file in files:
-        yield split_of(file.relative_to(root).as_posix()), _read(file)
+        yield split_of(file.relative_to(root).as_posix()), read_text(file)
 
 
 def _first_file(root: Path, stems: tuple[str, ...]) -> Path | None:
     return next((root / f"{stem}.txt" for stem in stems if (root / f"{stem}.txt").is_file()), None)
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path, setting: str | None = None) -> str:
+    """A text file; `setting` is what the user calls it.
+
+    Raises:
+        RunError: it is missing, or no UTF-8 text.
+    """
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file}: cannot be read as UTF-8 text ({error}); convert it or leave it out") from error
+        where = f"{file}" if setting is None else f"{setting}={file}"
+        raise RunError(f"{where}: cannot be read as UTF-8 text ({error}); convert it or leave it out") from error
 
 
 def _split_one_file(text: str) -> Iterator[Document]:

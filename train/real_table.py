@@ -20,7 +20,7 @@ from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
 from aimc.hardware import Hardware
 
-from .corpus import embedded
+from .corpus import embedded, read_text
 from .errors import RunError
 from .files import write_json, write_text
 from .models import converted, rotation_for
@@ -103,7 +103,8 @@ def texts(settings: RealConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Ten
                 parts[split].append(document)
         text, other = ("\n\n".join(parts[split]) for split in ("test", "valid"))
     else:
-        text, other = _read(settings.text, "text"), _read(settings.calibration_text, "calibration_text")
+        text = read_text(Path(settings.text), "text")
+        other = read_text(Path(settings.calibration_text), "calibration_text")
     tokens, calibration = _tokens(text, tokenizer, measure.tokens), _tokens(other, tokenizer, wanted)
     for name, found, least, setting in (
         ("text", tokens, context, "measure.context"),
@@ -121,13 +122,6 @@ def _tokens(text: str, tokenizer: PreTrainedTokenizerBase, n: int | None) -> Ten
     if n is not None:
         text = text[: 40 * n]  # no tokenizer makes longer tokens of prose, and the rest need not be read
     return tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0][:n]
-
-
-def _read(path: str, name: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{name}={path}: cannot be read as UTF-8 text ({error}); give a text file") from error
 
 
 def _digital(model: PreTrainedModel, text: Tensor, measurement: Measurement) -> Measured:
