@@ -107,7 +107,8 @@ class _Tokens:
         self.digital_pulses = None if sink is None else digital_pulses(query, hardware) / self.full_scale
         self.of_pulses: Tensor | None = None
         self.of_digital: Tensor | None = None
-        self.keys, self.values = Stored(call, ArrayId.QK, span), Stored(call, ArrayId.AV, span)
+        self.keys = Stored(call, ArrayId.QK, span)
+        self.values = Stored(call, ArrayId.AV, span) if hardware.activation != "pruned_softmax" else None
         self.digital = None if sink is None else Digital(call, span, sink)
         self.text = slice(span.first, min(span.behind, call.heads.n_tokens))
 
@@ -129,7 +130,8 @@ class _Tokens:
         """What the runs have gathered, to the model's numbers."""
         self._back_to_query(gradients)
         gradients.add(1, self.text, self.keys.gradient())
-        gradients.add(2, self.text, self.values.gradient())
+        if self.values is not None:
+            gradients.add(2, self.text, self.values.gradient())
         if self.digital is not None:
             gradients.add(1, self.digital.tokens, self.digital.gradient(ArrayId.QK))
             gradients.add(2, self.digital.tokens, self.digital.gradient(ArrayId.AV))
@@ -158,7 +160,7 @@ class _Read:
         self.digital_pulses = None
         if tokens.digital_pulses is not None:
             self.digital_pulses = self._by_array(tokens.of(run, tokens.digital_pulses))
-        self.key_cells, self.value_cells = tokens.keys.cells(run), tokens.values.cells(run)
+        self.key_cells = tokens.keys.cells(run)
         by_group = pulses.unflatten(1, (heads.n_kv_heads, heads.group)).flatten(0, 1)  # [P, G, T', D]
         self.left = reader.left(by_group, tokens.keys, self.key_cells)
         charge = reader.charges(run, self.left, self.key_cells, digital, self.digital_pulses)
@@ -167,7 +169,8 @@ class _Read:
         norm = None if norm is None else norm[:, :, run.start : run.stop, None].to(heads.dtype)
         widths, self.normaliser, self.lost = reader.activation.widths(charge, self.columns, norm, keep)
         self.widths = self._by_array(widths)
-        if reader.reads_second:
+        if tokens.values is not None:
+            self.value_cells = tokens.values.cells(run)
             counts = reader.counts(run, self.widths, tokens.values, self.value_cells)
             self.counts = counts.clone() if keep else counts
             total = reader.total(run, counts)
@@ -188,7 +191,7 @@ class _Read:
         of_normaliser = None if self.normaliser is None else (upstream * self.total).sum(dim=-1, keepdim=True)
         of_total = self._by_array(upstream if self.normaliser is None else upstream * self.normaliser)
         of_widths = torch.zeros_like(self.widths)
-        if reader.reads_second:
+        if tokens.values is not None:
             of_counts = reader.back_through_counters(run, self.counts, of_total)
             reader.back_through_second(run, of_counts, self.widths, tokens.values, self.value_cells, of_widths)
         if digital is not None:

@@ -35,11 +35,6 @@ class Reader:
         self._buffers: dict[str, Tensor] = {}
 
     @property
-    def reads_second(self) -> bool:
-        """Whether the second array is read."""
-        return self.heads.hardware.activation != "pruned_softmax"
-
-    @property
     def resting_output(self) -> float:
         """What a pulse draws from a resting cell, in units of `array.saturation_av`."""
         return self.heads.cell.coefficients[0] / self.heads.hardware.array.saturation_av
