@@ -12,8 +12,10 @@ from aimc.ops.effects.activation import Corrections
 from aimc.ops.effects.ageing import retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
+from aimc.ops.effects.frozen import TABLES
 from aimc.ops.effects.leakage import age, decay_factor
-from aimc.ops.effects.noise import ArrayId, Chip, read_noise_av, read_noise_qk, write_noise
+from aimc.ops.effects.noise import ArrayId, Chip, at_read, write_noise
+from aimc.ops.effects.random import Lanes, normal
 from aimc.ops.scaling import Scaling, per_head
 
 
@@ -55,6 +57,8 @@ class Heads:
         self.n_kv_heads = key.shape[1]
         self.batch, self.kv_heads = range(self.n_batch), range(self.n_kv_heads)
         """Which sequences and K/V heads of the layer these are."""
+        self.all_kv_heads = self.n_kv_heads
+        """How many the layer has."""
 
     def part(self, batch: range, kv_heads: range) -> Heads:
         """Some of the sequences and some of the K/V heads with their query heads, each with the draws that it has
@@ -130,36 +134,57 @@ class Heads:
     def mismatch(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt;
         None: none."""
-        noise = self.hardware.noise
-        cells = (array, self.kv_heads, tokens % self.hardware.array.window, self.head_size, self.dtype)
-        gain = noise.mismatch_gain * self.chip.cell_gain(*cells) if noise.mismatch_gain else None
-        offset_v = noise.mismatch_offset_v * self.chip.cell_offset(*cells) if noise.mismatch_offset_v else None
-        return gain, offset_v
+        noise, slots = self.hardware.noise, tokens % self.hardware.array.window
+        return (
+            self._of_cells(noise.mismatch_gain, "cell_gain", array, slots),
+            self._of_cells(noise.mismatch_offset_v, "cell_offset", array, slots),
+        )
 
     def leak_rates(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or
         not at all."""
         if not self.leaks_apart:
             return None
-        slots = tokens % self.hardware.array.window
-        unit = self.chip.cell_retention(array, self.kv_heads, slots, self.head_size, self.dtype)
-        return self.decay_per_token * torch.exp(-self.hardware.noise.tau_spread * unit)
+        spread = self._of_cells(
+            self.hardware.noise.tau_spread, "cell_retention", array, tokens % self.hardware.array.window
+        )
+        assert spread is not None  # it is not zero
+        return self.decay_per_token * torch.exp(-spread)
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
-        noise = self.hardware.noise
-        columns = (self.kv_heads, slots, self.dtype)
-        gain = noise.column_gain * self.chip.column_gain_qk(*columns) if noise.column_gain else None
-        offset = noise.column_offset * self.chip.column_offset_qk(*columns) if noise.column_offset else None
-        return gain, offset
+        noise, n_slots = self.hardware.noise, self.hardware.array.window
+        return (
+            self._frozen(noise.column_gain, "column_gain_qk", slots, n_slots),
+            self._frozen(noise.column_offset, "column_offset_qk", slots, n_slots),
+        )
 
     def column_tables_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the counters of the sub-tiles `[J]`: `[H_kv, J, D]` each; None: none."""
-        noise = self.hardware.noise
-        columns = (self.kv_heads, tiles, self.head_size, self.dtype)
-        gain = noise.column_gain * self.chip.column_gain_av(*columns) if noise.column_gain else None
-        offset = noise.column_offset * self.chip.column_offset_av(*columns) if noise.column_offset else None
-        return gain, offset
+        noise, n_tiles = self.hardware.noise, self.hardware.array.n_tiles
+        return (
+            self._frozen(noise.column_gain, "column_gain_av", tiles, n_tiles, head_size=self.head_size),
+            self._frozen(noise.column_offset, "column_offset_av", tiles, n_tiles, head_size=self.head_size),
+        )
+
+    def _of_cells(self, sigma: float, draw: str, array: ArrayId, slots: Tensor) -> Tensor | None:
+        n_slots = self.hardware.array.window
+        return self._frozen(sigma, draw, slots, n_slots, array=array, head_size=self.head_size)
+
+    def _frozen(self, sigma: float, draw: str, places: Tensor, n_places: int, **of_draw: int) -> Tensor | None:
+        """`sigma` times what a method of the chip draws, at some places of `n_places` for these heads."""
+        if not sigma:
+            return None
+        chip, n_heads = self.chip, self.all_kv_heads
+        if torch.compiler.is_compiling():  # a compiled graph draws for itself: it would hold the table for ever
+            return sigma * getattr(chip, draw)(heads=self.kv_heads, places=places, dtype=self.dtype, **of_draw)
+
+        def everywhere() -> Tensor:
+            all_places = torch.arange(n_places, device=self.device)
+            return getattr(chip, draw)(heads=n_heads, places=all_places, dtype=self.dtype, **of_draw)
+
+        key = (chip, draw, n_heads, n_places, *of_draw.items(), self.dtype, self.device)
+        return sigma * TABLES.get(key, everywhere)[self.kv_heads.start : self.kv_heads.stop, places]
 
     def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each;
@@ -178,16 +203,28 @@ class Heads:
 
     def read_noise_qk(self, rows: Tensor, tokens: Tensor) -> Tensor | None:
         """Read noise of the first array in full scales, `[B, H, T', S]`; None: none."""
-        sigma = self.hardware.noise.read_qk
-        at = (self.batch, self.query_heads, rows, tokens, self.dtype)
-        return sigma * read_noise_qk(self.seed, self.layer, *at) if sigma else None
+        if not (sigma := self.hardware.noise.read_qk):
+            return None
+        return sigma * normal(self.seed, *self._at_read(ArrayId.QK, rows), tokens, dtype=self.dtype)
 
     def read_noise_av(self, rows: Tensor, tile: int | Tensor) -> Tensor | None:
         """Read noise of one sub-tile of the second array in full scales, `[B, H, T', D]`, or of the sub-tiles `[J]`,
         `[J, B, H, T', D]`; None: none."""
-        sigma = self.hardware.noise.read_av
-        at = (self.batch, self.query_heads, rows, tile, self.head_size, self.dtype)
-        return sigma * read_noise_av(self.seed, self.layer, *at) if sigma else None
+        if not (sigma := self.hardware.noise.read_av):
+            return None
+        tile = tile[:, None, None, None, None] if isinstance(tile, Tensor) else tile
+        features = torch.arange(self.head_size, device=self.device)
+        return sigma * normal(self.seed, *self._at_read(ArrayId.AV, rows), tile, features, dtype=self.dtype)
+
+    def read_lanes(self, array: ArrayId, rows: Tensor) -> Lanes | None:
+        """What the draws of the read noise of an array have in common, `[2, B, H, T', 1]`; None: there is none."""
+        noise = self.hardware.noise
+        if not (noise.read_qk if array == ArrayId.QK else noise.read_av):
+            return None
+        return Lanes.of(torch.as_tensor(self.seed, device=self.device), *self._at_read(array, rows))
+
+    def _at_read(self, array: ArrayId, rows: Tensor) -> tuple[int | Tensor, ...]:
+        return at_read(self.layer, array, self.batch, self.query_heads, rows)
 
     def decay(self, times: Tensor, written: Tensor) -> Tensor | None:
         """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`;

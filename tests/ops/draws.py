@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from aimc.hardware import Hardware
-from aimc.ops.effects.noise import ArrayId, Chip, draw_seed, read_noise_av, read_noise_qk, write_noise
+from aimc.ops.effects.noise import ArrayId, Chip, at_read, draw_seed, write_noise
+from aimc.ops.effects.random import normal
 from tests.ops.reference import Draws
 
 
@@ -32,12 +33,14 @@ def draws_of(hardware: Hardware, chip: Chip, seed: int, *, B: int, H: int, H_kv:
         "qk": noise.column_offset * chip.column_offset_qk(H_kv, slots, dtype),
         "av": noise.column_offset * chip.column_offset_av(H_kv, tiles, D, dtype),
     }
-    read_av = [read_noise_av(drawn, chip.layer, B, H, t, j, D, dtype) for j in range(array.n_tiles)]
+    read_qk = normal(drawn, *at_read(chip.layer, ids["qk"], B, H, t), t, dtype=dtype)
+    at_tiles = *at_read(chip.layer, ids["av"], B, H, t), tiles[:, None, None, None, None], torch.arange(D)
+    read_av = normal(drawn, *at_tiles, dtype=dtype)
     return Draws(
         frozen=frozen,
         written={n: noise.write_v * write_noise(drawn, chip.layer, i, B, H_kv, t, D, dtype) for n, i in ids.items()},
         read={
-            "read_qk": noise.read_qk * read_noise_qk(drawn, chip.layer, B, H, t, t, dtype),
-            "read_av": noise.read_av * torch.stack(read_av, dim=-2),
+            "read_qk": noise.read_qk * read_qk,
+            "read_av": noise.read_av * read_av.movedim(0, -2),
         },
     )

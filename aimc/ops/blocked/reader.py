@@ -16,7 +16,9 @@ from aimc.ops.blocked.runs import Run
 from aimc.ops.blocked.stored import Cells, Stored
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import adc_
+from aimc.ops.effects.noise import ArrayId
 from aimc.ops.effects.protection import protected_tokens
+from aimc.ops.effects.random import Lanes
 
 
 class Reader:
@@ -33,6 +35,9 @@ class Reader:
         full_scale = call.scaling.full_scale_av
         self.factor = None if full_scale is None else full_scale.detach().to(self.heads.dtype)  # A_sat of a head, [H]
         self._buffers: dict[str, Tensor] = {}
+        rows = torch.arange(self.heads.n_tokens, device=self.heads.device)
+        self.noise_qk, self.noise_av = (self.heads.read_lanes(array, rows) for array in ArrayId)
+        self.features = torch.arange(self.heads.head_size, device=self.heads.device)
 
     @property
     def resting_output(self) -> float:
@@ -85,9 +90,9 @@ class Reader:
         if digital is not None and digital_pulses is not None:
             torch.bmm(digital_pulses, digital.keys.mT, out=charge[..., at:])
         by_head = charge.view(heads.n_batch, heads.n_heads, n_rows, -1)
-        noise = heads.read_noise_qk(run.rows, run.tokens)
-        if noise is not None:
-            by_head[..., : run.n_columns] += noise
+        if self.noise_qk is not None:
+            lanes = Lanes(self.noise_qk.state[..., run.start : run.stop, :])
+            lanes.add_normal_(by_head[..., : run.n_columns], heads.hardware.noise.read_qk, run.tokens)
         return by_head
 
     def hide(self, run: Run, digital: DigitalRead | None, x: Tensor, number: float) -> None:
@@ -132,13 +137,13 @@ class Reader:
             first = (run.first - values.span.first) // heads.hardware.array.rows
             offset = values.column_offset[:, first : first + n_tiles, None]  # [H_kv, J, 1, D]
             counts.view(heads.n_batch, heads.n_kv_heads, *counts.shape[1:]).add_(offset)
-        if heads.hardware.noise.read_av:
-            sizes = heads.hardware.array
+        if self.noise_av is not None:
+            sizes, groups = heads.hardware.array, (heads.n_kv_heads, heads.group)
             tiles = run.tokens[: run.n_line : sizes.rows] % sizes.window // sizes.rows
-            noise = heads.read_noise_av(run.rows, tiles)  # [J, B, H, T', D]
-            assert noise is not None  # there is some
-            noise = noise.unflatten(2, (heads.n_kv_heads, heads.group)).permute(1, 2, 0, 3, 4, 5)
-            counts.view(noise.shape).add_(noise)
+            by_tile = counts.view(heads.n_batch, heads.n_kv_heads, n_tiles, heads.group, n_rows, -1).movedim(2, 0)
+            lanes = Lanes(self.noise_av.state[..., run.start : run.stop, :].unflatten(2, groups))
+            lanes = lanes.absorbing(tiles[:, None, None, None, None, None])
+            lanes.add_normal_(by_tile, heads.hardware.noise.read_av, self.features)
         return counts
 
     def total(self, run: Run, counts: Tensor) -> Tensor:

@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from aimc.ops.effects.noise import LANES, MIX_A, MIX_B, SPREAD, Stream
+from aimc.ops.effects.noise import Stream
+from aimc.ops.effects.random import HALF, LANES, MIX_A, MIX_B, SPREAD
 
 _MIX_A, _MIX_B, _SPREAD = tl.constexpr(MIX_A), tl.constexpr(MIX_B), tl.constexpr(SPREAD)
 _LANE_RADIAL, _LANE_ANGULAR = tl.constexpr(LANES[0]), tl.constexpr(LANES[1])
 _READ = tl.constexpr(int(Stream.READ))
+_HALF = tl.constexpr(HALF)
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def quantize_counts(x, SPEC: tl.constexpr):
 
 @triton.jit
 def _absorb(state, word):
-    """One coordinate into the hash of aimc.ops.effects.noise, in uint32 where products wrap by themselves."""
+    """One coordinate into the hash of aimc.ops.effects.random, in uint32 where products wrap by themselves."""
     x = state ^ (tl.to_tensor(word).to(tl.uint32) * _SPREAD)
     x = (x ^ (x >> 16)) * _MIX_A
     x = (x ^ (x >> 15)) * _MIX_B
@@ -307,29 +309,31 @@ def noise_state(lane: tl.constexpr, seed_ptr, layer, array: tl.constexpr):
 
 
 @triton.jit
-def _normal(radial, angular):
-    """Box-Muller of two hashed words (aimc.ops.effects.noise._normal). The maximum guards a fast logarithm that comes
-    out above zero."""
-    uniform = ((radial >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+def _normal(radial, angular, number):
+    """Box-Muller behind two lanes that have absorbed all but the last coordinate, `number`
+    (aimc.ops.effects.random._add_scattered). The maximum guards a fast logarithm that comes out above zero."""
+    pair = (number // (2 * _HALF)) * _HALF + number % _HALF
+    uniform = ((_absorb(radial, pair) >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
     radius = tl.sqrt(tl.maximum(-2.0 * tl.log(uniform), 0.0))
-    return radius * tl.cos((angular >> 8).to(tl.float32) * 3.7450703188170945e-07)  # 2π·2^-24
+    turn = (_absorb(angular, pair) >> 8).to(tl.float32) - (number // _HALF % 2).to(tl.float32) * 4194304.0  # 2^22
+    return radius * tl.cos(turn * 3.7450703188170945e-07)  # 2π·2^-24
 
 
 @triton.jit
 def read_noise_qk(machine, batch, head, t, s):
-    """Unit read noise of the first array, `[T, S]` (aimc.ops.effects.noise.read_noise_qk)."""
+    """Unit read noise of the first array, `[T, S]` (aimc.ops.effects.noise.at_read)."""
     radial = noise_state(_LANE_RADIAL, machine.seed, machine.layer, 0)
     angular = noise_state(_LANE_ANGULAR, machine.seed, machine.layer, 0)
     radial = _absorb(_absorb(_absorb(radial, batch), head), t[:, None])
     angular = _absorb(_absorb(_absorb(angular, batch), head), t[:, None])
-    return _normal(_absorb(radial, s[None, :]), _absorb(angular, s[None, :]))
+    return _normal(radial, angular, s[None, :])
 
 
 @triton.jit
 def read_noise_av(machine, tile, batch, head, t, d):
-    """Unit read noise of one sub-tile of the second array, `[T, D]` (aimc.ops.effects.noise.read_noise_av)."""
-    radial = _absorb(noise_state(_LANE_RADIAL, machine.seed, machine.layer, 1), tile)
-    angular = _absorb(noise_state(_LANE_ANGULAR, machine.seed, machine.layer, 1), tile)
-    radial = _absorb(_absorb(_absorb(radial, batch), head), t[:, None])
-    angular = _absorb(_absorb(_absorb(angular, batch), head), t[:, None])
-    return _normal(_absorb(radial, d[None, :]), _absorb(angular, d[None, :]))
+    """Unit read noise of one sub-tile of the second array, `[T, D]` (aimc.ops.effects.noise.at_read)."""
+    radial = noise_state(_LANE_RADIAL, machine.seed, machine.layer, 1)
+    angular = noise_state(_LANE_ANGULAR, machine.seed, machine.layer, 1)
+    radial = _absorb(_absorb(_absorb(_absorb(radial, batch), head), t[:, None]), tile)
+    angular = _absorb(_absorb(_absorb(_absorb(angular, batch), head), t[:, None]), tile)
+    return _normal(radial, angular, d[None, :])

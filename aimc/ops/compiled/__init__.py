@@ -1,0 +1,25 @@
+"""What is compiled where numba is there: passes over numbers that PyTorch would make one after another.
+
+Everything here is also written in PyTorch where it is called, and equal to that up to the last digits.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from types import ModuleType
+
+SWITCH = "AIMC_COMPILED"
+"""Environment variable; 0 switches everything here off."""
+
+
+@functools.cache
+def kernels() -> ModuleType | None:
+    """The compiled functions; None: numba is not installed (`pip install aimc[fast]`), or it is switched off."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        from aimc.ops.compiled import normal
+    except ImportError:  # also a numba that does not know the numpy that is installed
+        return None
+    return normal
