@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from aimc.hardware import Features, Hardware, Noise, Protection
+from aimc.hardware import Features, Hardware, Noise, Protection, Pruning
 from aimc.hardware.presets import for_pretrained, linearised, typical
 
 PROTECTED = Protection(n_sink=4, n_recent=64)
@@ -32,6 +32,10 @@ class Row:
 
 def _with(hardware: Hardware, protection: Protection = Protection(), **levels: int | bool | None) -> Hardware:  # noqa: B008 (never changed)
     return replace(for_pretrained(hardware, **levels), protection=protection)  # type: ignore[arg-type]
+
+
+def _pruned(kept_share: float, hardware: Hardware) -> Hardware:
+    return for_pretrained(hardware, storage_levels=8, input_levels=8, pruned=Pruning(kept_share=kept_share))
 
 
 def _no_levels(hardware: Hardware) -> Hardware:
@@ -101,10 +105,12 @@ ROWS = {
     ),
     "3_bit_pruned": Row(
         "3-bit storage and inputs select a quarter of the tokens, digital attends to those",
-        partial(_with, storage_levels=8, input_levels=8, pruned=True),
+        partial(_pruned, 0.25),
         at_most=1.05,
         aim=1.02,
     ),
+    "3_bit_pruned_half": Row("… half of the tokens", partial(_pruned, 0.5)),
+    "3_bit_pruned_eighth": Row("… an eighth of the tokens", partial(_pruned, 0.125)),
     "linear_cell": Row("6-bit, linear cell", lambda hardware: for_pretrained(linearised(hardware)), group="remedies"),
     "uniform_levels": Row("6-bit without equal charge", partial(_without, _uniform), group="remedies"),
     "one_reference": Row("6-bit with one full scale for the chip", partial(_without, _one_reference), group="remedies"),

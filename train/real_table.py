@@ -18,11 +18,12 @@ import aimc
 from aimc.evaluate.agreement import agreement
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
+from aimc.evaluate.selection import selection
 from aimc.hardware import Hardware
 
 from .corpus import embedded, read_text
 from .errors import RunError
-from .files import write_json, write_text
+from .files import whole_folder, write_json, write_text
 from .models import converted, rotation_for
 from .pretrained import load_digital, vocabulary_of
 from .real_rows import ROWS, Row
@@ -54,6 +55,12 @@ class Measured:
     """Mean squared relative error of the attention output on the calibration text."""
     at_most: float | None = None
     aim: float | None = None
+    kept_share: float | None = None
+    """Of the tokens, where the arrays select; on the first window of the text, mean over layers."""
+    recalled_mass: float | None = None
+    """Share of exact softmax attention that the selected tokens have; likewise."""
+    machine: str = ""
+    """Fingerprint of what was measured: another is measured again."""
 
 
 def require_rows(names: list[str]) -> None:
@@ -68,18 +75,17 @@ def measure(settings: RealConfig, say: Say) -> None:
     model = load_digital(settings.model.source).eval()
     tokenizer = vocabulary_of(settings.model.source).tokenizer
     text, calibration = texts(settings, tokenizer)
-    file, key = settings.folder / "results.json", _key(settings)
+    file, key = settings.folder / "results.json", _key(settings, text, calibration)
     done = {} if settings.restart else _earlier(file, key)
     names = settings.rows or list(ROWS)
     digital = done.get("digital") or _digital(model, text, settings.measure)
     rows: dict[str, Measured] = {"digital": digital}
     say(f"digital: perplexity {digital.perplexity:.2f} in {digital.evaluation_s:.0f} s")
     for name in names:
-        rows[name] = done.get(name) or _row(ROWS[name], model, text, calibration, settings, digital)
-        row = rows[name]
+        row = rows[name] = _earlier_row(name, done, settings) or _row(name, model, text, calibration, settings, digital)
         say(
             f"{row.title}: {row.perplexity:.2f}, {row.ratio:.4f} x digital"
-            f" (calibration {row.calibration_s:.0f} s, evaluation {row.evaluation_s:.0f} s)"
+            f" (calibration {row.calibration_s:.0f} s, evaluation {row.evaluation_s:.0f} s)" + _selected(row)
         )
         write_json(file, {"key": key, "rows": {name: asdict(row) for name, row in (done | rows).items()}})
         write_text(settings.folder / "table.md", markdown(rows))
@@ -133,17 +139,21 @@ def _digital(model: PreTrainedModel, text: Tensor, measurement: Measurement) -> 
 
 
 def _row(
-    row: Row, digital: PreTrainedModel, text: Tensor, calibration: Tensor, settings: RealConfig, base: Measured
+    name: str, digital: PreTrainedModel, text: Tensor, calibration: Tensor, settings: RealConfig, base: Measured
 ) -> Measured:
-    model = copy.deepcopy(digital)
-    converted(model, _fitting(row.machine(settings.hardware), settings.measure, rotation_for(digital)))
+    row, model, hardware = ROWS[name], copy.deepcopy(digital), _hardware(name, digital, settings)
+    converted(model, hardware)
     start = time.perf_counter()
     report = aimc.calibrate_ranges(
         model, digital, [calibration], method=row.method, nonideality=row.noise, progress=True
     )
     calibrated = time.perf_counter()
+    if settings.save:
+        with whole_folder(settings.folder / name) as partial:
+            model.save_pretrained(partial)
+            vocabulary_of(settings.model.source).tokenizer.save_pretrained(partial)  # type: ignore[arg-type]
     facts: dict[str, Any] = {"title": row.title, "group": row.group, "at_most": row.at_most, "aim": row.aim}
-    facts |= {"calibration_s": calibrated - start}
+    facts |= {"calibration_s": calibrated - start, "machine": _fingerprint(row, settings.hardware)}
     facts |= {"output_error": report.error if row.method == "output_error" else None}
     if row.noise is not None:
         part = text[: settings.noise_tokens]
@@ -153,10 +163,25 @@ def _row(
         chips = len(noisy.per_chip)
         facts |= {"ratio": noisy.mean / own, "stderr": noisy.std / own / chips**0.5, "chips": chips}
         return Measured(**facts, perplexity=noisy.mean, evaluation_s=time.perf_counter() - start)
+    start = time.perf_counter()
     both = agreement(model, digital, text, replace(settings.measure, chips=1))
-    seconds = time.perf_counter() - calibrated - base.evaluation_s  # the digital model reads along
+    seconds = time.perf_counter() - start - base.evaluation_s  # the digital model reads along
     facts |= {"kl": both.kl.mean, "top1": both.top1.mean, "ratio": both.ratio.mean, "stderr": both.ratio.stderr}
+    if hardware.activation == "pruned_softmax":
+        layers = selection(model, digital, text[None, : settings.measure.context or 1024])
+        for fact in ("kept_share", "recalled_mass"):
+            facts[fact] = sum(getattr(layer, fact) for layer in layers) / len(layers)
     return Measured(**facts, perplexity=both.perplexity.mean, evaluation_s=seconds)
+
+
+def _selected(row: Measured) -> str:
+    if row.kept_share is None or row.recalled_mass is None:
+        return ""
+    return f"; {row.kept_share:.1%} of the tokens selected, with {row.recalled_mass:.1%} of the attention"
+
+
+def _hardware(name: str, digital: PreTrainedModel, settings: RealConfig) -> Hardware:
+    return _fitting(ROWS[name].machine(settings.hardware), settings.measure, rotation_for(digital))
 
 
 def _fitting(hardware: Hardware, measurement: Measurement, rotation: str) -> Hardware:
@@ -169,10 +194,26 @@ def _fitting(hardware: Hardware, measurement: Measurement, rotation: str) -> Har
     return replace(hardware, array=replace(array, window=max(n_slots, array.window)))
 
 
-def _key(settings: RealConfig) -> str:
-    """What earlier results must share."""
-    facts = {k: v for k, v in asdict(settings).items() if k not in ("rows", "restart", "output_dir")}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _key(settings: RealConfig, *texts: Tensor) -> str:
+    """What earlier results must share: the settings, and the tokens themselves."""
+    facts = {k: v for k, v in asdict(settings).items() if k not in ("rows", "restart", "save", "output_dir")}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for text in texts:
+        digest.update(text.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fingerprint(row: Row, hardware: Hardware) -> str:
+    return hashlib.sha256(repr((row.machine(hardware), row.method, row.noise)).encode()).hexdigest()[:16]
+
+
+def _earlier_row(name: str, done: dict[str, Measured], settings: RealConfig) -> Measured | None:
+    """What was measured already, of the machine that the row means today."""
+    row = done.get(name)
+    if row is None or row.machine != _fingerprint(ROWS[name], settings.hardware):
+        return None
+    saved = settings.folder / name / "config.json"
+    return row if saved.exists() or not settings.save else None
 
 
 def _earlier(file: Path, key: str) -> dict[str, Measured]:

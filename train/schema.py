@@ -321,6 +321,8 @@ class RealConfig:
     """Rows by name, in order; empty: all."""
     restart: bool = False
     """True: measure again what an earlier run with the same settings has measured."""
+    save: bool = False
+    """True: keep each row's calibrated model, in a folder of its name beside the table, for `train.evaluate`."""
     output_dir: str = "checkpoints/real"
     """Folder of the table."""
 

@@ -155,7 +155,7 @@ def calibrate_by_output(
             " will read"
         )
     layers = [layer for _, layer in gain_cell_layers(model)]
-    scalings = _scalings(reference, inputs["input_ids"][:1, :2], layers)
+    scalings = digital_scalings(reference, inputs["input_ids"][:1, :2], layers)
     report = RangeReport(method="output_error")
     parts, shared = _searched(hardware), hardware.array.full_scales == "global"
     if shared:  # one reference for all layers is known only when all have been seen
@@ -231,7 +231,7 @@ def _on_arrival(
             handle.remove()
 
 
-def _scalings(reference: PreTrainedModel, ids: Tensor, layers: list[GainCellAttention]) -> dict[int, float]:
+def digital_scalings(reference: PreTrainedModel, ids: Tensor, layers: list[GainCellAttention]) -> dict[int, float]:
     """What the scores of each layer of a digital model are multiplied by.
 
     Raises:

@@ -34,6 +34,8 @@ _PUBLIC = {
     "nonideality_sweep": "sweeps",
     "perplexity": "perplexity",
     "run_tasks": "tasks",
+    "selection": "selection",
+    "Selection": "selection",
     "sweep": "tradeoff",
 }
 _FORMER = {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import aimc
 from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Array, presets
+from aimc.models.arrays import hardware_of
 from tests.tiny_models import tiny_model
 from train.errors import RunError
 from train.real import real
@@ -52,6 +55,8 @@ def test_rows_are_measured_written_and_not_measured_twice(source: Path, tmp_path
     file = tmp_path / "out" / "results.json"
     first = json.loads(file.read_text())["rows"]
     assert list(first) == ["digital", "6_bit", "3_bit_pruned", "bare_percentile"]
+    pruned = first["3_bit_pruned"]
+    assert 0.2 < pruned["kept_share"] < pruned["recalled_mass"] < 1.0
     assert first["6_bit"]["kl"] < first["bare_percentile"]["kl"]
     assert first["6_bit"]["ratio"] == pytest.approx(1.0, abs=0.05)
     real(settings(source, tmp_path, rows=["6_bit", "6_bit_noise"]))
@@ -62,6 +67,28 @@ def test_rows_are_measured_written_and_not_measured_twice(source: Path, tmp_path
     assert len(lines) == 2 + 3 and lines[3].startswith("| 6-bit storage and inputs, 8-bit converters |")
     real(settings(source, tmp_path, rows=["6_bit"], calibration_tokens=32))
     assert json.loads(file.read_text())["rows"]["6_bit"] != first["6_bit"]  # other settings: measured again
+
+
+def test_another_machine_or_text_is_measured_again_and_models_are_kept(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "out" / "results.json"
+
+    def measured(**changes: object) -> dict:
+        real(settings(source, tmp_path, rows=["6_bit"], **changes))
+        return json.loads(file.read_text())["rows"]["6_bit"]
+
+    first = measured()
+    assert not (tmp_path / "out" / "6_bit").exists()
+    saved = measured(save=True)
+    assert saved["ratio"] == first["ratio"] and saved != first
+    model = aimc.from_pretrained(tmp_path / "out" / "6_bit")
+    assert hardware_of(model).storage_dac.n_levels == 64
+    monkeypatch.setitem(ROWS, "6_bit", replace(ROWS["6_bit"], machine=ROWS["3_bit"].machine))
+    other = measured()
+    assert other["ratio"] != first["ratio"]
+    (tmp_path / "text.txt").unlink()
+    assert measured(text=str(tmp_path / "other.txt"))["ratio"] != other["ratio"]
 
 
 def test_every_row_is_a_machine_and_says_what_it_is() -> None:
