@@ -192,8 +192,7 @@ def stored_v(heads: Heads, x: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
 def operands(heads: Heads, u: Tensor, array: ArrayId, tokens: Tensor) -> Operands:
     """What cells that hold voltages `u` about their leak target do to a pulse, `[B, H_kv, S, D]` per power of the decay
     (without leakage all powers stay as they are: one sum)."""
-    gain, offset_v = heads.mismatch(array, tokens)
-    powers = cell_operands(u, heads.cell, gain=gain, offset_v=offset_v)
+    powers = cell_operands(u, heads.cell, heads.coefficients(array, tokens))
     return powers if heads.decay_per_token else [summed(powers)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,10 @@ from aimc.ops.effects.activation import Corrections
 from aimc.ops.effects.ageing import retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
-from aimc.ops.effects.frozen import TABLES
 from aimc.ops.effects.leakage import age, decay_factor
 from aimc.ops.effects.noise import ArrayId, Chip, at_read, write_noise
 from aimc.ops.effects.random import Lanes, normal
+from aimc.ops.frozen import Frozen
 from aimc.ops.scaling import Scaling, per_head
 
 
@@ -57,8 +58,7 @@ class Heads:
         self.n_kv_heads = key.shape[1]
         self.batch, self.kv_heads = range(self.n_batch), range(self.n_kv_heads)
         """Which sequences and K/V heads of the layer these are."""
-        self.all_kv_heads = self.n_kv_heads
-        """How many the layer has."""
+        self._frozen = Frozen(hardware, self.chip, self.cell, self.n_kv_heads, self.head_size, self.dtype, self.device)
 
     def part(self, batch: range, kv_heads: range) -> Heads:
         """Some of the sequences and some of the K/V heads with their query heads, each with the draws that it has
@@ -134,57 +134,36 @@ class Heads:
     def mismatch(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt;
         None: none."""
-        noise, slots = self.hardware.noise, tokens % self.hardware.array.window
-        return (
-            self._of_cells(noise.mismatch_gain, "cell_gain", array, slots),
-            self._of_cells(noise.mismatch_offset_v, "cell_offset", array, slots),
-        )
+        gain, offset_v = self._frozen.mismatch(array)
+        return self._part(gain, self._slots(tokens)), self._part(offset_v, self._slots(tokens))
+
+    def coefficients(self, array: ArrayId, tokens: Tensor) -> list[Tensor | float]:
+        """κ_j of the cells that hold the tokens `[S]`, see :func:`aimc.ops.effects.cell.cell_coefficients`: `[H_kv, S,
+        D]` or a number each."""
+        tables = [self._part(table, self._slots(tokens)) for table in self._frozen.coefficients(array)]
+        return [table for table in tables if table is not None] or list(self.cell.coefficients)
 
     def leak_rates(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or
         not at all."""
-        if not self.leaks_apart:
-            return None
-        spread = self._of_cells(
-            self.hardware.noise.tau_spread, "cell_retention", array, tokens % self.hardware.array.window
-        )
-        assert spread is not None  # it is not zero
-        return self.decay_per_token * torch.exp(-spread)
+        return self._part(self._frozen.leak_rates(array), self._slots(tokens))
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
-        noise, n_slots = self.hardware.noise, self.hardware.array.window
-        return (
-            self._frozen(noise.column_gain, "column_gain_qk", slots, n_slots),
-            self._frozen(noise.column_offset, "column_offset_qk", slots, n_slots),
-        )
+        gain, offset = self._frozen.columns_qk()
+        return self._part(gain, slots), self._part(offset, slots)
 
     def column_tables_av(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the counters of the sub-tiles `[J]`: `[H_kv, J, D]` each; None: none."""
-        noise, n_tiles = self.hardware.noise, self.hardware.array.n_tiles
-        return (
-            self._frozen(noise.column_gain, "column_gain_av", tiles, n_tiles, head_size=self.head_size),
-            self._frozen(noise.column_offset, "column_offset_av", tiles, n_tiles, head_size=self.head_size),
-        )
+        gain, offset = self._frozen.columns_av()
+        return self._part(gain, tiles), self._part(offset, tiles)
 
-    def _of_cells(self, sigma: float, draw: str, array: ArrayId, slots: Tensor) -> Tensor | None:
-        n_slots = self.hardware.array.window
-        return self._frozen(sigma, draw, slots, n_slots, array=array, head_size=self.head_size)
+    def _slots(self, tokens: Tensor) -> Tensor:
+        return tokens % self.hardware.array.window
 
-    def _frozen(self, sigma: float, draw: str, places: Tensor, n_places: int, **of_draw: int) -> Tensor | None:
-        """`sigma` times what a method of the chip draws, at some places of `n_places` for these heads."""
-        if not sigma:
-            return None
-        chip, n_heads = self.chip, self.all_kv_heads
-        if torch.compiler.is_compiling():  # a compiled graph draws for itself: it would hold the table for ever
-            return sigma * getattr(chip, draw)(heads=self.kv_heads, places=places, dtype=self.dtype, **of_draw)
-
-        def everywhere() -> Tensor:
-            all_places = torch.arange(n_places, device=self.device)
-            return getattr(chip, draw)(heads=n_heads, places=all_places, dtype=self.dtype, **of_draw)
-
-        key = (chip, draw, n_heads, n_places, *of_draw.items(), self.dtype, self.device)
-        return sigma * TABLES.get(key, everywhere)[self.kv_heads.start : self.kv_heads.stop, places]
+    def _part(self, table: Any, places: Tensor) -> Any:
+        """A table of the layer for these heads and places; what all share stays as it is."""
+        return table[self.kv_heads.start : self.kv_heads.stop, places] if isinstance(table, Tensor) else table
 
     def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each;

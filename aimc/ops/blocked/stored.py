@@ -85,9 +85,9 @@ class Stored:
         if span.behind > heads.n_tokens:  # nobody sees what is in the slots behind the text
             self.raw = pad(self.raw, (0, 0, 0, span.behind - heads.n_tokens))
         self.u = stored_v(heads, scaled(self.raw, self.affine), array, self.tokens) - heads.cell.offset_v
-        self.gain, self.offset_v = heads.mismatch(array, self.tokens)
+        self.coefficients = heads.coefficients(array, self.tokens)
         self.rates = heads.leak_rates(array, self.tokens)  # [H_kv, S, D]
-        operands = cell_operands(self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
+        operands = cell_operands(self.u, heads.cell, self.coefficients)
         operands = operands if heads.decay_per_token else [summed(operands)]
         self.operands = [o.expand_as(self.u) if isinstance(o, Tensor) else o for o in operands]
         # A column of the first array is a token, of the second a feature of a sub-tile, so that its gain is one of
@@ -219,7 +219,7 @@ class Stored:
             of_cells = {j: grad * self.scale for j, grad in self.gradients.items()}
         if list(of_cells) == [0]:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(heads.cell), of_cells[0])
-        of_u = stored_gradient(of_cells, self.u, heads.cell, gain=self.gain, offset_v=self.offset_v)
+        of_u = stored_gradient(of_cells, self.u, heads.cell, self.coefficients)
         of_raw, of_scaler = storage_gradient(of_u, self.raw, self.affine, heads.hardware)
         return of_raw[:, :, : heads.n_tokens - self.span.first], of_scaler
 

@@ -78,8 +78,8 @@ def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
             turn[i] = np.int32(_mixed(np.uint32(of_angle ^ words[i])) >> np.uint32(8))
         for i in range(n_pairs):
             # The logarithm of a number of 24 bits over 2^24: of its exponent and of its mantissa, about one.
-            exponent = (bits[i] >> np.int32(23)) - np.int32(127 + 24)
-            bits[i] = (bits[i] & np.int32(0x7FFFFF)) | np.int32(0x3F800000)
+            exponent = np.int32(np.int32(bits[i] >> np.int32(23)) - np.int32(127 + 24))
+            bits[i] = np.int32(np.int32(bits[i] & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
             mantissa, power = length[i], np.float32(exponent)
             large = mantissa > ROOT_2
             mantissa = mantissa * HALF_OF if large else mantissa
@@ -90,8 +90,8 @@ def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
         for group in range(stop - start):
             for j in range(HALF):
                 i = group * HALF + j
-                quarter = (turn[i] + np.int32(1 << 21)) >> np.int32(22)
-                angle = np.float32(turn[i] - (quarter << np.int32(22))) * TURN
+                quarter = np.int32(np.int32(turn[i] + np.int32(1 << 21)) >> np.int32(22))
+                angle = np.float32(np.int32(turn[i] - np.int32(quarter << np.int32(22)))) * TURN
                 square = angle * angle
                 sine, cosine = angle * _polynomial(square, OF_SINE), _polynomial(square, OF_COSINE)
                 odd = (quarter & np.int32(1)) != 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import comb
 
@@ -46,20 +47,36 @@ def transfer(u: Tensor, cell: Cell) -> Tensor:
     return _polynomial(u, cell.coefficients)
 
 
-def cell_operands(
-    u0: Tensor, cell: Cell, *, gain: Tensor | None = None, offset_v: Tensor | None = None
-) -> list[Tensor | float]:
+def cell_coefficients(cell: Cell, gain: Tensor | None = None, offset_v: Tensor | None = None) -> list[Tensor | float]:
+    """Coefficients of cells about their nominal rest, `κ_j = (1+g)·Σ_{i>=j} c_i·C(i,j)·δ^(i−j)`.
+
+    Args:
+        cell: the nominal one.
+        gain: relative gain mismatch g of each cell; None: none.
+        offset_v: offset mismatch δ of each in volt, by which its rest is shifted; None: none.
+
+    Returns:
+        One per power 0…n in signal units: a tensor, or a plain number where all cells share it.
+    """
+    coefficients: list[Tensor | float] = []
+    for j in range(len(cell.coefficients)):
+        taylor = [c * comb(i, j) for i, c in enumerate(cell.coefficients) if i >= j]
+        shifted = taylor[0] if offset_v is None or len(taylor) == 1 else _polynomial(offset_v, taylor)
+        coefficients.append(shifted if gain is None else _times(shifted, 1.0 + gain))
+    return coefficients
+
+
+def cell_operands(u0: Tensor, cell: Cell, coefficients: Sequence[Tensor | float] | None = None) -> list[Tensor | float]:
     """What the powers of the decay multiply, so that a leaky, mismatched cell is a short sum of products.
 
     With decay `r = exp(−λΔ)`, gain mismatch g and offset mismatch δ, the binomial theorem gives
-    `(1+g)·p(u0·r + δ) = Σ_j r^j·operand_j` with `operand_j = (1+g)·u0^j·Σ_{i>=j} c_i·C(i,j)·δ^(i−j)`.
+    `(1+g)·p(u0·r + δ) = Σ_j r^j·operand_j` with `operand_j = κ_j·u0^j`.
 
     Args:
         u0: voltage about rest at the moment of writing, in volt, `[..., T, D]`.
         cell: the cell. With gradient `linear` the values stay exact, while `u0` receives the gradient of
             `surrogate_slope·r·u0` alone.
-        gain: relative gain mismatch g, broadcastable to `u0`; None: none.
-        offset_v: offset mismatch δ in volt, broadcastable to `u0`; None: none.
+        coefficients: κ of :func:`cell_coefficients`, broadcastable to `u0`; None: the nominal cell's.
 
     Returns:
         One operand per power 0…n in signal units: a tensor, or a plain number where all cells share it (0.0: the power
@@ -68,8 +85,8 @@ def cell_operands(
     stored = u0.detach() if cell.gradient == "linear" else u0
     operands: list[Tensor | float] = []
     power: Tensor | float = 1.0
-    for j in range(len(cell.coefficients)):
-        operands.append(_times(power, _shifted_coefficient(j, cell, gain, offset_v)))
+    for coefficient in coefficients or cell.coefficients:
+        operands.append(_times(power, coefficient))
         power = _times(power, stored)
     if cell.gradient == "linear":
         operands[1] = operands[1] + _surrogate(u0, cell)
@@ -77,43 +94,30 @@ def cell_operands(
 
 
 def stored_gradient(
-    of_operands: dict[int, Tensor],
-    u0: Tensor,
-    cell: Cell,
-    *,
-    gain: Tensor | None = None,
-    offset_v: Tensor | None = None,
+    of_operands: dict[int, Tensor], u0: Tensor, cell: Cell, coefficients: Sequence[Tensor | float] | None = None
 ) -> Tensor:
     """The backward pass of :func:`cell_operands` by hand.
 
     Args:
         of_operands: gradient of the operand of each power in :func:`powers_with_gradient`, `[..., T, D]`; absent powers
             may be left out.
-        u0, cell, gain, offset_v: as they were given.
+        u0, cell, coefficients: as they were given.
 
     Returns:
         The gradient of `u0`, `[..., T, D]`.
     """
     if cell.gradient == "linear":
         return cell.surrogate_slope * of_operands[1]
+    coefficients = coefficients or cell.coefficients
     grad: Tensor | float = 0.0
     for j in reversed(powers_with_gradient(cell)):  # Horner's rule in u0 for Σ_j j·κ_j·u0^(j−1)·grad_j
-        coefficient = _shifted_coefficient(j, cell, gain, offset_v)
-        grad = _times(grad, u0) + _times(_times(float(j), coefficient), of_operands.get(j, 0.0))
+        grad = _times(grad, u0) + _times(_times(float(j), coefficients[j]), of_operands.get(j, 0.0))
     return torch.as_tensor(grad, dtype=u0.dtype, device=u0.device).expand_as(u0)
 
 
 def powers_with_gradient(cell: Cell) -> range:
     """Powers of the decay whose operand passes a gradient to the stored voltage."""
     return range(1, 2) if cell.gradient == "linear" else range(1, len(cell.coefficients))
-
-
-def _shifted_coefficient(j: int, cell: Cell, gain: Tensor | None, offset_v: Tensor | None) -> Tensor | float:
-    """`(1+g)·Σ_{i>=j} c_i·C(i,j)·δ^(i−j)`: the coefficient of power j of a cell with gain g whose rest is shifted by
-    δ."""
-    taylor = [c * comb(i, j) for i, c in enumerate(cell.coefficients) if i >= j]
-    coefficient = taylor[0] if offset_v is None or len(taylor) == 1 else _polynomial(offset_v, taylor)
-    return coefficient if gain is None else _times(coefficient, 1.0 + gain)
 
 
 def _times(a: Tensor | float, b: Tensor | float) -> Tensor | float:

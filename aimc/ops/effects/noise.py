@@ -2,7 +2,8 @@
 
 The same seed and coordinates give the same number whatever the block size, the order or the backend. That is what makes
 a chip physical (token s and token s+W meet the same cell) and a decoder equal to the parallel form. The numbers come
-from :mod:`aimc.ops.effects.random`; what is frozen is kept, see :mod:`aimc.ops.effects.frozen`.
+from :mod:`aimc.ops.effects.random`; what is frozen is kept, see
+:mod:`aimc.ops.frozen`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ import torch
 
 from aimc import presets
 from aimc.hardware import Cell
-from aimc.ops.effects.cell import cell_operands, transfer
+from aimc.ops.effects.cell import cell_coefficients, cell_operands, transfer
 from aimc.ops.effects.leakage import age, decay_factor
 
 QUINTIC = [0.3, 5.0, -2.0, 7.0, 1.5, -4.0]
@@ -30,7 +30,7 @@ def test_operands_and_decay_powers_make_the_leaky_mismatched_cell(coefficients, 
     gain = torch.linspace(-0.1, 0.2, 21, dtype=torch.float64) if with_gain else None
     offset = torch.linspace(0.03, -0.02, 21, dtype=torch.float64) if with_offset else None
     cell = Cell(coefficients=coefficients)
-    operands = cell_operands(u0, cell, gain=gain, offset_v=offset)
+    operands = cell_operands(u0, cell, cell_coefficients(cell, gain, offset))
     assert len(operands) == len(coefficients)
     total = sum(decay**j * operand for j, operand in enumerate(operands))
     u = u0 * decay + (0.0 if offset is None else offset)
@@ -54,7 +54,7 @@ def test_linear_gradient_is_the_slope_whatever_the_polynomial_and_mismatch(coeff
     transfer(u, cell).sum().backward()
     torch.testing.assert_close(u.grad, torch.full_like(u, 19.3))
     u0 = u_values().requires_grad_()
-    operands = cell_operands(u0, cell, gain=torch.full((21,), 0.2), offset_v=torch.full((21,), 0.01))
+    operands = cell_operands(u0, cell, cell_coefficients(cell, torch.full((21,), 0.2), torch.full((21,), 0.01)))
     sum((0.6**j * operand for j, operand in enumerate(operands)), torch.zeros(())).sum().backward()
     torch.testing.assert_close(u0.grad, torch.full_like(u0, 19.3 * 0.6))
 

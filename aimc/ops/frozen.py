@@ -1,0 +1,166 @@
+"""What was frozen at fabrication: tables of every cell and column of a layer, drawn once and kept from call to call.
+
+A table is a pure function of its key, so that a kept one is never stale.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from aimc.hardware import Cell, Hardware
+from aimc.ops.effects.cell import cell_coefficients
+from aimc.ops.effects.noise import ArrayId, Chip
+
+MOST_BYTES = 2**30
+"""Of all kept tables together. Mismatched cells of GPT-2 small at 1024 slots have 300 MB a chip."""
+Table = Tensor | float | None
+"""For every K/V head and place; a number that all share; or None: there is no such effect."""
+
+
+class Kept:
+    """Tables by key; the least recently used go first. Nobody may change them.
+
+    Args:
+        most_bytes: that they have together; what is larger by itself is not kept.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+        self.most_bytes, self.n_bytes = most_bytes, 0
+        self._tables: OrderedDict[Hashable, Sequence[Table]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Sequence[Table]]) -> Sequence[Table]:
+        """The tables of a key, made if they are not there."""
+        with self._lock:
+            if key in self._tables:
+                self._tables.move_to_end(key)
+                return self._tables[key]
+        with torch.inference_mode(False), torch.no_grad():  # a tensor of the inference mode is of no use in training
+            tables = make()
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = tables
+                self.n_bytes += _n_bytes(tables)
+            while self.n_bytes > self.most_bytes:
+                self.n_bytes -= _n_bytes(self._tables.popitem(last=False)[1])
+        return tables
+
+    def clear(self) -> None:
+        """Forget all, and free their memory."""
+        with self._lock:
+            self._tables.clear()
+            self.n_bytes = 0
+
+
+KEPT = Kept()
+"""Of all chips of this process."""
+
+
+class Frozen:
+    """The tables of one layer of one chip, for its K/V heads H_kv and all its places.
+
+    Args:
+        hardware: the machine.
+        chip: which one, and which layer.
+        cell: what the arrays are made of, about the voltage that it leaks to.
+        n_kv_heads, head_size, dtype, device: of the layer.
+    """
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        chip: Chip,
+        cell: Cell,
+        n_kv_heads: int,
+        head_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.noise, self.array, self.cell, self.chip = hardware.noise, hardware.array, cell, chip
+        self.n_kv_heads, self.head_size, self.dtype, self.device = n_kv_heads, head_size, dtype, device
+        self.decay_per_token = hardware.leakage.decay_per_token
+
+    def mismatch(self, array: ArrayId) -> Sequence[Table]:
+        """Relative gain of each cell, and offset in volt: `[H_kv, W, D]` each."""
+        noise = self.noise
+        return self._kept(
+            lambda: self._drawn_mismatch(array), "mismatch", array, noise.mismatch_gain, noise.mismatch_offset_v
+        )
+
+    def coefficients(self, array: ArrayId) -> Sequence[Table]:
+        """κ_j of each cell, see :func:`aimc.ops.effects.cell.cell_coefficients`: `[H_kv, W, D]` or a number each;
+        empty: all cells are the nominal one."""
+        sigmas = self.noise.mismatch_gain, self.noise.mismatch_offset_v
+        if not any(sigmas):
+            return ()
+        return self._kept(
+            lambda: cell_coefficients(self.cell, *self._drawn_mismatch(array)),
+            *("coefficients", array, *sigmas, *self.cell.coefficients),
+        )
+
+    def leak_rates(self, array: ArrayId) -> Tensor | None:
+        """λ of each cell per token time, `[H_kv, W, D]`; None: all leak alike, or not at all."""
+        spread, rate = self.noise.tau_spread, self.decay_per_token
+        if not (spread and rate):
+            return None
+
+        def make() -> list[Tensor]:
+            return [rate * torch.exp(-spread * self._cells(self.chip.cell_retention, array))]
+
+        (rates,) = self._kept(make, "leakage", array, spread, rate)
+        assert isinstance(rates, Tensor)  # made above
+        return rates
+
+    def columns_qk(self) -> Sequence[Table]:
+        """Gain and offset of the charge-to-pulse circuits, one per slot: `[H_kv, W]` each."""
+        slots = torch.arange(self.array.window, device=self.device)
+        gain, offset = self.noise.column_gain, self.noise.column_offset
+
+        def make() -> list[Table]:
+            at = self.n_kv_heads, slots, self.dtype
+            return [
+                gain * self.chip.column_gain_qk(*at) if gain else None,
+                offset * self.chip.column_offset_qk(*at) if offset else None,
+            ]
+
+        return self._kept(make, "columns_qk", gain, offset)
+
+    def columns_av(self) -> Sequence[Table]:
+        """Gain and offset of the counters, one per sub-tile and feature: `[H_kv, J, D]` each."""
+        tiles = torch.arange(self.array.n_tiles, device=self.device)
+        gain, offset = self.noise.column_gain, self.noise.column_offset
+
+        def make() -> list[Table]:
+            at = self.n_kv_heads, tiles, self.head_size, self.dtype
+            return [
+                gain * self.chip.column_gain_av(*at) if gain else None,
+                offset * self.chip.column_offset_av(*at) if offset else None,
+            ]
+
+        return self._kept(make, "columns_av", gain, offset)
+
+    def _drawn_mismatch(self, array: ArrayId) -> list[Tensor | None]:
+        gain, offset_v = self.noise.mismatch_gain, self.noise.mismatch_offset_v
+        return [
+            gain * self._cells(self.chip.cell_gain, array) if gain else None,
+            offset_v * self._cells(self.chip.cell_offset, array) if offset_v else None,
+        ]
+
+    def _cells(self, draw: Callable[..., Tensor], array: ArrayId) -> Tensor:
+        slots = torch.arange(self.array.window, device=self.device)
+        return draw(array, self.n_kv_heads, slots, self.head_size, self.dtype)
+
+    def _kept(self, make: Callable[[], Sequence[Table]], *key: Hashable) -> Sequence[Table]:
+        if torch.compiler.is_compiling():  # a compiled graph draws for itself: it would hold the tables for ever
+            return make()
+        sizes = self.array.window, self.array.rows, self.n_kv_heads, self.head_size
+        return KEPT.get((*key, self.chip, *sizes, self.dtype, self.device), make)
+
+
+def _n_bytes(tables: Sequence[Table]) -> int:
+    return sum(table.nbytes for table in tables if isinstance(table, Tensor))

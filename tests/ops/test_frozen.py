@@ -1,0 +1,57 @@
+import torch
+
+from aimc.hardware import Array, Hardware, Noise
+from aimc.ops.attention import gain_cell_attention
+from aimc.ops.effects import noise
+from aimc.ops.effects.noise import Chip
+from aimc.ops.frozen import KEPT, Kept
+
+
+def test_a_table_is_drawn_once_and_the_least_recently_used_goes_first():
+    tables, drawn = Kept(most_bytes=3 * 40), []
+
+    def get(key):
+        def draw():
+            drawn.append(key)
+            return [torch.full((10,), float(key)), None, 1.0]
+
+        return tables.get(key, draw)[0]
+
+    for key in (1, 2, 3, 1, 4):  # 4 takes the place of 2
+        assert get(key).eq(key).all()
+    assert drawn == [1, 2, 3, 4] and tables.n_bytes == 120
+    get(1), get(2)
+    assert drawn == [1, 2, 3, 4, 2]
+    tables.clear()
+    assert tables.n_bytes == 0 and get(1).eq(1).all() and drawn[-1] == 1
+
+
+def test_what_is_larger_than_all_is_not_kept():
+    tables = Kept(most_bytes=10)
+    assert tables.get("large", lambda: [torch.ones(10)])[0].sum() == 10
+    assert tables.n_bytes == 0
+
+
+def test_a_table_drawn_in_inference_mode_may_be_trained_with():
+    tables = Kept()
+    with torch.inference_mode():
+        (table,) = tables.get(1, lambda: [torch.ones(3)])
+    weight = torch.ones(3, requires_grad=True)
+    (weight * table).sum().backward()
+    assert weight.grad is not None
+
+
+def test_a_chip_is_drawn_once_for_all_calls(monkeypatch):
+    hardware = Hardware(noise=Noise(mismatch_gain=0.1, mismatch_offset_v=0.01, column_gain=0.1, column_offset=0.1))
+    hardware.array = Array(window=16, rows=4)
+    parts = [torch.randn(1, 2, 24, 4) for _ in range(3)]
+    drawn, normal = [], noise.normal
+    monkeypatch.setattr(noise, "normal", lambda *at, **kw: drawn.append(at[1]) or normal(*at, **kw))
+    KEPT.clear()
+    for backend in ("eager", "blocked", "eager"):
+        hardware.backend = backend
+        gain_cell_attention(*parts, hardware, chip=Chip(seed=5))
+    # Gain and offset of the cells and of the columns, in two arrays, once.
+    assert len(drawn) == 8
+    gain_cell_attention(*parts, hardware, chip=Chip(seed=6))
+    assert len(drawn) == 16
