@@ -10,7 +10,7 @@ from aimc.hardware.cell import GRADIENTS, Cell
 from aimc.hardware.checks import ConfigError
 from aimc.hardware.converter import CODINGS, SPACINGS, Converter
 from aimc.hardware.features import ROTATIONS, Features
-from aimc.hardware.hardware import ACTIVATIONS, BACKENDS, HARDWARE_VERSION, Hardware
+from aimc.hardware.hardware import ACTIVATIONS, BACKENDS, HARDWARE_VERSION, NOISE_GRADIENTS, Hardware
 from aimc.hardware.leakage import Leakage
 from aimc.hardware.noise import Noise
 from aimc.hardware.protection import Protection
@@ -23,6 +23,7 @@ __all__ = [
     "FULL_SCALES",
     "GRADIENTS",
     "HARDWARE_VERSION",
+    "NOISE_GRADIENTS",
     "RECOMPUTED",
     "ROTATIONS",
     "SELECTIONS",

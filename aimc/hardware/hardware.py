@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
@@ -16,13 +17,15 @@ from aimc.hardware.noise import Noise
 from aimc.hardware.protection import Protection
 from aimc.hardware.pruning import Pruning
 
-HARDWARE_VERSION = 4
+HARDWARE_VERSION = 5
 """Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and
 step latency; version 3 the leak target, the spread of retention times and the converters' nonlinearity; version 4 level
-positions, full scales per head, freedoms of the features and pruning."""
+positions, full scales per head, freedoms of the features and pruning; version 5 the gradient of noise, and with it came
+another generator: a seed names another chip and another noise of the same statistics."""
 
 ACTIVATIONS = ("hard_sigmoid", "softmax", "pruned_softmax")
 BACKENDS = ("auto", "eager", "blocked", "triton")
+NOISE_GRADIENTS = ("exact", "clean")
 
 T = TypeVar("T")
 
@@ -61,6 +64,9 @@ class Hardware:
     sigmoid."""
     pruning: Pruning = field(default_factory=Pruning)
     """How `pruned_softmax` selects; used only by it."""
+    noise_gradient: str = "exact"
+    """What is differentiated under noise: `exact`, the noisy chip that has computed; `clean`, the same chip without
+    noise and mismatch, whatever has computed (extended straight-through, arXiv 2508.11940)."""
     backend: str = "auto"
     """`auto` (chosen by device and features), or one implementation by name: `eager` (the reference), `blocked`
     (PyTorch, any device), `triton` (NVIDIA GPUs). All compute the same."""
@@ -69,6 +75,7 @@ class Hardware:
         check_fields(self)
         require_choice("activation", self.activation, ACTIVATIONS)
         require_choice("backend", self.backend, BACKENDS)
+        require_choice("noise_gradient", self.noise_gradient, NOISE_GRADIENTS)
         require(
             self.storage_dac.v_min >= 0 and self.storage_dac.v_max <= self.cell.supply_v,
             "storage_dac.v_min, storage_dac.v_max",
@@ -190,7 +197,18 @@ def _only_new_fields(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields)
+def _other_draws(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 5 draws with another generator."""
+    if active := [name for name, sigma in data.get("noise", {}).items() if sigma]:
+        warnings.warn(
+            f"this hardware with noise.{', noise.'.join(active)} was written before hardware version 5: its seeds name"
+            " other chips and other noise now, of the same statistics; measure again what is compared chip by chip",
+            stacklevel=4,
+        )
+    return data
+
+
+_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields, _other_draws)
 """One step per version, from version 1 on: each takes the fields of its version to those of the next."""
 
 

@@ -91,7 +91,14 @@ def attend(call: Call) -> Tensor:
 
 def _eager(call: Call) -> tuple[Tensor, list[TileRead]]:
     with torch.autocast(call.query.device.type, enabled=False):
-        out, reads = eager_attention(call)
+        differentiated = call.differentiated
+        if differentiated is call or not torch.is_grad_enabled():
+            out, reads = eager_attention(call)
+        else:
+            with torch.no_grad():
+                out, reads = eager_attention(call)
+            clean, _ = eager_attention(differentiated)
+            out = out + (clean - clean.detach())  # its value, and the gradient of the clean one
     return out.to(call.query.dtype), reads
 
 

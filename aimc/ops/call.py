@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
 
+from aimc.hardware import Noise
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Scaling
 
@@ -25,6 +27,16 @@ class Call(NamedTuple):
     """Bool `[B, T]`, True where a token is padding."""
     heads: Heads
     """Sizes, hardware, chip and noise."""
+
+    @property
+    def differentiated(self) -> Call:
+        """The call whose gradients are those of this one: itself, or with `noise_gradient = "clean"` the same on
+        hardware without noise."""
+        hardware = self.heads.hardware
+        if hardware.noise_gradient == "exact" or not hardware.noise.active():
+            return self
+        clean = replace(hardware, noise=Noise())
+        return self._replace(heads=Heads(self.query, self.key, clean, self.heads.chip, self.heads.seed))
 
     def part(self, batch: range, kv_heads: range) -> Call:
         """Some of the sequences and some of the K/V heads with their query heads."""

@@ -60,7 +60,8 @@ def _(query: Tensor, *_: Any) -> Tensor:
 )
 def _backward(grad: Tensor, *inputs: Any) -> list[Tensor]:
     with torch.autocast(grad.device.type, enabled=False):
-        d_query, d_key, d_value, *of_scalers = _engine(inputs[-1]).backward(_call(*inputs), grad.transpose(1, 2))
+        call = _call(*inputs).differentiated
+        d_query, d_key, d_value, *of_scalers = _engine(inputs[-1]).backward(call, grad.transpose(1, 2))
     # Laid out by token, [B, T, H, D] in memory, as the projections in front give and take them.
     return [*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (d_query, d_key, d_value)), *of_scalers]
 

@@ -163,7 +163,12 @@ class Heads:
 
     def _part(self, table: Any, places: Tensor) -> Any:
         """A table of the layer for these heads and places; what all share stays as it is."""
-        return table[self.kv_heads.start : self.kv_heads.stop, places] if isinstance(table, Tensor) else table
+        if not isinstance(table, Tensor):
+            return table
+        of_heads = table[self.kv_heads.start : self.kv_heads.stop]
+        if torch.compiler.is_compiling() or self.device.type != "cpu" or not bool((places.diff() == 1).all()):
+            return of_heads[:, places]
+        return of_heads[:, int(places[0]) : int(places[0]) + len(places)]  # neighbours need not be copied
 
     def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each;

@@ -1,5 +1,6 @@
 import json
 import math
+import warnings
 from dataclasses import fields
 
 import pytest
@@ -82,21 +83,32 @@ NEW_IN_4 = {
 NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 @pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.published])
 def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
     hardware = build()
     data = json.loads(json.dumps(hardware.to_dict())) | {"version": version}
-    for part, name in NEW_IN_4 | (NEW_IN_3 if version < 3 else set()):
+    missing = (NEW_IN_4 if version < 4 else set()) | (NEW_IN_3 if version < 3 else set())
+    for part, name in missing:
         del data[part][name]
-    del data["features"], data["pruning"]
+    for name in ("noise_gradient", *(("features", "pruning") if version < 4 else ())):
+        del data[name]
     if version == 1:
         for name in ("activation", "score_adc", "probability_dac", "protection"):
             del data[name]
         del data["leakage"]["step_latency_s"]
         hardware.leakage.step_latency_s = Leakage().step_latency_s
     loaded = Hardware.from_dict(data)
-    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 4
+    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 5
+
+
+def test_seeds_of_earlier_versions_name_other_chips_and_say_so():
+    data = json.loads(json.dumps(Hardware(noise=Noise(read_qk=0.1)).to_dict()))
+    with pytest.warns(UserWarning, match=r"noise\.read_qk was written before hardware version 5"):
+        Hardware.from_dict(data | {"version": 4})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Hardware.from_dict(data)
 
 
 def test_fields_left_out_keep_their_defaults():

@@ -137,6 +137,18 @@ def test_every_feature(T, changes):
     assert_agree(machine(128, 32, **changes), T)
 
 
+@pytest.mark.parametrize("backend", ["eager", "blocked"])
+def test_a_clean_gradient_under_noise(backend):
+    of = ["eager", "blocked"].index(backend)
+    noisy = both(machine(128, 32, noise=ALL_NOISE), 200)[of]
+    clean = both(machine(128, 32), 200)[of]
+    found = both(machine(128, 32, noise=ALL_NOISE, noise_gradient="clean"), 200)[of]
+    torch.testing.assert_close(found["out"], noisy["out"])
+    for name in NAMES:
+        torch.testing.assert_close(found[name], clean[name])
+        assert (noisy[name] - clean[name]).abs().max() > 0.01 * clean[name].abs().max()
+
+
 @pytest.mark.parametrize(("H", "H_kv"), [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noisy"])
 def test_grouped_heads_and_padding(H, H_kv, noise):
