@@ -103,6 +103,10 @@ class Stored:
             self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
         self.constant = self._taken_constant()
         self.powers = [j for j, operand in enumerate(self.operands) if isinstance(operand, Tensor)]
+        # What all powers of the decay leave as it is has no gradient.
+        self.differentiated = (
+            self.powers if self.rates is not None or len(self.powers) == 1 else [j for j in self.powers if j]
+        )
         self.matrix = None if self.rates is not None else self._matrix()
         self.gradients: dict[int, Tensor] = {}  # of the powers, where cells leak apart
         self.of_terms: Tensor | None = None  # of the matrix elsewhere, `[P, S, n·D]`
@@ -117,6 +121,11 @@ class Stored:
             self.operands[0] = torch.full_like(self.u, number) if number else number
             return 0.0
         return number * self.scale if isinstance(self.scale, float) else number
+
+    @property
+    def skipped(self) -> int:
+        """Columns before those of the terms that have a gradient."""
+        return (len(self.powers) - len(self.differentiated)) * self.heads.head_size
 
     @property
     def has_constant_column(self) -> bool:
@@ -191,7 +200,7 @@ class Stored:
     def gather(self, block: Block, left: Tensor, right: Tensor) -> None:
         """Take in the gradient `left·right` of a block's terms, `[P', S', R']·[P', R', n·D]`, where P'·S' are the
         block's P·S tokens."""
-        heads = self.heads
+        heads, right = self.heads, right[..., self.skipped :]
         if block.decays is None:
             if self.of_terms is None:
                 self.of_terms = right.new_zeros(heads.n_batch * heads.n_kv_heads, len(self.tokens), right.shape[-1])
@@ -213,8 +222,10 @@ class Stored:
         `[2, H_kv]`."""
         heads = self.heads
         if self.of_terms is not None:
-            terms = self.of_terms.view(*self.u.shape[:3], len(self.powers), heads.head_size).unbind(dim=3)
-            of_cells = {j: of * self._with_fall(self.scale, j) for j, of in zip(self.powers, terms, strict=True)}
+            terms = self.of_terms.view(*self.u.shape[:3], -1, heads.head_size).unbind(dim=3)
+            of_cells = {
+                j: of * self._with_fall(self.scale, j) for j, of in zip(self.differentiated, terms, strict=True)
+            }
         else:
             of_cells = {j: grad * self.scale for j, grad in self.gradients.items()}
         if list(of_cells) == [0]:  # without leakage one operand is the sum of all
