@@ -38,16 +38,6 @@ class Nodes(NamedTuple):
     weights: Tensor
     """What each counts for a query, `[T', K]`."""
 
-    def expand(self, x: Tensor) -> Tensor:
-        """What the queries put on, `[..., T', D]` → on each node, `[..., T', K·D]`."""
-        return (x[..., None, :] * self.weights[..., None]).flatten(-2)
-
-    def collapse(self, x: Tensor) -> Tensor:
-        """What comes from the nodes, `[..., T', K·D]` → what the queries receive, `[..., T', D]`: the transpose of
-        :meth:`expand`."""
-        n = self.weights.shape[1]
-        return (x.unflatten(-1, (n, x.shape[-1] // n)) * self.weights[..., None]).sum(dim=-2)
-
 
 def nodes(start: int, stop: int, number: int, device: torch.device, dtype: torch.dtype) -> Nodes:
     """`number` nodes for the queries `start <= t < stop`."""
