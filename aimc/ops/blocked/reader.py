@@ -10,6 +10,7 @@ import functools
 import torch
 from torch import Tensor
 
+from aimc.ops import compiled
 from aimc.ops.blocked.activation import Columns, activation_of, inside
 from aimc.ops.blocked.digital import DigitalRead
 from aimc.ops.blocked.runs import Run
@@ -116,21 +117,20 @@ class Reader:
         heads, n_rows = self.heads, run.stop - run.start
         n_tiles = run.n_line // heads.hardware.array.rows
         counts = self._buffer("counts", self.n_arrays, n_tiles, widths.shape[1], heads.head_size)
+        factors = self._row_factors(cells, n_rows)
         for block, of_block, phi in self._by_tile(run, cells, widths):
             total = counts if block is cells.blocks[0] else counts.new_empty(*phi.shape[:3], heads.head_size)
-            started = False
-            for i, factor in enumerate(self._row_factors(cells, n_rows)):
-                pulses = phi if factor is None else torch.mul(phi, factor, out=self._buffer("pulses", *phi.shape))
-                operand = of_block[..., i * heads.head_size : (i + 1) * heads.head_size].flatten(0, 1)
-                into = total.view(-1, *total.shape[2:])
-                if started:
-                    into.baddbmm_(pulses.flatten(0, 1), operand)
-                else:
-                    torch.bmm(pulses.flatten(0, 1), operand, out=into)
-                started = True
+            terms = total if factors is None else self._buffer("terms", *phi.shape[:3], of_block.shape[-1])
+            for pulses, operand, into in zip(phi, of_block, terms, strict=True):  # views; all at once would be a copy
+                torch.bmm(pulses, operand, out=into)
+            constant = None
             if values.constant:
-                of_sum = phi.sum(dim=-1, keepdim=True) * values.constant
-                total += of_sum if self.factor is None else of_sum / self._of_heads(n_rows)
+                constant = phi.sum(dim=-1, keepdim=True).mul_(values.constant)
+                constant = constant if self.factor is None else constant.div_(self._of_heads(n_rows))
+            if factors is not None:
+                _weighted_sum(terms, factors, constant, total)
+            elif constant is not None:
+                total += constant
             if total is not counts:
                 counts[:, n_tiles - total.shape[1] :] += total
         if values.column_offset is not None:
@@ -169,11 +169,10 @@ class Reader:
         """The gradient of the widths `[P, G·T', S]` into `out`, that of the values into `values`."""
         n_rows, size = run.stop - run.start, self.heads.head_size
         factors, grads = self._row_factors(cells, n_rows), of_counts
-        if factors != [None]:
-            grads = self._buffer("grads", *of_counts.shape[:3], len(factors) * size)
-            for i, factor in enumerate(factors):
-                assert factor is not None  # none is one where there are several
-                torch.mul(of_counts, factor, out=grads[..., i * size : (i + 1) * size])
+        if factors is not None:
+            grads = self._buffer("grads", *of_counts.shape[:3], factors.shape[-1] * size)
+            for i, factor in enumerate(factors[:, None].unbind(dim=-1)):
+                torch.mul(of_counts, factor[..., None], out=grads[..., i * size : (i + 1) * size])
         into = [of_width for *_, of_width in self._by_tile(run, cells, out)]
         for (block, of_block, phi), of_phi in zip(self._by_tile(run, cells, widths), into, strict=True):
             n_tiles = phi.shape[1]
@@ -213,16 +212,13 @@ class Reader:
             at += n
         return found
 
-    def _row_factors(self, cells: Cells, n_rows: int) -> list[Tensor | None]:
-        """What each term of the second array counts for a row, over the full scale of its head: `[P or 1, 1, G·T',
-        1]`; None: one."""
-        if cells.factors is None:
-            if cells.weights is None:
-                cells.factors = [None if self.factor is None else self._of_heads(n_rows).reciprocal()]
-            else:
-                of_rows = cells.weights.repeat(self.heads.group, 1)[:, :, None]  # [G·T', n, 1]
-                of_rows = of_rows if self.factor is None else of_rows / self._of_heads(n_rows)[..., None]
-                cells.factors = [f.view(-1, 1, *f.shape[-2:]) for f in of_rows.unbind(dim=-2)]
+    def _row_factors(self, cells: Cells, n_rows: int) -> Tensor | None:
+        """What each term of the second array counts for a row, over the full scale of its head: `[P or 1, G·T', n]`;
+        None: one term, and it counts one."""
+        if cells.factors is None and not (cells.weights is None and self.factor is None):
+            of_rows = 1.0 if self.factor is None else self._of_heads(n_rows)[:, 0].reciprocal()  # [P, G·T', 1]
+            weights = 1.0 if cells.weights is None else cells.weights.repeat(self.heads.group, 1)[None]
+            cells.factors = torch.as_tensor(of_rows * weights)
         return cells.factors
 
     def _of_heads(self, n_rows: int) -> Tensor:
@@ -249,3 +245,18 @@ class Reader:
         if buffer is None or buffer.numel() < size:
             buffer = self._buffers[name] = torch.empty(size, dtype=self.heads.dtype, device=self.heads.device)
         return buffer[:size].view(shape)
+
+
+def _weighted_sum(terms: Tensor, factors: Tensor, constant: Tensor | None, out: Tensor) -> None:
+    """Terms `[P, J, M, n·D]`, each times its factor of the row `[P or 1, M, n]`, and a constant of the row `[P, J, M,
+    1]`, added up into `[P, J, M, D]`."""
+    if (kernels := compiled.kernels_for(out)) is not None:
+        kernels.weighted_sum(terms, factors, constant, out)
+        return
+    of_rows = factors[:, None, :, :, None].unbind(dim=3)
+    parts = terms.split(out.shape[-1], dim=-1)
+    torch.mul(parts[0], of_rows[0], out=out)
+    for part, factor in zip(parts[1:], of_rows[1:], strict=True):
+        out.addcmul_(part, factor)
+    if constant is not None:
+        out += constant

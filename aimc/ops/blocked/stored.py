@@ -60,8 +60,8 @@ class Cells:
     """The line, and maybe the oldest tokens in the sub-tiles that are being overwritten."""
     weights: Tensor | None
     """What a term counts for a query, `[T', n]`; None: one term, and it counts one."""
-    factors: list[Tensor | None] | None = None
-    """What a term of the second array counts for a row, once it is known."""
+    factors: Tensor | None = None
+    """What a term of the second array counts for a row, once it is known, `[P or 1, G·T', n]`."""
 
 
 class Stored:

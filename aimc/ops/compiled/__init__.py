@@ -9,8 +9,17 @@ import functools
 import os
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 SWITCH = "AIMC_COMPILED"
 """Environment variable; 0 switches everything here off."""
+
+
+def kernels_for(x: Tensor) -> ModuleType | None:
+    """The compiled functions if there are any for this tensor: float32 on a CPU, outside `torch.compile`."""
+    fitting = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return kernels() if fitting else None
 
 
 @functools.cache
@@ -19,7 +28,7 @@ def kernels() -> ModuleType | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        from aimc.ops.compiled import normal
+        from aimc.ops.compiled import functions
     except ImportError:  # also a numba that does not know the numpy that is installed
         return None
-    return normal
+    return functions

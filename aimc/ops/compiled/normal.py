@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from aimc.ops.compiled.rows import rows_of
 from aimc.ops.compiled.threads import in_parts
 
 MIX_A, MIX_B, SPREAD = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97), np.uint32(0x1E3779B9)
@@ -31,9 +32,8 @@ def add_normal(x: Tensor, sigma: float, radial: Tensor, angular: Tensor, first: 
     """
     order = sorted(range(x.ndim - 1), key=x.stride, reverse=True)  # as they lie in memory
     x, radial, angular = (of.permute(*order, -1) for of in (x.detach(), radial, angular))
-    try:
-        rows = x.view(-1, x.shape[-1])
-    except RuntimeError:  # its rows are not evenly apart
+    rows = rows_of(x)
+    if rows is None:
         apart = x.new_zeros(x.shape)
         add_normal(apart, sigma, radial, angular, first)
         x += apart

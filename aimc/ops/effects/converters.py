@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Converter, Hardware
+from aimc.ops import compiled
 from aimc.ops.effects.levels import from_equal_charge, storage_slope, to_equal_charge, to_listed
 
 
@@ -87,13 +88,15 @@ def adc(x: Tensor, converter: Converter) -> Tensor:
 
 def adc_(x: Tensor, converter: Converter) -> Tensor:
     """:func:`adc` in place and without a gradient."""
+    if not converter.inl:
+        return _clip_to_level_(x, converter)
     x.clamp_(converter.v_min, converter.v_max)
-    return _to_level_(x.add_(_inl_displacement(x, converter)) if converter.inl else x, converter)
+    return _to_level_(x.add_(_inl_displacement(x, converter)), converter)
 
 
 def dac_(x: Tensor, converter: Converter) -> Tensor:
     """:func:`dac` in place and without a gradient."""
-    level = _to_level_(x.clamp_(converter.v_min, converter.v_max), converter)
+    level = _clip_to_level_(x, converter)
     return level.add_(_inl_displacement(level, converter)) if converter.inl else level
 
 
@@ -135,13 +138,31 @@ def _to_level_(x: Tensor, converter: Converter) -> Tensor:
         return x
     if converter.spacing == "listed":
         return x.copy_(to_listed(x, converter))
+    steps, zero = _scale(converter, n)
+    if zero:
+        x.sub_(zero)
+    x.mul_(steps).round_().div_(steps)
+    if zero:
+        x.add_(zero)
     if converter.coding == "rounded":
-        steps = (n - 1) / (v_max - v_min)
-        return x.mul_(steps).round_().div_(steps)
-    if converter.coding == "sign_magnitude":
-        steps = (n // 2 - 1) / v_max
-        x.mul_(steps).round_().div_(steps)
-    else:
-        steps = (n - 1) / (v_max - v_min)
-        x.sub_(v_min).mul_(steps).round_().div_(steps).add_(v_min)
+        return x
     return x.clamp_(v_min, v_max)  # the outermost level can miss the range by one rounding error
+
+
+def _clip_to_level_(x: Tensor, converter: Converter) -> Tensor:
+    """The nearest level of any number, in place."""
+    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+    kernels = compiled.kernels_for(x)
+    if kernels is None or n is None or converter.spacing == "listed" or converter.coding == "rounded":
+        return _to_level_(x.clamp_(v_min, v_max), converter)
+    if not kernels.to_levels(x, v_min, v_max, *_scale(converter, n)):
+        return _to_level_(x.clamp_(v_min, v_max), converter)
+    return x
+
+
+def _scale(converter: Converter, n_levels: int) -> tuple[float, float]:
+    """Levels per unit, and where they count from."""
+    v_min, v_max = converter.v_min, converter.v_max
+    if converter.coding == "sign_magnitude":
+        return (n_levels // 2 - 1) / v_max, 0.0
+    return (n_levels - 1) / (v_max - v_min), v_min if converter.coding == "unsigned" else 0.0

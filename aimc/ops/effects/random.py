@@ -110,7 +110,7 @@ class Lanes:
         if x.device.type != "cpu":  # it would have to be waited for
             _add_scattered(x, sigma, radial, angular, columns)
             return
-        kernels = compiled.kernels() if x.dtype == torch.float32 else None
+        kernels = compiled.kernels_for(x)
         for part in _ascending(columns):
             if kernels is None:
                 _add_ascending(x[..., part], sigma, radial, angular, int(columns[part.start]))
