@@ -140,6 +140,16 @@ class Heads:
             self._of_cells(noise.mismatch_offset_v, "cell_offset", array, slots),
         )
 
+    def cell_errors(self, array: ArrayId) -> tuple[tuple[float, Tensor] | None, tuple[float, Tensor] | None]:
+        """Gain and offset mismatch of all cells: the standard deviation, and what was drawn, `[H_kv, W, D]`, which
+        nobody may change; None: none."""
+        noise, n_slots = self.hardware.noise, self.hardware.array.window
+        first, second = (
+            (sigma, self._drawn(draw, slice(None), n_slots, array=array, head_size=self.head_size)) if sigma else None
+            for sigma, draw in ((noise.mismatch_gain, "cell_gain"), (noise.mismatch_offset_v, "cell_offset"))
+        )
+        return first, second
+
     def leak_rates(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or
         not at all."""
@@ -173,18 +183,21 @@ class Heads:
 
     def _frozen(self, sigma: float, draw: str, places: Tensor, n_places: int, **of_draw: int) -> Tensor | None:
         """`sigma` times what a method of the chip draws, at some places of `n_places` for these heads."""
-        if not sigma:
-            return None
+        return sigma * self._drawn(draw, places, n_places, **of_draw) if sigma else None
+
+    def _drawn(self, draw: str, places: Tensor | slice, n_places: int, **of_draw: int) -> Tensor:
         chip, n_heads = self.chip, self.all_kv_heads
-        if torch.compiler.is_compiling():  # a compiled graph draws for itself: it would hold the table for ever
-            return sigma * getattr(chip, draw)(heads=self.kv_heads, places=places, dtype=self.dtype, **of_draw)
 
         def everywhere() -> Tensor:
             all_places = torch.arange(n_places, device=self.device)
             return getattr(chip, draw)(heads=n_heads, places=all_places, dtype=self.dtype, **of_draw)
 
+        if torch.compiler.is_compiling():  # a compiled graph draws for itself: it would hold the table for ever
+            if isinstance(places, slice):
+                places = torch.arange(n_places, device=self.device)[places]
+            return getattr(chip, draw)(heads=self.kv_heads, places=places, dtype=self.dtype, **of_draw)
         key = (chip, draw, n_heads, n_places, *of_draw.items(), self.dtype, self.device)
-        return sigma * TABLES.get(key, everywhere)[self.kv_heads.start : self.kv_heads.stop, places]
+        return TABLES.get(key, everywhere)[self.kv_heads.start : self.kv_heads.stop, places]
 
     def column_errors_qk(self, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """:meth:`column_tables_qk` for the columns of the tokens `[S]`, as query heads meet them: `[H, 1, S]` each;

@@ -6,6 +6,7 @@ Everything here is also written in PyTorch where it is called, and equal to that
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from types import ModuleType
 
@@ -16,10 +17,19 @@ SWITCH = "AIMC_COMPILED"
 @functools.cache
 def kernels() -> ModuleType | None:
     """The compiled functions; None: numba is not installed (`pip install aimc[fast]`), or it is switched off."""
+    return _module("normal")
+
+
+@functools.cache
+def cell_kernels() -> ModuleType | None:
+    """Likewise, of cells that are read token by token."""
+    return _module("cells")
+
+
+def _module(name: str) -> ModuleType | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        from aimc.ops.compiled import normal
+        return importlib.import_module(f"aimc.ops.compiled.{name}")
     except ImportError:  # also a numba that does not know the numpy that is installed
         return None
-    return normal
