@@ -55,13 +55,13 @@ class Moment(NamedTuple):
         decay = 1.0 if self.decay is None else self.decay[:, 0]
         return [c if power == 0 else c * decay**power for power, c in enumerate(self.coefficients)]
 
-    def charge(self, u: Tensor, heads: slice, out: Tensor) -> Tensor:
-        """Charge per unit pulse of cells with these voltages at the time of writing, `[B', H', S, D]`, in `out`, which
-        is other memory."""
+    def charge(self, u: Tensor, heads: slice, spare: Tensor, out: Tensor) -> Tensor:
+        """Charge per unit pulse of cells with these voltages at the time of writing, `[B', H', S, D]`, in `out`;
+        `spare` is overwritten, and may be `u`."""
         if self.decay is not None:
-            u = u * (self.decay if self.decay.ndim == 2 else self.decay[heads])
+            u = torch.mul(u, self.decay if self.decay.ndim == 2 else self.decay[heads], out=spare)
         if self.offset_v is not None:
-            u = torch.add(u, self.offset_v[1][heads, : self.n_slots], alpha=self.offset_v[0])
+            u = torch.add(u, self.offset_v[1][heads, : self.n_slots], alpha=self.offset_v[0], out=spare)
         torch.mul(u, self.coefficients[-1], out=out)
         for c in reversed(self.coefficients[1:-1]):
             out.add_(c).mul_(u)
@@ -171,19 +171,16 @@ class Cells:
             for first_head in range(0, n_heads, heads_at_once):
                 heads = slice(first_head, first_head + heads_at_once)
                 state = self.state[batch, heads, : moment.n_slots]
-                u, x = (numbers[: state.numel()].view(state.shape) for numbers in kept)
-                u = self._as_voltages(state, u)
+                spare, x = (numbers[: state.numel()].view(state.shape) for numbers in kept)
+                u = self._as_voltages(state, spare)
                 if moment.is_of_each_cell:
-                    yield batch, heads, 1, moment.charge(u, heads, x)
+                    yield batch, heads, 1, moment.charge(u, heads, spare, x)
                     continue
                 for power in range(1, len(moment.coefficients)):
-                    x = (
-                        u
-                        if power == 1
-                        else torch.mul(u if power == 2 else x, u, out=kept[1][: u.numel()].view(u.shape))
-                    )
+                    if power > 1:
+                        torch.mul(u if power == 2 else x, u, out=x)
                     if moment.coefficients[power]:
-                        yield batch, heads, power, x
+                        yield batch, heads, power, u if power == 1 else x
 
     def _as_voltages(self, state: Tensor, out: Tensor) -> Tensor:
         """Voltages about the leak target at the time of writing, of codes in `out`."""

@@ -83,13 +83,11 @@ def storage_levels(hardware: Hardware, like: Tensor) -> Tensor | None:
 
 
 def level_numbers(converter: Converter) -> list[float] | None:
-    """Numbers that a converter takes to its levels, one by one, rising; None: it has none. The outermost of `rounded`
-    coding may be clipped to the same level as their neighbours."""
+    """Numbers that a converter of unsigned or `rounded` coding takes to its levels, one by one, rising; None: it has
+    none. The outermost of `rounded` coding may be clipped to the same level as their neighbours."""
     n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
     if n is None or converter.positions is not None:
         return converter.positions
-    if converter.coding == "sign_magnitude":
-        return [i * v_max / (n // 2 - 1) for i in range(1 - n // 2, n // 2)]
     step = (v_max - v_min) / (n - 1)
     if converter.coding == "rounded":
         return [i * step for i in range(math.floor(v_min / step), math.ceil(v_max / step) + 1)]
