@@ -279,6 +279,12 @@ class GainCellCache(Cache):
         return max((layer.arrays.n_tokens for layer in self.gain_cell_layers if layer.arrays is not None), default=0)
 
     @property
+    def n_bytes(self) -> int:
+        """Memory of the layers on arrays between tokens, in byte: a byte a cell where storage levels say all, else that
+        of voltages."""
+        return sum(layer.arrays.n_bytes for layer in self.gain_cell_layers if layer.arrays is not None)
+
+    @property
     def n_digital(self) -> int:
         """Tokens that the digital memory holds per K/V head, because they are protected."""
         memories = [layer.arrays.memory for layer in self.gain_cell_layers if layer.arrays is not None]

@@ -143,6 +143,12 @@ class Heads:
         tables = [self._part(table, self._slots(tokens)) for table in self._frozen.coefficients(array)]
         return [table for table in tables if table is not None] or list(self.cell.coefficients)
 
+    def cell_errors(self, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
+        """:meth:`mismatch` of all cells of the layer, `[H_kv, W, D]` each, which nobody may change."""
+        gain, offset_v = self._frozen.mismatch(array)
+        assert not isinstance(gain, float) and not isinstance(offset_v, float)  # each cell has its own
+        return gain, offset_v
+
     def leak_rates(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or
         not at all."""

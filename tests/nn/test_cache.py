@@ -549,3 +549,14 @@ def test_layers_that_changed_between_two_texts_are_found() -> None:
         cache = GainCellCache(model)
         model(ids, past_key_values=cache, use_cache=True)
         assert cache.n_written == 8
+
+
+def test_bytes_of_all_layers():
+    """Far below a digital cache of the same window, in which a number has four."""
+    model = converted(hardware=replace(machine(), noise=Noise(), array=Array(window=32, rows=8)))
+    cache = GainCellCache(model)
+    assert cache.n_bytes == 0
+    model(torch.arange(5)[None], past_key_values=cache)
+    arrays = [layer.arrays for layer in cache.gain_cell_layers]
+    digital = sum(2 * 4 * of.n_kv_heads * 32 * of.head_size for of in arrays)
+    assert len(arrays) == 2 and digital / 4 < cache.n_bytes < digital

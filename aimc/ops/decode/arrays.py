@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Hardware
+from aimc.ops.decode.cells import Cells, Moment
 from aimc.ops.eager import operands, stored_v
-from aimc.ops.effects.array import Operands, decayed
+from aimc.ops.effects.array import Operands
 from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.converters import before_storage_dac
 from aimc.ops.effects.leakage import decay_factor, own_decay
@@ -43,10 +44,12 @@ class KVArrays:
         self.refresh_every: int | None = None
         """Tokens from one refresh of all cells to the next; None: never."""
         window, dtype = hardware.array.window, torch.promote_types(key.dtype, torch.float32)
-        cells = (self.n_batch, self.n_kv_heads, window, self.head_size)
-        self.key_u, self.value_u = (torch.zeros(cells, dtype=dtype, device=key.device) for _ in range(2))
-        """Stored voltages about the leak target at the time of writing, in volt, write noise included, `[B, H_kv, W,
-        D]`."""
+        self.cell = leaking_cell(hardware)
+        """What the arrays are made of, about the voltage that it leaks to."""
+        self._like = torch.zeros((), dtype=dtype, device=key.device)
+        sizes = (self.n_batch, self.n_kv_heads, window, self.head_size)
+        self.cells = {array: Cells(sizes, hardware, self.cell, self._like) for array in ArrayId}
+        """What each array holds."""
         self.tokens = torch.full((window,), -1, device=key.device)
         """Position of the token in each slot, `[W]`; -1: empty."""
         self.written_at = torch.zeros(window, dtype=torch.float64, device=key.device)
@@ -55,7 +58,7 @@ class KVArrays:
         """Slots that hold padding or nothing, `[B, W]`."""
         self.sink = torch.zeros_like(self.padding)
         """Slots whose token is protected for ever, `[B, W]`."""
-        features, of_tokens = hardware.features, cells[:3]
+        features, of_tokens = hardware.features, sizes[:3]
         self.key_norm = torch.ones(of_tokens, dtype=dtype, device=key.device) if features.normalise_keys else None
         """By what the keys in the slots were divided, `[B, H_kv, W]`; None: by one."""
         self.value_norm = torch.ones(of_tokens, dtype=dtype, device=key.device) if features.normalise_values else None
@@ -66,9 +69,6 @@ class KVArrays:
         """The protected tokens."""
         self.waited = 0.0
         """Time in which no token came, in token times."""
-        self.cell = leaking_cell(hardware)
-        """What the arrays are made of, about the voltage that it leaks to."""
-        self._operands: dict[ArrayId, list[Tensor | float]] = {}
         slots, heads = torch.arange(window, device=key.device), self._heads(self.seed)
         self._leak_rates = {array: heads.leak_rates(array, slots) for array in ArrayId}
         self.columns_qk = heads.column_tables_qk(slots)
@@ -92,8 +92,10 @@ class KVArrays:
 
     def voltages(self, array: ArrayId) -> Tensor:
         """Voltages in the cells now, in volt, `[B, H_kv, W, D]`."""
-        u = self.key_u if array == ArrayId.QK else self.value_u
-        return u * self.cell_decay(array, slice(None), self.now).to(u.dtype) + self.cell.offset_v
+        every = slice(None)
+        u = self.cells[array].voltages(every)
+        u = u * self.cell_decay(array, every, self.now).to(u.dtype)
+        return u.masked_fill((self.tokens < 0)[:, None], 0.0) + self.cell.offset_v
 
     def wait(self, seconds: float) -> None:
         """Let time pass: cells leak, no token is read or written.
@@ -113,27 +115,21 @@ class KVArrays:
         again with fresh write noise."""
         tokens = self.tokens.clamp(min=0)
         renewal = self.seed + 1 + self.n_refreshed  # its own noise: another seed
-        heads = self._heads(renewal)
+        heads, slots = self._heads(renewal), torch.arange(len(tokens), device=tokens.device)
         for array in ArrayId:
             wanted = before_storage_dac(self.voltages(array), self.hardware)
-            u = stored_v(heads, wanted, array, tokens) - self.cell.offset_v
-            (self.key_u if array == ArrayId.QK else self.value_u).copy_(u)
-            self._operands[array] = operands(heads, u, array, tokens)
+            self.cells[array].write(slots, stored_v(heads, wanted, array, tokens) - self.cell.offset_v)
         self.written_at = torch.where(self.tokens >= 0, self.now, self.written_at)
         self.n_refreshed += int((self.tokens >= 0).sum())
 
     def select(self, rows: Tensor) -> None:
         """Row `rows[b]` of the batch becomes row b."""
-        rows = rows.to(self.key_u.device)
-        for name in ("key_u", "value_u", "padding", "sink", "n_real", "key_norm", "value_norm"):
+        rows = rows.to(self.tokens.device)
+        for cells in self.cells.values():
+            cells.select(rows)
+        for name in ("padding", "sink", "n_real", "key_norm", "value_norm"):
             x = getattr(self, name)
             setattr(self, name, None if x is None else x.index_select(0, rows))
-        self._operands = {
-            array: [
-                o.index_select(0, rows) if isinstance(o, Tensor) and o.ndim == 4 else o for o in operands
-            ]  # 3-D: of the chip alone
-            for array, operands in self._operands.items()
-        }
         self.memory = None if self.memory is None else self.memory.select(rows)
         self.n_batch = len(rows)
 
@@ -175,14 +171,7 @@ class KVArrays:
             self.sink[:, slots] = newest.sink[:, kept]
         tokens = tokens[kept]
         for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
-            u = stored_v(heads, x[:, :, kept], array, tokens) - self.cell.offset_v
-            fresh = operands(heads, u, array, tokens)
-            (self.key_u if array == ArrayId.QK else self.value_u).index_copy_(2, slots, u)
-            if array not in self._operands:
-                self._operands[array] = [self._empty(o) for o in fresh]
-            for whole, part in zip(self._operands[array], fresh, strict=True):
-                if isinstance(whole, Tensor) and isinstance(part, Tensor):
-                    whole.index_copy_(whole.ndim - 2, slots, part)
+            self.cells[array].write(slots, stored_v(heads, x[:, :, kept], array, tokens) - self.cell.offset_v)
         for norm, of_new in ((self.key_norm, scaling.key_norm), (self.value_norm, scaling.value_norm)):
             if norm is not None and of_new is not None:
                 norm[..., slots] = of_new[..., kept].to(norm.dtype)
@@ -193,8 +182,25 @@ class KVArrays:
         self.n_tokens += n_new
 
     def operands(self, array: ArrayId, slots: slice) -> Operands:
-        """What the cells in these slots do to a pulse, `[B, H_kv, S, D]` per power of the decay, or a number."""
-        return [o[..., slots, :] if isinstance(o, Tensor) else o for o in self._operands[array]]
+        """What the cells in these slots, all of them in use, do to a pulse, `[B, H_kv, S, D]` per power of the decay,
+        or a number."""
+        return operands(self._heads(self.seed), self.cells[array].voltages(slots), array, self.tokens[slots])
+
+    def moments(self, heads: Heads, n_slots: int) -> list[Moment]:
+        """How the first slots of the two arrays answer the newest token."""
+        slots, coefficients = slice(0, n_slots), self.cell.coefficients
+        if heads.leaks_apart:
+            decays: list[Tensor | None] = [
+                self.cell_decay(array, slots, self.now - 1).to(heads.dtype) for array in ArrayId
+            ]
+        else:
+            now = torch.full((1,), self.n_tokens - 1, dtype=torch.float64, device=heads.device) + self.waited
+            decay = heads.decay(now, self.written_at[slots])
+            decays = [None if decay is None else decay.mT] * len(ArrayId)
+        return [
+            Moment(n_slots, decay, coefficients, *heads.cell_errors(array))
+            for array, decay in zip(ArrayId, decays, strict=True)
+        ]
 
     def norms(self, slots: slice) -> tuple[Tensor | None, Tensor | None]:
         """By what keys and values in these slots were divided, `[B, H_kv, S]`; None: by one."""
@@ -218,15 +224,14 @@ class KVArrays:
             n_tokens=self.n_tokens, waited=self.waited, n_real=self.n_real, contents=contents, memory=self.memory
         )
 
-    def faded_operands(self, array: ArrayId, slots: slice) -> Operands:
-        """:meth:`operands` as the newest token finds them: at one moment even a decay of its own is a factor of what a
-        cell holds."""
-        return [decayed(self.operands(array, slots), self.cell_decay(array, slots, self.now - 1))]
+    @property
+    def n_bytes(self) -> int:
+        """Memory of all that is kept between tokens, in byte; tables of the chip (:mod:`aimc.ops.frozen`) are
+        not among it."""
+        parts = [x for owner in (self, *self.cells.values()) for x in vars(owner).values()]
+        parts += [*self._leak_rates.values(), *self.columns_qk, *self.columns_av, *(self.memory or [])]
+        return sum(x.nbytes for x in parts if isinstance(x, Tensor))
 
     def _heads(self, seed: Tensor) -> Heads:
-        return Heads(self.key_u, self.key_u, self.hardware, self.chip, seed, self.cell)
-
-    def _empty(self, operand: Tensor | float) -> Tensor | float:
-        if not isinstance(operand, Tensor):
-            return operand
-        return operand.new_zeros(*operand.shape[:-2], self.hardware.array.window, self.head_size)
+        like = self._like.expand(self.n_batch, self.n_kv_heads, 1, self.head_size)
+        return Heads(like, like, self.hardware, self.chip, seed, self.cell)

@@ -16,7 +16,6 @@ from aimc.ops.checks import check_attention
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.eager import eager_attention
 from aimc.ops.effects.activation import activation
-from aimc.ops.effects.array import charge_av, charge_qk
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac
 from aimc.ops.effects.noise import ArrayId, with_noise
@@ -111,15 +110,11 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     # Input DAC
     pulses = dac(query, hardware.input_dac)
     # Leakage
-    if heads.leaks_apart:
-        decay, (keys, values) = None, (arrays.faded_operands(of_array, slots) for of_array in ArrayId)
-    else:
-        decay = heads.decay(row.to(torch.float64) + arrays.waited, arrays.written_at[slots])  # [1, S]
-        keys, values = (arrays.operands(of_array, slots) for of_array in ArrayId)
+    of_keys, of_values = arrays.moments(heads, slots.stop)
     # First array
     full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)
     relative_pulses = pulses / full_scale_qk
-    charge = charge_qk(by_group(relative_pulses), keys, decay)  # S / S_sat [B, H_kv, G, S]
+    charge = arrays.cells[ArrayId.QK].read_qk(by_group(relative_pulses), of_keys)  # S / S_sat [B, H_kv, G, S]
     # Column errors, Read noise
     charge = with_columns(charge, *(None if x is None else x[:, None, slots] for x in arrays.columns_qk))
     noise = heads.read_noise_qk(row, tokens.clamp(min=0))
@@ -141,11 +136,8 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         corrections = heads.corrections([now], [written], [arrays.norms(slots)], relative_pulses)
     (phi, *of_memory), normaliser, lost = activation(heads, charges, visible, scaling, 1, corrections)
     # Second array
-    phi = phi.reshape(heads.n_batch, n_kv, group, n_tiles, array.rows).transpose(2, 3)  # [B, H_kv, J, G, R]
-    cells = [o.unflatten(-2, (n_tiles, array.rows)) if isinstance(o, Tensor) else o for o in values]
-    decay = None if decay is None else decay.view(n_tiles, 1, array.rows)
     of_groups = full_scale_av if isinstance(full_scale_av, float) else full_scale_av.view(n_kv, 1, group, 1)
-    counts = charge_av(phi, cells, decay) / of_groups  # A [B, H_kv, J, G, D]
+    counts = arrays.cells[ArrayId.AV].read_av(by_group(phi), of_values, n_tiles) / of_groups  # A [B, H_kv, J, G, D]
     # Column errors, Read noise
     counts = with_columns(counts, *(None if x is None else x[:, :n_tiles, None] for x in arrays.columns_av))
     noise = heads.read_noise_av(row, torch.arange(n_tiles, device=heads.device))  # [J, B, H, 1, D]

@@ -6,6 +6,8 @@ nonlinearity (`Converter.inl`).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,27 @@ def storage_dac(x: Tensor, hardware: Hardware, *, straight: bool = False) -> Ten
     if converter.inl and not straight:
         level = level + _inl_displacement(level, converter)
     return level if slope is None else level + slope * (clipped - clipped.detach())
+
+
+def storage_levels(hardware: Hardware, like: Tensor) -> Tensor | None:
+    """All voltages that :func:`storage_dac` writes, rising, `[n]`, in the dtype and on the device of `like`; None: it
+    has no levels."""
+    numbers = level_numbers(hardware.storage_dac)
+    if numbers is None:
+        return None
+    return storage_dac(torch.tensor(numbers, dtype=like.dtype, device=like.device), hardware)
+
+
+def level_numbers(converter: Converter) -> list[float] | None:
+    """Numbers that a converter of unsigned or `rounded` coding takes to its levels, one by one, rising; None: it has
+    none. The outermost of `rounded` coding may be clipped to the same level as their neighbours."""
+    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+    if n is None or converter.positions is not None:
+        return converter.positions
+    step = (v_max - v_min) / (n - 1)
+    if converter.coding == "rounded":
+        return [i * step for i in range(math.floor(v_min / step), math.ceil(v_max / step) + 1)]
+    return [v_min + i * step for i in range(n)]
 
 
 def adc(x: Tensor, converter: Converter) -> Tensor:
