@@ -26,6 +26,9 @@ TEXTS = {EARLY: 2, MIDDLE: 8, SUBJECT: 20}
 """Tokens of text, in W, at which the same decoder is looked at."""
 N_CHECKED = 8
 """Tokens that are decoded and compared, beside the prompt's last."""
+SHORT_SHARE = 8
+"""Of several sequences, an eighth of W tokens of each is the prompt that decoding continues and a parallel pass is
+compared with; on full arrays, one of them is compared with itself alone."""
 QUANTISED_TOLERANCE = 0.1
 """Error of the logits relative to their norm, quantisers on. Rounding moves a step now and then, and that step others
 in the layers behind it: 0.02 to 0.03 in GPT-2 small of random weights. Without its input converter, storage converter
@@ -68,6 +71,13 @@ class Decoder:
         other.model, other.cache, other.logits = self.model, deepcopy(self.cache, shared), self.logits
         return other
 
+    def times(self, n_sequences: int) -> Decoder:
+        """The same text in so many sequences: their prompts would take as many times as long."""
+        other = self.fork()
+        other.cache.batch_repeat_interleave(n_sequences)
+        other.logits = self.logits.expand(n_sequences, -1, -1)
+        return other
+
 
 class Ring(DynamicSlidingWindowLayer):
     """A digital cache of W slots, the newest token written over the oldest, as in the arrays: nothing is copied but
@@ -96,6 +106,11 @@ def decoding_points(settings: Settings) -> Iterator[partial[Point]]:
     yield partial(_decoding_point, settings)
 
 
+def batch_points(settings: Settings) -> Iterator[partial[Point]]:
+    """One token of each of several sequences, on full arrays."""
+    yield partial(_batch_point, replace(settings, batch=settings.large_batch))
+
+
 def long_text_points(settings: Settings) -> Iterator[partial[Point]]:
     """One token of a small model, early and late in a text."""
     small = replace(settings, window=settings.text_window, layers=settings.text_layers, vocabulary=256)
@@ -117,6 +132,25 @@ def _decoding_point(settings: Settings) -> Point:
             f"{check_decoding(analog, prompt, N_CHECKED, settings)};"
             f" {check_digital(decoders[DIGITAL], decoders[COPIED], settings)}"
         )
+
+    return _point(settings, settings.window, check, decoders)
+
+
+def _batch_point(settings: Settings) -> Point:
+    settings = replace(settings, model_tokens=settings.window + _ROOM)
+    analog, digital = (model.eval() for model in make_models(settings))
+    prompt = make_tokens(settings)[:, : settings.window]
+    alone = {
+        SUBJECT: Decoder(analog, aimc.GainCellCache(analog), prompt[:1]),
+        DIGITAL: Decoder(digital, digital_cache(settings, Ring), prompt[:1]),
+    }
+    decoders = {name: decoder.times(settings.batch) for name, decoder in alone.items()}
+
+    def check() -> str:
+        short = prompt[:, : settings.window // SHORT_SHARE]
+        found = [check_decoding(analog, short, N_CHECKED, settings)]
+        found += [check_together(name, decoders[name], alone[name]) for name in alone]
+        return "; ".join(found)
 
     return _point(settings, settings.window, check, decoders)
 
@@ -199,6 +233,21 @@ def check_digital(ring: Decoder, copied: Decoder, settings: Settings) -> str:
     text = f"digital ring against transformers' cache: logits within {error:.1e}"
     if not error <= TOLERANCE[settings.dtype]:
         raise CheckError(text)
+    return text
+
+
+def check_together(name: str, together: Decoder, alone: Decoder) -> str:
+    """Equal sequences decoded together against one of them alone, on a full window; both go on by one token.
+
+    Raises:
+        CheckError: they differ by more than rounding that moves a step.
+    """
+    together.step()
+    alone.step()
+    error = _error(together.logits, alone.logits.expand_as(together.logits))
+    text = f"{name}: {len(together.logits)} sequences against one alone: logits within {error:.1e}"
+    if not error <= QUANTISED_TOLERANCE:
+        raise CheckError(f"{text} (allowed {QUANTISED_TOLERANCE:g})")
     return text
 
 
