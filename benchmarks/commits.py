@@ -62,12 +62,10 @@ def _git(folder: Path, *words: str, refused: bool = False) -> str:
     try:
         done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True)
     except OSError as error:
-        raise CommitError(
-            f"git: {error.strerror}; no commit is found without it: install it, or give --base"
-        ) from error
+        raise CommitError(f"git: {error.strerror}; no commit is found without it: install it or use --base") from error
     if done.returncode and not refused:
         said = done.stderr.strip().splitlines()
         raise CommitError(
-            f"git {words[0]} failed, so there is no tree to compare with: {said[-1] if said else 'no word'}; give --base"
+            f"git {words[0]} failed, so there is no tree to compare with ({said[-1] if said else ''}): use --base"
         )
     return "" if done.returncode else done.stdout.strip()

@@ -174,7 +174,7 @@ def table_of(rows: Sequence[Row], slower: float) -> Table:
             table.add_row(*first, *[""] * 7, f"[red]FAILED[/] {why}")
             continue
         if row.skipped:
-            table.add_row(*first, *[""] * 7, f"[yellow]skipped[/] unknown to the base: {row.skipped.replace('[', '(')}")
+            table.add_row(*first, *[""] * 7, "[yellow]skipped[/]: the base does not know it")
             continue
         times = [seconds(f(row.times[name])) for name in (BASE, HERE) for f in (min, statistics.median)]
         colour = "red" if row.least > slower else "green"
@@ -202,11 +202,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--width", type=int, metavar="COLUMNS", help="of the table (default: the terminal's)")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backends = options.backends or ["eager", "triton" if device == "cuda" else "blocked"]
     tokens = options.tokens or ([32, 64] if options.quick else [256, 1024])
-    sizes, console = (QUICK_SIZES if options.quick else SIZES), Console()
+    sizes, console = (QUICK_SIZES if options.quick else SIZES), Console(width=options.width)
     wanted = list(cases(options.cases, tokens, backends))
     try:
         with scratch_clone(options.commit) if options.commit else nullcontext(options.base) as base:
@@ -239,8 +240,11 @@ def _measure(
 ) -> Iterator[Row]:
     for case in wanted:
         row = compare(trees, case, rounds=options.rounds, seconds_each=options.seconds)
-        ratio = "failed" if row.failed else "skipped" if row.skipped else f"{row.least:.3f}"
-        console.print(f"{case[0]}, {case[1]}, T={case[2]}: {ratio}", highlight=False)
+        if row.skipped:
+            ratio = f"skipped, the base does not know it ({row.skipped})"
+        else:
+            ratio = "failed" if row.failed else f"{row.least:.3f}"
+        console.print(f"{case[0]}, {case[1]}, T={case[2]}: {ratio}", markup=False, highlight=False, soft_wrap=True)
         yield row
 
 

@@ -23,8 +23,8 @@ Step = Callable[[], Tensor]
 """One repetition; returns what it computed."""
 
 
-UNKNOWN = (AttributeError, ImportError, KeyError)
-"""What a tree raises that has not got what a case is made of."""
+UNKNOWN = (AttributeError, ImportError, NotImplementedError, TypeError, ValueError)
+"""What a tree raises that has not got what a case is made of, or refuses it."""
 CLEAN, NOISE, CHIP, SOFTMAX, PRUNED = "", "typical noise, ", "frozen chip, ", "softmax, ", "pruned softmax, "
 
 
@@ -69,7 +69,6 @@ def forward(backend: str, tokens: int, sizes: dict[str, int], device: str, *, va
 
     inputs = inputs_of((1, sizes["heads"], tokens, sizes["head_size"]), device)
     hardware = hardware_of(backend, sizes["window"], variant)
-    randomness_of(variant, device)  # what is unknown is found here
 
     @torch.no_grad()
     def step() -> Tensor:
@@ -84,7 +83,6 @@ def forward_backward(backend: str, tokens: int, sizes: dict[str, int], device: s
 
     inputs = [x.requires_grad_() for x in inputs_of((1, sizes["heads"], tokens, sizes["head_size"]), device)]
     hardware = hardware_of(backend, sizes["window"], variant)
-    randomness_of(variant, device)
 
     def step() -> Tensor:
         out = aimc.gain_cell_attention(*inputs, hardware, **randomness_of(variant, device))
@@ -166,20 +164,15 @@ MAKERS: dict[str, Callable[..., Step]] = {
 
 
 def serve(sizes: dict[str, int], device: str) -> None:
-    """Answer `[case, backend, tokens, repetitions]` with seconds and a digest of what was computed, until the end."""
+    """Answer `[case, backend, tokens, repetitions]` with seconds and a digest of what was computed, with why
+    it is unknown here, or with why it failed, until the end."""
     key, step = None, None
     for line in sys.stdin:
         *wanted, repetitions = json.loads(line)
         try:
             if key != wanted:
-                step = key = None  # the old model goes before the new one comes
-                make = MAKERS[wanted[0]]
-                try:
-                    step = make(wanted[1], wanted[2], sizes, device)
-                except UNKNOWN as error:
-                    _answer({"unknown": _said(error)})
-                    continue
-                key = wanted
+                step = None  # the old model goes before the new one comes
+                key, step = wanted, MAKERS[wanted[0]](wanted[1], wanted[2], sizes, device)
             assert step is not None
             seconds = []
             for _ in range(repetitions):
@@ -191,7 +184,7 @@ def serve(sizes: dict[str, int], device: str) -> None:
             exact = result.double()
             answer: dict[str, Any] = {"seconds": seconds, "digest": [exact.sum().item(), exact.norm().item()]}
         except Exception as error:  # any: the other cases should still be seen
-            key, answer = None, {"failed": _said(error)}
+            key, answer = None, {"unknown" if isinstance(error, UNKNOWN) else "failed": _said(error)}
         _answer(answer)
 
 
