@@ -80,7 +80,7 @@ CASES = (
         name=NO_LEAKAGE,
         measures="time of the operator without gradients, cells that do not leak",
         comparisons=(DIGITAL, EAGER, PRODUCTS),
-        points=partial(operators.forward_points, leakage=False, windows=False),
+        points=operators.no_leakage_points,
         leakage=False,
     ),
     Case(

@@ -168,7 +168,8 @@ def _long_text_point(settings: Settings) -> Point:
         decoders[name], n_read = decoder.fork(), n_windows * window
 
     def check() -> str:
-        return f"{check_decoding(analog, prompt, n_read - window, settings)}; {check_held(decoders)}"
+        found = check_decoding(analog, prompt, n_read - window, settings, n_quantised=window)
+        return f"{found}; {check_held(decoders)}"
 
     return _point(settings, n_read, check, {SUBJECT: decoders[SUBJECT], **decoders})
 
@@ -178,7 +179,9 @@ def digital_cache(settings: Settings, layer: type[DynamicSlidingWindowLayer]) ->
     return Cache(layers=[layer(settings.window) for _ in range(settings.layers)])
 
 
-def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, settings: Settings) -> str:
+def check_decoding(
+    analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, settings: Settings, *, n_quantised: int | None = None
+) -> str:
     """Logits of a decoded text against those of one parallel pass over that text; the model keeps its hardware.
 
     Quantisers off, to rounding; and on, where rounding may move a step, roughly.
@@ -187,6 +190,7 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
         analog: the converted model.
         prompt: `[B, T]`.
         n_tokens: how many are decoded.
+        n_quantised: how many with quantisers on, where all would take long; None: as many.
         settings: of the case.
 
     Raises:
@@ -196,23 +200,23 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
     found, wrong = [], False
     smooth = settings.hardware(settings.window, backend=settings.backend, converters=False)
     quantised = hardware_of(analog)
-    for name, hardware, tolerance in (
-        ("off", smooth, TOLERANCE[settings.dtype]),
-        ("on", quantised, QUANTISED_TOLERANCE),
+    for name, hardware, tolerance, n_decoded in (
+        ("off", smooth, TOLERANCE[settings.dtype], n_tokens),
+        ("on", quantised, QUANTISED_TOLERANCE, n_quantised or n_tokens),
     ):
         aimc.set_hardware(analog, hardware)
         decoder = Decoder(analog, aimc.GainCellCache(analog), prompt)
         tokens, logits = [prompt], [decoder.logits]
-        for _ in range(n_tokens):
+        for _ in range(n_decoded):
             tokens.append(decoder.token)
             decoder.step()
             logits.append(decoder.logits)
         with torch.no_grad():
-            expected = analog(torch.cat(tokens, dim=1), use_cache=False, logits_to_keep=n_tokens + 1).logits
+            expected = analog(torch.cat(tokens, dim=1), use_cache=False, logits_to_keep=n_decoded + 1).logits
         error = _error(torch.cat(logits, dim=1), expected)
         wrong |= not error <= tolerance  # a NaN is not within anything
-        found.append(f"quantisers {name}: logits within {error:.1e} (allowed {tolerance:g})")
-    text = f"{n_tokens} decoded tokens against one parallel pass, " + ", ".join(found)
+        found.append(f"{n_decoded}, quantisers {name}: logits within {error:.1e} (allowed {tolerance:g})")
+    text = "decoded tokens against one parallel pass: " + ", ".join(found)
     if wrong:
         raise CheckError(text)
     return text

@@ -30,8 +30,8 @@ FOLDERS = (REPOSITORY / "data" / "models", REPOSITORY.parent / "shared" / "data"
 LOSS_TOLERANCE = 0.1
 """Nat per token that the clean 6-bit arrays may lose against the digital model: 0.012 was found. Without calibrated
 ranges it is several."""
-CALIBRATION_SHARE, CHECKED_SHARE = 4, 4
-"""The ranges are calibrated on a quarter of a window, and the eager operator is compared on one."""
+CALIBRATION_SHARE, CHECKED_SHARE = 4, 8
+"""The ranges are calibrated on a quarter of a window, and the eager operator is compared on an eighth."""
 
 
 def evaluation_points(settings: Settings) -> Iterator[partial[Point]]:

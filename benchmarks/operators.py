@@ -81,18 +81,24 @@ def make_inputs(settings: Settings, tokens: int, *, gradient: bool) -> Inputs:
     return q, k, v
 
 
-def forward_points(settings: Settings, *, leakage: bool = True, windows: bool = True) -> Iterator[partial[Point]]:
+def forward_points(settings: Settings) -> Iterator[partial[Point]]:
     """Forward only, over T, and over W at one T."""
     for tokens in settings.tokens:
-        for window in settings.windows(tokens) if windows else (settings.window,):
-            yield partial(_forward_point, settings, tokens, window, leakage)
+        for window in settings.windows(tokens):
+            yield partial(_forward_point, settings, tokens, window, True)
+
+
+def no_leakage_points(settings: Settings) -> Iterator[partial[Point]]:
+    """Forward only, over T up to W: what leakage costs is seen there."""
+    for tokens in settings.tokens:
+        if tokens <= settings.window or len(settings.tokens) == 1:
+            yield partial(_forward_point, settings, tokens, settings.window, False)
 
 
 def training_points(settings: Settings) -> Iterator[partial[Point]]:
-    """Forward and backward, over T, and over W at one T."""
+    """Forward and backward, over T."""
     for tokens in settings.tokens:
-        for window in settings.windows(tokens):
-            yield partial(_training_point, settings, tokens, window)
+        yield partial(_training_point, settings, tokens, settings.window)
 
 
 def memory_points(settings: Settings) -> Iterator[partial[Point]]:

@@ -22,7 +22,7 @@ class Settings:
     window: int = 1024
     """W of every case, tokens that the arrays hold."""
     other_windows: tuple[int, ...] = (256, 4096)
-    """Further W of forward and forward+backward, at T = `other_windows_tokens` if that is among `tokens`."""
+    """Further W of forward, at T = `other_windows_tokens` if that is among `tokens`."""
     other_windows_tokens: int = 4096
     """T at which `other_windows` are measured."""
     eager_tokens: int = 2048
@@ -63,7 +63,7 @@ class Settings:
     """`cpu` or `cuda`."""
     dtype: str = "float32"
     """`float32` or `bfloat16`: inputs, weights and comparisons alike."""
-    seconds: float = 5.0
+    seconds: float = 4.0
     """Aim for the time of one point; never fewer than three repetitions."""
 
     @property

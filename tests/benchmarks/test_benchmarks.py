@@ -72,7 +72,7 @@ def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "quantisers off" in result["check"] or "elements moved" in result["check"]
         if result["case"] == FORWARD:
             assert result["shapes"]["multiply_adds"] > 0
-    assert {(r["tokens"], r["window"]) for r in results if r["case"] == TRAINING} == {(64, 128), (192, 128), (192, 64)}
+    assert {(r["tokens"], r["window"]) for r in results if r["case"] == FORWARD} == {(64, 128), (192, 128), (192, 64)}
     for name in ("time.png", "memory.png", "baseline.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     written = {path.name for path in tmp_path.iterdir()} - {
