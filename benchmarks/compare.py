@@ -195,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", choices=list(MAKERS), default=list(MAKERS), metavar="NAME")
     parser.add_argument("--tokens", nargs="+", type=int, metavar="T", help="default: 256 1024")
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="the last one runs the models")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each tree a case (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each tree a case (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="aim for one turn (default: %(default)s)")
     parser.add_argument(
         "--slower", type=float, default=1.05, help="allowed ratio of least times (default: %(default)s)"
