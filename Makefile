@@ -37,8 +37,9 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# With BASE=COMMIT: this tree against that commit, which is checked out in a scratch clone, case by case in one run.
 bench: setup
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks$(if $(BASE),.compare --commit '$(BASE)')
 
 lint: setup
 	$(BIN)/ruff check .

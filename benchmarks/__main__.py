@@ -68,13 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(cases: Sequence[Case], settings: Settings, console: Console) -> list[Result]:
-    """Every point of the cases, one after another, each said as soon as it is done."""
+    """Every point of the cases, one after another, each said as soon as it is done; those that are skipped are only
+    said."""
     results = []
     for case in cases:
         for make in case.points(settings):
             result = measure(case, make, settings)
             console.print(one_line(result), soft_wrap=True, highlight=False)
-            results.append(result)
+            if not result.skipped:
+                results.append(result)
     return results
 
 
@@ -99,7 +101,12 @@ def write(folder: Path, results: Sequence[Result], settings: Settings, where: di
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Speed and memory of gain-cell attention, checked and compared."
+        prog="python -m benchmarks",
+        description="Speed and memory of gain-cell attention, checked and compared.",
+        epilog=(
+            "Against an earlier commit, case by case: python -m benchmarks.compare --commit COMMIT, or make bench"
+            " BASE=COMMIT."
+        ),
     )
     names = [case.name for case in CASES]
     parser.add_argument(

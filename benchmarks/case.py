@@ -18,10 +18,22 @@ COPIED = "digital, copying"
 """Decoding with transformers' own sliding-window cache, which copies all keys and values at every token."""
 EARLY, MIDDLE = "at 2W", "at 8W"
 """The subject itself, earlier in the text."""
+CLEAN = "clean"
+"""The subject without noise."""
+NOISY = "typical noise"
+"""The subject under :func:`aimc.presets.typical`, where the subject itself is clean."""
+HARD_SIGMOID = "hard sigmoid"
+"""The subject with the published activation."""
+PRODUCTS = "products alone"
+"""The matrix products of the subject and nothing else: the floor of its time."""
 
 
 class CheckError(Exception):
     """The subject computed something else than the reference; says what and by how much."""
+
+
+class Skipped(Exception):
+    """A point that cannot be measured here, because of what is not installed or not there; says what."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,3 +118,5 @@ class Result:
     """Which counter gave the energy, or why none did; None: energy does not belong to this case."""
     failed: str | None = None
     """Why nothing was measured; None: it was."""
+    skipped: str | None = None
+    """What is missing here for this case; None: nothing. Such a result is said and then left out."""

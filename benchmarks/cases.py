@@ -5,29 +5,69 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import baselines, decoding, models, operators
-from benchmarks.case import COPIED, DIGITAL, EAGER, EARLY, MIDDLE, SUBJECT, Case, Point, Result
+from benchmarks import baselines, decoding, evaluation, models, operators, variants
+from benchmarks.case import (
+    CLEAN,
+    COPIED,
+    DIGITAL,
+    EAGER,
+    EARLY,
+    HARD_SIGMOID,
+    MIDDLE,
+    NOISY,
+    PRODUCTS,
+    SUBJECT,
+    Case,
+    Point,
+    Result,
+    Skipped,
+)
 from benchmarks.energy import energy_per_call, find_meter, idle_power
 from benchmarks.memory import peak_bytes
 from benchmarks.settings import PRESET, Settings
 from benchmarks.timing import time_in_turn
 
-FORWARD, TRAINING, NO_LEAKAGE, MEMORY, PREFILL, STEP, DECODING, LONG_TEXT, BASELINE = (
+FORWARD, TRAINING, NO_LEAKAGE, MEMORY, DEMO = (
     "forward",
     "forward+backward",
     "forward, no leakage",
     "peak memory",
-    "prefill",
-    "training step",
+    "demo shape",
+)
+NOISE_FORWARD, NOISE_TRAINING, CHIP_FORWARD, CHIP_TRAINING = (
+    f"{what}, {how}" for what in (NOISY, "frozen chip") for how in (FORWARD, TRAINING)
+)
+SOFTMAX_FORWARD, SOFTMAX_TRAINING, PRUNED_FORWARD, PRUNED_TRAINING = (
+    f"{what}, {how}" for what in ("softmax", "pruned softmax") for how in (FORWARD, TRAINING)
+)
+PREFILL, STEP, EVALUATION = "prefill", "training step", "evaluation"
+DECODING, BATCH_DECODING, LONG_TEXT, BASELINE = (
     "decoding",
+    "decoding, large batch",
     "decoding, long text",
     "digital baseline",
 )
+
+
+def _variant(name: str, words: str, change: variants.Change, against: str) -> Case:
+    gradient = name.endswith(TRAINING)
+    return Case(
+        name=name,
+        measures=f"time of the operator {'and its gradients' if gradient else 'without gradients'}, {words}",
+        comparisons=(against,),
+        points=partial(variants.variant_points, change=change, against=against, gradient=gradient),
+    )
+
+
+_NOISE = "under write and read noise, mismatch and column errors, against without"
+_CHIP = "on one chip with mismatch and column errors, from its second call on, against without"
+_SOFTMAX = "with a softmax between the arrays, against the hard sigmoid"
+_PRUNED = "where the arrays select tokens for a digital softmax, against the hard sigmoid"
 CASES = (
     Case(
         name=FORWARD,
-        measures="time of the operator without gradients",
-        comparisons=(DIGITAL, EAGER),
+        measures="time of the operator without gradients, and of its matrix products alone",
+        comparisons=(DIGITAL, EAGER, PRODUCTS),
         points=operators.forward_points,
     ),
     Case(
@@ -39,8 +79,8 @@ CASES = (
     Case(
         name=NO_LEAKAGE,
         measures="time of the operator without gradients, cells that do not leak",
-        comparisons=(DIGITAL, EAGER),
-        points=partial(operators.forward_points, leakage=False, windows=False),
+        comparisons=(DIGITAL, EAGER, PRODUCTS),
+        points=operators.no_leakage_points,
         leakage=False,
     ),
     Case(
@@ -50,6 +90,20 @@ CASES = (
         points=operators.memory_points,
     ),
     Case(
+        name=DEMO,
+        measures="time of the operator and its gradients at the shape of the demo's model, several sequences, short",
+        comparisons=(DIGITAL, EAGER),
+        points=operators.demo_points,
+    ),
+    _variant(NOISE_FORWARD, _NOISE, variants.typical_noise, CLEAN),
+    _variant(NOISE_TRAINING, _NOISE, variants.typical_noise, CLEAN),
+    _variant(CHIP_FORWARD, _CHIP, variants.frozen_chip, CLEAN),
+    _variant(CHIP_TRAINING, _CHIP, variants.frozen_chip, CLEAN),
+    _variant(SOFTMAX_FORWARD, _SOFTMAX, variants.softmax, HARD_SIGMOID),
+    _variant(SOFTMAX_TRAINING, _SOFTMAX, variants.softmax, HARD_SIGMOID),
+    _variant(PRUNED_FORWARD, _PRUNED, variants.pruned_softmax, HARD_SIGMOID),
+    _variant(PRUNED_TRAINING, _PRUNED, variants.pruned_softmax, HARD_SIGMOID),
+    Case(
         name=PREFILL,
         measures="time of one forward pass of a GPT-2 against the same model digital",
         comparisons=(DIGITAL,),
@@ -57,9 +111,20 @@ CASES = (
     ),
     Case(
         name=STEP,
-        measures="time and peak memory of forward, backward and AdamW of a GPT-2 against the same model digital",
-        comparisons=(DIGITAL,),
+        measures=(
+            "time and peak memory of forward, backward and AdamW of a GPT-2 against the same model digital; also under"
+            " noise"
+        ),
+        comparisons=(DIGITAL, NOISY),
         points=models.training_points,
+    ),
+    Case(
+        name=EVALUATION,
+        measures=(
+            "time of one window of a pretrained model on 6-bit arrays against the same model digital; also under noise"
+        ),
+        comparisons=(DIGITAL, NOISY),
+        points=evaluation.evaluation_points,
     ),
     Case(
         name=DECODING,
@@ -69,6 +134,12 @@ CASES = (
         ),
         comparisons=(DIGITAL, COPIED),
         points=decoding.decoding_points,
+    ),
+    Case(
+        name=BATCH_DECODING,
+        measures="the same for one token of each of several sequences",
+        comparisons=(DIGITAL,),
+        points=decoding.batch_points,
     ),
     Case(
         name=LONG_TEXT,
@@ -90,7 +161,8 @@ CASES = (
 
 
 def measure(case: Case, make: Callable[[], Point], settings: Settings) -> Result:
-    """Check one point, then measure it; an error or a wrong result becomes the reason of a failure, without numbers."""
+    """Check one point, then measure it; an error or a wrong result becomes the reason of a failure, and what is
+    not there the reason of being skipped, without numbers."""
     result = Result(
         case=case.name,
         measures=case.measures,
@@ -122,6 +194,8 @@ def measure(case: Case, make: Callable[[], Point], settings: Settings) -> Result
             result.memory_ratio = _ratios(result.peak_bytes, case.subject)
         result.held_bytes = {name: held() for name, held in point.held.items()}
         result.held_ratio = _ratios(result.held_bytes, case.subject)
+    except Skipped as reason:
+        result.skipped = str(reason)
     except Exception as error:  # any: the other cases should still be seen
         result.failed = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return result

@@ -1,8 +1,10 @@
-"""`python -m benchmarks.compare --base DIR`: is this tree slower than another one?
+"""`python -m benchmarks.compare --commit COMMIT`, or `--base DIR`: is this tree slower than another one?
+
+`make bench BASE=COMMIT` is the same; the commit is checked out in a scratch clone that is removed afterwards.
 
 Two processes, each with its own tree on the path, take turns at every case: the order changes from round to round, and
 only one of them works at a time. A row says the least time and the median of each, the ratio of both, and whether both
-computed the same.
+computed the same. A case that the other tree does not know yet is skipped.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contenders import MAKERS
+from benchmarks.commits import CommitError, scratch_clone, subject
+from benchmarks.contenders import MAKERS, OPERATORS
 from benchmarks.report import seconds
 
 HERE, BASE = "here", "base"
@@ -95,6 +99,8 @@ class Row:
     """Tree to sum and norm of what was computed."""
     failed: dict[str, str] = field(default_factory=dict)
     """Tree to why there is no number."""
+    skipped: str | None = None
+    """What the base lacks for this case; None: nothing."""
 
     @property
     def least(self) -> float:
@@ -126,12 +132,17 @@ def compare(trees: dict[str, Tree], case: tuple[str, str, int], *, rounds: int, 
     slowest = 0.0
     for name, tree in trees.items():
         answer = tree.time(case, 2)  # builds it, and the first call is mostly set-up
+        if name == BASE and "unknown" in answer:
+            row.skipped = answer["unknown"]
+            continue
+        if "unknown" in answer:
+            answer = {"failed": answer["unknown"]}
         if "failed" in answer:
             row.failed[name] = answer["failed"]
             continue
         row.times[name], row.digests[name] = [], answer["digest"]
         slowest = max(slowest, answer["seconds"][-1])
-    if row.failed:
+    if row.failed or row.skipped:
         return row
     repetitions = max(1, min(50, math.floor(seconds_each / slowest)))
     for i in range(rounds):
@@ -141,9 +152,9 @@ def compare(trees: dict[str, Tree], case: tuple[str, str, int], *, rounds: int, 
 
 
 def cases(names: Sequence[str], tokens: Sequence[int], backends: Sequence[str]) -> Iterator[tuple[str, str, int]]:
-    """Operators at every length and backend; models with the fast backend, at the longest."""
+    """Operators at every length and backend; their variants and models with the fast backend, at the longest."""
     for name in names:
-        if name in ("forward", "forward+backward"):
+        if name in OPERATORS:
             yield from ((name, backend, t) for t in tokens for backend in backends)
         else:
             yield name, backends[-1], max(tokens)
@@ -162,6 +173,9 @@ def table_of(rows: Sequence[Row], slower: float) -> Table:
             why = "; ".join(f"{name}: {reason}" for name, reason in row.failed.items()).replace("[", "(")
             table.add_row(*first, *[""] * 7, f"[red]FAILED[/] {why}")
             continue
+        if row.skipped:
+            table.add_row(*first, *[""] * 7, "[yellow]skipped[/]: the base does not know it")
+            continue
         times = [seconds(f(row.times[name])) for name in (BASE, HERE) for f in (min, statistics.median)]
         colour = "red" if row.least > slower else "green"
         same = (
@@ -175,39 +189,63 @@ def table_of(rows: Sequence[Row], slower: float) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 if no case is slower than allowed, 1 if one is or fails."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="the other tree, which holds aimc/")
+    other = parser.add_mutually_exclusive_group(required=True)
+    other.add_argument("--base", type=Path, metavar="DIR", help="the other tree, which holds aimc/")
+    other.add_argument("--commit", metavar="COMMIT", help="the other tree: a commit of this repository")
     parser.add_argument("--cases", nargs="+", choices=list(MAKERS), default=list(MAKERS), metavar="NAME")
     parser.add_argument("--tokens", nargs="+", type=int, metavar="T", help="default: 256 1024")
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="the last one runs the models")
-    parser.add_argument("--rounds", type=int, default=8, help="turns of each tree a case (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each tree a case (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.0, help="aim for one turn (default: %(default)s)")
     parser.add_argument(
         "--slower", type=float, default=1.05, help="allowed ratio of least times (default: %(default)s)"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
+    parser.add_argument("--width", type=int, metavar="COLUMNS", help="of the table (default: the terminal's)")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backends = options.backends or ["eager", "triton" if device == "cuda" else "blocked"]
     tokens = options.tokens or ([32, 64] if options.quick else [256, 1024])
-    sizes, console = (QUICK_SIZES if options.quick else SIZES), Console()
+    sizes, console = (QUICK_SIZES if options.quick else SIZES), Console(width=options.width)
+    wanted = list(cases(options.cases, tokens, backends))
+    try:
+        with scratch_clone(options.commit) if options.commit else nullcontext(options.base) as base:
+            if options.commit:
+                console.print(f"base: {subject(options.commit)}", markup=False, highlight=False)
+            folders = {HERE: Path(__file__).parents[1], BASE: base}
+            with _processes(folders, sizes, device, options.threads) as trees:
+                rows = list(_measure(trees, wanted, options, console))
+    except (TreeError, CommitError) as error:
+        console.print(f"stopped: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 1
+    console.print(table_of(rows, options.slower))
+    return int(any(row.failed or (not row.skipped and row.least > options.slower) for row in rows))
+
+
+@contextmanager
+def _processes(folders: dict[str, Path], sizes: dict[str, int], device: str, threads: int) -> Iterator[dict[str, Tree]]:
     trees: dict[str, Tree] = {}
     try:
-        for name, folder in ((HERE, Path(__file__).parents[1]), (BASE, options.base)):
-            trees[name] = Tree(folder, sizes, device, options.threads)
-        rows = []
-        for case in cases(options.cases, tokens, backends):
-            rows.append(compare(trees, case, rounds=options.rounds, seconds_each=options.seconds))
-            ratio = "failed" if rows[-1].failed else f"{rows[-1].least:.3f}"
-            console.print(f"{case[0]}, {case[1]}, T={case[2]}: {ratio}", highlight=False)
-    except TreeError as error:
-        console.print(f"[red]stopped[/]: {error}")
-        return 1
+        for name, folder in folders.items():
+            trees[name] = Tree(folder, sizes, device, threads)
+        yield trees
     finally:
         for tree in trees.values():
             tree.close()
-    console.print(table_of(rows, options.slower))
-    return int(any(row.failed or row.least > options.slower for row in rows))
+
+
+def _measure(
+    trees: dict[str, Tree], wanted: Sequence[tuple[str, str, int]], options: argparse.Namespace, console: Console
+) -> Iterator[Row]:
+    for case in wanted:
+        row = compare(trees, case, rounds=options.rounds, seconds_each=options.seconds)
+        if row.skipped:
+            ratio = f"skipped, the base does not know it ({row.skipped})"
+        else:
+            ratio = "failed" if row.failed else f"{row.least:.3f}"
+        console.print(f"{case[0]}, {case[1]}, T={case[2]}: {ratio}", markup=False, highlight=False, soft_wrap=True)
+        yield row
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """What `python -m benchmarks.compare` times, in a process of its own whose `aimc` is one of two trees.
 
-It is run as a file and imports nothing of the benchmarks, and of aimc only what is public in every version: `Hardware`
-through `presets`, `gain_cell_attention`, `convert`, `GainCellCache`. Lines in: the name of a case. Lines out: JSON.
+It is run as a file and imports nothing of the benchmarks, and of aimc only what is public: `presets`,
+`gain_cell_attention`, `Chip`, `convert`, `GainCellCache`. What an older version lacks makes a case unknown to it. Lines
+in: the name of a case. Lines out: JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,37 @@ Step = Callable[[], Tensor]
 """One repetition; returns what it computed."""
 
 
-def hardware_of(backend: str, window: int) -> Any:
-    """The published cell with leakage and levels."""
+UNKNOWN = (AttributeError, ImportError, NotImplementedError, TypeError, ValueError)
+"""What a tree raises that has not got what a case is made of, or refuses it."""
+CLEAN, NOISE, CHIP, SOFTMAX, PRUNED = "", "typical noise, ", "frozen chip, ", "softmax, ", "pruned softmax, "
+
+
+def hardware_of(backend: str, window: int, variant: str = CLEAN) -> Any:
+    """The published cell with leakage and levels; under noise, on one chip, or with a softmax."""
     import aimc
 
     hardware = aimc.presets.gain_cell_cmos()
     hardware.array.window, hardware.backend = window, backend
+    if variant in (SOFTMAX, PRUNED):
+        hardware = aimc.presets.with_softmax(hardware)
+    if variant == PRUNED:
+        hardware.pruning  # noqa: B018  # unknown to older trees, which would not mind the name of an activation
+        hardware.activation = "pruned_softmax"
+    if variant in (NOISE, CHIP):
+        hardware.noise = aimc.presets.typical()
+    if variant == CHIP:
+        hardware.noise.write_v = hardware.noise.read_qk = hardware.noise.read_av = 0.0
     return hardware
+
+
+def randomness_of(variant: str, device: str) -> dict[str, Any]:
+    """The chip, where there is one, and the source of a call's noise, the same at every call."""
+    if variant not in (NOISE, CHIP):
+        return {}
+    import aimc
+
+    chip = aimc.Chip(seed=0)
+    return {"chip": chip, "generator": torch.Generator(device).manual_seed(0)}
 
 
 def inputs_of(shape: tuple[int, int, int, int], device: str) -> list[Tensor]:
@@ -37,29 +63,29 @@ def inputs_of(shape: tuple[int, int, int, int], device: str) -> list[Tensor]:
     return [x.to(device) for x in (query, *(0.45 + 0.2 * torch.randn(shape, generator=generator) for _ in range(2)))]
 
 
-def forward(backend: str, tokens: int, sizes: dict[str, int], device: str) -> Step:
+def forward(backend: str, tokens: int, sizes: dict[str, int], device: str, *, variant: str = CLEAN) -> Step:
     """The operator without gradients."""
     import aimc
 
     inputs = inputs_of((1, sizes["heads"], tokens, sizes["head_size"]), device)
-    hardware = hardware_of(backend, sizes["window"])
+    hardware = hardware_of(backend, sizes["window"], variant)
 
     @torch.no_grad()
     def step() -> Tensor:
-        return aimc.gain_cell_attention(*inputs, hardware)
+        return aimc.gain_cell_attention(*inputs, hardware, **randomness_of(variant, device))
 
     return step
 
 
-def forward_backward(backend: str, tokens: int, sizes: dict[str, int], device: str) -> Step:
+def forward_backward(backend: str, tokens: int, sizes: dict[str, int], device: str, *, variant: str = CLEAN) -> Step:
     """The operator and its gradients."""
     import aimc
 
     inputs = [x.requires_grad_() for x in inputs_of((1, sizes["heads"], tokens, sizes["head_size"]), device)]
-    hardware = hardware_of(backend, sizes["window"])
+    hardware = hardware_of(backend, sizes["window"], variant)
 
     def step() -> Tensor:
-        out = aimc.gain_cell_attention(*inputs, hardware)
+        out = aimc.gain_cell_attention(*inputs, hardware, **randomness_of(variant, device))
         return torch.cat([x.flatten() for x in torch.autograd.grad(out.square().sum(), inputs)])
 
     return step
@@ -123,16 +149,23 @@ def training_step(backend: str, tokens: int, sizes: dict[str, int], device: str)
     return step
 
 
-MAKERS = {
-    "forward": forward,
-    "forward+backward": forward_backward,
+OPERATORS = {"forward": forward, "forward+backward": forward_backward}
+VARIANTS = {
+    f"{variant}{name}": partial(make, variant=variant)
+    for variant in (NOISE, CHIP, SOFTMAX, PRUNED)
+    for name, make in OPERATORS.items()
+}
+MAKERS: dict[str, Callable[..., Step]] = {
+    **OPERATORS,
+    **VARIANTS,
     "decoding": decoding,
     "training step": training_step,
 }
 
 
 def serve(sizes: dict[str, int], device: str) -> None:
-    """Answer `[case, backend, tokens, repetitions]` with seconds and a digest of what was computed, until the end."""
+    """Answer `[case, backend, tokens, repetitions]` with seconds and a digest of what was computed, with why
+    it is unknown here, or with why it failed, until the end."""
     key, step = None, None
     for line in sys.stdin:
         *wanted, repetitions = json.loads(line)
@@ -151,9 +184,12 @@ def serve(sizes: dict[str, int], device: str) -> None:
             exact = result.double()
             answer: dict[str, Any] = {"seconds": seconds, "digest": [exact.sum().item(), exact.norm().item()]}
         except Exception as error:  # any: the other cases should still be seen
-            reason = str(error).splitlines()[0] if str(error) else ""
-            key, answer = None, {"failed": f"{type(error).__name__}: {reason}"}
+            key, answer = None, {"unknown" if isinstance(error, UNKNOWN) else "failed": _said(error)}
         _answer(answer)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def _answer(what: dict[str, Any]) -> None:

@@ -26,6 +26,9 @@ TEXTS = {EARLY: 2, MIDDLE: 8, SUBJECT: 20}
 """Tokens of text, in W, at which the same decoder is looked at."""
 N_CHECKED = 8
 """Tokens that are decoded and compared, beside the prompt's last."""
+SHORT_SHARE = 8
+"""Of several sequences, an eighth of W tokens of each is the prompt that decoding continues and a parallel pass is
+compared with; on full arrays, one of them is compared with itself alone."""
 QUANTISED_TOLERANCE = 0.1
 """Error of the logits relative to their norm, quantisers on. Rounding moves a step now and then, and that step others
 in the layers behind it: 0.02 to 0.03 in GPT-2 small of random weights. Without its input converter, storage converter
@@ -68,6 +71,13 @@ class Decoder:
         other.model, other.cache, other.logits = self.model, deepcopy(self.cache, shared), self.logits
         return other
 
+    def times(self, n_sequences: int) -> Decoder:
+        """The same text in so many sequences: their prompts would take as many times as long."""
+        other = self.fork()
+        other.cache.batch_repeat_interleave(n_sequences)
+        other.logits = self.logits.expand(n_sequences, -1, -1)
+        return other
+
 
 class Ring(DynamicSlidingWindowLayer):
     """A digital cache of W slots, the newest token written over the oldest, as in the arrays: nothing is copied but
@@ -96,6 +106,11 @@ def decoding_points(settings: Settings) -> Iterator[partial[Point]]:
     yield partial(_decoding_point, settings)
 
 
+def batch_points(settings: Settings) -> Iterator[partial[Point]]:
+    """One token of each of several sequences, on full arrays."""
+    yield partial(_batch_point, replace(settings, batch=settings.large_batch))
+
+
 def long_text_points(settings: Settings) -> Iterator[partial[Point]]:
     """One token of a small model, early and late in a text."""
     small = replace(settings, window=settings.text_window, layers=settings.text_layers, vocabulary=256)
@@ -121,6 +136,25 @@ def _decoding_point(settings: Settings) -> Point:
     return _point(settings, settings.window, check, decoders)
 
 
+def _batch_point(settings: Settings) -> Point:
+    settings = replace(settings, model_tokens=settings.window + _ROOM)
+    analog, digital = (model.eval() for model in make_models(settings))
+    prompt = make_tokens(settings)[:, : settings.window]
+    alone = {
+        SUBJECT: Decoder(analog, aimc.GainCellCache(analog), prompt[:1]),
+        DIGITAL: Decoder(digital, digital_cache(settings, Ring), prompt[:1]),
+    }
+    decoders = {name: decoder.times(settings.batch) for name, decoder in alone.items()}
+
+    def check() -> str:
+        short = prompt[:, : settings.window // SHORT_SHARE]
+        found = [check_decoding(analog, short, N_CHECKED, settings)]
+        found += [check_together(name, decoders[name], alone[name]) for name in alone]
+        return "; ".join(found)
+
+    return _point(settings, settings.window, check, decoders)
+
+
 def _long_text_point(settings: Settings) -> Point:
     window = settings.window
     settings = replace(settings, model_tokens=max(TEXTS.values()) * window + _ROOM)
@@ -134,7 +168,8 @@ def _long_text_point(settings: Settings) -> Point:
         decoders[name], n_read = decoder.fork(), n_windows * window
 
     def check() -> str:
-        return f"{check_decoding(analog, prompt, n_read - window, settings)}; {check_held(decoders)}"
+        found = check_decoding(analog, prompt, n_read - window, settings, n_quantised=window)
+        return f"{found}; {check_held(decoders)}"
 
     return _point(settings, n_read, check, {SUBJECT: decoders[SUBJECT], **decoders})
 
@@ -144,7 +179,9 @@ def digital_cache(settings: Settings, layer: type[DynamicSlidingWindowLayer]) ->
     return Cache(layers=[layer(settings.window) for _ in range(settings.layers)])
 
 
-def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, settings: Settings) -> str:
+def check_decoding(
+    analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, settings: Settings, *, n_quantised: int | None = None
+) -> str:
     """Logits of a decoded text against those of one parallel pass over that text; the model keeps its hardware.
 
     Quantisers off, to rounding; and on, where rounding may move a step, roughly.
@@ -153,6 +190,7 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
         analog: the converted model.
         prompt: `[B, T]`.
         n_tokens: how many are decoded.
+        n_quantised: how many with quantisers on, where all would take long; None: as many.
         settings: of the case.
 
     Raises:
@@ -162,23 +200,23 @@ def check_decoding(analog: GPT2LMHeadModel, prompt: Tensor, n_tokens: int, setti
     found, wrong = [], False
     smooth = settings.hardware(settings.window, backend=settings.backend, converters=False)
     quantised = hardware_of(analog)
-    for name, hardware, tolerance in (
-        ("off", smooth, TOLERANCE[settings.dtype]),
-        ("on", quantised, QUANTISED_TOLERANCE),
+    for name, hardware, tolerance, n_decoded in (
+        ("off", smooth, TOLERANCE[settings.dtype], n_tokens),
+        ("on", quantised, QUANTISED_TOLERANCE, n_quantised or n_tokens),
     ):
         aimc.set_hardware(analog, hardware)
         decoder = Decoder(analog, aimc.GainCellCache(analog), prompt)
         tokens, logits = [prompt], [decoder.logits]
-        for _ in range(n_tokens):
+        for _ in range(n_decoded):
             tokens.append(decoder.token)
             decoder.step()
             logits.append(decoder.logits)
         with torch.no_grad():
-            expected = analog(torch.cat(tokens, dim=1), use_cache=False, logits_to_keep=n_tokens + 1).logits
+            expected = analog(torch.cat(tokens, dim=1), use_cache=False, logits_to_keep=n_decoded + 1).logits
         error = _error(torch.cat(logits, dim=1), expected)
         wrong |= not error <= tolerance  # a NaN is not within anything
-        found.append(f"quantisers {name}: logits within {error:.1e} (allowed {tolerance:g})")
-    text = f"{n_tokens} decoded tokens against one parallel pass, " + ", ".join(found)
+        found.append(f"{n_decoded}, quantisers {name}: logits within {error:.1e} (allowed {tolerance:g})")
+    text = "decoded tokens against one parallel pass: " + ", ".join(found)
     if wrong:
         raise CheckError(text)
     return text
@@ -199,6 +237,21 @@ def check_digital(ring: Decoder, copied: Decoder, settings: Settings) -> str:
     text = f"digital ring against transformers' cache: logits within {error:.1e}"
     if not error <= TOLERANCE[settings.dtype]:
         raise CheckError(text)
+    return text
+
+
+def check_together(name: str, together: Decoder, alone: Decoder) -> str:
+    """Equal sequences decoded together against one of them alone, on a full window; both go on by one token.
+
+    Raises:
+        CheckError: they differ by more than rounding that moves a step.
+    """
+    together.step()
+    alone.step()
+    error = _error(together.logits, alone.logits.expand_as(together.logits))
+    text = f"{name}: {len(together.logits)} sequences against one alone: logits within {error:.1e}"
+    if not error <= QUANTISED_TOLERANCE:
+        raise CheckError(f"{text} (allowed {QUANTISED_TOLERANCE:g})")
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import aimc
-from benchmarks.case import DIGITAL, SUBJECT, CheckError, Point
+from aimc import presets
+from aimc.hardware import Hardware, Noise
+from benchmarks.case import DIGITAL, NOISY, SUBJECT, CheckError, Point
+from benchmarks.operators import same_noise
 from benchmarks.settings import Settings
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -22,6 +26,9 @@ decides it for a few charges at the clip: the eager model in float32 is itself u
 float64 (8 layers, T=1024). This is for wiring, scalers and missing gradients; the operator's own gradients are held to
 1e-5 in its own cases."""
 LEARNING_RATE = 1e-4
+NOISY_SHARE = 4
+"""Under noise, a training step is compared with the eager operator on a quarter of its tokens; its operator is compared
+on all of them in a case of its own."""
 OUTPUTS = ("logits", "loss")
 Tensors = dict[str, Tensor]
 
@@ -95,38 +102,52 @@ def _training_point(settings: Settings) -> Point:
         model: torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True) for model in (analog, digital)
     }
 
-    def step(model: GPT2LMHeadModel) -> None:
+    clean = settings.hardware(settings.window, backend=settings.backend)
+    noisy = replace(clean, noise=presets.typical())
+
+    def step(model: GPT2LMHeadModel, hardware: Hardware | None = None) -> None:
+        if hardware is not None:  # milliseconds: cheaper than a third model with its optimiser's state
+            aimc.set_hardware(model, hardware)
         model(tokens, labels=tokens).loss.backward()
         optimizers[model].step()
         optimizers[
             model
         ].zero_grad()  # behind, not ahead: freeing old gradients inside would make the next step look smaller
 
-    def gradients() -> Tensors:
+    def gradients(tokens: Tensor) -> Tensors:
         loss = analog(tokens, labels=tokens).loss
         loss.backward()
         found = {name: p.grad for name, p in analog.named_parameters() if p.grad is not None}
         analog.zero_grad()
         return {"loss": loss.detach(), **found}
 
-    steps = {SUBJECT: partial(step, analog), DIGITAL: partial(step, digital)}
-    return _point(settings, lambda: compare(analog, settings, gradients), steps, steps)
+    def check() -> str:
+        found = compare(analog, settings, partial(gradients, tokens))
+        part = tokens[:, : settings.model_tokens // NOISY_SHARE]
+        under_noise = compare(analog, settings, partial(gradients, part), noise=presets.typical())
+        return f"{found}; {NOISY}, {part.shape[1]} tokens, {under_noise}"
+
+    steps = {SUBJECT: partial(step, analog, clean), DIGITAL: partial(step, digital)}
+    return _point(settings, check, {**steps, NOISY: partial(step, analog, noisy)}, steps)
 
 
-def compare(analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], Tensors]) -> str:
+def compare(
+    analog: GPT2LMHeadModel, settings: Settings, compute: Callable[[], Tensors], *, noise: Noise | None = None
+) -> str:
     """What the converted model computes with the subject's backend against what it computes with the eager operator.
 
     Without quantisers: over many layers one moved step moves others, until nothing can be told from an error. The
         operator's own
-    cases look at the quantisers.
+    cases look at the quantisers. Under noise, both are given the same.
 
     Raises:
         CheckError: something is further off than :data:`TOLERANCE` or :data:`GRADIENT_TOLERANCE`, or no number.
     """
     results = []
     for backend in (settings.backend, "eager"):
-        aimc.set_hardware(analog, settings.hardware(settings.window, backend=backend, converters=False))
-        results.append(compute())
+        aimc.set_hardware(analog, settings.hardware(settings.window, backend=backend, converters=False, noise=noise))
+        with same_noise():
+            results.append(compute())
     aimc.set_hardware(analog, settings.hardware(settings.window, backend=settings.backend))
     got, expected = results
     if got.keys() != expected.keys():

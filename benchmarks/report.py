@@ -30,7 +30,7 @@ def write_results(path: Path, results: Sequence[Result], provenance: Mapping[str
     lines = []
     for result in results:
         fields = asdict(result)
-        del fields["failed"]
+        del fields["failed"], fields["skipped"]
         lines.append(json.dumps({**fields, **provenance}, ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")
 
@@ -101,6 +101,8 @@ def one_line(result: Result) -> str:
     place = f"{result.case}, T={result.tokens}, W={result.window}" + (
         f", B={batch}" if (batch := result.shapes.get("batch")) else ""
     )
+    if result.skipped:
+        return f"[yellow]skipped[/] {result.case}: {result.skipped.replace('[', '(').replace(']', ')')}"
     if result.failed:
         return f"[red]FAILED[/] {place}: {result.failed.replace('[', '(').replace(']', ')')}"
     figures = [f"{name} {seconds(value)}" for name, value in result.median_s.items()]

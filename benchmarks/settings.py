@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from aimc import presets
-from aimc.hardware import Hardware
+from aimc.hardware import Hardware, Noise
 
 PRESET = "gain_cell_cmos"
 """The published cell with leakage and 16/8/32 levels; a name in :mod:`aimc.presets`."""
@@ -22,7 +22,7 @@ class Settings:
     window: int = 1024
     """W of every case, tokens that the arrays hold."""
     other_windows: tuple[int, ...] = (256, 4096)
-    """Further W of forward and forward+backward, at T = `other_windows_tokens` if that is among `tokens`."""
+    """Further W of forward, at T = `other_windows_tokens` if that is among `tokens`."""
     other_windows_tokens: int = 4096
     """T at which `other_windows` are measured."""
     eager_tokens: int = 2048
@@ -44,6 +44,14 @@ class Settings:
     stands out."""
     text_layers: int = 2
     """Layers of the model that decodes them."""
+    large_batch: int = 16
+    """B of the decoding case with several sequences."""
+    demo: tuple[int, int, int, int] = (16, 4, 256, 32)
+    """B, H, T = W and D of `make demo`'s model, whose context is short."""
+    pretrained: str | None = "SmolLM2-135M"
+    """Folder under `data/models` of the pretrained model that is evaluated; None: a small one of random weights."""
+    evaluated_tokens: int = 1024
+    """Tokens of the one window that it is evaluated on."""
     step_batches: tuple[int, ...] = (1, 16, 64)
     """B of the digital decoding step; 64 is what the published GPU figures were taken at."""
     swept_bytes: int = 256 * 2**20
@@ -55,7 +63,7 @@ class Settings:
     """`cpu` or `cuda`."""
     dtype: str = "float32"
     """`float32` or `bfloat16`: inputs, weights and comparisons alike."""
-    seconds: float = 10.0
+    seconds: float = 4.0
     """Aim for the time of one point; never fewer than three repetitions."""
 
     @property
@@ -67,17 +75,25 @@ class Settings:
         """W to measure at this T."""
         return (self.window, *(self.other_windows if tokens == self.other_windows_tokens else ()))
 
-    def hardware(self, window: int, *, backend: str, leakage: bool = True, converters: bool = True) -> Hardware:
-        """The hardware of a case; `converters=False` leaves the clips but no levels, so that results are continuous."""
+    def hardware(
+        self, window: int, *, backend: str, leakage: bool = True, converters: bool = True, noise: Noise | None = None
+    ) -> Hardware:
+        """The hardware of a case; `converters=False` is :func:`smooth`, `noise=None` is none."""
         hardware = getattr(presets, PRESET)()
         hardware.array.window = window
         hardware.array.rows = min(hardware.array.rows, window)
         hardware.backend = backend
         if not leakage:
             hardware.leakage.tau_s = None
-        if not converters:
-            hardware.input_dac.n_levels = hardware.storage_dac.n_levels = hardware.readout.n_levels = None
-        return hardware
+        if noise is not None:
+            hardware.noise = noise
+        return hardware if converters else smooth(hardware)
+
+
+def smooth(hardware: Hardware) -> Hardware:
+    """`hardware` with the clips of its converters but without their levels, so that results are continuous."""
+    changed = ("input_dac", "storage_dac", "score_adc", "probability_dac", "readout")
+    return replace(hardware, **{name: replace(getattr(hardware, name), n_levels=None) for name in changed})
 
 
 def default_settings() -> Settings:
@@ -109,6 +125,10 @@ def quick_settings() -> Settings:
         layers=2,
         vocabulary=256,
         text_window=8,
+        large_batch=3,
+        demo=(3, 2, 64, 16),
+        pretrained=None,
+        evaluated_tokens=64,
         step_batches=(1, 3),
         swept_bytes=2**18,
         seconds=0.1,

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from benchmarks import compare
+from benchmarks.commits import resolve, scratch_clone
 from benchmarks.compare import BASE, HERE, QUICK_SIZES, Tree, TreeError
+from benchmarks.machine import commit
 from tests.conftest import REPOSITORY
 
 
@@ -45,6 +47,31 @@ def test_what_fails_is_no_number() -> None:
     assert compare.table_of([row], 1.05).row_count == 1
 
 
+def test_what_the_base_does_not_know_is_skipped_and_no_failure() -> None:
+    known, unknown = {"seconds": [0.1], "digest": [1.0]}, {"unknown": "AttributeError: typical"}
+    trees: Any = {HERE: Recorded([], HERE, known), BASE: Recorded([], BASE, unknown)}
+    row = compare.compare(trees, ("typical noise, forward", "blocked", 8), rounds=1, seconds_each=1.0)
+    assert row.skipped == "AttributeError: typical" and not row.failed
+    trees = {HERE: Recorded([], HERE, unknown), BASE: Recorded([], BASE, known)}
+    row = compare.compare(trees, ("typical noise, forward", "blocked", 8), rounds=1, seconds_each=1.0)
+    assert row.failed == {HERE: "AttributeError: typical"} and row.skipped is None
+
+
+@pytest.mark.skipif(commit() == "unknown", reason="not in a git repository")
+def test_a_commit_is_cloned_and_removed() -> None:
+    with scratch_clone("HEAD") as folder:
+        assert (folder / "aimc" / "__init__.py").is_file()
+        assert commit().startswith(resolve("HEAD")) and resolve("HEAD").startswith(folder.name)
+    assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("bad", ["no-such-commit", "--help", "HEAD:Makefile", "f" * 40])
+def test_an_unknown_commit_is_refused(bad: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--quick", f"--commit={bad}"]) == 1
+    printed = capsys.readouterr().out
+    assert f"stopped: {bad!r}: git knows no such commit" in printed and "HEAD~1" in printed
+
+
 def test_a_tree_is_asked_in_its_own_process(tmp_path: Path) -> None:
     (tmp_path / "aimc").mkdir()
     (tmp_path / "aimc" / "__init__.py").write_text("def __getattr__(name):\n    raise AttributeError('empty')\n")
@@ -52,7 +79,8 @@ def test_a_tree_is_asked_in_its_own_process(tmp_path: Path) -> None:
     here = Tree(REPOSITORY, QUICK_SIZES, "cpu", 1)
     try:
         row = compare.compare({HERE: here, BASE: other}, ("forward", "blocked", 32), rounds=1, seconds_each=0.01)
-        assert list(row.failed) == [BASE] and "empty" in row.failed[BASE]
+        assert not row.failed and row.skipped is not None and "empty" in row.skipped
+        assert compare.table_of([row], 1.05).row_count == 1
         answers = [here.time(("forward", backend, 32), 1) for backend in ("eager", "blocked")]
         assert answers[0]["digest"] == pytest.approx(answers[1]["digest"], rel=1e-2)
         assert here.time(("nonsense", "eager", 32), 1)["failed"].startswith("KeyError")
