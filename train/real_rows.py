@@ -125,4 +125,12 @@ ROWS = {
     "6_bit_noise": Row(
         "6-bit under typical noise and mismatch", _with, group="noise", noise=typical(), at_most=1.10, aim=1.05
     ),
+    "6_bit_noise_protected": Row(
+        "6-bit under typical noise and mismatch, first 4 and newest 64 tokens digital",
+        partial(_with, protection=PROTECTED),
+        group="noise",
+        noise=typical(),
+        at_most=1.10,
+        aim=1.05,
+    ),
 }
