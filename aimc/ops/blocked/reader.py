@@ -61,7 +61,7 @@ class Reader:
 
     def left(self, pulses: Tensor, keys: Stored, cells: Cells) -> Tensor:
         """What meets the first array, `[P, G·T', n·D + e]`, of relative pulses `[P, G, T', D]`."""
-        weights, extra = cells.weights, keys.has_constant_column + keys.has_offset_column
+        weights, extra = cells.weights, keys.n_extra
         if weights is None and not extra:
             return pulses.flatten(1, 2)
         n_terms, size = 1 if weights is None else weights.shape[1], pulses.shape[-1]
@@ -69,10 +69,12 @@ class Reader:
         for i in range(n_terms):
             columns = left[..., i * size : (i + 1) * size]
             columns.copy_(pulses) if weights is None else torch.mul(pulses, weights[:, i, None], out=columns)
+        at = n_terms * size
+        left[..., at:] = 0.0
         if keys.has_constant_column:
-            torch.sum(pulses, dim=-1, out=left[..., n_terms * size])
+            torch.sum(pulses, dim=-1, out=left[..., at])
         if keys.has_offset_column:
-            left[..., -1] = 1.0
+            left[..., at + keys.has_constant_column] = 1.0
         return left.flatten(1, 2)
 
     def charges(
@@ -120,16 +122,19 @@ class Reader:
         factors = self._row_factors(cells, n_rows)
         for block, of_block, phi in self._by_tile(run, cells, widths):
             total = counts if block is cells.blocks[0] else counts.new_empty(*phi.shape[:3], heads.head_size)
-            terms = total if factors is None else self._buffer("terms", *phi.shape[:3], of_block.shape[-1])
-            for pulses, operand, into in zip(phi, of_block, terms, strict=True):  # views; all at once would be a copy
-                torch.bmm(pulses, operand, out=into)
             constant = None
             if values.constant:
                 constant = phi.sum(dim=-1, keepdim=True).mul_(values.constant)
                 constant = constant if self.factor is None else constant.div_(self._of_heads(n_rows))
-            if factors is not None:
-                _weighted_sum(terms, factors, constant, total)
-            elif constant is not None:
+            for i, into in enumerate(
+                total
+            ):  # array by array: views need not be copied, and the terms stay in the cache
+                if factors is None:
+                    torch.bmm(phi[i], of_block[i], out=into)
+                    continue
+                terms = torch.bmm(phi[i], of_block[i], out=self._buffer("terms", *phi.shape[1:3], of_block.shape[-1]))
+                _weighted_sum(terms, factors[i % len(factors)], None if constant is None else constant[i], into)
+            if factors is None and constant is not None:
                 total += constant
             if total is not counts:
                 counts[:, n_tiles - total.shape[1] :] += total
@@ -248,12 +253,12 @@ class Reader:
 
 
 def _weighted_sum(terms: Tensor, factors: Tensor, constant: Tensor | None, out: Tensor) -> None:
-    """Terms `[P, J, M, n·D]`, each times its factor of the row `[P or 1, M, n]`, and a constant of the row `[P, J, M,
-    1]`, added up into `[P, J, M, D]`."""
+    """Terms `[J, M, n·D]`, each times its factor of the row `[M, n]`, and a constant of the row `[J, M, 1]`, added up
+    into `[J, M, D]`."""
     if (kernels := compiled.kernels_for(out)) is not None:
         kernels.weighted_sum(terms, factors, constant, out)
         return
-    of_rows = factors[:, None, :, :, None].unbind(dim=3)
+    of_rows = factors[..., None].unbind(dim=1)
     parts = terms.split(out.shape[-1], dim=-1)
     torch.mul(parts[0], of_rows[0], out=out)
     for part, factor in zip(parts[1:], of_rows[1:], strict=True):

@@ -137,23 +137,28 @@ class Stored:
         """Whether a column of the matrix is for one."""
         return self.array == ArrayId.QK and self.column_offset is not None
 
+    @property
+    def n_extra(self) -> int:
+        """Columns behind the terms; with empty ones, because odd sizes make slow products."""
+        return -(-(self.has_constant_column + self.has_offset_column) // 4) * 4
+
     def _matrix(self, terms: Tensor | None = None, tokens: slice = slice(None)) -> Tensor:
         """`[P, S, n·D + …]`, of all powers or of terms `[B, H_kv, n, S, D]`."""
         u, size = self.u[:, :, tokens], self.heads.head_size
         scale = self.scale[:, tokens] if isinstance(self.scale, Tensor) else self.scale
         n_terms = len(self.powers) if terms is None else terms.shape[2]
-        extra = self.has_constant_column + self.has_offset_column
-        out = u.new_empty(*u.shape[:3], n_terms * size + extra)
+        out = u.new_empty(*u.shape[:3], n_terms * size + self.n_extra)
         for i in range(n_terms):
             columns = out[..., i * size : (i + 1) * size]
             if terms is not None:
                 torch.mul(terms[:, :, i], scale, out=columns)
             else:
                 torch.mul(self.operands[self.powers[i]], self._with_fall(scale, self.powers[i]), out=columns)
+        out[..., n_terms * size :] = 0.0
         if self.has_constant_column:
             out[..., n_terms * size] = self.constant * (scale[..., 0] if isinstance(scale, Tensor) else 1.0)
         if self.column_offset is not None and self.has_offset_column:
-            out[..., -1] = self.column_offset[:, tokens]
+            out[..., n_terms * size + self.has_constant_column] = self.column_offset[:, tokens]
         return out.flatten(0, 1)
 
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
