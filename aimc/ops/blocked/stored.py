@@ -8,6 +8,7 @@ terms together are one matrix product with n·D columns.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from aimc.hardware import Hardware
+from aimc.ops import compiled
 from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
 from aimc.ops.blocked.runs import Run, Span
 from aimc.ops.call import Call
@@ -87,9 +89,6 @@ class Stored:
         self.u = stored_v(heads, scaled(self.raw, self.affine), array, self.tokens) - heads.cell.offset_v
         self.coefficients = heads.coefficients(array, self.tokens)
         self.rates = heads.leak_rates(array, self.tokens)  # [H_kv, S, D]
-        operands = cell_operands(self.u, heads.cell, self.coefficients)
-        operands = operands if heads.decay_per_token else [summed(operands)]
-        self.operands = [o.expand_as(self.u) if isinstance(o, Tensor) else o for o in operands]
         # A column of the first array is a token, of the second a feature of a sub-tile, so that its gain is one of
         # cells.
         self.scale: Tensor | float = 1.0  # of a cell's charge, beyond the cell itself
@@ -102,7 +101,7 @@ class Stored:
             gain = None if gain is None else gain.repeat_interleave(sizes.rows, dim=1)
             self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
         self.constant = self._taken_constant()
-        self.powers = [j for j, operand in enumerate(self.operands) if isinstance(operand, Tensor)]
+        self.powers = self._powers()
         # What all powers of the decay leave as it is has no gradient.
         self.differentiated = (
             self.powers if self.rates is not None or len(self.powers) == 1 else [j for j in self.powers if j]
@@ -111,16 +110,30 @@ class Stored:
         self.gradients: dict[int, Tensor] = {}  # of the powers, where cells leak apart
         self.of_terms: Tensor | None = None  # of the matrix elsewhere, `[P, S, n·D]`
 
+    @functools.cached_property
+    def operands(self) -> list[Tensor | float]:
+        """What each power of the decay multiplies, `[B, H_kv, S, D]`, or a number; one of all without leakage."""
+        operands = cell_operands(self.u, self.heads.cell, self.coefficients)
+        operands = operands if self.heads.decay_per_token else [summed(operands)]
+        return [o.expand_as(self.u) if isinstance(o, Tensor) else o for o in operands]
+
     def _taken_constant(self) -> float:
         """What all cells add alike, to be multiplied by a sum of pulses; none where the second array's columns or the
         moments of a run tell the cells apart."""
-        number = self.operands[0]
-        if isinstance(number, Tensor) or self.rates is not None:
+        number = self.coefficients[0]
+        if isinstance(number, Tensor) or self.rates is not None or not self.heads.decay_per_token:
             return 0.0
-        if self.array == ArrayId.AV and isinstance(self.scale, Tensor):
-            self.operands[0] = torch.full_like(self.u, number) if number else number
-            return 0.0
-        return number * self.scale if isinstance(self.scale, float) else number
+        if isinstance(self.scale, float):
+            return number * self.scale
+        return number if self.array == ArrayId.QK else 0.0
+
+    def _powers(self) -> list[int]:
+        """Those of the decay that are terms."""
+        if not self.heads.decay_per_token:
+            return [0]
+        powers = [j for j, c in enumerate(self.coefficients) if isinstance(c, Tensor) or c]
+        own_constant = isinstance(self.coefficients[0], Tensor) or not (self.constant or self.rates is not None)
+        return powers if own_constant else [j for j in powers if j]
 
     @property
     def skipped(self) -> int:
@@ -153,7 +166,7 @@ class Stored:
             if terms is not None:
                 torch.mul(terms[:, :, i], scale, out=columns)
             else:
-                torch.mul(self.operands[self.powers[i]], self._with_fall(scale, self.powers[i]), out=columns)
+                self._put_term(self.powers[i], columns)
         out[..., n_terms * size :] = 0.0
         if self.has_constant_column:
             out[..., n_terms * size] = self.constant * (scale[..., 0] if isinstance(scale, Tensor) else 1.0)
@@ -161,13 +174,28 @@ class Stored:
             out[..., n_terms * size + self.has_constant_column] = self.column_offset[:, tokens]
         return out.flatten(0, 1)
 
+    def _put_term(self, j: int, out: Tensor) -> None:
+        """`κ_j·u^j`, scaled and with its fall, into `[B, H_kv, S, D]`."""
+        leaks = bool(self.heads.decay_per_token)
+        if leaks and (kernels := compiled.kernels_for(self.u)) is not None:
+            kernels.put_term(self.u, j, self.coefficients[j], self.scale, self._fall(j), out)
+            return
+        operand = self.operands[j if leaks else 0]
+        factor = self._with_fall(self.scale, j)
+        out.copy_(torch.as_tensor(operand * factor) if not isinstance(operand, Tensor) else operand * factor)
+
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
-        """`scale` times the column factor `exp(−jλ(t_0 − s))`."""
+        """`scale` times the column factor of a power."""
+        fall = self._fall(j)
+        return scale if fall is None else scale * fall[:, None]
+
+    def _fall(self, j: int) -> Tensor | None:
+        """The column factor `exp(−jλ(t_0 − s))`, `[S]`; None: one."""
         if not self.heads.decay_per_token or j == 0:
-            return scale
+            return None
         fall = j * self.heads.decay_per_token * (self.tokens.to(torch.float64) - self._moment)
         dead = (fall < DEAD) | (self.tokens >= self.span.stop)
-        return scale * torch.exp(fall).masked_fill_(dead, 0.0).to(self.u.dtype)[:, None]
+        return torch.exp(fall).masked_fill_(dead, 0.0).to(self.u.dtype)
 
     @property
     def _moment(self) -> float:

@@ -88,7 +88,7 @@ def cell_operands(u0: Tensor, cell: Cell, coefficients: Sequence[Tensor | float]
     for coefficient in coefficients or cell.coefficients:
         operands.append(_times(power, coefficient))
         power = _times(power, stored)
-    if cell.gradient == "linear":
+    if cell.gradient == "linear" and u0.requires_grad:
         operands[1] = operands[1] + _surrogate(u0, cell)
     return operands
 
