@@ -9,7 +9,6 @@ so that few of them are taken at a time and what is being computed stays in the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +24,7 @@ from aimc.ops.effects.noise import ArrayId
 from aimc.ops.effects.protection import digital_pulses, has_memory, sink_tokens
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import converter_gradient, scaled, scaler_gradient
+from aimc.ops.threads import side_by_side
 
 WORK_BUFFER_BYTES = 2**21
 """Aimed size of the charges of one run: more leave the cache, fewer cost more calls."""
@@ -41,13 +41,16 @@ def forward(call: Call) -> Tensor:
     heads = call.heads
     out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
     all_spans = _spans(call)
-    for part in _parts(call):
+
+    def read(part: Call) -> None:
         into = out[_slice(part.heads.batch), :, _slice(part.heads.query_heads)]
         reader, sink = Reader(part), _sink(part)
         for span in all_spans:
             tokens = _Tokens(part, span, sink)
             for run in span.runs:
                 into[:, run.start : run.stop] = _Read(reader, run, tokens).out.transpose(1, 2)
+
+    side_by_side(read, _parts(call))
     return out
 
 
@@ -56,15 +59,12 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
     that of the sums `[B, H, T, D]`."""
     heads = call.heads
     inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
-    affines = [x.new_zeros(2, x.shape[1]) for x in inputs]
-    of_score_gain = inputs[0].new_zeros(heads.n_heads)
     all_spans = _spans(call)
-    for part in _parts(call):
+
+    def read_back(part: Call) -> tuple[list[Tensor], Tensor | None]:
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
-        gradients = _Gradients(
-            [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)],
-            [x[:, at] for x, at in zip(affines, (of_heads, of_kv, of_kv), strict=True)],
-        )
+        of_inputs = [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)]
+        gradients = _Gradients(of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs])
         reader, sink = Reader(part), _sink(part)
         for span in all_spans:
             tokens = _Tokens(part, span, sink)
@@ -72,8 +72,17 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)
             tokens.back(gradients)
-        if reader.activation.of_score_gain is not None:
-            of_score_gain[of_heads] += reader.activation.of_score_gain
+        return gradients.affines, reader.activation.of_score_gain
+
+    affines = [x.new_zeros(2, x.shape[1]) for x in inputs]
+    of_score_gain = inputs[0].new_zeros(heads.n_heads)
+    parts = _parts(call)
+    for part, (of_scalers, of_gain) in zip(parts, side_by_side(read_back, parts), strict=True):
+        of_heads, of_kv = _slice(part.heads.query_heads), _slice(part.heads.kv_heads)
+        for whole, own, at in zip(affines, of_scalers, (of_heads, of_kv, of_kv), strict=True):
+            whole[:, at] += own
+        if of_gain is not None:
+            of_score_gain[of_heads] += of_gain
     of_inputs = [x.to(of.dtype) for x, of in zip(inputs, call[:3], strict=True)]
     return [*of_inputs, *affines, of_score_gain]
 
@@ -221,20 +230,22 @@ class _Read:
         return x if padding is None else x.masked_fill(padding[:, None, self.run.start : self.run.stop, None], 0.0)
 
 
-def _parts(call: Call) -> Iterator[Call]:
-    """Sequences and K/V heads whose runs have charges of the aimed size, together."""
+def _parts(call: Call) -> list[Call]:
+    """Sequences and K/V heads whose runs have charges of the aimed size, together; at least one a thread."""
     heads, array = call.heads, call.heads.hardware.array
     n_slots = min(heads.n_tokens, array.window) + array.rows
     of_array = heads.group * _length(heads) * n_slots * heads.dtype.itemsize
-    aimed = WORK_BUFFER_BYTES if heads.device.type == "cpu" else ON_ACCELERATORS
-    n_arrays = max(aimed // of_array, 1)
+    on_cpu = heads.device.type == "cpu"
+    n_arrays = max((WORK_BUFFER_BYTES if on_cpu else ON_ACCELERATORS) // of_array, 1)
+    if on_cpu:
+        n_arrays = min(n_arrays, -(-heads.n_batch * heads.n_kv_heads // torch.get_num_threads()))
     n_kv = min(n_arrays, heads.n_kv_heads)
     n_batch = max(n_arrays // heads.n_kv_heads, 1)
-    for batch in range(0, heads.n_batch, n_batch):
-        for first in range(0, heads.n_kv_heads, n_kv):
-            yield call.part(
-                range(batch, min(batch + n_batch, heads.n_batch)), range(first, min(first + n_kv, heads.n_kv_heads))
-            )
+    return [
+        call.part(range(batch, min(batch + n_batch, heads.n_batch)), range(first, min(first + n_kv, heads.n_kv_heads)))
+        for batch in range(0, heads.n_batch, n_batch)
+        for first in range(0, heads.n_kv_heads, n_kv)
+    ]
 
 
 def _length(heads: Heads) -> int:
