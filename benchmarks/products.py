@@ -66,6 +66,11 @@ def products_of(inputs: tuple[Tensor, Tensor, Tensor], hardware: Hardware) -> Pr
     query, key, value = inputs
     seed = torch.zeros((), dtype=torch.int64, device=query.device)
     call = Call(query, key, value, Scaling(None, None, None), None, Heads(query, key, hardware, None, seed))
-    with _Recorder() as recorder:
-        engine.forward(call)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a watcher sees its own thread
+    try:
+        with _Recorder() as recorder:
+            engine.forward(call)
+    finally:
+        torch.set_num_threads(n_threads)
     return recorder.found

@@ -25,6 +25,10 @@ __all__ = ["Details", "attend", "choose_backend", "gain_cell_attention"]
 
 _log = logging.getLogger(__name__)
 
+MOST_KEPT = 2**22
+"""Pairs of query and key for which `auto` lets the eager operator keep its matrices from the forward to the backward
+pass, some 100 MB a layer; the blocked operator computes again, which costs half as much again."""
+
 
 def gain_cell_attention(
     query: Tensor,
@@ -106,8 +110,9 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
     `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator
-    everywhere else; it logs each choice with its reason once. Comparators with hysteresis, and retention that is spread
-    and too short for :mod:`aimc.ops.blocked.interpolation`, are eager in all cases.
+    everywhere else, but for short texts with gradients on a CPU; it logs each choice with its reason once. Comparators
+    with hysteresis, and retention that is spread and too short for :mod:`aimc.ops.blocked.interpolation`, are eager in
+    all cases.
 
     Raises:
         ValueError: a backend was asked for by name and cannot compute this.
@@ -128,12 +133,19 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
         return backend
     if query.device.type == "cpu":
         backend, reason = "blocked", "on a CPU it is the fastest exact implementation"
+        if query.requires_grad and torch.is_grad_enabled() and not hardware.has_softmax and _is_short(query):
+            backend, reason = "eager", "for short texts with gradients on a CPU it is the fastest"
     else:
         obstacle = _triton_obstacle(query, hardware)
         backend, reason = ("blocked", obstacle) if obstacle else ("triton", f"fused kernels for {query.device.type}")
     if not torch.compiler.is_compiling():
         _say(backend, reason)
     return backend
+
+
+def _is_short(query: Tensor) -> bool:
+    n_batch, n_heads, n_tokens, _ = query.shape
+    return n_batch * n_heads * n_tokens**2 <= MOST_KEPT
 
 
 def _only_eager(hardware: Hardware) -> str | None:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from aimc import presets
+from aimc.hardware import Hardware
 from aimc.ops import attention
-from aimc.ops.attention import gain_cell_attention
+from aimc.ops.attention import choose_backend, gain_cell_attention
 from aimc.ops.scaling import Affine, Scaling
 
 
@@ -24,6 +25,15 @@ def test_auto_is_blocked_on_a_cpu_and_says_so_once(caplog):
         "gain-cell attention: backend 'auto' uses 'blocked' (on a CPU it is the fastest exact implementation)"
     ]
     assert torch.equal(auto, gain_cell_attention(*qkv(), replace(presets.gain_cell_cmos(), backend="blocked")))
+
+
+def test_auto_keeps_the_matrices_of_short_texts_that_are_trained_on():
+    hardware, wanted = Hardware(), torch.zeros(1, 1, 1, 1, requires_grad=True)
+    assert choose_backend(wanted.expand(16, 4, 256, 32), hardware) == "eager"
+    assert choose_backend(wanted.expand(16, 4, 512, 32), hardware) == "blocked"
+    assert choose_backend(wanted.expand(16, 4, 256, 32), presets.with_softmax(hardware)) == "blocked"
+    with torch.no_grad():
+        assert choose_backend(wanted.expand(16, 4, 256, 32), hardware) == "blocked"
 
 
 def test_details_come_from_the_eager_operator_whatever_the_backend():
