@@ -29,6 +29,6 @@ def kernels() -> ModuleType | None:
         return None
     try:
         from aimc.ops.compiled import functions
-    except ImportError:  # also a numba that does not know the numpy that is installed
+    except (ImportError, RuntimeError):  # also a numba that does not know this numpy, or finds no folder for its cache
         return None
     return functions

@@ -5,6 +5,9 @@ normal numbers of two uniform ones. So the last coordinate counts in groups of 1
 are the cosine and the sine of one pair. The mixing constants are the two-round set `16 21f0aaad 15 735a2d97 15` of the
 hash-prospector project (C. Wellons, T. Ettinger; avalanche bias 0.107).
 
+This is the format of hardware version 5; before, every coordinate had a pair of its own. Another format must raise that
+version again.
+
 Float32 on a CPU is drawn by :mod:`aimc.ops.compiled` where it is there: the same words, and numbers that differ in the
 last digit.
 """
@@ -20,8 +23,6 @@ from torch import Tensor
 
 from aimc.ops import compiled
 
-GENERATOR_VERSION = 2
-"""Of the format. Version 1 gave every coordinate a pair of its own, so its chips and noise are other draws."""
 MASK = 0xFFFFFFFF
 MIX_A, MIX_B = 0x21F0AAAD, 0x735A2D97
 SPREAD = 0x1E3779B9

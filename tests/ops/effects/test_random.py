@@ -115,6 +115,6 @@ def test_threads_share_the_rows():
 
 
 def test_numbers_are_frozen():
-    """A change here changes every chip and every published result: raise the version instead."""
+    """A change here changes every chip and every published result: raise the hardware version instead."""
     values = normal(2**40 + 5, Stream.CELL_GAIN, torch.arange(20), dtype=torch.float64)[[0, 1, 9, 17]].tolist()
     assert values == pytest.approx(FROZEN, abs=1e-12)
