@@ -275,6 +275,11 @@ def test_padding_and_batches_change_nothing(checkpoint: str) -> None:
 def test_each_chip_is_a_result(items: Path, configure: Callable[..., EvaluationConfig]) -> None:
     noise = Noise(mismatch_gain=0.3, mismatch_offset_v=0.1)
     model = load_any(str(SHIPPED / "finetuned"))
+    # Without levels: texts of other lengths beside it round differently, and rarely that moves a count by a step.
+    converters = {
+        c: replace(getattr(hardware_of(model), c), n_levels=None) for c in ("input_dac", "storage_dac", "readout")
+    }
+    set_hardware(model, replace(hardware_of(model), **converters))
     hardware = hardware_of(model)
     scores = by_name(score(configure(), model, noise, chips=2))
     assert hardware_of(model) == hardware, "noise is put back"
