@@ -114,7 +114,7 @@ def test_every_package_says_what_it_is(package: str) -> None:
 
 
 def test_import_aimc_is_light() -> None:
-    heavy = ("transformers", "hydra", "wandb", "triton", "matplotlib", "aihwkit", "torch")
+    heavy = ("transformers", "hydra", "wandb", "triton", "matplotlib", "aihwkit", "numba", "torch")
     code = f"import sys, aimc; print([m for m in {heavy!r} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

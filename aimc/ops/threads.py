@@ -26,19 +26,20 @@ def side_by_side(compute: Callable[[Item], Result], items: Sequence[Item]) -> li
     inference = torch.is_inference_mode_enabled()
 
     def alone(item: Item) -> Result:
-        with torch.inference_mode(inference), torch.no_grad():  # modes belong to a thread
+        torch.set_num_threads(1)  # of this thread
+        with torch.inference_mode(inference), torch.no_grad():  # modes belong to a thread, too
             return compute(item)
 
-    torch.set_num_threads(1)  # of the matrix library, which has one number for all threads
     try:
-        return list(_pool(n_threads).map(alone, items))
+        return list(pool(n_threads).map(alone, items))
     finally:
-        torch.set_num_threads(n_threads)
+        torch.set_num_threads(n_threads)  # new threads begin with what was set last, in whichever
 
 
 @functools.cache
-def _pool(n_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(n_threads, "aimc", initializer=torch.set_num_threads, initargs=(1,))
+def pool(n_threads: int) -> ThreadPoolExecutor:
+    """Threads, kept from call to call."""
+    return ThreadPoolExecutor(n_threads, "aimc")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child
+os.register_at_fork(after_in_child=pool.cache_clear)  # threads do not live on in a child

@@ -126,9 +126,8 @@ class Reader:
             if values.constant:
                 constant = phi.sum(dim=-1, keepdim=True).mul_(values.constant)
                 constant = constant if self.factor is None else constant.div_(self._of_heads(n_rows))
-            for i, into in enumerate(
-                total
-            ):  # array by array: views need not be copied, and the terms stay in the cache
+            # Array by array: views need not be copied, and the terms stay in the cache.
+            for i, into in enumerate(total):
                 if factors is None:
                     torch.bmm(phi[i], of_block[i], out=into)
                     continue

@@ -180,9 +180,7 @@ class Stored:
         if leaks and (kernels := compiled.kernels_for(self.u)) is not None:
             kernels.put_term(self.u, j, self.coefficients[j], self.scale, self._fall(j), out)
             return
-        operand = self.operands[j if leaks else 0]
-        factor = self._with_fall(self.scale, j)
-        out.copy_(torch.as_tensor(operand * factor) if not isinstance(operand, Tensor) else operand * factor)
+        out.copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # without leakage j is 0
 
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
         """`scale` times the column factor of a power."""

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from aimc.ops.compiled.rows import rows_of
 from aimc.ops.compiled.threads import in_parts
+from aimc.ops.effects import words
 
-MIX_A, MIX_B, SPREAD = np.uint32(0x21F0AAAD), np.uint32(0x735A2D97), np.uint32(0x1E3779B9)
-HALF = 8
+MIX_A, MIX_B, SPREAD = np.uint32(words.MIX_A), np.uint32(words.MIX_B), np.uint32(words.SPREAD)
+HALF = words.HALF
 LN_2, ROOT_2 = np.float32(np.log(2.0)), np.float32(np.sqrt(2.0))
 TURN = np.float32(2.0 * np.pi * 2.0**-24)
 ONE, HALF_OF, TWO, ZERO = np.float32(1.0), np.float32(0.5), np.float32(2.0), np.float32(0.0)
@@ -22,7 +23,7 @@ OF_COSINE = tuple(np.float32(x) for x in (1 / 40320, -1 / 720, 1 / 24, -1 / 2, 1
 
 
 def add_normal(x: Tensor, sigma: float, radial: Tensor, angular: Tensor, first: int) -> None:
-    """See :func:`aimc.ops.effects.random.add_normal_`.
+    """See :meth:`aimc.ops.effects.random.Lanes.add_normal_`.
 
     Args:
         x: float32 `[…, S]` on a CPU; changed in place.
@@ -65,17 +66,17 @@ def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
     n_columns = x.shape[1]
     start, stop = first // (2 * HALF), -(-(first + n_columns) // (2 * HALF))
     n_pairs, skipped = (stop - start) * HALF, first - 2 * HALF * start
-    words = np.empty(n_pairs, np.uint32)
+    spread = np.empty(n_pairs, np.uint32)
     for i in range(n_pairs):
-        words[i] = np.uint32(np.uint32(start * HALF + i) * SPREAD)
+        spread[i] = np.uint32(np.uint32(start * HALF + i) * SPREAD)
     length, turn = np.empty(n_pairs, np.float32), np.empty(n_pairs, np.int32)
     bits = length.view(np.int32)
     numbers = np.empty(2 * n_pairs, np.float32)
     for row in range(len(x)):
         of_length, of_angle = radial[row], angular[row]
         for i in range(n_pairs):
-            length[i] = np.float32(np.int32(_mixed(np.uint32(of_length ^ words[i])) >> np.uint32(8)) + np.int32(1))
-            turn[i] = np.int32(_mixed(np.uint32(of_angle ^ words[i])) >> np.uint32(8))
+            length[i] = np.float32(np.int32(_mixed(np.uint32(of_length ^ spread[i])) >> np.uint32(8)) + np.int32(1))
+            turn[i] = np.int32(_mixed(np.uint32(of_angle ^ spread[i])) >> np.uint32(8))
         for i in range(n_pairs):
             # The logarithm of a number of 24 bits over 2^24: of its exponent and of its mantissa, about one.
             exponent = np.int32(np.int32(bits[i] >> np.int32(23)) - np.int32(127 + 24))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from aimc.ops.threads import pool
 
 LEAST = 2**15
 """Numbers for which a thread of its own pays."""
@@ -19,16 +18,8 @@ def in_parts(compute: Callable[[int, int], None], n_rows: int, row_length: int) 
     if n_parts < 2:
         return compute(0, n_rows)
     bounds = [n_rows * i // n_parts for i in range(n_parts + 1)]
-    others = [_pool().submit(compute, *bounds[i : i + 2]) for i in range(1, n_parts)]
+    others = [pool(n_parts).submit(compute, *bounds[i : i + 2]) for i in range(1, n_parts)]
     compute(*bounds[:2])
     for other in others:
         other.result()
     return None
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="aimc")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child

@@ -176,11 +176,10 @@ def _clip_to_level_(x: Tensor, converter: Converter) -> Tensor:
     """The nearest level of any number, in place."""
     n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
     kernels = compiled.kernels_for(x)
-    if kernels is None or n is None or converter.spacing == "listed" or converter.coding == "rounded":
-        return _to_level_(x.clamp_(v_min, v_max), converter)
-    if not kernels.to_levels(x, v_min, v_max, *_scale(converter, n)):
-        return _to_level_(x.clamp_(v_min, v_max), converter)
-    return x
+    even = converter.spacing != "listed" and converter.coding != "rounded"
+    if kernels is not None and n is not None and even and kernels.to_levels(x, v_min, v_max, *_scale(converter, n)):
+        return x
+    return _to_level_(x.clamp_(v_min, v_max), converter)
 
 
 def _scale(converter: Converter, n_levels: int) -> tuple[float, float]:

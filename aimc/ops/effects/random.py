@@ -22,16 +22,9 @@ import torch
 from torch import Tensor
 
 from aimc.ops import compiled
+from aimc.ops.effects.words import HALF, LANES, MIX_A, MIX_B, SPREAD
 
 MASK = 0xFFFFFFFF
-MIX_A, MIX_B = 0x21F0AAAD, 0x735A2D97
-SPREAD = 0x1E3779B9
-"""Odd; takes small neighbouring coordinates to distant words before they are mixed."""
-LANES = (0x243F6A88, 0x13198A2E)
-"""First states of the two lanes, one per uniform of Box-Muller: digits of π. Two 32-bit lanes make coinciding draws
-improbable."""
-HALF = 8
-"""Pairs in a group of the last coordinate: half of its numbers."""
 TURN = 2.0 * math.pi * 2.0**-24
 """Of 24 bits, in radian."""
 PAIRS_AT_ONCE = 2**15

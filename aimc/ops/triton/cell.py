@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from aimc.ops.effects.noise import Stream
-from aimc.ops.effects.random import HALF, LANES, MIX_A, MIX_B, SPREAD
+from aimc.ops.effects.words import HALF, LANES, MIX_A, MIX_B, SPREAD
 
 _MIX_A, _MIX_B, _SPREAD = tl.constexpr(MIX_A), tl.constexpr(MIX_B), tl.constexpr(SPREAD)
 _LANE_RADIAL, _LANE_ANGULAR = tl.constexpr(LANES[0]), tl.constexpr(LANES[1])
