@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 REPOSITORY = Path(__file__).parents[1]
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -49,7 +50,10 @@ def test_runs_top_to_bottom(file: Path) -> None:
     if file.stem in NEEDS_AIHWKIT:
         pytest.importorskip("aihwkit")
     notebook = nbformat.read(file, as_version=4)
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(file.parent)}}).execute()
+    # Tests start kernels at the same time, and two that look for free TCP ports may find the same ones.
+    by_socket = Config(KernelManager={"transport": "ipc"})
+    where = {"metadata": {"path": str(file.parent)}}
+    NotebookClient(notebook, timeout=900, resources=where, config=by_socket).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert re.search(SAYS[file.stem], "".join(out.get("text", "") for out in outputs))
     assert len([out for out in outputs if "image/png" in out.get("data", {})]) == PICTURES[file.stem]
