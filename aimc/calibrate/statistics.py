@@ -268,5 +268,8 @@ def initialise_scalers(
 def _range(layer: GainCellAttention, part: str, rest_v: float) -> tuple[float, float, float]:
     """Lower bound, resting point and upper bound of a converter; a pulse rests at zero width, a cell at its rest
     voltage."""
-    converter = layer.machine.input_dac if part == "query" else layer.machine.storage_dac
-    return converter.v_min, (converter.v_min if part == "query" else rest_v), converter.v_max
+    if part != "query":
+        converter = layer.machine.storage_dac
+        return converter.v_min, rest_v, converter.v_max
+    converter = layer.machine.input_dac
+    return converter.v_min, max(converter.v_min, 0.0), converter.v_max

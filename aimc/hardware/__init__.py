@@ -13,6 +13,7 @@ from aimc.hardware.features import ROTATIONS, Features
 from aimc.hardware.hardware import ACTIVATIONS, BACKENDS, HARDWARE_VERSION, NOISE_GRADIENTS, Hardware
 from aimc.hardware.leakage import Leakage
 from aimc.hardware.noise import Noise
+from aimc.hardware.normaliser import Normaliser
 from aimc.hardware.protection import Protection
 from aimc.hardware.pruning import RECOMPUTED, SELECTIONS, Pruning
 
@@ -36,6 +37,7 @@ __all__ = [
     "Hardware",
     "Leakage",
     "Noise",
+    "Normaliser",
     "Protection",
     "Pruning",
 ]

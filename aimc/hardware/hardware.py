@@ -14,14 +14,16 @@ from aimc.hardware.converter import Converter
 from aimc.hardware.features import Features
 from aimc.hardware.leakage import Leakage
 from aimc.hardware.noise import Noise
+from aimc.hardware.normaliser import Normaliser
 from aimc.hardware.protection import Protection
 from aimc.hardware.pruning import Pruning
 
-HARDWARE_VERSION = 5
+HARDWARE_VERSION = 6
 """Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and
 step latency; version 3 the leak target, the spread of retention times and the converters' nonlinearity; version 4 level
 positions, full scales per head, freedoms of the features and pruning; version 5 the gradient of noise, and with it came
-another generator: a seed names another chip and another noise of the same statistics."""
+another generator: a seed names another chip and another noise of the same statistics; version 6 what a trained head may
+have beside the published circuit: a normaliser column, a threshold, a gain by position."""
 
 ACTIVATIONS = ("hard_sigmoid", "softmax", "pruned_softmax")
 BACKENDS = ("auto", "eager", "blocked", "triton")
@@ -57,11 +59,21 @@ class Hardware:
     `pruned_softmax`."""
     probability_dac: Converter = field(default_factory=Converter)
     """Probability to pulse width, as a fraction of the longest pulse; used only by `softmax`."""
+    normaliser: Normaliser = field(default_factory=Normaliser)
+    """A column of the second array that reads Σφ, by which digital logic divides; none by default, and none with a
+    softmax."""
+    threshold: bool = False
+    """True: each head's charge-to-pulse circuits start from a charge of their own, `φ = clip(S/S_sat − θ, 0, 1)`
+    (a pre-charge of the bit lines; sigmoid attention needs one, arXiv 2409.04431). θ is trained."""
+    position_gain: bool = False
+    """True: digital logic multiplies a head's output by `(n/W)^−γ`, n the tokens that its query sees, at most the
+    window. γ is trained; 1 makes a mean of a sum."""
     protection: Protection = field(default_factory=Protection)
     """Tokens kept digital; none by default."""
     features: Features = field(default_factory=Features)
-    """Exact freedoms of softmax attention that are taken before the arrays; none by default, and none with the hard
-    sigmoid."""
+    """Freedoms of digital attention that are taken before the arrays; none by default. Rotation and balance leave any
+    scores as they are; centred keys change all scores of a query by one number, which a softmax does not see and a
+    trained threshold makes up for; centred values are exact where outputs are normalised."""
     pruning: Pruning = field(default_factory=Pruning)
     """How `pruned_softmax` selects; used only by it."""
     noise_gradient: str = "exact"
@@ -91,18 +103,12 @@ class Hardware:
             f"a cell leaks to a voltage between ground and cell.supply_v={self.cell.supply_v}",
             "use 0 for ground, the supply, or null (None) for the cell's rest voltage",
         )
-        signed = self.has_softmax
         require(
-            self.input_dac.v_min >= (-1 if signed else 0) and self.input_dac.v_max <= 1,
+            self.input_dac.v_min >= -1 and self.input_dac.v_max <= 1,
             "input_dac.v_min, input_dac.v_max",
             (self.input_dac.v_min, self.input_dac.v_max),
-            "a pulse width is a fraction of the longest pulse"
-            + (
-                ", negative where it is read with opposite polarity"
-                if signed
-                else "; negative pulses need activation='softmax' or 'pruned_softmax'"
-            ),
-            f"set the range inside [{-1 if signed else 0}, 1]",
+            "a pulse width is a fraction of the longest pulse, negative where it is read with opposite polarity",
+            "set the range inside [-1, 1]",
         )
         require(
             self.probability_dac.v_min == 0 and self.probability_dac.v_max <= 1,
@@ -112,12 +118,26 @@ class Hardware:
             "set v_min to 0 and v_max to at most 1",
         )
         require(
-            self.has_softmax or not self.features.is_on,
-            "features",
-            self.features,
-            "centring and rotation leave a softmax unchanged, not the hard sigmoid, which sees each score by itself",
-            "use activation='softmax' or 'pruned_softmax', or leave features at its defaults",
+            self.has_softmax or not self.features.normalise_queries,
+            "features.normalise_queries",
+            True,
+            "the hard sigmoid sees each score by itself, and nothing behind it could put back what a query was divided"
+            " by",
+            "use activation='softmax' or 'pruned_softmax', or False",
         )
+        for name, given in (
+            ("normaliser.is_on", self.normaliser.is_on),
+            ("threshold", self.threshold),
+            ("position_gain", self.position_gain),
+        ):
+            require(
+                not (given and self.has_softmax),
+                name,
+                given,
+                f"activation={self.activation!r} divides by the sum of its shares already, and has no charge-to-pulse"
+                " circuit behind the first array",
+                "use activation='hard_sigmoid', or False",
+            )
         require(
             self.activation == "softmax" or not self.leakage.compensate,
             "leakage.compensate",
@@ -208,7 +228,7 @@ def _other_draws(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields, _other_draws)
+_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields, _other_draws, _only_new_fields)
 """One step per version, from version 1 on: each takes the fields of its version to those of the next."""
 
 

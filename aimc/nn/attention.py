@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from aimc.hardware import ConfigError, Hardware
 from aimc.nn.features import FeatureMap
+from aimc.nn.positions import position_gain, tokens_seen
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.attention import Details, gain_cell_attention
 from aimc.ops.decode.arrays import KVArrays
@@ -42,6 +43,9 @@ Observer = Callable[["GainCellAttention", dict[str, Tensor], Details | None], No
 class GainCellAttention(nn.Module):
     """Scale, clip, convert, store, multiply, activate, multiply, count, scale: attention of one layer on its own
     arrays.
+
+    Where the hardware has them, each query head has a `pulse_threshold` θ and a `position_exponent` γ, `[H]`, which are
+    trained (`hardware.threshold`, `hardware.position_gain`).
 
     With a softmax (`hardware.activation`) the layer has one more parameter, `score_gain` `[H]`: from charge of the
     first array in signal units to the logits of the softmax; and two straight lines that stand for its cells where
@@ -100,6 +104,8 @@ class GainCellAttention(nn.Module):
         self.key_scaler = AffineScaler(n_kv_heads, offset=rest_v)
         self.value_scaler = AffineScaler(n_kv_heads, offset=rest_v)
         self.output_scaler = AffineScaler(n_heads)
+        self.pulse_threshold: nn.Parameter | None = None
+        self.position_exponent: nn.Parameter | None = None
         self.score_gain: nn.Parameter | None = None
         self.memory_key: AffineScaler | None = None
         self.memory_value: AffineScaler | None = None
@@ -135,6 +141,11 @@ class GainCellAttention(nn.Module):
         elif self.score_gain is None:
             self.score_gain = nn.Parameter(torch.ones_like(self.query_scaler.scale))
             self.memory_key, self.memory_value = self._line(hardware), self._line(hardware)
+        for name, has in (("pulse_threshold", hardware.threshold), ("position_exponent", hardware.position_gain)):
+            if not has:
+                setattr(self, name, None)
+            elif getattr(self, name) is None:
+                setattr(self, name, nn.Parameter(torch.zeros_like(self.query_scaler.scale)))
         self._take_features(hardware)
         own_scales = hardware.array.full_scales != "global"
         compares = hardware.activation == "pruned_softmax" and hardware.pruning.select == "threshold"
@@ -235,6 +246,7 @@ class GainCellAttention(nn.Module):
             self.key_scaler.affine,
             self.value_scaler.affine,
             self.score_gain,
+            pulse_threshold=self.pulse_threshold,
             memory_key=lines[0],
             memory_value=lines[1],
             full_scale_qk=self.score_full_scale,
@@ -259,12 +271,12 @@ class GainCellAttention(nn.Module):
         """
         dtype = query.dtype
         (query, key, value), scaling = self.prepared(query, key, value)
-        details = None
+        details = before = None
         result: Tensor | tuple[Tensor, Details]
         if self.layer_cache is not None:
-            result = decode(
-                query, key, value, self.layer_cache.open(self, key), scaling=scaling, key_padding=key_padding
-            )
+            arrays = self.layer_cache.open(self, key)
+            before = arrays.n_real.clone()
+            result = decode(query, key, value, arrays, scaling=scaling, key_padding=key_padding)
         else:
             result = gain_cell_attention(
                 query,
@@ -279,6 +291,10 @@ class GainCellAttention(nn.Module):
             )
         if isinstance(result, tuple):
             result, details = result
+        if self.position_exponent is not None:
+            window = self.machine.array.window
+            seen = tokens_seen(query.shape[2], window, before, key_padding, result)
+            result = result * position_gain(self.position_exponent, seen, window)
         out = self.output_scaler(result)
         if (
             self.observer is not None

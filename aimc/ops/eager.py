@@ -18,6 +18,7 @@ from aimc.ops.effects.cell import cell_operands
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac, storage_dac
 from aimc.ops.effects.noise import ArrayId, with_noise
+from aimc.ops.effects.normaliser import counted_pulse, reciprocal
 from aimc.ops.effects.protection import (
     Memory,
     digital_charge,
@@ -92,15 +93,9 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
     # Leakage: about its target a voltage only falls by a factor r, which is applied at every read below
     key_u, value_u = key_v - heads.cell.offset_v, value_v - heads.cell.offset_v
     # Cell transfer: charge per unit pulse, as what r^0, r^1, … multiply
-    contents = Contents(
-        tokens=rows,
-        times=times,
-        keys=operands(heads, key_u, ArrayId.QK, rows),
-        values=operands(heads, value_u, ArrayId.AV, rows),
-        padding=padding,
-        key_norm=scaling.key_norm,
-        value_norm=scaling.value_norm,
-    )
+    keys, values = operands(heads, key_u, ArrayId.QK, rows), operands(heads, value_u, ArrayId.AV, rows)
+    norms = {"key_norm": scaling.key_norm, "value_norm": scaling.value_norm}
+    contents = Contents(tokens=rows, times=times, keys=keys, values=values, padding=padding, **norms)
     memory = earlier.memory
     if has_memory(hardware):  # Protection, Pruning
         newest = remember(key, value, rows, padding, earlier.n_real, hardware, scaling)
@@ -124,7 +119,7 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         reads.append(TileRead(tile, first, seen, charge, decay_of_values))
 
     charges, seen_keys = [read.charge for read in reads], [read.visible for read in reads]
-    out = torch.zeros_like(pulses)
+    out, pulse = torch.zeros_like(pulses), pulses.new_zeros(*pulses.shape[:3], 1)
     if memory is not None:  # Protection
         exact = digital_charge(heads, digital_pulses(query, hardware), memory, full_scale_qk)
         in_memory = memory.visible(rows, hardware.protection)
@@ -138,17 +133,22 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         # Second array
         counts = charge_av(phi, read.tile.values, read.decay) / full_scale_av  # A [B, H, T', D]
         # Column errors
-        counts = with_columns(counts, *heads.column_errors_av(torch.tensor([number], device=heads.device)))
+        which = torch.tensor([number], device=heads.device)
+        counts = with_columns(counts, *heads.column_errors_av(which))
         # Read noise
         counts = with_noise(counts, heads.read_noise_av(rows[read.first :], number))
         # Readout
         read.phi, read.counts = phi, adc(counts, hardware.readout)
         # Digital sum
         out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
+        if hardware.normaliser.is_on:  # Normaliser column
+            pulse[..., read.first :, :] += counted_pulse(heads, phi, rows[read.first :], which)
     if corrections is not None:  # Corrections
         out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:  # Protection
         out = out + digital_sum(heads, widths[-1], memory)
+    if hardware.normaliser.is_on:
+        normaliser = reciprocal(pulse if memory is None else pulse + widths[-1].sum(dim=-1, keepdim=True), heads)
     out = out if normaliser is None else out * normaliser
     return out if padding is None else out.masked_fill(padding[:, None, :, None], 0.0), reads
 

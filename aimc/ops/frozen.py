@@ -144,6 +144,21 @@ class Frozen:
 
         return self._kept(make, "columns_av", gain, offset)
 
+    def columns_of_sum(self) -> Sequence[Table]:
+        """Gain and offset of the normaliser columns' counters, one per sub-tile, behind those of the features: `[H_kv,
+        J, 1]` each."""
+        tiles = torch.arange(self.array.n_tiles, device=self.device)
+        gain, offset = self.noise.column_gain, self.noise.column_offset
+
+        def make() -> list[Table]:
+            at = self.n_kv_heads, tiles, self.head_size + 1, self.dtype
+            return [
+                gain * self.chip.column_gain_av(*at)[..., -1:] if gain else None,
+                offset * self.chip.column_offset_av(*at)[..., -1:] if offset else None,
+            ]
+
+        return self._kept(make, "columns_of_sum", gain, offset)
+
     def _drawn_mismatch(self, array: ArrayId) -> list[Tensor | None]:
         gain, offset_v = self.noise.mismatch_gain, self.noise.mismatch_offset_v
         return [

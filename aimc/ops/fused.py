@@ -20,7 +20,7 @@ from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
 
 _OF_HEADS = (
-    *("score", "memory_key", "memory_value", "full_scale_qk", "full_scale_av", "threshold"),
+    *("score", "pulse_threshold", "memory_key", "memory_value", "full_scale_qk", "full_scale_av", "threshold"),
     *("query_norm", "key_norm", "value_norm"),
 )
 """What of :class:`aimc.ops.scaling.Scaling` there is beside the scalers."""
@@ -29,6 +29,8 @@ _INPUTS = (
     + "".join(f"Tensor? {name}, " for name in _OF_HEADS)
     + "Tensor? key_padding, Tensor seed, int chip_seed, int layer, float[] hardware, str engine"
 )
+_N_TRAINED = 2
+"""How many of them, from the first, have a gradient."""
 _N_TENSORS = 3 + 3 + len(_OF_HEADS) + 2
 
 
@@ -74,7 +76,7 @@ def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[
     ]
     dtype = torch.promote_types(query.dtype, torch.float32)
     of_scalers = [x.new_empty(2, x.shape[1], dtype=dtype) for x in (query, key, value)]
-    return [*inputs, *of_scalers, query.new_empty(query.shape[1], dtype=dtype)]
+    return [*inputs, *of_scalers, *(query.new_empty(query.shape[1], dtype=dtype) for _ in range(_N_TRAINED))]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -85,8 +87,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
     grads = _backward(grad, *tensors, *ctx.plain)
-    of_scaling = [None if x is None else g.to(x.dtype) for g, x in zip(grads[3:], tensors[3:7], strict=True)]
-    without = [None] * (_N_TENSORS - 7 + len(ctx.plain))
+    trained = tensors[3 : 6 + _N_TRAINED]
+    of_scaling = [None if x is None else g.to(x.dtype) for g, x in zip(grads[3:], trained, strict=True)]
+    without = [None] * (_N_TENSORS - 6 - _N_TRAINED + len(ctx.plain))
     return (*grads[:3], *of_scaling, *without)
 
 

@@ -188,6 +188,16 @@ class Heads:
         gain, offset = self.column_tables_av(tiles)
         return self._for_query_heads(gain), self._for_query_heads(offset)
 
+    def column_tables_of_sum(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Gain and offset of the normaliser columns' counters, as :meth:`column_tables_av`: `[H_kv, J, 1]` each."""
+        gain, offset = self._frozen.columns_of_sum()
+        return self._part(gain, tiles), self._part(offset, tiles)
+
+    def column_errors_of_sum(self, tiles: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """:meth:`column_tables_of_sum` as query heads meet them: `[H, J, 1]` each; None: none."""
+        gain, offset = self.column_tables_of_sum(tiles)
+        return self._for_query_heads(gain), self._for_query_heads(offset)
+
     def _for_query_heads(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else self.for_query_heads(x, dim=0)
 
@@ -205,6 +215,15 @@ class Heads:
         tile = tile[:, None, None, None, None] if isinstance(tile, Tensor) else tile
         features = torch.arange(self.head_size, device=self.device)
         return sigma * normal(self.seed, *self._at_read(ArrayId.AV, rows), tile, features, dtype=self.dtype)
+
+    def read_noise_of_sum(self, rows: Tensor, tiles: Tensor) -> Tensor | None:
+        """Read noise of the normaliser column of the sub-tiles `[J]` in full scales of its counter, `[J, B, H, T', 1]`;
+        None: none. It is the column behind the last feature."""
+        if not (sigma := self.hardware.noise.read_av):
+            return None
+        at = *self._at_read(ArrayId.AV, rows), tiles[:, None, None, None, None]
+        behind = torch.tensor([self.head_size], device=self.device)
+        return sigma * normal(self.seed, *at, behind, dtype=self.dtype)
 
     def read_lanes(self, array: ArrayId, rows: Tensor) -> Lanes | None:
         """What the draws of the read noise of an array have in common, `[2, B, H, T', 1]`; None: there is none."""

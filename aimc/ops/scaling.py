@@ -30,6 +30,8 @@ class Scaling(NamedTuple):
     """To volt, `[H_kv]`; None: already scaled."""
     score: Tensor | None = None
     """From charge of the first array in signal units to the logits of the softmax activation, `[H]`; None: one."""
+    pulse_threshold: Tensor | None = None
+    """θ of the charge-to-pulse circuits in full scales, `[H]`; None: none."""
     memory_key: Affine | None = None
     """The straight line that stands for a key cell in the digital memory of the softmax activation: from volt about
     rest to charge per unit pulse in signal units, `[H_kv]`; None: the cell's own c_0 + c_1·u."""

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from aimc import presets
-from aimc.hardware import HARDWARE_VERSION, Array, Cell, ConfigError, Converter, Hardware, Leakage, Noise
+from aimc.hardware import HARDWARE_VERSION, Array, Cell, ConfigError, Converter, Hardware, Leakage, Noise, Normaliser
 from aimc.hardware.noise import FROZEN_IN_CHIP
 
 CONVERTERS = ("input_dac", "storage_dac", "readout", "score_adc", "probability_dac")
@@ -48,7 +48,16 @@ CONVERTERS = ("input_dac", "storage_dac", "readout", "score_adc", "probability_d
         (Hardware, {"storage_dac": Converter(v_max=1.0)}, "storage_dac"),
         (Hardware, {"storage_dac": Converter(v_min=-0.1, v_max=0.9)}, "storage_dac"),
         (Hardware, {"input_dac": Converter(v_max=2.0)}, "input_dac"),
-        (Hardware, {"input_dac": Converter(v_min=-1.0)}, "input_dac"),
+        (Hardware, {"input_dac": Converter(v_min=-1.5)}, "input_dac"),
+        (
+            Hardware,
+            {"activation": "softmax", "normaliser": Normaliser(is_on=True)},
+            "normaliser.is_on.*divides by the sum",
+        ),
+        (Hardware, {"activation": "pruned_softmax", "threshold": True}, "threshold.*hard_sigmoid"),
+        (Hardware, {"activation": "softmax", "position_gain": True}, "position_gain"),
+        (Normaliser, {"full_scale": 0.0}, "normaliser.full_scale"),
+        (Normaliser, {"counter": Converter(v_min=-1.0)}, "normaliser.counter.v_min"),
         *((Noise, {f.name: value}, f"noise.{f.name}") for f in fields(Noise) for value in (-0.1, math.nan)),
     ],
 )
@@ -83,7 +92,7 @@ NEW_IN_4 = {
 NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.published])
 def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
     hardware = build()
@@ -91,7 +100,8 @@ def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
     missing = (NEW_IN_4 if version < 4 else set()) | (NEW_IN_3 if version < 3 else set())
     for part, name in missing:
         del data[part][name]
-    for name in ("noise_gradient", *(("features", "pruning") if version < 4 else ())):
+    new_fields = {6: ("normaliser", "threshold", "position_gain"), 5: ("noise_gradient",), 4: ("features", "pruning")}
+    for name in (name for new_in, names in new_fields.items() if version < new_in for name in names):
         del data[name]
     if version == 1:
         for name in ("activation", "score_adc", "probability_dac", "protection"):
@@ -99,7 +109,7 @@ def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
         del data["leakage"]["step_latency_s"]
         hardware.leakage.step_latency_s = Leakage().step_latency_s
     loaded = Hardware.from_dict(data)
-    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 5
+    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 6
 
 
 def test_seeds_of_earlier_versions_name_other_chips_and_say_so():

@@ -67,9 +67,10 @@ def test_a_hadamard_matrix_of_another_size_is_refused_by_name() -> None:
         GainCellAttention(4, 2, hardware, layer=0)
 
 
-def test_the_hard_sigmoid_has_no_freedoms() -> None:
-    with pytest.raises(ConfigError, match="features.*softmax"):
-        Hardware(features=Features(centre_keys=True))
+def test_nothing_behind_the_hard_sigmoid_puts_back_what_was_divided_by() -> None:
+    for name in ("normalise_queries", "normalise_keys", "normalise_values"):
+        with pytest.raises(ConfigError, match="features.*softmax"):
+            Hardware(features=Features(**{name: True}))
 
 
 def test_what_was_found_is_saved_and_comes_back(tmp_path) -> None:

@@ -27,14 +27,14 @@ def draws_of(hardware: Hardware, chip: Chip, seed: int, *, B: int, H: int, H_kv:
     }
     frozen["column_gain"] = {
         "qk": noise.column_gain * chip.column_gain_qk(H_kv, slots, dtype),
-        "av": noise.column_gain * chip.column_gain_av(H_kv, tiles, D, dtype),
+        "av": noise.column_gain * chip.column_gain_av(H_kv, tiles, D + 1, dtype),  # the normaliser is the last
     }
     frozen["column_offset"] = {
         "qk": noise.column_offset * chip.column_offset_qk(H_kv, slots, dtype),
-        "av": noise.column_offset * chip.column_offset_av(H_kv, tiles, D, dtype),
+        "av": noise.column_offset * chip.column_offset_av(H_kv, tiles, D + 1, dtype),
     }
     read_qk = normal(drawn, *at_read(chip.layer, ids["qk"], B, H, t), t, dtype=dtype)
-    at_tiles = *at_read(chip.layer, ids["av"], B, H, t), tiles[:, None, None, None, None], torch.arange(D)
+    at_tiles = *at_read(chip.layer, ids["av"], B, H, t), tiles[:, None, None, None, None], torch.arange(D + 1)
     read_av = normal(drawn, *at_tiles, dtype=dtype)
     return Draws(
         frozen=frozen,

@@ -42,11 +42,11 @@ class Draws:
     """What is drawn, times its standard deviation, by field of `aimc.Noise`; what is absent is zero."""
 
     frozen: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """By array: cells `[H_kv, W, D]`; columns `[H_kv, W]` ("qk") and `[H_kv, J, D]` ("av")."""
+    """By array: cells `[H_kv, W, D]`; columns `[H_kv, W]` ("qk") and `[H_kv, J, D + 1]` ("av", the normaliser last)."""
     written: dict[str, np.ndarray] = field(default_factory=dict)
     """By array, `[B, H_kv, T, D]`."""
     read: dict[str, np.ndarray] = field(default_factory=dict)
-    """`read_qk` `[B, H, T, T]` and `read_av` `[B, H, T, J, D]`."""
+    """`read_qk` `[B, H, T, T]` and `read_av` `[B, H, T, J, D + 1]`."""
 
     def of_head(self, b: int, h: int, h_kv: int) -> Callable[..., float]:
         """The page's `drawn` for one head of one sequence."""
@@ -70,8 +70,8 @@ def ring_buffer(
     q, k, v, hw, draws: Draws | None = None, padding=None, score_gain=None, scalers=None, norms=None, **of_heads
 ) -> np.ndarray:
     """All heads: q `[B, H, T, D]`, k and v `[B, H_kv, T, D]`, padding `[B, T]`, score_gain `[H]`; scalers: (a, b) of q,
-    k and v, each `[H]` or `[H_kv]`; None: scaled already; of_heads: `scale_qk`, `scale_av`, `threshold`, each `[H]`;
-    norms: of q `[B, H, T]`, of k and v `[B, H_kv, T]`. Returns `[B, H, T, D]`."""
+    k and v, each `[H]` or `[H_kv]`; None: scaled already; of_heads: `scale_qk`, `scale_av`, `threshold`, `precharge`,
+    each `[H]`; norms: of q `[B, H, T]`, of k and v `[B, H_kv, T]`. Returns `[B, H, T, D]`."""
     B, H, T, _ = q.shape
     group, draws = H // k.shape[1], draws or Draws()
     padding = [[False] * T] * B if padding is None else np.asarray(padding).tolist()

@@ -258,7 +258,14 @@ def test_registered_operator_says_what_it_returns(dtype):
         *(torch.rand(2, 2, 20, 8, dtype=dtype) for _ in range(2)),
     )
     affines = [torch.stack([torch.ones(n), torch.zeros(n)]) for n in (4, 2, 2)]
-    of_heads = [torch.ones(4), *(torch.ones(2, 2) for _ in range(2)), torch.ones(4), torch.ones(4), *[None] * 4]
+    of_heads = [
+        torch.ones(4),
+        torch.ones(4),
+        *(torch.ones(2, 2) for _ in range(2)),
+        torch.ones(4),
+        torch.ones(4),
+        *[None] * 4,
+    ]
     seed, padding = torch.tensor(7), torch.zeros(2, 20, dtype=torch.bool)
     rest = (*affines, *of_heads, padding, seed, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
     for check in ("test_schema", "test_faketensor"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.hardware import Array, Converter, Features, Leakage, Noise, Protection, Pruning
+from aimc.hardware import Array, Converter, Features, Leakage, Noise, Normaliser, Protection, Pruning
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.eager import eager_attention
 from aimc.ops.effects.noise import Chip
@@ -53,9 +53,20 @@ ACTIVATIONS = {
         }.items()
     },
 }
-PAGE_NAMES = {"full_scale_qk": "scale_qk", "full_scale_av": "scale_av", "threshold": "threshold"}
+ACTIVATIONS["hard_sigmoid, normalised"] = {
+    "input_dac": Converter(n_levels=16, v_min=-1.0, coding="sign_magnitude", inl=0.02),
+    "threshold": True,
+    "normaliser": Normaliser(is_on=True, full_scale=1.5, counter=Converter(n_levels=16, inl=0.03)),
+}
+PAGE_NAMES = {
+    "full_scale_qk": "scale_qk",
+    "full_scale_av": "scale_av",
+    "threshold": "threshold",
+    "pulse_threshold": "precharge",
+}
 REFERENCES = {name: {"full_scale_qk": [0.9, 1.3], "full_scale_av": [0.7, 1.1]} for name in ACTIVATIONS}
 REFERENCES["hard_sigmoid"] = {}
+REFERENCES["hard_sigmoid, normalised"]["pulse_threshold"] = [0.05, -0.1]
 REFERENCES["pruned, comparators"]["threshold"] = [0.1, -0.2]
 EFFECTS = {
     "nothing leaks": {"leakage": Leakage()},

@@ -22,6 +22,10 @@ scores are ramp conversions that stop at a share of the steps (`select="share"`)
 as large as those that make pulses of charge (`"threshold"`). What is digital besides is counted in
 :mod:`aimc.circuit.cost.digital`.
 
+A normaliser column and a gain by position are counted in :mod:`aimc.circuit.cost.normaliser`; a threshold is a
+pre-charge of lines that are charged anyway. A signed query is read by polarity, in two passes, or on two K arrays
+(`signed_passes`, `signed_arrays`).
+
 A layer with a sliding window shorter than W has arrays of that many slots, in energy, time and area. Layers without
 attention, and attention that stays digital, cost nothing here.
 
@@ -38,7 +42,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from aimc.circuit.cost.breakdown import Breakdown
 from aimc.circuit.cost.digital import FEATURES, PROTECTED, RECOMPUTED, DigitalCounts
+from aimc.circuit.cost.normaliser import normaliser_area, normaliser_energy
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
 from aimc.circuit.cost.shape import ModelShape
@@ -59,23 +65,6 @@ FIRST, SECOND, DACS, PULSES, COUNTERS, ADDERS, ROUTING, WRITES, REFRESH = PARTS 
 ADCS, SOFTMAX, QUEUE = "score ADCs", "digital softmax", "queue for shared arrays"
 """Parts that some activations have, beside those of :mod:`aimc.circuit.cost.digital`."""
 _ADDERS_PER_AREA = 16
-
-
-class Breakdown(dict[str, float]):
-    """A sum divided into its parts: part to value, in a fixed order."""
-
-    @property
-    def total(self) -> float:
-        """Sum of the parts."""
-        return math.fsum(self.values())
-
-    def scaled(self, factor: float) -> Breakdown:
-        """Every part times `factor`."""
-        return Breakdown({name: value * factor for name, value in self.items()})
-
-    def plus(self, other: Breakdown) -> Breakdown:
-        """The sum of two, part by part."""
-        return Breakdown({name: self.get(name, 0.0) + other.get(name, 0.0) for name in {**self, **other}})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,12 +225,16 @@ class _Counts:
         self.reads_scores = hardware.has_softmax and not (self.compares and self.digital.scores_are_recomputed)
         self.score_levels = _levels(hardware.score_adc, "score_adc") if self.reads_scores else 0
         self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
+        signed = hardware.input_dac.v_min < 0
+        self.passes, self.key_arrays = (parameters.signed_passes, parameters.signed_arrays) if signed else (1, 1)
+        normaliser = hardware.normaliser
+        self.sum_steps = converter_steps(normaliser.counter, "normaliser.counter") if normaliser.is_on else 0
 
     def energy(self) -> Breakdown:
         """Joule per token of one layer."""
         p, d, heads, kv_heads = self.p, self.shape.head_size, self.shape.query_heads, self.shape.kv_heads
         cells, partial_sums = d * self.held, 0 if self.pruned else d * self.sub_tiles
-        written = self.n_arrays * kv_heads
+        written = (self.n_arrays - 1 + self.key_arrays) * kv_heads
         dac_steps = heads * d * self.input_steps + written * d * self.storage_steps
         first_pulses = 0 if self.hardware.has_softmax else self.held
         rewritten = written * cells * (p.write_energy_j + self.storage_steps * p.dac_energy_j_per_step)
@@ -264,7 +257,9 @@ class _Counts:
         if self.hardware.has_softmax:
             parts[ADCS] = heads * self._score_steps() * p.adc_energy_j_per_step
             parts[SOFTMAX] = heads * self._n_exponentials() * p.exponential_energy_j
-        return parts.plus(Breakdown(self.digital.energy()))
+        column = {"held": self.held, "sub_tiles": self.sub_tiles, "steps": self.sum_steps}
+        of_sum = normaliser_energy(self.shape, self.hardware, p, **column, pulse_s=self.second_pulse_s)
+        return parts.plus(Breakdown(of_sum)).plus(Breakdown(self.digital.energy()))
 
     def _score_steps(self) -> float:
         """Conversion steps per query head behind the first array; a comparison is one."""
@@ -281,7 +276,7 @@ class _Counts:
     def _stages(self) -> dict[str, float]:
         """Second of what follows one another in a read."""
         p, digital = self.p, self.digital
-        stages = {FIRST: p.settle_latency_s + self.input_pulse_s}
+        stages = {FIRST: self.passes * (p.settle_latency_s + self.input_pulse_s)}
         if self.hardware.has_softmax:
             stages[ADCS] = p.adc_latency_s_per_bit * math.log2(max(self.score_levels, 2))
             stages[SOFTMAX] = 2 * math.ceil(self._n_exponentials() / p.softmax_lanes) * p.softmax_latency_s
@@ -291,7 +286,7 @@ class _Counts:
             return {**stages, RECOMPUTED: digital.products_s(digital.n_products)}
         stages |= {
             SECOND: p.settle_latency_s + self.second_pulse_s,
-            COUNTERS: self.readout_steps * p.clock_s,
+            COUNTERS: max(self.readout_steps, self.sum_steps) * p.clock_s,
             ADDERS: p.adder_latency_s * math.ceil(math.log2(self.sub_tiles)),
         }
         if digital.n_protected:  # beside the arrays: their scores with the first, their values with the second
@@ -321,7 +316,7 @@ class _Counts:
         first_pulses = array.window if self.compares or not self.hardware.has_softmax else 0
         parts = Breakdown(
             {
-                FIRST: d * array.window * p.cell_area_m2,
+                FIRST: self.key_arrays * d * array.window * p.cell_area_m2,
                 SECOND: 0.0 if self.pruned else d * array.window * p.cell_area_m2,
                 DACS: (1 + self.n_arrays) * d * p.dac_area_m2,
                 PULSES: (first_pulses + partial_sums) * p.pulse_generator_area_m2,
@@ -336,6 +331,7 @@ class _Counts:
             parts[ADCS] = array.window * p.adc_area_m2
         if self.hardware.has_softmax:
             parts[SOFTMAX] = p.softmax_lanes * p.softmax_area_m2
+        parts = parts.plus(Breakdown(normaliser_area(self.hardware, p, _ADDERS_PER_AREA)))
         return parts.plus(Breakdown(self.digital.area())).scaled(kv_heads)
 
     def _refreshes_per_token(self) -> float:

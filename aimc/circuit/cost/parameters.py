@@ -173,6 +173,12 @@ class CostParameters:
     """Multiply-accumulates per second of the digital machine [N]."""
     memory_rate_bytes_per_s: float = _number(3.35e12, "byte/s", "published")
     """Bytes per second of its memory [N]."""
+    signed_passes: int = _number(1, "", "assumed")
+    """Reads of the first array that a signed query takes, where the input DAC has a sign: 1, a line is driven with
+    either polarity; 2, positive pulses and then negative ones, which together are as long."""
+    signed_arrays: int = _number(1, "", "assumed")
+    """K arrays that a signed query reads at once: 2, a second line a feature with cells of its own, and the charges are
+    subtracted."""
     batch: float = _number(1.0, "", "assumed")
     """Sequences that share one reading of the weights. Each has its own keys and values, hence its own arrays: the area
     is that of one."""
@@ -186,7 +192,9 @@ class CostParameters:
             if value < 0 or (value == 0 and not _may_be_zero(f)):
                 remedy = "0 switches it off" if _may_be_zero(f) else "give a value above zero"
                 raise ValueError(f"{f.name}={value!r} {f.metadata['unit']}: nothing costs less than nothing; {remedy}")
-        for name, least in (("pulse_levels", 2), ("pipeline_depth", 1), ("softmax_lanes", 1), ("mac_lanes", 1)):
+        counts = ("pulse_levels", "pipeline_depth", "softmax_lanes", "mac_lanes", "signed_passes", "signed_arrays")
+        for name in counts:
+            least = 2 if name == "pulse_levels" else 1
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name}={value!r}: a count; give a whole number, at least {least}")

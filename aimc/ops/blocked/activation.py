@@ -29,6 +29,9 @@ class Activation(Protocol):
     of_score_gain: Tensor | None
     """Gathered gradient of the score gain, `[H]`."""
 
+    of_threshold: Tensor | None
+    """Gathered gradient of the threshold, `[H]`."""
+
     of_rest: Tensor | None
     """What :meth:`back` has found of the charge of resting cells, `[B, H, T', 1]`; None: nothing depends on it."""
 
@@ -77,13 +80,20 @@ def inside(x: Tensor, v_min: float, v_max: float) -> Tensor:
 
 
 class HardSigmoid:
-    """`φ = clip(S / S_sat, 0, 1)`, each key for itself."""
+    """`φ = clip(S / S_sat − θ, 0, 1)`, each key for itself."""
 
     of_score_gain: Tensor | None = None
     of_rest: Tensor | None = None
 
+    def __init__(self, call: Call) -> None:
+        threshold = call.scaling.pulse_threshold
+        self.threshold = None if threshold is None else threshold.to(call.heads.dtype)[:, None, None]
+        self.of_threshold: Tensor | None = None if threshold is None else torch.zeros_like(threshold)
+
     def widths(self, charge: Tensor, columns: Columns, norm: Tensor | None, keep: bool = False) -> Widths:
         """See :class:`Activation`."""
+        if self.threshold is not None:
+            charge.sub_(self.threshold)
         columns.hide(charge, -1.0)
         if not keep:
             return Widths(charge.clamp_(0.0, 1.0), None)
@@ -93,11 +103,16 @@ class HardSigmoid:
 
     def back(self, grad: Tensor, of_normaliser: Tensor | None, of_lost: Tensor | None) -> Tensor:
         """See :class:`Activation`."""
-        return grad.mul_(self._passes)
+        grad.mul_(self._passes)
+        if self.of_threshold is not None:
+            self.of_threshold -= grad.sum(dim=(0, 2, 3))
+        return grad
 
 
 class Softmax:
     """Scores through the ADC to logits, one softmax over all keys, pulses in proportion to the likeliest key's."""
+
+    of_threshold: Tensor | None = None
 
     def __init__(self, call: Call) -> None:
         hardware, scaling = call.heads.hardware, call.scaling
@@ -194,6 +209,8 @@ class Pruned:
     """The arrays' scores select; a softmax in digital over the copies of what is kept and over protected tokens. The
     digital columns of a run are the copies of its analog ones, then what is protected beyond them."""
 
+    of_threshold: Tensor | None = None
+
     def __init__(self, call: Call) -> None:
         self.hardware, scaling = call.heads.hardware, call.scaling
         self.threshold = scaling.threshold
@@ -249,4 +266,4 @@ def activation_of(call: Call) -> Activation:
     """The hardware's."""
     if call.heads.hardware.activation == "pruned_softmax":
         return Pruned(call)
-    return Softmax(call) if call.heads.hardware.has_softmax else HardSigmoid()
+    return Softmax(call) if call.heads.hardware.has_softmax else HardSigmoid(call)

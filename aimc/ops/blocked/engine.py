@@ -55,13 +55,13 @@ def forward(call: Call) -> Tensor:
 
 
 def backward(call: Call, grad: Tensor) -> list[Tensor]:
-    """Gradients of query, key and value in their dtypes, of their scalers `[2, H]`, and of the score gain `[H]`, from
-    that of the sums `[B, H, T, D]`."""
+    """Gradients of query, key and value in their dtypes, of their scalers `[2, H]`, of the score gain and of the
+    threshold `[H]`, from that of the sums `[B, H, T, D]`."""
     heads = call.heads
     inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
     all_spans = _spans(call)
 
-    def read_back(part: Call) -> tuple[list[Tensor], Tensor | None]:
+    def read_back(part: Call) -> tuple[list[Tensor], list[Tensor | None]]:
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
         of_inputs = [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)]
         gradients = _Gradients(of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs])
@@ -72,19 +72,20 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)
             tokens.back(gradients)
-        return gradients.affines, reader.activation.of_score_gain
+        return gradients.affines, [reader.activation.of_score_gain, reader.activation.of_threshold]
 
     affines = [x.new_zeros(2, x.shape[1]) for x in inputs]
-    of_score_gain = inputs[0].new_zeros(heads.n_heads)
+    of_activation = [inputs[0].new_zeros(heads.n_heads) for _ in range(2)]
     parts = _parts(call)
-    for part, (of_scalers, of_gain) in zip(parts, side_by_side(read_back, parts), strict=True):
+    for part, (of_scalers, of_heads_numbers) in zip(parts, side_by_side(read_back, parts), strict=True):
         of_heads, of_kv = _slice(part.heads.query_heads), _slice(part.heads.kv_heads)
         for whole, own, at in zip(affines, of_scalers, (of_heads, of_kv, of_kv), strict=True):
             whole[:, at] += own
-        if of_gain is not None:
-            of_score_gain[of_heads] += of_gain
+        for gathered, of_part in zip(of_activation, of_heads_numbers, strict=True):
+            if of_part is not None:
+                gathered[of_heads] += of_part
     of_inputs = [x.to(of.dtype) for x, of in zip(inputs, call[:3], strict=True)]
-    return [*of_inputs, *affines, of_score_gain]
+    return [*of_inputs, *affines, *of_activation]
 
 
 @dataclass(slots=True)
@@ -190,6 +191,11 @@ class _Read:
         self.total = total.view(pulses.shape)
         if self.lost is not None:
             self.total += self.lost * reader.resting_output
+        self.pulse = None
+        if heads.hardware.normaliser.is_on:
+            self.pulse = reader.pulse(run, self.widths)
+            self.normaliser = self.pulse.total.clamp(min=heads.hardware.normaliser.least).reciprocal_()
+            self.normaliser = self.normaliser.view(*pulses.shape[:3], 1)
         self.out = self._without_padding(self.total if self.normaliser is None else self.total * self.normaliser)
 
     def back(self, upstream: Tensor) -> None:
@@ -205,6 +211,8 @@ class _Read:
             reader.back_through_second(run, of_counts, self.widths, tokens.values, self.value_cells, of_widths)
         if digital is not None:
             torch.bmm(of_total, digital.values.mT, out=of_widths[..., n_columns:])
+        if self.pulse is not None and of_normaliser is not None:
+            reader.back_through_pulse(run, self.pulse, self._by_array(of_normaliser), of_widths)
         of_lost = None
         if self.lost is not None:
             of_lost = of_total.view(upstream.shape).sum(dim=-1, keepdim=True) * reader.resting_output

@@ -6,6 +6,7 @@ P = B·H_kv arrays are read by G·T' rows each, the queries of the heads that sh
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,15 @@ from aimc.ops.effects.converters import adc_
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.effects.protection import protected_tokens
 from aimc.ops.effects.random import Lanes
+
+
+class PulseRead(NamedTuple):
+    """What the counters of the normaliser columns are given, and what they say."""
+
+    counts: Tensor
+    """In full scales, before the counters, `[P, J, G·T', 1]`."""
+    total: Tensor
+    """Σφ of all sub-tiles and of the digital memory, `[P, G·T', 1]`."""
 
 
 class Reader:
@@ -157,6 +167,58 @@ class Reader:
         self._clear_unused(run, counts)
         total = counts.sum(dim=1)
         return total if self.factor is None else total.mul_(self._of_heads(run.stop - run.start)[:, 0])
+
+    def pulse(self, run: Run, widths: Tensor) -> PulseRead:
+        """What the normaliser columns read of the widths `[P, G·T', S]`."""
+        heads, normaliser = self.heads, self.heads.hardware.normaliser
+        counts = torch.empty(0)
+        for own in self._tiles_of(run, widths):
+            of_tiles = own.sum(dim=-1, keepdim=True).div_(normaliser.full_scale)  # [P, J', G·T', 1]
+            if not counts.numel():
+                counts = of_tiles
+            else:
+                counts[:, counts.shape[1] - of_tiles.shape[1] :] += of_tiles
+        groups, n_rows = (heads.n_kv_heads, heads.group), run.stop - run.start
+        by_head = counts.view(heads.n_batch, heads.n_kv_heads, *counts.shape[1:])
+        tiles = run.tokens[: run.n_line : heads.hardware.array.rows] % heads.hardware.array.window
+        tiles = tiles // heads.hardware.array.rows
+        gain, offset = heads.column_tables_of_sum(tiles)
+        if gain is not None:
+            by_head.mul_(1.0 + gain[:, :, None])
+        if offset is not None:
+            by_head.add_(offset[:, :, None])
+        if (noise := heads.read_noise_of_sum(run.rows, tiles)) is not None:  # [J, B, H, T', 1]
+            by_tile = noise.unflatten(2, groups).movedim(0, 2)  # [B, H_kv, J, G, T', 1]
+            by_head.add_(by_tile.reshape(*by_head.shape[:3], heads.group * n_rows, 1))
+        counted = adc_(counts.clone(), normaliser.counter)
+        self._clear_unused(run, counted)
+        total = counted.sum(dim=1).mul_(normaliser.full_scale)
+        if widths.shape[-1] > run.n_columns:
+            total += widths[..., run.n_columns :].sum(dim=-1, keepdim=True)
+        return PulseRead(counts, total)
+
+    def back_through_pulse(self, run: Run, pulse: PulseRead, of_normaliser: Tensor, out: Tensor) -> None:
+        """Add what the normaliser's gradient `[P, G·T', 1]` says of the widths to their gradient `[P, G·T', S]`."""
+        heads, normaliser = self.heads, self.heads.hardware.normaliser
+        divides = pulse.total >= normaliser.least
+        of_total = (-of_normaliser / pulse.total.square()).masked_fill_(~divides, 0.0)
+        grad = inside(pulse.counts, normaliser.counter.v_min, normaliser.counter.v_max).mul_(of_total[:, None])
+        self._clear_unused(run, grad)
+        tiles = run.tokens[: run.n_line : heads.hardware.array.rows] % heads.hardware.array.window
+        gain, _ = heads.column_tables_of_sum(tiles // heads.hardware.array.rows)
+        if gain is not None:
+            grad.view(heads.n_batch, heads.n_kv_heads, *grad.shape[1:]).mul_(1.0 + gain[:, :, None])
+        for of_widths in self._tiles_of(run, out):
+            of_widths += grad[:, grad.shape[1] - of_widths.shape[1] :]
+        if out.shape[-1] > run.n_columns:
+            out[..., run.n_columns :] += of_total
+
+    def _tiles_of(self, run: Run, x: Tensor) -> list[Tensor]:
+        """The columns of `[P, G·T', S]` as `[P, J, G·T', R]`: those of the line, and the oldest where there are any,
+        which are in the last sub-tiles of the line."""
+        rows = self.heads.hardware.array.rows
+        parts = [x[..., : run.n_line], x[..., run.n_line : run.n_columns]]
+        return [part.unflatten(-1, (-1, rows)).transpose(1, 2) for part in parts if part.shape[-1]]
 
     def back_through_counters(self, run: Run, counts: Tensor, of_total: Tensor) -> Tensor:
         """From the gradient of :meth:`total` to that of :meth:`counts`, straight through inside the counters' range."""

@@ -67,7 +67,7 @@ def activation(
         corrections: of the parts in the array; None: none.
     """
     if not heads.hardware.has_softmax:
-        return charge_to_pulse(charges, visible)
+        return charge_to_pulse(charges, visible, scaling.pulse_threshold)
     return digital_softmax(charges, visible, logit_gain(heads, scaling), heads.hardware, n_analog, corrections)
 
 
@@ -78,13 +78,16 @@ def logit_gain(heads: Heads, scaling: Scaling) -> Tensor | float:
     return gain * heads.full_scale_qk(scaling) * norm
 
 
-def charge_to_pulse(charges: list[Tensor], visible: list[Tensor]) -> Pulses:
-    """`φ = clip(S / S_sat, 0, 1)`, each key for itself.
+def charge_to_pulse(charges: list[Tensor], visible: list[Tensor], threshold: Tensor | None = None) -> Pulses:
+    """`φ = clip(S / S_sat − θ, 0, 1)`, each key for itself.
 
     Args:
-        charges: per part of the keys, `S / S_sat`, `[..., T', S]`.
+        charges: per part of the keys, `S / S_sat`, `[..., H, T', S]`.
         visible: which keys a query sees, broadcastable to its charges.
+        threshold: θ of each head, `[H]`; None: none.
     """
+    if threshold is not None:
+        charges = [x - threshold.to(x.dtype)[:, None, None] for x in charges]
     widths = [x.clamp(0.0, 1.0).masked_fill(~seen, 0.0) for x, seen in zip(charges, visible, strict=True)]
     return Pulses(widths, None)
 

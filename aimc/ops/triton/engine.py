@@ -24,15 +24,16 @@ def forward(call: Call) -> Tensor:
 
 
 def backward(call: Call, grad: Tensor) -> list[Tensor]:
-    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]` and of a score gain `[H]`
-    (zero: there is none), from that of the sums `[B, H, T, D]`."""
+    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, of a score gain and of a
+    threshold `[H]` (zero: there is none), from that of the sums `[B, H, T, D]`."""
     hardware = call.heads.hardware
     grads = triton_backward(grad.to(call.heads.dtype).contiguous(), *_prepared(call), **_options(call))
     inputs = (call.query, call.key, call.value)
     dacs = (hardware.input_dac, hardware.storage_dac, hardware.storage_dac)
     both = [converter_gradient(*args) for args in zip(grads, inputs, call.scaling.affines, dacs, strict=True)]
     of_inputs = [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)]
-    return [*of_inputs, *(of_scaler for _, of_scaler in both), both[0][1].new_zeros(call.heads.n_heads)]
+    absent = [both[0][1].new_zeros(call.heads.n_heads) for _ in range(2)]
+    return [*of_inputs, *(of_scaler for _, of_scaler in both), *absent]
 
 
 def _prepared(call: Call) -> tuple[Tensor, Tensor, Tensor, Any, CellErrors]:

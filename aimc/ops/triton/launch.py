@@ -113,6 +113,10 @@ def _lacking(hardware: Hardware) -> str | None:
     """What of the hardware the kernels leave out; None: nothing."""
     if hardware.has_softmax:
         return f"activation={hardware.activation!r}"
+    if hardware.normaliser.is_on:
+        return "the normaliser column (hardware.normaliser)"
+    if hardware.threshold:
+        return "a threshold per head (hardware.threshold)"
     if hardware.protection.is_on:
         return "protected tokens (hardware.protection)"
     if hardware.array.full_scales != "global":

@@ -13,7 +13,7 @@ from aimc.circuit import Cost, CostParameters, ModelShape, attention_cost
 from aimc.circuit.cost import published
 from aimc.circuit.cost.attention import PARTS, converter_steps
 from aimc.circuit.cost.parameters import BASES, basis_of, unit_of
-from aimc.hardware import ConfigError, Converter, Hardware, Protection
+from aimc.hardware import ConfigError, Converter, Hardware, Normaliser, Protection
 
 SHAPE = ModelShape()
 
@@ -368,3 +368,35 @@ def test_digital_share_is_the_published_65_percent() -> None:
     digital = sum(energy[name] for name in ("counters", "digital adders", "routing and control"))
     assert math.isclose(digital / energy.total, 0.65, abs_tol=0.001)
     assert published.DIGITAL_J == 4000e-12
+
+
+def test_a_normaliser_is_one_more_column_and_a_division() -> None:
+    p, plain = CostParameters(), attention_cost(SHAPE, hardware())
+    column = Normaliser(is_on=True, full_scale=16.0, counter=Converter(n_levels=32))
+    with_column = attention_cost(SHAPE, replace(hardware(), normaliser=column))
+    extra = {name: x - plain.head.energy_j.get(name, 0.0) for name, x in with_column.head.energy_j.items()}
+    assert {name for name, x in extra.items() if x} == {"normaliser column"}
+    d, held, tiles = SHAPE.head_size, 1024, 16
+    second = plain.head.energy_j["second array"] / d  # one column of it
+    assert second == pytest.approx(held * p.read_energy_av_j)
+    readout = 31 * p.counter_energy_j_per_step + p.adder_energy_j + p.routing_energy_j
+    digital = p.table_energy_j + 2 * p.mac_energy_j + d * p.multiplication_energy_j
+    assert extra["normaliser column"] == pytest.approx(second + tiles * readout + digital)
+    area = with_column.head.area_m2["normaliser column"] / plain.head.area_m2["second array"]
+    assert 1 / d < area < 10 / d  # its counters and routing are larger than its cells
+    by_position = attention_cost(SHAPE, replace(hardware(), position_gain=True)).head.energy_j["position gain"]
+    assert by_position == pytest.approx(p.table_energy_j + d * p.multiplication_energy_j)
+
+
+def test_a_signed_query_takes_what_is_said() -> None:
+    signed = replace(hardware(), input_dac=Converter(n_levels=32, v_min=-1.0, coding="sign_magnitude"))
+    by_polarity = attention_cost(SHAPE, signed).head
+    assert by_polarity.latency_s.total == pytest.approx(attention_cost(SHAPE, hardware()).head.latency_s.total)
+    twice = attention_cost(SHAPE, signed, CostParameters(signed_passes=2)).head
+    assert twice.latency_s["first array"] == pytest.approx(2 * by_polarity.latency_s["first array"])
+    assert twice.energy_j == by_polarity.energy_j
+    arrays = attention_cost(SHAPE, signed, CostParameters(signed_arrays=2)).head
+    assert arrays.area_m2["first array"] == pytest.approx(2 * by_polarity.area_m2["first array"])
+    assert arrays.energy_j["writes"] == pytest.approx(1.5 * by_polarity.energy_j["writes"])
+    with pytest.raises(ValueError, match="signed_passes"):
+        CostParameters(signed_passes=0)

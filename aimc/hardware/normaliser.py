@@ -1,0 +1,42 @@
+"""A column of the second array that counts how much pulse went in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from aimc.hardware.checks import check_fields, require, require_positive
+from aimc.hardware.converter import Converter
+
+
+@dataclass(slots=True, kw_only=True)
+class Normaliser:
+    """One more column in every sub-tile, whose cells are tied to one voltage for good: its counter reads Σφ, and
+    digital logic divides the head's output by the sum over the sub-tiles, one reciprocal a token and head.
+
+    Tied cells neither leak nor take write noise, and their mismatch averages over the tokens of a sub-tile; the column
+    has a counter like any other, with its levels, gain and offset error and read noise.
+    """
+
+    is_on: bool = False
+    """False: there is no such column, as in the published hardware."""
+    full_scale: float = 16.0
+    """Pulses of full length in one sub-tile at which its counter is full; at most `array.rows` can come."""
+    counter: Converter = field(default_factory=Converter)
+    """From that share to a number, inside [0, 1]. The smallest number that divides is one step of it."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "normaliser")
+        require_positive("normaliser.full_scale", self.full_scale, "pulses of full length")
+        require(
+            self.counter.v_min == 0.0 and self.counter.v_max <= 1.0,
+            "normaliser.counter.v_min, normaliser.counter.v_max",
+            (self.counter.v_min, self.counter.v_max),
+            "a sum of pulses is not negative, and 1 is a full counter",
+            "set v_min to 0 and v_max to at most 1",
+        )
+
+    @property
+    def least(self) -> float:
+        """What is divided by at least, in pulses of full length: one step of the counter, so that a query that has met
+        next to nothing is not blown up; of a counter without levels a thousandth of its range."""
+        return self.full_scale / ((self.counter.n_levels or 1025) - 1)
