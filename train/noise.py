@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,6 @@ from .recipe import FRESH, Recipe
 
 FIRST_FRESH = 2**32
 """Number from which chips are drawn in training; measurements count from zero."""
-
-
-def scaled(noise: Noise, factor: float) -> Noise:
-    """Every standard deviation times `factor`."""
-    return Noise(**{f.name: factor * getattr(noise, f.name) for f in fields(noise)})
 
 
 class NoiseSchedule(TrainerCallback):
@@ -66,7 +60,7 @@ class NoiseSchedule(TrainerCallback):
         if chip != self._chip:
             KEPT.clear()  # the tables of a chip that is met no more
             self._chip = chip
-        with noise_of(self.model, scaled(self.nonideality, self.scale(step))):
+        with noise_of(self.model, self.nonideality.scaled(self.scale(step))):
             set_chip(self.model, chip)
             yield
 
