@@ -18,7 +18,9 @@ def model_card(run: Run, record: dict[str, Any], model: PreTrainedModel) -> str:
         "embedded": "documentation topics and docstrings of the running CPython",
         "text": f"local text ({data.path})",
         "hub": f"dataset {data.dataset}",
-    }[data.kind]
+    }[data.text_kind]
+    if data.is_generated and run.stage.recipes and run.stage.needs is not None:
+        source = f"text written by the digital model (share {data.generated.share:g}), beside {source}"
     load = "aimc.from_pretrained" if run.stage.analog else "transformers.AutoModelForCausalLM.from_pretrained"
     architecture = (
         f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}, "

@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from .configs import checked, register
 from .errors import RunError
@@ -71,7 +72,16 @@ def launch(main: Callable[[], None]) -> None:
         told = [
             line for line in dict.fromkeys(lines) if line and "_type=" not in line and not line.startswith("To append")
         ]
-        sys.exit(f"error: {'; '.join(line.rstrip('.;') for line in told)}")
+        sys.exit(f"error: {'; '.join([*(line.rstrip('.;') for line in told), *_keys_there(error)])}")
+
+
+def _keys_there(error: BaseException) -> list[str]:
+    """Where a key is unknown: which there are."""
+    found = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    schema = getattr(found, "object_type", None)
+    if not isinstance(found, (ConfigAttributeError, ConfigKeyError)) or not is_dataclass(schema):
+        return []
+    return [f"the keys there are {', '.join(item.name for item in fields(schema))}"]
 
 
 def run_command(work: Callable[[], None]) -> None:

@@ -41,9 +41,9 @@ Document = tuple[str, str]
 
 def documents(config: DataConfig) -> Iterator[Document]:
     """The documents of the configured source, with their splits."""
-    if config.kind == "embedded":
+    if config.text_kind == "embedded":
         return embedded()
-    if config.kind == "text":
+    if config.text_kind == "text":
         return local(_required(config.path, "data.path"))
     return hub(_required(config.dataset, "data.dataset"), config.dataset_config, config.column)
 

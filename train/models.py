@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,14 @@ def load_analog(folder: Path) -> PreTrainedModel:
         return aimc.from_pretrained(folder, dtype=torch.float32)
     except (ValueError, OSError, MissingAihwkit) as error:
         raise RunError(str(error)) from error
+
+
+def digest_of(folder: Path, stage: str) -> str:
+    """Which model of a stage stands in a folder, by its weights."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return f"{stage}-{digest.hexdigest()[:16]}"
 
 
 def load_any(folder: str) -> PreTrainedModel:

@@ -37,6 +37,7 @@ def execute(config: RunConfig, say: Say) -> None:
     state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
     with one_job(config.folder, say, main_process=state.is_main_process):
         run = _open(config, say if state.is_main_process else silent, state)
+        _require_teachers(run)
         for name in config.stage.wanted():
             run_stage(replace(run, stage=STAGES[name]))
         if config.stage.name in ("pipeline", "evaluate"):
@@ -54,6 +55,18 @@ def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
         require_vocabulary(data.tokenizer, model, f"model.source={source}")
     first = next(iter(STAGES.values()))
     return Run(config=config, data=data, context=context, measurement=measurement, stage=first, say=say)
+
+
+def _require_teachers(run: Run) -> None:
+    """Check, before any stage trains, that there is or will be a control for those that learn from it.
+
+    Raises:
+        RunError: there is none.
+    """
+    wanted = run.config.stage.wanted()
+    for at in () if "control" in wanted else (replace(run, stage=STAGES[name]) for name in wanted):
+        if any(at.teacher_name(recipe) == "control" for recipe in at.stage.recipes):
+            at.input("control")
 
 
 def run_stage(run: Run) -> None:

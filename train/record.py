@@ -3,7 +3,6 @@ it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from aimc.models.arrays import has_arrays
 
 from .cards import model_card
 from .files import whole_folder, write_json, write_text
+from .models import digest_of
 
 if TYPE_CHECKING:
     from .run import Run
@@ -45,16 +45,25 @@ def settings_of(run: Run) -> dict[str, Any]:
     for place in stage.depends_on:
         settings[place] = reduce(dict.__getitem__, place.split("."), config)
     if stage.needs is not None:
-        settings["input"] = _digest(run.input(stage.needs), stage.needs)
+        settings["input"] = digest_of(run.input(stage.needs), stage.needs)
+    settings |= _of_training(run)
     return json.loads(json.dumps(settings))  # as it will be read back, so that it compares
 
 
-def _digest(folder: Path, stage: str) -> str:
-    """Which model stands in a folder, by its weights."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return f"{stage}-{digest.hexdigest()[:16]}"
+def _of_training(run: Run) -> dict[str, Any]:
+    """What shapes the stage's training from outside its recipes, where they ask for it."""
+    stage, trainer, data = run.stage, run.config.trainer, run.config.data
+    recipes = {name: trainer.recipe(name) for name in stage.recipes}
+    settings: dict[str, Any] = {}
+    if recipes and not stage.analog and stage.needs is not None and trainer.distill_control:
+        settings["distill_control"] = True
+    if stage.analog and any(recipe.noise.scale for recipe in recipes.values()):
+        settings["nonideality"] = asdict(run.config.nonideality)
+    if any(run.teacher_name(name) == "control" for name in recipes):
+        settings["teacher"] = digest_of(run.input("control"), "control")
+    if recipes and data.is_generated and stage.needs is not None:
+        settings["generated"] = asdict(data.generated) | {"by": digest_of(run.input("digital"), "digital")}
+    return settings
 
 
 def save(run: Run, result: StageResult, settings: dict[str, Any], seconds: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from aimc.static.programming import DAY_S
 
 from .callbacks import WandbLog
 from .errors import RunError
-from .models import load_analog
+from .generated import write_text
+from .models import digest_of, load_analog
 from .pretrained import load_digital
 from .stages import STAGES
 from .stages.stage import Stage
@@ -68,8 +69,9 @@ class Run:
         for place in places:
             if (place / "config.json").exists():
                 return place
+        does = "starts" if needed == self.stage.needs else "learns"
         raise RunError(
-            f"stage {self.stage.name} starts from the {needed} model, and there is none in"
+            f"stage {self.stage.name} {does} from the {needed} model, and there is none in"
             f" {' or '.join(map(str, places))}; run stage={needed} or stage=pipeline first"
         )
 
@@ -82,9 +84,34 @@ class Run:
         folder = self.input(needed)
         return load_analog(folder) if STAGES[needed].analog else load_digital(str(folder), "input")
 
-    def teacher(self) -> PreTrainedModel | None:
-        """The digital model, where the stage's recipe draws the loss to its predictions."""
-        return self.model_of("digital") if self.config.trainer.recipe(self.stage.name).distillation else None
+    def teacher(self, recipe: str | None = None) -> PreTrainedModel | None:
+        """The digital model that a recipe, the stage's own unless named, draws the loss to; None: it does not."""
+        name = self.teacher_name(recipe)
+        return None if name is None else self.model_of(name)
+
+    def teacher_name(self, recipe: str | None = None) -> str | None:
+        """The stage whose model :meth:`teacher` is. The control cannot learn from itself."""
+        trainer = self.config.trainer
+        wanted = trainer.recipe(recipe or self.stage.name)
+        if not (wanted.has_teacher and wanted.steps) or not (self.stage.analog or trainer.distill_control):
+            return None
+        return wanted.teacher if self.stage.analog else "digital"
+
+    def training_text(self) -> TokenData:
+        """The run's text, with what the digital model wrote, where the stage trains on that."""
+        config = self.config.data
+        if not config.is_generated or self.stage.needs is None:
+            return self.data
+        folder = self.input("digital")
+        written = write_text(
+            lambda: load_digital(str(folder), "input"),
+            digest_of(folder, "digital"),
+            self.data,
+            config,
+            self.context,
+            self.config.trainer.device,
+        )
+        return replace(self.data, written=written, share=config.generated.share)
 
     def batches(self) -> list[Tensor]:
         """Training text for measuring statistics: int64 `[B, T]` each, the same ones in every stage."""
@@ -115,8 +142,10 @@ class Run:
             folder=self.work if recipe is None else self.work / name,
             run_name=f"{config.folder.name}-{self.stage.name}",
             callbacks=[WandbLog(config.logger.project, config.folder)] if in_wandb else [],
+            nonideality=config.nonideality,
         )
-        return train(model, self.data, training, teacher)
+        data = self.training_text() if training.recipe.steps else self.data
+        return train(model, data, training, teacher)
 
     def validate(self, model: PreTrainedModel) -> float:
         """Perplexity on the validation text in sequences as they are trained on."""

@@ -12,10 +12,11 @@ from aimc.static.presets import PRESETS
 
 from .errors import RunError
 from .fields import check, choice, number, with_fields
+from .recipe import Recipe
+from .source import DataConfig
 from .stages import RECIPES, STAGES, SWITCHES
 
 STAGE_NAMES = (*STAGES, "evaluate", "pipeline")
-DATA_KINDS = ("embedded", "text", "hub")
 STARTS = ("statistics", "published")
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOGGERS = ("none", "wandb")
@@ -59,74 +60,6 @@ class ModelConfig:
 
 
 @dataclass(slots=True, kw_only=True)
-class DataConfig:
-    """Where the text comes from."""
-
-    kind: str = choice("embedded", DATA_KINDS)
-    """`embedded` (CPython's own documentation), `text` (a file or folder) or `hub` (a Hugging Face dataset)."""
-    path: str | None = None
-    """For `text`: a file, or a folder with train.txt, valid.txt and test.txt."""
-    dataset: str | None = None
-    """For `hub`: name or local folder."""
-    dataset_config: str | None = None
-    """For `hub`: the dataset's configuration, where it has several."""
-    column: str = "text"
-    """For `hub`: the column with the text."""
-    vocab_size: int = number(
-        2048, least=257, hint="a byte-level tokenizer has 256 bytes and an end mark, so at least 257 entries"
-    )
-    """Entries of the tokenizer that is trained where the model is trained from scratch."""
-    context: int | None = number(None, least=2)
-    """Tokens a training sequence; null: as many as the model has positions."""
-    cache_dir: str = "data"
-    """Folder of the tokenised text."""
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(slots=True, kw_only=True)
-class Recipe:
-    """How long and how one stage trains; defaults from the published recipe (AdamW 0.9/0.95, decay on matrices,
-    cosine)."""
-
-    steps: int = number(100, least=0)
-    """Optimiser steps."""
-    batch_size: int = number(16, least=1)
-    """Sequences a device and micro-step."""
-    accumulate: int = number(1, least=1)
-    """Micro-steps an optimiser step."""
-    learning_rate: float = number(6e-4, above=0)
-    """Peak learning rate."""
-    min_lr_ratio: float = number(0.1, least=0, most=1, hint="0.1 is usual")
-    """Final learning rate as a fraction of the peak."""
-    warmup_steps: int = number(20, least=0)
-    """Steps of linear warm-up."""
-    weight_decay: float = number(0.1, least=0)
-    """Weight decay, on matrices only."""
-    beta1: float = number(0.9, least=0, below=1)
-    """AdamW's first moment."""
-    beta2: float = number(0.95, least=0, below=1)
-    """AdamW's second moment."""
-    max_grad_norm: float = number(1.0, above=0)
-    """Gradient clip."""
-    distillation: float = number(
-        0.0, least=0, most=1, hint="0 trains on the text alone, 0.9 mostly on the digital model's predictions"
-    )
-    """Weight, from 0 to 1, of the divergence from the digital model's predictions in the loss of the analog stages; 0:
-    the text alone."""
-    log_every: int = number(10, least=1)
-    """Steps between log lines."""
-    eval_every: int = number(50, least=1)
-    """Steps between measurements on the validation text."""
-    save_every: int = number(200, least=1)
-    """Steps between checkpoints to resume from."""
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(slots=True, kw_only=True)
 @with_fields({name: (Recipe, field(default_factory=Recipe)) for name in RECIPES})
 class TrainerConfig:
     """A recipe by the name of each stage that has one of its own, and what they share. The control stage repeats linear
@@ -138,6 +71,9 @@ class TrainerConfig:
     """Validation tokens of the measurements while training."""
     device: str = choice("auto", ("auto", "cpu"))
     """`auto` (a GPU where there is one) or `cpu`."""
+    distill_control: bool = False
+    """True: the control learns from the digital model by the recipes' own `distillation` and `hidden_weight`, as the
+    analog models do; False: from the text alone."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -234,6 +170,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        for name in RECIPES:
+            if self.trainer.recipe(name).noise.scale and not self.nonideality.active():
+                raise RunError(
+                    f"trainer.{name}.noise.scale={self.trainer.recipe(name).noise.scale}: it scales `nonideality`, and"
+                    " that is all off, so nothing would be trained against; set nonideality=typical or single fields"
+                )
 
     @property
     def folder(self) -> Path:

@@ -35,6 +35,15 @@ class TokenData:
     tokenizer: PreTrainedTokenizerBase
     splits: Mapping[str, np.ndarray]
     fingerprint: str
+    written: np.ndarray | None = None
+    """What the digital model wrote to train on; None: the training text is all real."""
+    share: float = 1.0
+    """Share of the training sequences that is written, where something is."""
+
+    def training_blocks(self, context: int) -> Blocks | Mixed:
+        """The training text in sequences of `context` tokens."""
+        real = Blocks(self.splits["train"], context)
+        return real if self.written is None else Mixed(Blocks(self.written, context), real, self.share)
 
     def tensor(self, split: str, limit: int | None = None) -> torch.Tensor:
         """The first `limit` tokens of a split, int64 [N]."""
@@ -57,6 +66,21 @@ class Blocks(torch.utils.data.Dataset):
         labels = ids.clone()
         labels[0] = -100  # nothing before it predicts it; the trainer's mean would count it all the same
         return {"input_ids": ids, "labels": labels}
+
+
+class Mixed(torch.utils.data.Dataset):
+    """All of the written sequences, and so many real ones, from their start and as often as need be, that the written
+    have their share. The two kinds lie evenly among each other."""
+
+    def __init__(self, written: Blocks, real: Blocks, share: float):
+        self.written, self.real, self.share, self.context = written, real, share, written.context
+
+    def __len__(self) -> int:
+        return round(len(self.written) / self.share)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        before, after = (index * len(self.written) // len(self) for index in (index, index + 1))
+        return self.written[before] if after > before else self.real[(index - before) % len(self.real)]
 
 
 def prepare(config: DataConfig, model_source: str | None, context: int) -> TokenData:
@@ -91,17 +115,20 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
 
 
 def _fingerprint(config: DataConfig, model_source: str | None, vocabulary: Vocabulary | None) -> str:
-    facts: dict[str, Any] = {k: v for k, v in asdict(config).items() if k != "cache_dir"} | {"model": model_source}
-    local = config.path if config.kind == "text" else config.dataset
+    kind = config.text_kind
+    other = ("cache_dir", "real_kind", "generated")  # what is written from the text, and where, does not shape it
+    facts: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in other}
+    facts |= {"kind": kind, "model": model_source}
+    local = config.path if kind == "text" else config.dataset
     if local and Path(local).exists():
         root = Path(local)
         files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
         facts["files"] = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    if config.kind == "embedded":
+    if kind == "embedded":
         facts["python"] = sys.version_info[:3]
     if vocabulary is not None and vocabulary.digest is not None:
         facts["tokenizer"] = vocabulary.digest
-    return f"{config.kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
+    return f"{kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def _own_tokenizer(config: DataConfig, folder: Path) -> PreTrainedTokenizerBase:

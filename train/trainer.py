@@ -7,26 +7,31 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import PartialState
-from torch.nn.functional import kl_div
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
+from aimc.hardware import Noise
 from aimc.static.tiles import follow_optimizer, has_static
 
 from .callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal
+from .distillation import divergence, hidden_distance, require_teacher
 from .errors import RunError
+from .groups import frozen, set_rates
+from .lora import adapters
+from .noise import NoiseSchedule
 from .telemetry import hardware_metrics
-from .tokens import Blocks, TokenData
+from .tokens import Blocks, Mixed, TokenData
 
 if TYPE_CHECKING:
-    from .schema import Recipe, TrainerConfig
+    from .recipe import Recipe
+    from .schema import TrainerConfig
 
 
 class Diverged(RunError):
@@ -60,6 +65,8 @@ class Training:
     """For loggers."""
     callbacks: Sequence[TrainerCallback] = ()
     """Loggers."""
+    nonideality: Noise = field(default_factory=Noise)
+    """What the recipe's `noise.scale` scales."""
 
 
 def train(
@@ -71,7 +78,8 @@ def train(
         model: digital or converted.
         data: the text, in an order that depends on the seed and the recipe, not on the model.
         training: how.
-        teacher: digital model whose predictions the loss draws the model to, by the recipe's `distillation`.
+        teacher: digital model to whose predictions and hidden states the loss draws the model, by the recipe's
+            `distillation` and `hidden_weight`.
 
     Returns:
         The log: one dict a log line, with `step`, `tokens`, and any of `loss`, `eval_loss`, `learning_rate`, …
@@ -79,16 +87,33 @@ def train(
     Raises:
         Diverged: the loss became NaN or infinite; the checkpoints before that stay.
         Interrupted: Ctrl-C; a checkpoint was written.
+        RunError: too little text, a teacher of another kind, or adapters that cannot be.
     """
-    recipe, context = training.recipe, training.context
+    recipe = training.recipe
     if recipe.steps == 0:
         return []
+    if teacher is not None and recipe.has_teacher:
+        require_teacher(teacher, model, training.stage)
+    setting = f"trainer.{training.recipe_name}.lora_rank"
+    with (
+        adapters(model, recipe.lora_rank, setting, training.seed),
+        frozen(model, recipe.learning_rates.factors()),
+    ):
+        return _train(model, data, training, teacher if recipe.has_teacher else None)
+
+
+def _train(
+    model: PreTrainedModel, data: TokenData, training: Training, teacher: PreTrainedModel | None
+) -> list[dict[str, float]]:
+    """As :func:`train`, all parameters as they are to be trained."""
+    recipe, context = training.recipe, training.context
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RunError(
+            f"trainer.{training.recipe_name}.learning_rates: stage {training.stage} has no parameter in the groups that"
+            " are not frozen, so nothing would be trained; give another group a factor above 0, or leave the stage out"
+        )
     trainer = HardwareAwareTrainer(
-        training=training,
-        teacher=teacher if recipe.distillation else None,
-        model=model,
-        args=_arguments(training),
-        **_texts(data, training),
+        training=training, teacher=teacher, model=model, args=_arguments(training), **_texts(data, training)
     )
     interrupt = StopOnSignal()
     for callback in (interrupt, MarkComplete(), *training.callbacks):
@@ -102,8 +127,11 @@ def train(
         if trainer.args.process_index:
             # Noise and dropout of its own on every process.
             torch.manual_seed(training.seed + trainer.args.process_index)
-        with interrupt:
-            trainer.train(resume_from_checkpoint=checkpoint)
+        try:
+            with interrupt:
+                trainer.train(resume_from_checkpoint=checkpoint)
+        finally:
+            trainer.noise.take_off()
     if interrupt.caught:
         raise Interrupted(
             f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder}; the"
@@ -113,11 +141,11 @@ def train(
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
 
 
-def _texts(data: TokenData, training: Training) -> dict[str, Blocks]:
+def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
     """Training and validation text in sequences, enough of both."""
     recipe, context = training.recipe, training.context
     texts = {
-        "train_dataset": Blocks(data.splits["train"], context),
+        "train_dataset": data.training_blocks(context),
         "eval_dataset": Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens),
     }
     if not len(texts["eval_dataset"]):
@@ -126,8 +154,9 @@ def _texts(data: TokenData, training: Training) -> dict[str, Blocks]:
             f" {context} or more"
         )
     if len(texts["train_dataset"]) < recipe.batch_size * PartialState().num_processes:
+        n_tokens = len(texts["train_dataset"]) * context if data.written is not None else len(data.splits["train"])
         raise RunError(
-            f"the training text holds {len(data.splits['train'])} tokens, fewer than one batch of {recipe.batch_size} ×"
+            f"the training text holds {n_tokens} tokens, fewer than one batch of {recipe.batch_size} ×"
             f" {context}; give more text or set trainer.{training.recipe_name}.batch_size lower"
         )
     return texts
@@ -185,6 +214,10 @@ class HardwareAwareTrainer(Trainer):
         super().__init__(**kwargs)
         self.training = training
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
+        self.noise = NoiseSchedule(
+            cast(PreTrainedModel, self.model), training.recipe, training.nonideality, training.seed
+        )
+        self.add_callback(self.noise)
         self._last_log = (time.perf_counter(), 0)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -192,9 +225,12 @@ class HardwareAwareTrainer(Trainer):
             self.add_callback(Progress(training.stage))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """As the parent; static tiles clip and remap their weights after each step."""
+        """As the parent, a learning rate a group; static tiles clip and remap their weights after each step."""
         fresh = self.optimizer is None
         optimizer = super().create_optimizer(*args, **kwargs)
+        factors = self.training.recipe.learning_rates.factors()
+        if fresh and set(factors.values()) != {1.0}:
+            set_rates(optimizer, cast(PreTrainedModel, self.model), factors)
         if fresh and has_static(cast(PreTrainedModel, self.model)):
             follow_optimizer(cast(PreTrainedModel, self.model), optimizer)
         return optimizer
@@ -215,22 +251,29 @@ class HardwareAwareTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross-entropy with the text; with a teacher, a weighted mean of that and of the divergence from its
-        predictions."""
+        predictions, and the distance from its hidden states."""
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        recipe = self.training.recipe
+        hidden_weight = recipe.hidden_weight * (1 - self.state.global_step / recipe.steps)
+        extra = {"output_hidden_states": True} if hidden_weight else {}
+        loss, outputs = super().compute_loss(model, {**inputs, **extra}, True, num_items_in_batch)
         with torch.no_grad():
-            wanted = self.teacher(input_ids=inputs["input_ids"]).logits.float().log_softmax(-1)
-        divergence = (
-            kl_div(outputs.logits.float().log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1).mean()
-        )
-        if (
-            num_items_in_batch is not None
-        ):  # the parent's loss is then this micro-batch's share of a mean over the whole step
-            divergence = divergence / self.current_gradient_accumulation_steps
-        weight = self.training.recipe.distillation
-        loss = (1 - weight) * loss + weight * divergence
+            wanted = self.teacher(input_ids=inputs["input_ids"], **extra)
+        # The parent's loss may be this micro-batch's share of a mean over the whole step.
+        micro_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+        if weight := recipe.distillation:
+            difference = divergence(outputs.logits, wanted.logits, recipe.temperature, recipe.reverse_share)
+            loss = (1 - weight) * loss + weight * (difference / micro_steps)
+        if hidden_weight:
+            distance = hidden_distance(outputs.hidden_states, wanted.hidden_states)
+            loss = loss + hidden_weight * (distance / micro_steps)
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent, on clean hardware or under noise, as the recipe says."""
+        with self.noise.while_evaluating(self.state.global_step):
+            return super().evaluate(*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -258,10 +301,15 @@ class HardwareAwareTrainer(Trainer):
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             before, step_before = self._last_log
-            per_step = self.get_total_train_batch_size(self.args) * cast(Blocks, self.train_dataset).context
+            per_step = self.get_total_train_batch_size(self.args) * cast(Blocks | Mixed, self.train_dataset).context
             if step_before:
                 logs["tokens_per_s"] = (step - step_before) * per_step / (now - before)
             self._last_log = (now, step)
+            if "learning_rate" in logs:
+                # The parent logs that of the first group, whichever it is.
+                assert self.optimizer is not None
+                logs["learning_rate"] /= self.optimizer.param_groups[0].get("factor", 1.0)
+            logs.update(self.noise.logged(step))
             if self.teacher is None:
                 logs["perplexity"] = math.exp(min(logs["loss"], 30.0))
             validation = cast(Blocks, self.eval_dataset)
@@ -269,6 +317,7 @@ class HardwareAwareTrainer(Trainer):
             logs.update(hardware_metrics(cast(PreTrainedModel, self.model), sample))
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 30.0))
+            logs.update(self.noise.logged_evaluation(self.state.global_step))
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:

@@ -33,6 +33,7 @@ _PUBLIC = {
     "load_tasks": "tasks",
     "nonideality_sweep": "sweeps",
     "perplexity": "perplexity",
+    "rescue": "sweeps",
     "run_tasks": "tasks",
     "selection": "selection",
     "Selection": "selection",

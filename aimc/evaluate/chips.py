@@ -50,7 +50,7 @@ class chips_of:
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[int]:
-        with _noise_of(self.model, self.noise):
+        with noise_of(self.model, self.noise):
             for chip in self.numbers:
                 set_chip(self.model, chip)
                 set_generator(self.model, torch.Generator().manual_seed(chip))
@@ -68,7 +68,7 @@ def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
 
 
 @contextmanager
-def _noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
+def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
     """Other noise on the same hardware; hardware, chip, generator and the model's record of them are put back."""
     layers = [layer for _, layer in gain_cell_layers(model)]
     before = [(layer.hardware, layer.chip_seed, layer.generator) for layer in layers]

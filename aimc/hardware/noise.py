@@ -45,6 +45,10 @@ class Noise:
         """This noise with every field but `name` switched off."""
         return Noise(**{name: getattr(self, name)})
 
+    def scaled(self, factor: float) -> Noise:
+        """This noise with every field times `factor`."""
+        return Noise(**{f.name: factor * getattr(self, f.name) for f in fields(self)})
+
     def active(self) -> list[str]:
         """Names of the fields that are not off."""
         return [f.name for f in fields(self) if getattr(self, f.name) > 0]

@@ -5,7 +5,7 @@ The pipeline, benchmarks and notebooks call it. It imports what it draws, from e
 
 from aimc.plot import attention, chip, circuit, cost
 from aimc.plot.arrays import ring_buffer, stored_voltages
-from aimc.plot.results import adaptation_curve, label, nonideality_bars, training_curves
+from aimc.plot.results import adaptation_curve, label, nonideality_bars, rescue_curves, training_curves
 from aimc.plot.style import new_axes, save
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "label",
     "new_axes",
     "nonideality_bars",
+    "rescue_curves",
     "ring_buffer",
     "save",
     "stored_voltages",

@@ -114,3 +114,33 @@ def nonideality_bars(sweep: Mapping[str, Perplexity]) -> Figure:
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     return figure
+
+
+def rescue_curves(curves: Mapping[str, Mapping[float, Perplexity]], *, digital: float | None = None) -> Figure:
+    """Perplexity against the scale of the non-idealities, a line a model: mean over chips, standard deviation as error
+    bar, the worst chip as a dot.
+
+    Args:
+        curves: perplexity by scale, by the model's name, see :func:`aimc.evaluate.rescue`.
+        digital: perplexity of the digital model, drawn as a line.
+    """
+    title = "Rescue: training under non-idealities"
+    figure, axes = new_axes(title, "scale of the non-idealities", "held-out perplexity")
+    colours = cycle(_CURVE_COLOURS)
+    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+        points = curve.values()
+        axes.errorbar(
+            list(curve),
+            [p.mean for p in points],
+            [p.std for p in points],
+            marker="o",
+            color=colour,
+            capsize=3,
+            label=name,
+        )
+        axes.plot(list(curve), [max(p.per_chip) for p in points], ".", color=colour, alpha=0.5, markersize=4)
+    if digital is not None:
+        axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital: {digital:.1f}")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    return figure

@@ -15,7 +15,7 @@ from aimc import presets
 from aimc.evaluate.ablation import _without_each, ablation
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import Perplexity, perplexity
-from aimc.evaluate.sweeps import nonideality_sweep
+from aimc.evaluate.sweeps import nonideality_sweep, rescue
 from aimc.hardware import Converter, Hardware, Noise, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays
@@ -90,6 +90,18 @@ def test_sweep_has_every_active_non_ideality_alone(
     assert seen == list(rows) == ["clean", "read_qk", "mismatch_gain", "all"]
     assert rows["read_qk"].per_chip == perplexity(model, tokens, chips=2, nonideality=Noise(read_qk=0.3)).per_chip
     assert len({round(p.mean, 6) for p in rows.values()}) == 4
+
+
+def test_rescue_measures_every_model_at_every_scale_on_the_same_chips(
+    model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware
+) -> None:
+    aimc.convert(model, hardware)
+    noise = Noise(read_qk=0.3, mismatch_gain=0.5)
+    assert noise.scaled(2.0) == Noise(read_qk=0.6, mismatch_gain=1.0)
+    curves = rescue({"one": model, "the same": model}, tokens[:60], noise, [0.0, 2.0], chips=2, seed=3)
+    assert curves["one"] == curves["the same"] and list(curves["one"]) == [0.0, 2.0]
+    assert curves["one"][0.0] == perplexity(model, tokens[:60], nonideality=Noise())
+    assert curves["one"][2.0] == perplexity(model, tokens[:60], nonideality=noise.scaled(2.0), chips=2, seed=3)
 
 
 def test_ablation_switches_one_effect_off_and_back_on(

@@ -62,6 +62,21 @@ def test_nonideality_bars_of_a_clean_run_alone() -> None:
     assert list(axes.patches) == []
 
 
+def test_rescue_curves() -> None:
+    def point(mean: float) -> Perplexity:
+        return Perplexity(mean=mean, std=1.0, per_chip=[mean - 1, mean + 1])
+
+    curves = {
+        "trained clean": {0.0: point(20.0), 3.0: point(40.0)},
+        "trained noisy": {0.0: point(21.0), 3.0: point(25.0)},
+    }
+    axes = aimc.plot.rescue_curves(curves, digital=19.0).axes[0]
+    means = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "o"]
+    worst = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "."]
+    assert means == [[20.0, 40.0], [21.0, 25.0]] and worst == [[21.0, 41.0], [22.0, 26.0]]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {*curves, "digital: 19.0"}
+
+
 def test_every_non_ideality_has_a_name_in_words() -> None:
     names = [field.name for field in fields(Noise)]
     assert all(aimc.plot.label(name) != name and "_" not in aimc.plot.label(name) for name in names)

@@ -233,6 +233,7 @@ def line_of(work: Callable[[], object]) -> str:
         ("windw=64", "windw"),
         ("trainer.linear.steps=many", "trainer.linear.steps"),
         ("hardware=memristor", "hardware/memristor"),
+        ("trainer.linear.learning_rates.mlp=0", "the keys there are scalers, attention, rest"),
         ("nonideality.write_v=small", "nonideality.write_v"),
     ],
 )

@@ -16,7 +16,7 @@ def run(run: Run) -> StageResult:
     model = run.model_of("digital")
     history: list[dict[str, float]] = []
     for recipe in STAGE.recipes:
-        log = run.train(model, recipe)
+        log = run.train(model, recipe, run.teacher(recipe))
         done = history[-1] if history else {"step": 0, "tokens": 0}
         history += [{**line, **{count: line[count] + done[count] for count in ("step", "tokens")}} for line in log]
     return StageResult(model, {"digital, same extra tokens": run.measure(model)}, history)

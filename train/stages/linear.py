@@ -28,7 +28,7 @@ def run(run: Run) -> StageResult:
         report = aimc.initialise_scalers(result.model, reference, run.batches())
         result.notes["output matching"] = str(report)
         result.perplexity["linear cell, statistics start"] = run.measure(result.model)
-    result.history = run.train(result.model, teacher=reference)
+    result.history = run.train(result.model, teacher=run.teacher())
     result.perplexity["linear cell, trained"] = run.measure(result.model)
     result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
     return result
