@@ -15,7 +15,7 @@ from .errors import RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 
 T = TypeVar("T")
-HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "igzo", "published")
+HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "gain_cell_normalised", "igzo", "published")
 NONIDEALITY_PRESETS = {"none": Noise, "typical": presets.typical}
 
 

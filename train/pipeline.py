@@ -39,7 +39,7 @@ def execute(config: RunConfig, say: Say) -> None:
         run = _open(config, say if state.is_main_process else silent, state)
         _require_teachers(run)
         for name in config.stage.wanted():
-            run_stage(replace(run, stage=STAGES[name]))
+            run_stage(replace(run, stage=config.stage.stage(name)))
         if config.stage.name in ("pipeline", "evaluate"):
             report.evaluate_run(run)
 
@@ -64,7 +64,7 @@ def _require_teachers(run: Run) -> None:
         RunError: there is none.
     """
     wanted = run.config.stage.wanted()
-    for at in () if "control" in wanted else (replace(run, stage=STAGES[name]) for name in wanted):
+    for at in () if "control" in wanted else (replace(run, stage=run.config.stage.stage(name)) for name in wanted):
         if any(at.teacher_name(recipe) == "control" for recipe in at.stage.recipes):
             at.input("control")
 

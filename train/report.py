@@ -20,7 +20,8 @@ from .files import write_json, write_text
 from .models import load_analog
 from .record import history_of, record_of
 from .run import Run
-from .stages import STAGES
+from .stages import ROUTES, STAGES
+from .stages.stage import Stage
 from .tables import announced, stage_table, sweep_table
 
 
@@ -51,15 +52,15 @@ def evaluate_run(run: Run) -> None:
         return
     stages = {name: value for record in records.values() for name, value in record["perplexity"].items()}
     write_results(root / "report", stages, sweep)
-    draw(root, records, stages, sweep)
+    draw(root, records, stages, sweep, ROUTES[run.config.stage.recipe])
     measured = sorted({record["measured_tokens"] for record in records.values()})
     n_tokens = " or ".join(f"{n:,}" for n in measured)
     run.say(stage_table(stages, n_tokens, sweep["clean"].context or run.context))
     run.say(sweep_table(sweep))
     if (closed := gap_closed(stages)) is not None:
         run.say(
-            f"Fine-tuning closed [bold]{closed:.0%}[/] of the gap, in nat, between the unadapted nonlinear model and"
-            " the digital one."
+            f"Training closed [bold]{closed:.0%}[/] of the gap, in nat, between the untrained nonlinear model and the"
+            " digital one."
         )
     run.say(f"Results and figures are in {root / 'report'}; the models beside it.")
 
@@ -70,9 +71,10 @@ def last_analog(stages: list[str]) -> str | None:
 
 
 def gap_closed(stages: dict[str, float]) -> float | None:
-    """Share of the gap in nat between the unadapted nonlinear and the digital model that fine-tuning closes; None if
-    there is none, or it is unknown."""
-    values = [stages.get(name) for name in ("digital", "nonlinear cell, unadapted", "nonlinear cell, fine-tuned")]
+    """Share of the gap in nat between the untrained nonlinear and the digital model that training closes; None if there
+    is none, or it is unknown."""
+    untrained = stages.get("nonlinear cell, statistics start", stages.get("nonlinear cell, unadapted"))
+    values = [stages.get("digital"), untrained, stages.get("nonlinear cell, fine-tuned")]
     if any(value is None for value in values):
         return None
     low, high, now = (math.log(value) for value in values)  # type: ignore[arg-type]
@@ -115,9 +117,13 @@ def add_results(folder: Path, more: dict[str, Any], *, keep: bool = True) -> Non
 
 
 def draw(
-    root: Path, records: dict[str, dict[str, Any]], stages: dict[str, float], sweep: dict[str, Perplexity]
+    root: Path,
+    records: dict[str, dict[str, Any]],
+    stages: dict[str, float],
+    sweep: dict[str, Perplexity],
+    route: dict[str, Stage],
 ) -> None:
-    """The figures of a run."""
+    """The figures of a run whose pipeline has the stages of `route`."""
     figures = {"nonidealities.png": aimc.plot.nonideality_bars(sweep)}
     curve = records.get("adapt", {}).get("notes", {}).get("adaptation")
     if curve:
@@ -126,7 +132,7 @@ def draw(
             reference=stages.get("linear cell, trained"),
             digital=stages.get("digital"),
         )
-    if curves := training_curves(root, records):
+    if curves := training_curves(root, records, route):
         figures["training.png"] = aimc.plot.training_curves(
             curves, digital=records.get("digital", {}).get("notes", {}).get("validation perplexity")
         )
@@ -134,18 +140,20 @@ def draw(
         aimc.plot.save(figure, root / "report" / name)
 
 
-def training_curves(root: Path, records: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+def training_curves(
+    root: Path, records: dict[str, dict[str, Any]], route: dict[str, Stage]
+) -> dict[str, list[dict[str, float]]]:
     """Training logs by their names in the figure, each from where the trainings before it ended."""
     return {
-        label: [{**line, "tokens": line["tokens"] + _tokens_before(name, records)} for line in log]
+        label: [{**line, "tokens": line["tokens"] + _tokens_before(name, records, route)} for line in log]
         for name in records
         if (label := STAGES[name].curve) and (log := history_of(root / STAGES[name].folder))
     }
 
 
-def _tokens_before(name: str, records: dict[str, dict[str, Any]]) -> int:
+def _tokens_before(name: str, records: dict[str, dict[str, Any]], route: dict[str, Stage]) -> int:
     """Tokens that the stages before one trained on, back to the digital baseline, which is where the figure begins."""
-    needed = STAGES[name].needs
+    needed = route[name].needs
     if needed is None or not STAGES[needed].analog:
         return 0
-    return records.get(needed, {}).get("training_tokens", 0) + _tokens_before(needed, records)
+    return records.get(needed, {}).get("training_tokens", 0) + _tokens_before(needed, records, route)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from aimc.evaluate.perplexity import Perplexity
 
     from .schema import RunConfig
+
+
+MOST_FULL = 0.01
+"""Share of a normaliser's reads at a full counter above which that is said."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -125,6 +130,17 @@ class Run:
             )
         return list(tokens.view(count, size, self.context))
 
+    def sequences(self, recipe: str) -> list[Tensor]:
+        """Training text of a recipe, in batches as it trains on them: int64 `[B, T]`, in an order drawn from the seed;
+        as many as it has steps, or the whole text where that is less."""
+        wanted = self.config.trainer.recipe(recipe)
+        text = self.training_text().training_blocks(self.context)
+        size = wanted.batch_size * wanted.accumulate
+        order = torch.randperm(len(text), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
+        order = order[: wanted.steps * size]
+        rows = [text[i]["input_ids"] for i in order]
+        return [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
+
     def train(
         self, model: PreTrainedModel, recipe: str | None = None, teacher: PreTrainedModel | None = None
     ) -> list[dict[str, float]]:
@@ -156,6 +172,17 @@ class Run:
         """Held-out perplexity, clean."""
         noise = aimc.Noise() if has_arrays(model) else None
         return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1))
+
+    def clip_fractions(self, model: PreTrainedModel) -> dict[str, float]:
+        """How often a value meets a bound of the hardware, on a batch of the training text; says where a normaliser's
+        counter is full too often."""
+        fractions = aimc.clip_fractions(model, self.batches()[:1])
+        if (full := fractions.get("normaliser", 0.0)) > MOST_FULL:
+            self.say(
+                f"  [yellow]normaliser counters are full in {full:.1%} of their reads[/] and divide by too little;"
+                f" raise hardware.normaliser.full_scale={self.config.hardware.normaliser.full_scale:g}"
+            )
+        return fractions
 
     def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:
         """Held-out perplexity a day after static tiles were programmed, drift compensated, gain cells clean."""

@@ -14,7 +14,8 @@ from .errors import RunError
 from .fields import check, choice, number, with_fields
 from .recipe import Recipe
 from .source import DataConfig
-from .stages import RECIPES, STAGES, SWITCHES
+from .stages import RECIPES, ROUTES, STAGES, SWITCHES
+from .stages.stage import Stage
 
 STAGE_NAMES = (*STAGES, "evaluate", "pipeline")
 STARTS = ("statistics", "published")
@@ -91,6 +92,9 @@ class StageConfig:
 
     name: str = choice("pipeline", STAGE_NAMES)
     """A stage by name, or `pipeline` for all of them."""
+    recipe: str = choice("direct", tuple(ROUTES))
+    """Route from digital to nonlinear cells: `direct`, nonlinear cells from the start, matched layer by layer; or
+    `published`, trained on linear cells first and adapted."""
     start: str = choice("statistics", STARTS)
     """How the linear model's scalers begin: `statistics` of the digital model, or the `published` a = 1."""
     calibration_batches: int = number(8, least=1)
@@ -115,7 +119,12 @@ class StageConfig:
 
     def in_pipeline(self) -> list[str]:
         """The stages that the pipeline runs, in order."""
-        return [name for name, stage in STAGES.items() if stage.switch is None or getattr(self, stage.switch.name)]
+        route = ROUTES[self.recipe]
+        return [name for name, stage in route.items() if stage.switch is None or getattr(self, stage.switch.name)]
+
+    def stage(self, name: str) -> Stage:
+        """A stage as it is on this route; one of the other route as it is there."""
+        return ROUTES[self.recipe].get(name) or STAGES[name]
 
 
 @dataclass(slots=True, kw_only=True)

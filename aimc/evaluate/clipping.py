@@ -19,8 +19,8 @@ from aimc.ops.effects.protection import protected_tokens, sink_tokens
 def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]:
     """Fraction of values that meet a bound of the hardware, over all layers: q, k and v at their converters, S at the
     charge-to-pulse circuit (`S_off` gives no pulse, `S_full` the longest) or, as `S`, at the ADC, A at the counters;
-    each in the full scale of its head. With `pruned_softmax` there is no v and no A, S is above the full scale from
-    which a ramp counts down, and comparators alone have no bound.
+    each in the full scale of its head; Σφ at the normaliser's counters. With `pruned_softmax` there is no v and no A,
+    S is above the full scale from which a ramp counts down, and comparators alone have no bound.
 
     What no circuit reads does not count: padding, keys that a query does not see, tokens that a digital memory holds in
     place of the arrays, and counters of sub-tiles that hold nothing yet that the query sees. 0 where nothing is read.
@@ -59,13 +59,17 @@ def _bounds(
     if hardware.activation == "softmax":
         yield "S", _outside(full_scales, hardware.score_adc), visible
     elif not pruned:
-        yield "S_off", full_scales <= 0, visible
-        yield "S_full", full_scales >= 1, visible
+        threshold = 0.0 if layer.pulse_threshold is None else layer.pulse_threshold[:, None, None]
+        yield "S_off", full_scales <= threshold, visible
+        yield "S_full", full_scales >= 1 + threshold, visible
     elif hardware.pruning.select == "share":
         yield "S", full_scales > hardware.score_adc.v_max, visible
     if not pruned:  # the second array is not read
         bounded = (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A)
         yield "A", bounded, in_use[:, None, :, :, None]
+    if hardware.normaliser.is_on:
+        full = hardware.normaliser.counter.v_max * hardware.normaliser.full_scale
+        yield "normaliser", _by_tile(inside.phi * visible, hardware, inside.A.shape[3]) >= full, in_use[:, None]
 
 
 def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,6 +87,12 @@ def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tenso
     tile = at % array.window // array.rows
     in_use = torch.stack([visible[:, 0, :, tile == number].any(dim=-1) for number in range(n_tiles)], dim=-1)
     return stored, visible, in_use
+
+
+def _by_tile(phi: Tensor, hardware: Hardware, n_tiles: int) -> Tensor:
+    """Pulses `[B, H, T, T]` summed over the tokens of each sub-tile, `[B, H, T, J]`."""
+    tile = torch.arange(phi.shape[-1], device=phi.device) % hardware.array.window // hardware.array.rows
+    return phi.new_zeros(*phi.shape[:3], n_tiles).index_add_(-1, tile, phi)
 
 
 def _outside(x: Tensor, converter: Converter) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aimc.hardware import Array, Cell, Converter, Features, Hardware, Leakage, Noise, Protection, Pruning
+from aimc.hardware import Array, Cell, Converter, Features, Hardware, Leakage, Noise, Normaliser, Protection, Pruning
 
 LINEAR_SLOPE = 19.3
 """Signal units per volt of the linear cell, and of the surrogate gradient of the nonlinear one [L25, code]."""
@@ -75,6 +75,22 @@ def gain_cell_cmos(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
         n_layers: as for :func:`gain_cell_linear`.
     """
     return with_cell(gain_cell_linear(n_layers), _cmos_cell())
+
+
+def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
+    """:func:`gain_cell_cmos` with what a trained head makes most of, none of it published hardware: a normaliser column
+    with an 8-bit counter, queries of either sign (32 levels, of which 31 differ, no longer pulses than the published
+    16), and a threshold per head. Cell, storage and readout levels, sub-tiles and leakage are the published ones.
+
+    Args:
+        n_layers: as for :func:`gain_cell_linear`.
+    """
+    return replace(
+        gain_cell_cmos(n_layers),
+        input_dac=Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
+        normaliser=Normaliser(is_on=True, full_scale=16.0, counter=Converter(n_levels=256)),
+        threshold=True,
+    )
 
 
 def igzo(n_layers: int = PUBLISHED_LAYERS) -> Hardware:

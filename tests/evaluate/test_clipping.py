@@ -10,7 +10,7 @@ from transformers import GPT2LMHeadModel
 
 import aimc
 from aimc import presets
-from aimc.hardware import Hardware, Protection, Pruning
+from aimc.hardware import Hardware, Normaliser, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers
 from tests.conftest import small_arrays
 
@@ -100,3 +100,22 @@ def test_observers_are_taken_off_again(model: GPT2LMHeadModel, hardware: Hardwar
     aimc.convert(model, hardware)
     aimc.clip_fractions(model, batches[:1])
     assert all(layer.observer is None and not layer.observe_details for _, layer in gain_cell_layers(model))
+
+
+def test_full_counters_of_the_normaliser_are_counted(
+    model: GPT2LMHeadModel, hardware: Hardware, batches: list[torch.Tensor]
+) -> None:
+    column = Normaliser(is_on=True, full_scale=0.5)
+    aimc.convert(model, replace(hardware, normaliser=column, threshold=True))
+    del model.transformer.h[1:]
+    _, layer = next(gain_cell_layers(model))
+    layer.pulse_threshold.data.fill_(-0.2)  # every key that is seen gets some pulse
+    details, full = seen_in_one_layer(model, input_ids=batches[0])["details"], []
+    for t in range(32):
+        for tile in {s % 16 // 4 for s in range(max(t - 15, 0), t + 1)}:
+            keys = [s for s in range(max(t - 15, 0), t + 1) if s % 16 // 4 == tile]
+            full += (details.phi[:, :, t, keys].sum(dim=-1) >= 0.5).flatten().tolist()
+    shares = aimc.clip_fractions(model, batches[:1])
+    assert 0 < shares["normaliser"] < 1
+    assert shares["normaliser"] == pytest.approx(sum(full) / len(full))
+    assert shares["S_off"] < 1 and shares["S_full"] >= 0

@@ -86,7 +86,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smoke(text_folder: Path, cache: Path) -> Callable[..., list[str]]:
-    """Overrides of the smoke experiment into a folder."""
+    """Overrides of the smoke experiment into a folder; on the published route, which has the most stages, unless one
+    is named."""
 
     def overrides(output: Path, *more: str) -> list[str]:
         return [
@@ -95,6 +96,7 @@ def smoke(text_folder: Path, cache: Path) -> Callable[..., list[str]]:
             f"data.path={text_folder}",
             f"data.cache_dir={cache}",
             f"output_dir={output}",
+            *([] if any(word.startswith("recipe=") for word in more) else ["recipe=published"]),
             *more,
         ]
 

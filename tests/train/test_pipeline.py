@@ -21,12 +21,12 @@ from train.errors import RunError
 from train.evaluate import evaluate
 from train.report import gap_closed
 from train.schema import EvaluationConfig, RunConfig
-from train.stages import STAGES
+from train.stages import ROUTES, STAGES
 
 Compose = Callable[..., RunConfig]
 TOKENS_A_STEP = 2 * 32
 FOLDERS = {name: stage.folder for name, stage in STAGES.items()}
-ORDER = [stage for stage in STAGES if stage != "joint"]
+ORDER = [stage for stage in ROUTES["published"] if stage != "joint"]
 """The stages of the smoke experiment; the one on static tiles has a test of its own."""
 
 

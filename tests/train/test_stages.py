@@ -25,7 +25,7 @@ from train.record import settings_of
 from train.report import last_analog
 from train.run import Run
 from train.schema import RunConfig, StageConfig
-from train.stages import RECIPES, STAGES, SWITCHES
+from train.stages import RECIPES, ROUTES, STAGES, SWITCHES
 from train.tokens import prepare
 from train.windows import placed
 
@@ -41,21 +41,29 @@ def test_facts_are_light() -> None:
 def test_every_fact_is_one_that_can_be_used() -> None:
     config = OmegaConf.structured(RunConfig)
     assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
-    for place, (name, stage) in enumerate(STAGES.items()):
-        assert stage.name == name and stage.describe.endswith(".")
-        assert stage.needs is None or list(STAGES).index(stage.needs) < place
+    assert {name for route in ROUTES.values() for name in route} == set(STAGES)
+    for route in ROUTES.values():
+        for place, (name, stage) in enumerate(route.items()):
+            assert stage.name == name and (stage.needs is None or list(route).index(stage.needs) < place)
+            assert list(route) == [name for name in STAGES if name in route]
+            assert all(recipe in route for recipe in stage.recipes)
+    for name, stage in STAGES.items():
+        assert stage.describe.endswith(".")
         for setting in stage.depends_on:
             assert OmegaConf.select(config, setting, default=None) is not None or setting == "model", setting
         assert all(recipe in STAGES and recipe in config.trainer for recipe in stage.recipes)
         assert (REPOSITORY / "conf" / "stage" / f"{name}.yaml").exists()
-    assert set(RECIPES) == {"digital", "linear", "finetune", "joint"}
+    assert set(RECIPES) == {"digital", "match", "linear", "finetune", "joint"}
     assert set(SWITCHES) == {"with_control", "with_softmax", "with_static"}
 
 
 def test_the_pipeline_runs_what_its_switches_say() -> None:
-    assert StageConfig().wanted() == ["digital", "control", "linear", "adapt", "finetune"]
-    everything = StageConfig(**dict.fromkeys(SWITCHES, True))
-    assert everything.wanted() == list(STAGES)
+    assert StageConfig().wanted() == ["digital", "control", "match", "finetune"]
+    assert StageConfig(recipe="published").wanted() == ["digital", "control", "linear", "adapt", "finetune"]
+    for route, stages in ROUTES.items():
+        everything = StageConfig(recipe=route, **dict.fromkeys(SWITCHES, True))
+        assert everything.wanted() == list(stages)
+    assert StageConfig(name="linear").stage("linear").recipes == ("linear",)  # also where the route has none
     assert StageConfig(name="joint").wanted() == ["joint"] and StageConfig(name="evaluate").wanted() == []
 
 
@@ -69,14 +77,13 @@ def test_a_new_stage_is_one_file_one_name_and_one_yaml(tmp_path: Path) -> None:
     text = (stages / "finetune.py").read_text()
     for old, new in (('name="finetune"', 'name="polish"'), ('folder="finetuned"', 'folder="polished"')):
         text = text.replace(old, new)
-    text = text.replace('needs="adapt"', 'needs="finetune"').replace('recipes=("finetune",)', 'recipes=("polish",)')
+    text = text.replace('needs="match"', 'needs="finetune"').replace('recipes=("finetune",)', 'recipes=("polish",)')
     text = text.replace("import Stage, StageResult", "import Stage, StageResult, Switch")
     text = text.replace("data_order=1,", 'data_order=3,\n    switch=Switch("with_polish", default=False),')
     (stages / "polish.py").write_text(text)
     registry = (stages / "__init__.py").read_text()
-    registry = registry.replace("linear, softmax\n", "linear, polish, softmax\n").replace(
-        "finetune, joint)", "finetune, polish, joint)"
-    )
+    registry = registry.replace("match, softmax\n", "match, polish, softmax\n")
+    registry = registry.replace("finetune, joint)\n", "finetune, polish, joint)\n")
     (stages / "__init__.py").write_text(registry)
     (tmp_path / "conf" / "stage" / "polish.yaml").write_text("name: polish\n")
     words = ["stage=polish", "stage.with_polish=true", "trainer.polish.steps=7", "--cfg", "job"]
@@ -86,7 +93,7 @@ def test_a_new_stage_is_one_file_one_name_and_one_yaml(tmp_path: Path) -> None:
     assert config.stage.name == "polish" and config.trainer.polish.steps == 7
     code = "from train.schema import StageConfig; print(StageConfig(with_polish=True).wanted())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "['digital', 'control', 'linear', 'adapt', 'finetune', 'polish']"
+    assert done.stdout.strip() == "['digital', 'control', 'match', 'finetune', 'polish']"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +125,7 @@ def settings(tmp_path: Path, compose: Callable[..., RunConfig]) -> Callable[...,
             stage=STAGES["digital"],
             say=lambda what: None,
         )
-        return {name: settings_of(replace(run, stage=stage)) for name, stage in STAGES.items()}
+        return {name: settings_of(replace(run, stage=config.stage.stage(name))) for name in ROUTES["published"]}
 
     return make
 
@@ -144,7 +151,7 @@ def test_a_setting_belongs_to_the_stages_that_use_it(
     settings: Callable[..., dict[str, dict[str, object]]], override: str, depending: set[str]
 ) -> None:
     before, after = settings(), settings(override)
-    assert {name for name in STAGES if before[name] != after[name]} == depending
+    assert {name for name in before if before[name] != after[name]} == depending
 
 
 @pytest.mark.parametrize("stage", ["linear", "finetuned", "joint"])

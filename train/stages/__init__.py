@@ -6,14 +6,33 @@ Importing it imports neither torch nor transformers, only `aimc.hardware`; a sta
 
 from __future__ import annotations
 
-from . import adapt, control, digital, finetune, joint, linear, softmax
-from .stage import Stage
+from dataclasses import replace
+
+from . import adapt, control, digital, finetune, joint, linear, match, softmax
+from .stage import DIRECT, PUBLISHED, Stage
 
 STAGES: dict[str, Stage] = {
-    module.STAGE.name: module.STAGE for module in (digital, control, softmax, linear, adapt, finetune, joint)
+    module.STAGE.name: module.STAGE for module in (digital, control, softmax, linear, adapt, match, finetune, joint)
 }
-"""Every stage by name, in the order that the pipeline runs them: a new one is a file, and its name here."""
-RECIPES: tuple[str, ...] = tuple(dict.fromkeys(recipe for stage in STAGES.values() for recipe in stage.recipes))
+"""Every stage by name, in the order that a pipeline runs them: a new one is a file, and its name here."""
+_ON_ROUTE = {
+    (PUBLISHED, "control"): {"recipes": ("linear", "finetune")},
+    (PUBLISHED, "finetune"): {"needs": "adapt"},
+}
+"""What is otherwise about a stage on a route than its file says."""
+ROUTES: dict[str, dict[str, Stage]] = {
+    route: {
+        name: replace(stage, **_ON_ROUTE.get((route, name), {}))  # type: ignore[arg-type]
+        for name, stage in STAGES.items()
+        if stage.route in (None, route)
+    }
+    for route in (DIRECT, PUBLISHED)
+}
+"""The stages of each route from digital to nonlinear cells: `direct`, nonlinear cells from the start; `published`, by
+way of the linear cell (N. Leroux et al., Nature Computational Science, 2025)."""
+RECIPES: tuple[str, ...] = tuple(
+    dict.fromkeys(recipe for route in ROUTES.values() for stage in route.values() for recipe in stage.recipes)
+)
 """Names of the recipes that stages train by."""
 SWITCHES = {stage.switch.name: stage.switch for stage in STAGES.values() if stage.switch is not None}
 """What adds stages to the pipeline, or leaves them out, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .stage import CALIBRATION, Stage, StageResult
+from .stage import CALIBRATION, PUBLISHED, Stage, StageResult
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -48,7 +48,7 @@ def run(run: Run) -> StageResult:
     result.notes |= {
         "adaptation": curve,
         "matching": str(report),
-        "clip fractions": aimc.clip_fractions(result.model, run.batches()[:1]),
+        "clip fractions": run.clip_fractions(result.model),
     }
     return result
 
@@ -61,6 +61,7 @@ STAGE = Stage(
     ),
     run=run,
     needs="linear",
+    route=PUBLISHED,
     depends_on=(
         "hardware",
         *CALIBRATION,

@@ -15,7 +15,7 @@ def run(run: Run) -> StageResult:
     """Train the digital baseline further, by the recipes of the analog stages."""
     model = run.model_of("digital")
     history: list[dict[str, float]] = []
-    for recipe in STAGE.recipes:
+    for recipe in run.stage.recipes:
         log = run.train(model, recipe, run.teacher(recipe))
         done = history[-1] if history else {"step": 0, "tokens": 0}
         history += [{**line, **{count: line[count] + done[count] for count in ("step", "tokens")}} for line in log]
@@ -30,7 +30,7 @@ STAGE = Stage(
     ),
     run=run,
     needs="digital",
-    recipes=("linear", "finetune"),
+    recipes=("match", "finetune"),
     analog=False,
     switch=Switch("with_control", default=True),
     curve="digital, same extra tokens",

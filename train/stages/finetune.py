@@ -1,4 +1,4 @@
-"""Hardware-aware training of the adapted model on the nonlinear cell."""
+"""Hardware-aware training on the nonlinear cell, of the matched or, on the published route, the adapted model."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ def run(run: Run) -> StageResult:
     """Train on the nonlinear cell."""
     import aimc
 
-    result = StageResult(run.model_of("adapt"))
+    assert run.stage.needs is not None  # below
+    result = StageResult(run.model_of(run.stage.needs))
     aimc.set_hardware(result.model, run.config.hardware)
     result.history = run.train(result.model, teacher=run.teacher())
     result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
-    result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
+    result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
 
 
 STAGE = Stage(
     name="finetune",
     folder="finetuned",
-    describe="Attention on gain-cell arrays with the nonlinear cell, adapted and fine-tuned hardware-aware.",
+    describe="Attention on gain-cell arrays with the nonlinear cell, fine-tuned hardware-aware.",
     run=run,
-    needs="adapt",
+    needs="match",
     recipes=("finetune",),
     data_order=1,
     depends_on=("hardware",),

@@ -24,7 +24,7 @@ def run(run: Run) -> StageResult:
     _after_a_day(run, result, "static tiles, untrained")
     result.history = run.train(result.model, teacher=run.teacher())
     _after_a_day(run, result, "trained together")
-    result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
+    result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from aimc.hardware.presets import linearised
 
-from .stage import CALIBRATION, Stage, StageResult
+from .stage import CALIBRATION, PUBLISHED, Stage, StageResult
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -30,7 +30,7 @@ def run(run: Run) -> StageResult:
         result.perplexity["linear cell, statistics start"] = run.measure(result.model)
     result.history = run.train(result.model, teacher=run.teacher())
     result.perplexity["linear cell, trained"] = run.measure(result.model)
-    result.notes["clip fractions"] = aimc.clip_fractions(result.model, run.batches()[:1])
+    result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
 
 
@@ -40,6 +40,7 @@ STAGE = Stage(
     describe="Attention on gain-cell arrays with a linear cell, trained hardware-aware.",
     run=run,
     needs="digital",
+    route=PUBLISHED,
     recipes=("linear",),
     depends_on=("hardware", "stage.start", *CALIBRATION),
     curve="linear cell",

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 CALIBRATION = ("stage.calibration_batches", "stage.calibration_batch_size")
 """Settings of the text over which statistics are measured."""
+DIRECT, PUBLISHED = "direct", "published"
+"""Routes from a digital model to nonlinear cells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Stage:
     """Settings that shape its model, by their place in the config, beside seed, text, input and recipes."""
     analog: bool = True
     """Whether its model has attention on gain-cell arrays."""
+    route: str | None = None
+    """The route that it belongs to; None: to all."""
     switch: Switch | None = None
     """What makes the pipeline run it or leave it out; None: the pipeline always does."""
     curve: str | None = None

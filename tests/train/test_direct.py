@@ -1,0 +1,86 @@
+"""The default route: nonlinear cells from the start, matched layer by layer, then trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import aimc
+from tests.train.conftest import same_weights, weights_of
+from train import pipeline
+from train.errors import RunError
+from train.schema import RunConfig
+
+Compose = Callable[..., RunConfig]
+DIRECT = ("recipe=direct", "stage.with_softmax=false")
+
+
+def execute(config: RunConfig) -> str:
+    said: list[str] = []
+    pipeline.execute(config, lambda what: said.append(str(what)))
+    return "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> tuple[Path, str]:
+    """A finished run, and what it said."""
+    folder = tmp_path_factory.mktemp("direct") / "out"
+    column = ("hardware.normaliser.is_on=true", "hardware.normaliser.full_scale=0.05")  # soon full
+    return folder, execute(
+        compose(folder, *DIRECT, *column, "trainer.finetune.teacher=control", "trainer.finetune.distillation=0.5")
+    )
+
+
+def test_it_has_its_stages_and_no_linear_cell(done: tuple[Path, str]) -> None:
+    folder, said = done
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == {
+        *("digital", "control", "matched", "finetuned", "report"),
+    }
+    records = {p.parent.name: json.loads(p.read_text()) for p in folder.glob("*/stage.json")}
+    assert list(records["matched"]["perplexity"]) == [
+        "nonlinear cell, straight from digital",
+        "nonlinear cell, statistics start",
+        "nonlinear cell, layer-wise start",
+    ]
+    assert records["matched"]["training_tokens"] == records["finetuned"]["training_tokens"] == 4 * 2 * 32
+    assert records["control"]["training_tokens"] == 8 * 2 * 32  # as many as both
+    assert records["finetuned"]["settings"]["input"].startswith("match-")
+    assert "normaliser counters are full" in said and "raise hardware.normaliser.full_scale=0.05" in said
+    assert "of the gap" in said
+
+
+def test_the_matched_model_differs_in_attention_alone(done: tuple[Path, str]) -> None:
+    before, after = (weights_of(done[0] / name) for name in ("digital", "matched"))
+    assert {name.split(".")[3] for name, x in before.items() if not x.equal(after[name])} == {"attn"}
+
+
+def test_it_is_what_the_library_does(done: tuple[Path, str]) -> None:
+    model = aimc.from_pretrained(done[0] / "finetuned")
+    hardware = next(aimc.models.arrays.gain_cell_layers(model))[1].hardware
+    assert hardware.normaliser.is_on and hardware.normaliser.full_scale == 0.05
+    with torch.no_grad():
+        assert torch.isfinite(model(input_ids=torch.arange(20)[None]).logits).all()
+
+
+def test_the_control_as_teacher_must_be_there(compose: Compose, tmp_path: Path) -> None:
+    config = compose(
+        tmp_path / "out",
+        *DIRECT,
+        "trainer.finetune.teacher=control",
+        "trainer.finetune.distillation=0.5",
+        "stage.with_control=false",
+    )
+    with pytest.raises(RunError, match="control"):
+        execute(config)
+
+
+def test_no_steps_is_the_statistics_start(done: tuple[Path, str], compose: Compose, tmp_path: Path) -> None:
+    config = compose(tmp_path / "out", *DIRECT, "stage=match", "trainer.match.steps=0", f"previous={done[0]}")
+    execute(config)
+    record = json.loads((tmp_path / "out" / "matched" / "stage.json").read_text())
+    assert list(record["perplexity"])[-1] == "nonlinear cell, statistics start" and record["training_tokens"] == 0
+    assert not same_weights(weights_of(tmp_path / "out" / "matched"), weights_of(done[0] / "matched"))

@@ -1,0 +1,64 @@
+"""Straight onto arrays of nonlinear cells: scalers set from the digital statistics, then every attention block trained
+by itself to give the digital block's output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .stage import CALIBRATION, DIRECT, Stage, StageResult
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+def run(run: Run) -> StageResult:
+    """Convert, set the scalers, match the outputs layer by layer."""
+    import copy
+
+    import aimc
+
+    from ..models import converted
+
+    reference, recipe = run.model_of("digital"), run.config.trainer.recipe("match")
+    result = StageResult(copy.deepcopy(reference))
+    run.say(converted(result.model, run.config.hardware))
+    result.perplexity["nonlinear cell, straight from digital"] = run.measure(result.model)
+    aimc.initialise_scalers(result.model, reference, run.batches())
+    result.perplexity["nonlinear cell, statistics start"] = run.measure(result.model)
+    if recipe.steps:
+        factors = recipe.learning_rates
+        report = aimc.match_outputs(
+            result.model,
+            reference,
+            run.sequences("match"),
+            steps=recipe.steps,
+            learning_rate=recipe.learning_rate * factors.attention,
+            scaler_learning_rate=recipe.learning_rate * factors.scalers,
+            max_grad_norm=recipe.max_grad_norm,
+            seed=run.config.seed,
+            progress=True,
+        )
+        run.say(str(report))
+        per_step = report.n_tokens // report.steps
+        result.history = [
+            {"step": step, "tokens": step * per_step, "error": error} for step, error in enumerate(report.history, 1)
+        ]
+        result.perplexity["nonlinear cell, layer-wise start"] = run.measure(result.model)
+        result.notes["output matching"] = str(report)
+    result.notes["clip fractions"] = run.clip_fractions(result.model)
+    return result
+
+
+STAGE = Stage(
+    name="match",
+    folder="matched",
+    describe=(
+        "Attention on gain-cell arrays with the nonlinear cell, each block matched by itself to the digital one's"
+        " output; the rest of the model is the digital one's."
+    ),
+    run=run,
+    needs="digital",
+    recipes=("match",),
+    route=DIRECT,
+    depends_on=("hardware", *CALIBRATION),
+)
