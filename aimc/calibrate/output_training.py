@@ -36,7 +36,7 @@ class Training:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value}: must be a whole number of at least 1; {usual} is usual")
-        for name, usual in (("learning_rate", "2e-3"), ("scaler_learning_rate", "1e-2"), ("max_grad_norm", "1")):
+        for name, usual in (("learning_rate", "3e-3"), ("scaler_learning_rate", "1e-2"), ("max_grad_norm", "1")):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value}: must be a finite number above 0; {usual} is usual")
