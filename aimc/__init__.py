@@ -31,6 +31,7 @@ _PUBLIC = {
     "set_chip": "aimc.models.arrays",
     "initialise_scalers": "aimc.calibrate.statistics",
     "match_statistics": "aimc.calibrate.statistics",
+    "match_outputs": "aimc.calibrate.outputs",
     "calibrate_ranges": "aimc.calibrate.ranges",
     "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",

@@ -1,6 +1,6 @@
-"""Bring a converted model to where its hardware works, without a gradient: what passes through attention
-(`observation`), statistics matching and the start that it makes of a digital model's statistics (`statistics`), range
-calibration for softmax (`ranges`).
+"""Bring a converted model to where its hardware works: what passes through attention (`observation`); without a
+gradient, statistics matching and the start from a digital model's statistics (`statistics`) and range calibration for
+softmax (`ranges`); by gradient, layer by layer, the outputs of attention (`outputs`).
 
 Measurements and the pipeline call it. It imports `aimc.models` and below.
 """
@@ -20,6 +20,9 @@ _PUBLIC = {
     "MatchReport": "statistics",
     "match_statistics": "statistics",
     "initialise_scalers": "statistics",
+    "OutputMatching": "output_report",
+    "LayerOutput": "output_report",
+    "match_outputs": "outputs",
     "RangeReport": "ranges",
     "calibrate_ranges": "ranges",
 }
