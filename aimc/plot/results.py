@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from aimc.evaluate.perplexity import Perplexity
 from aimc.plot.style import BLACK, BLUE, ORANGE, RED, SKY, new_axes
@@ -141,6 +141,8 @@ def rescue_curves(curves: Mapping[str, Mapping[float, Perplexity]], *, digital: 
         axes.plot(list(curve), [max(p.per_chip) for p in points], ".", color=colour, alpha=0.5, markersize=4)
     if digital is not None:
         axes.axhline(digital, color=BLACK, linestyle=":", label=f"digital: {digital:.1f}")
-    axes.set_yscale("log")
+    axes.set_yscale("log")  # equal distances are equal losses in nat
+    axes.yaxis.set_major_formatter(LogFormatter())
+    axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.0, 0.5)))
     axes.legend(frameon=False)
     return figure

@@ -108,12 +108,14 @@ def test_text_is_drawn_from_the_models_distribution(source: Any) -> None:
     _, data, model = source
     count = 400
     second = {}
-    for name, fields in (("plain", {}), ("cold", {"temperature": 0.1}), ("likely", {"top_p": 0.3})):
+    for name, fields in (("cold", {"temperature": 0.1}), ("likely", {"top_p": 0.3}), ("plain", {})):
         prompts = torch.full((count, 1), data.tokenizer.bos_token_id)
-        drawn = generated._sequences(model.eval(), prompts, GeneratedConfig(**fields), 2, 0)
+        drawn = generated._sequences(model.eval(), prompts, GeneratedConfig(**fields), 6, 0)
         second[name] = torch.bincount(drawn[:, 1], minlength=300) / count
     with torch.no_grad():
         expected = model(prompts[:1]).logits[0, -1].softmax(-1)
+    ended = drawn[:, 1:-1] == data.tokenizer.eos_token_id
+    assert ended.any() and (drawn[:, 2:][ended] != data.tokenizer.eos_token_id).any(), "goes on over the end of a text"
     top = expected.argmax()
     error = (expected[top] * (1 - expected[top]) / count).sqrt()
     assert abs(second["plain"][top] - expected[top]) < 4 * error
