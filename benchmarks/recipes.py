@@ -42,19 +42,18 @@ class Row:
 
 
 DIRECT, PUBLISHED = ("match", "finetune"), ("linear", "adapt", "finetune")
+BOTH = (*NORMALISER, *SIGNED)
 ROWS = {
     CONTROL: Row((CONTROL,)),
     "published route": Row(PUBLISHED, ("recipe=published",)),
     "nonlinear from the start": Row(DIRECT, has_start=False),
-    "+ layer-wise start": Row(DIRECT),
-    "+ control as teacher": Row(DIRECT, (*BY_CONTROL,)),
-    "+ normaliser": Row(DIRECT, (*BY_CONTROL, *NORMALISER)),
-    "+ signed queries": Row(DIRECT, (*BY_CONTROL, *NORMALISER, *SIGNED)),
-    "+ threshold (all)": Row(DIRECT, (*BY_CONTROL, *NORMALISER, *SIGNED, *THRESHOLD)),
-    "all but the layer-wise start": Row(DIRECT, (*BY_CONTROL, *NORMALISER, *SIGNED, *THRESHOLD), has_start=False),
-    "all but the control as teacher": Row(DIRECT, (*NORMALISER, *SIGNED, *THRESHOLD)),
-    "all but the normaliser": Row(DIRECT, (*BY_CONTROL, *SIGNED, *THRESHOLD)),
-    "all but signed queries": Row(DIRECT, (*BY_CONTROL, *NORMALISER, *THRESHOLD)),
+    "… with a layer-wise start": Row(DIRECT),
+    "… with a normaliser": Row(DIRECT, (*NORMALISER,), has_start=False),
+    "… with signed queries": Row(DIRECT, (*SIGNED,), has_start=False),
+    "normaliser and signed queries": Row(DIRECT, BOTH, has_start=False),
+    "… and a threshold": Row(DIRECT, (*BOTH, *THRESHOLD), has_start=False),
+    "… and a layer-wise start": Row(DIRECT, BOTH),
+    "… and the control as teacher": Row(DIRECT, (*BOTH, *BY_CONTROL), has_start=False),
 }
 
 
