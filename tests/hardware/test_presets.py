@@ -6,7 +6,10 @@ import pytest
 from aimc import presets
 from aimc.hardware import ConfigError, Features, Hardware, Protection, Pruning
 
-ALL = [presets.ideal, presets.gain_cell_linear, presets.gain_cell_cmos, presets.igzo, presets.published]
+ALL = [
+    *(presets.ideal, presets.gain_cell_linear, presets.gain_cell_cmos, presets.gain_cell_normalised),
+    *(presets.igzo, presets.published),
+]
 
 
 @pytest.mark.parametrize("build", ALL)
@@ -38,6 +41,9 @@ def test_presets_differ_only_in_what_they_say():
     assert igzo.leakage.decay_per_token == pytest.approx(cmos.leakage.decay_per_token / 1000)
     igzo.leakage = cmos.leakage
     assert igzo == cmos
+    ours = presets.gain_cell_normalised()
+    assert ours.normaliser.is_on and ours.input_dac.v_min == -1.0 and ours.input_dac.n_levels == 32
+    assert replace(ours, normaliser=cmos.normaliser, input_dac=cmos.input_dac) == cmos
     published = presets.published()
     assert (
         published.readout.coding == "rounded"
