@@ -27,12 +27,15 @@ SCALED_BY = ("query", "key", "value", "full_scale_qk", "full_scale_av")
 """What of :class:`aimc.ops.scaling.Scaling` there may be."""
 
 
+OFF = Hardware()
+_PLAIN = [f.name for f in fields(Hardware) if f.name not in HAS + UNUSED]
+
+
 def fitting_kernels(call: Call) -> Any:
     """The compiled functions if they can compute this call; None: they cannot, or are not there."""
-    heads, hardware, off = call.heads, call.heads.hardware, Hardware()
-    plain = (f.name for f in fields(Hardware) if f.name not in HAS + UNUSED)
+    heads, hardware = call.heads, call.heads.hardware
     fits = (
-        all(getattr(hardware, name) == getattr(off, name) for name in plain)
+        all(getattr(hardware, name) == getattr(OFF, name) for name in _PLAIN)
         and all(x is None for name, x in call.scaling._asdict().items() if name not in SCALED_BY)
         and even_levels(hardware.readout) is not None
         and not heads.leaks_apart

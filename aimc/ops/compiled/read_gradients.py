@@ -9,7 +9,7 @@ import numba
 import numpy as np
 
 from aimc.ops.compiled.products import multiply
-from aimc.ops.compiled.reads import QUERIES, clip, first_tile, hide, put_charge, put_counts, put_left, seen_by
+from aimc.ops.compiled.reads import QUERIES, first_tile, make_work, part_of, place, put_counts, put_left
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
@@ -31,58 +31,29 @@ def read_back(pulses, upstream, line, arrays, counter, noise, gathered, out):  #
         gathered: see there.
         out: of the pulses, `[B, H, T', D]`.
     """
-    n_batch, n_heads, n_queries, size = pulses.shape
-    most, n_terms = min(QUERIES, n_queries), arrays.key_weights.shape[1]
-    left = np.zeros((most, arrays.keys.shape[2]), np.float32)
-    of_left = np.empty((most, arrays.keys.shape[2]), np.float32)
-    charge, widths = np.empty((2, most, line.rows), np.float32), np.empty((2, most, line.rows), np.float32)
-    of_widths, terms = np.empty((most, line.rows), np.float32), np.empty((most, arrays.values.shape[2]), np.float32)
-    counts, sums = np.empty((most, size), np.float32), np.empty((2, most), np.float32)
-    nothing, one = np.zeros(1, np.float32), np.ones(1, np.float32)
-    skipped = n_terms * size - gathered.keys.shape[2], arrays.values.shape[2] - gathered.values.shape[2]
-    for i in range(n_batch * n_heads):
-        batch, head = i // n_heads, i % n_heads
-        kv = head * arrays.offsets.shape[0] // n_heads
-        p = batch * arrays.offsets.shape[0] + kv
-        for row in range(0, n_queries, QUERIES):
-            stop = min(row + QUERIES, n_queries)
-            put_left(pulses[batch, head, row:stop], arrays, row, left)
-            of_left[: stop - row] = ZERO
-            for token in range(first_tile(line, row), line.start + stop, line.rows):
-                lo, own, hi = seen_by(line, token, row, stop)
-                n_parts = 2 if token >= line.window and own > lo else 1  # the second: the oldest tokens in the sub-tile
-                for part in range(n_parts):
-                    m, then = (own if part else hi) - lo, token - part * line.window
-                    tile = slice(then - line.first, then - line.first + line.rows)
-                    read_by = left[lo - row : lo - row + m]
-                    put_charge(read_by, arrays.keys[p, tile], noise, i, lo, then, charge[part, :m])
-                    hide(charge[part, :m], own - lo, line, lo, then, arrays.padding[batch])
-                    clip(charge[part, :m], widths[part, :m], sums[part])
-                    multiply(widths[part, :m], arrays.values[p, tile], one if part else nothing, terms[:m])
-                    if part:
-                        sums[0, :m] += sums[1, :m]
-                m = hi - lo
-                put_counts(terms[:m], sums[0], arrays, line, noise, i, head, kv, lo, token, counts[:m])
-                back_through_counter(
-                    upstream[batch, head, lo:hi], arrays, counter, head, lo, counts[:m], sums[0], terms
-                )
-                for part in range(n_parts):
-                    m, then = (own if part else hi) - lo, token - part * line.window
-                    tile = slice(then - line.first, then - line.first + line.rows)
-                    multiply(terms[:m], arrays.values[p, tile].T, nothing, of_widths[:m])
-                    multiply(widths[part, :m].T, terms[:m, skipped[1] :], one, gathered.values[p, tile])
-                    back_through_clip(charge[part, :m], sums[0], of_widths[:m])
-                    read_by = left[lo - row : lo - row + m, skipped[0] : n_terms * size]
-                    multiply(of_widths[:m].T, read_by, one, gathered.keys[p, tile])
-                    multiply(of_widths[:m], arrays.keys[p, tile], one, of_left[lo - row : lo - row + m])
-            back_to_pulses(of_left, arrays, row, out[batch, head, row:stop])
+    n_batch, n_heads, n_queries, _ = pulses.shape
+    work = make_work(pulses, line, arrays)
+    of_left, of_widths = np.empty_like(work.left), np.empty_like(work.widths[0])
+    for batch in range(n_batch):
+        for head in range(n_heads):
+            for row in range(0, n_queries, QUERIES):
+                stop = min(row + QUERIES, n_queries)
+                put_left(pulses[batch, head, row:stop], arrays, row, work.left)
+                of_left[: stop - row] = ZERO
+                for token in range(first_tile(line, row), line.start + stop, line.rows):
+                    at = place(line, arrays, n_heads, batch, head, row, stop, token)
+                    put_counts(work, line, arrays, noise, at)
+                    back_through_counter(upstream[batch, head, at.lo : at.hi], arrays, counter, at, work)
+                    back_through_arrays(work, line, arrays, gathered, at, of_widths, of_left)
+                back_to_pulses(of_left, arrays, row, out[batch, head, row:stop])
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
-def back_through_counter(upstream, arrays, counter, head, row, counts, sums, terms):  # type: ignore[no-untyped-def]
-    """From the gradient of a head's sum, `[T', D]`, to that of the terms, `[T', n·D]`, and of the widths' sums, `[T']`,
-    straight through inside the counter's range."""
-    size, n_terms, constant = counts.shape[1], arrays.value_weights.shape[2], arrays.constants[head]
+def back_through_counter(upstream, arrays, counter, at, work):  # type: ignore[no-untyped-def]
+    """From the gradient of a head's sum, `[T', D]`, to that of the counts, of the terms and of the sums of the widths,
+    each in the place of the number itself, straight through inside the counter's range."""
+    counts, weights, terms = work.counts[: len(upstream)], arrays.value_weights[at.head, at.lo : at.hi], work.terms
+    size, n_terms, constant = counts.shape[1], weights.shape[1], arrays.constants[at.head]
     for m in range(len(counts)):
         total = ZERO
         for d in range(size):
@@ -90,11 +61,27 @@ def back_through_counter(upstream, arrays, counter, head, row, counts, sums, ter
             grad = upstream[m, d] if inside else ZERO
             counts[m, d] = grad
             total += grad
-        sums[m] = constant * total
+        work.sums[0, m] = constant * total
         for j in range(n_terms):
-            weight = arrays.value_weights[head, row + m, j]
+            weight = weights[m, j]
             for d in range(size):
                 terms[m, j * size + d] = weight * counts[m, d]
+
+
+@numba.njit(cache=True, fastmath=True, error_model="numpy")
+def back_through_arrays(work, line, arrays, gathered, at, of_widths, of_left):  # type: ignore[no-untyped-def]
+    """From the gradient of the terms to those of what the arrays hold and of what met the first."""
+    nothing, one = np.zeros(1, np.float32), np.ones(1, np.float32)
+    n_key_terms = arrays.key_weights.shape[1] * work.counts.shape[1]
+    skipped = n_key_terms - gathered.keys.shape[2], work.terms.shape[1] - gathered.values.shape[2]
+    for part in range(at.n_parts):
+        m, _, tile = part_of(line, at, part)
+        queries, of_charge = slice(at.lo - at.row, at.lo - at.row + m), of_widths[:m]
+        multiply(work.terms[:m], arrays.values[at.p, tile].T, nothing, of_charge)
+        multiply(work.widths[part, :m].T, work.terms[:m, skipped[1] :], one, gathered.values[at.p, tile])
+        back_through_clip(work.charge[part, :m], work.sums[0], of_charge)
+        multiply(of_charge.T, work.left[queries, skipped[0] : n_key_terms], one, gathered.keys[at.p, tile])
+        multiply(of_charge, arrays.keys[at.p, tile], one, of_left[queries])
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")

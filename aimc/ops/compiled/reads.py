@@ -80,6 +80,49 @@ class ReadNoise(NamedTuple):
     of_av: np.ndarray
 
 
+class Work(NamedTuple):
+    """What the queries that are taken at a time need; where there are two, the second is for the oldest tokens in the
+    sub-tile that is being overwritten."""
+
+    left: np.ndarray
+    """What meets the first array, `[T', n·D + e]`."""
+    charge: np.ndarray
+    """Of a sub-tile's columns in full scales, `[2, T', R]`."""
+    widths: np.ndarray
+    """Of its pulses, `[2, T', R]`."""
+    sums: np.ndarray
+    """Of these, `[2, T']`."""
+    terms: np.ndarray
+    """Charge of its second array, term by term, `[T', n·D]`."""
+    counts: np.ndarray
+    """The same in full scales before the counter, `[T', D]`."""
+
+
+class Place(NamedTuple):
+    """Who reads what: queries of a head, a sub-tile of its arrays."""
+
+    batch: int
+    head: int
+    kv: int
+    """K/V head."""
+    i: int
+    """Of B·H."""
+    p: int
+    """Of P = B·H_kv."""
+    row: int
+    """First query that is taken."""
+    lo: int
+    """First query that sees the sub-tile."""
+    own: int
+    """One past the last that is written to it."""
+    hi: int
+    """One past the last that sees it."""
+    token: int
+    """Where it begins."""
+    n_parts: int
+    """2: `lo` to `own` also meet what it held one window ago."""
+
+
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def read(pulses, line, arrays, counter, noise, out):  # type: ignore[no-untyped-def]
     """Digital sums of the sub-tiles in full scales of the head.
@@ -89,40 +132,32 @@ def read(pulses, line, arrays, counter, noise, out):  # type: ignore[no-untyped-
         line, arrays, counter, noise: see there.
         out: `[B, H, T', D]`.
     """
-    n_batch, n_heads, n_queries, size = pulses.shape
-    most = min(QUERIES, n_queries)
-    left = np.zeros((most, arrays.keys.shape[2]), np.float32)
-    charge, terms = np.empty((most, line.rows), np.float32), np.empty((most, arrays.values.shape[2]), np.float32)
-    counts, sums = np.empty((most, size), np.float32), np.empty(most, np.float32)
-    oldest, nothing, one = np.empty((most, line.rows), np.float32), np.zeros(1, np.float32), np.ones(1, np.float32)
-    for i in range(n_batch * n_heads):
-        batch, head = i // n_heads, i % n_heads
-        kv = head * arrays.offsets.shape[0] // n_heads
-        p = batch * arrays.offsets.shape[0] + kv
-        for row in range(0, n_queries, QUERIES):
-            stop = min(row + QUERIES, n_queries)
-            put_left(pulses[batch, head, row:stop], arrays, row, left)
-            out[batch, head, row:stop] = ZERO
-            for token in range(first_tile(line, row), line.start + stop, line.rows):
-                lo, own, hi = seen_by(line, token, row, stop)
-                m, at = hi - lo, token - line.first
-                tile = slice(at, at + line.rows)
-                put_charge(left[lo - row : hi - row], arrays.keys[p, tile], noise, i, lo, token, charge[:m])
-                hide(charge[:m], own - lo, line, lo, token, arrays.padding[batch])
-                clip(charge[:m], charge[:m], sums)
-                multiply(charge[:m], arrays.values[p, tile], nothing, terms[:m])
-                if token >= line.window and own > lo:
-                    m_own, back = own - lo, at - line.window
-                    tile = slice(back, back + line.rows)
-                    before, then = oldest[:m_own], token - line.window
-                    put_charge(left[lo - row : own - row], arrays.keys[p, tile], noise, i, lo, then, before)
-                    hide(before, m_own, line, lo, then, arrays.padding[batch])
-                    clip(before, before, counts[:, 0])
-                    sums[:m_own] += counts[:m_own, 0]
-                    multiply(before, arrays.values[p, tile], one, terms[:m_own])
-                put_counts(terms[:m], sums, arrays, line, noise, i, head, kv, lo, token, counts[:m])
-                to_levels(counts[:m], counter)
-                out[batch, head, lo:hi] += counts[:m]
+    n_batch, n_heads, n_queries, _ = pulses.shape
+    work = make_work(pulses, line, arrays)
+    for batch in range(n_batch):
+        for head in range(n_heads):
+            for row in range(0, n_queries, QUERIES):
+                stop = min(row + QUERIES, n_queries)
+                put_left(pulses[batch, head, row:stop], arrays, row, work.left)
+                out[batch, head, row:stop] = ZERO
+                for token in range(first_tile(line, row), line.start + stop, line.rows):
+                    at = place(line, arrays, n_heads, batch, head, row, stop, token)
+                    put_counts(work, line, arrays, noise, at)
+                    add_levels(work.counts[: at.hi - at.lo], counter, out[batch, head, at.lo : at.hi])
+
+
+@numba.njit(cache=True)
+def make_work(pulses, line, arrays):  # type: ignore[no-untyped-def]
+    """Room for the queries that are taken at a time."""
+    most = min(QUERIES, pulses.shape[2])
+    return Work(
+        np.zeros((most, arrays.keys.shape[2]), np.float32),
+        np.empty((2, most, line.rows), np.float32),
+        np.empty((2, most, line.rows), np.float32),
+        np.empty((2, most), np.float32),
+        np.empty((most, arrays.values.shape[2]), np.float32),
+        np.empty((most, pulses.shape[3]), np.float32),
+    )
 
 
 @numba.njit(inline="always")
@@ -132,12 +167,22 @@ def first_tile(line, row):  # type: ignore[no-untyped-def]
     return max(own - line.window + line.rows, 0)
 
 
+@numba.njit(cache=True)
+def place(line, arrays, n_heads, batch, head, row, stop, token):  # type: ignore[no-untyped-def]
+    """Who of the queries `row` to `stop` reads the sub-tile that begins with a token."""
+    n_kv = arrays.offsets.shape[0]
+    kv = head * n_kv // n_heads
+    lo, hi = max(token - line.start, row), min(token + line.window - line.start, stop)
+    own = max(min(token + line.rows - line.start, stop), lo)
+    n_parts = 2 if token >= line.window and own > lo else 1
+    return Place(batch, head, kv, batch * n_heads + head, batch * n_kv + kv, row, lo, own, hi, token, n_parts)
+
+
 @numba.njit(inline="always")
-def seen_by(line, token, row, stop):  # type: ignore[no-untyped-def]
-    """The queries among `row` to `stop` that see the sub-tile which begins with a token: the first, one past those that
-    are written to it themselves, one past the last."""
-    first = max(token - line.start, row)
-    return first, max(min(token + line.rows - line.start, stop), first), min(token + line.window - line.start, stop)
+def part_of(line, at, part):  # type: ignore[no-untyped-def]
+    """How many queries a part has, its first token, and which of the span's tokens these are."""
+    token = at.token - part * line.window
+    return (at.own if part else at.hi) - at.lo, token, slice(token - line.first, token - line.first + line.rows)
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
@@ -160,12 +205,38 @@ def put_left(pulses, arrays, row, left):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
-def put_charge(left, keys, noise, i, row, token, charge):  # type: ignore[no-untyped-def]
-    """Charge of a sub-tile's columns in full scales, `[T', R]`."""
-    multiply(left, keys.T, np.zeros(1, np.float32), charge)
-    if noise.qk:
-        stop = row + len(charge)
-        _add_rows(charge, noise.qk, noise.of_qk[0, i, row:stop], noise.of_qk[1, i, row:stop], token)
+def put_counts(work, line, arrays, noise, at):  # type: ignore[no-untyped-def]
+    """A sub-tile from the pulses to its counter: everything in `work` but the first."""
+    scale = np.zeros(1, np.float32)
+    for part in range(at.n_parts):
+        m, token, tile = part_of(line, at, part)
+        charge, widths = work.charge[part, :m], work.widths[part, :m]
+        left = work.left[at.lo - at.row : at.lo - at.row + m]
+        multiply(left, arrays.keys[at.p, tile].T, np.zeros(1, np.float32), charge)
+        if noise.qk:
+            states = noise.of_qk[:, at.i, at.lo : at.lo + m]
+            _add_rows(charge, noise.qk, states[0], states[1], token)
+        hide(charge, at.own - at.lo, line, at.lo, token, arrays.padding[at.batch])
+        clip(charge, widths, work.sums[part])
+        scale[0] = part
+        multiply(widths, arrays.values[at.p, tile], scale, work.terms[:m])
+        if part:
+            work.sums[0, :m] += work.sums[1, :m]
+    counts = work.counts[: at.hi - at.lo]
+    weights, constant = arrays.value_weights[at.head, at.lo : at.hi], arrays.constants[at.head]
+    add_terms(work.terms, weights, work.sums[0], constant, counts)
+    if arrays.offsets.shape[1]:
+        offsets = arrays.offsets[at.kv, (at.token - line.first) // line.rows]
+        for m in range(len(counts)):
+            for d in range(len(offsets)):
+                counts[m, d] += offsets[d]
+    if noise.av:
+        word = np.uint32(np.uint32(at.token % line.window // line.rows) * SPREAD)
+        states = noise.of_av[:, at.i, at.lo : at.hi].copy()
+        for lane in range(2):
+            for m in range(len(counts)):
+                states[lane, m] = _mixed(np.uint32(states[lane, m] ^ word))
+        _add_rows(counts, noise.av, states[0], states[1], 0)
 
 
 @numba.njit(cache=True)
@@ -185,7 +256,7 @@ def hide(charge, n_partly, line, row, token, padding):  # type: ignore[no-untype
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
 def clip(charge, widths, sums):  # type: ignore[no-untyped-def]
-    """Pulse widths of charges, and their sums, `[T']`."""
+    """Charges to pulse widths elsewhere (in place it would be five times as slow), and their sums, `[T']`."""
     for m in range(charge.shape[0]):
         total = ZERO
         for s in range(charge.shape[1]):
@@ -196,38 +267,27 @@ def clip(charge, widths, sums):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
-def put_counts(terms, sums, arrays, line, noise, i, head, kv, row, token, counts):  # type: ignore[no-untyped-def]
-    """Charge of a sub-tile in full scales before its counter, `[T', D]`."""
-    size, n_terms, constant = counts.shape[1], arrays.value_weights.shape[2], arrays.constants[head]
-    tile = (token - line.first) // line.rows
-    for m in range(len(counts)):
+def add_terms(terms, weights, sums, constant, out):  # type: ignore[no-untyped-def]
+    """Terms `[T', n·D]`, each times its factor of the row `[T', n]`, and a constant for the sum of the pulses, added up
+    into `[T', D]`."""
+    size, n_terms = out.shape[1], weights.shape[1]
+    for m in range(len(out)):
         number = constant * sums[m]
         for d in range(size):
-            counts[m, d] = number
+            out[m, d] = number
         for j in range(n_terms):
-            weight = arrays.value_weights[head, row + m, j]
+            weight = weights[m, j]
             for d in range(size):
-                counts[m, d] += weight * terms[m, j * size + d]
-    if arrays.offsets.shape[1]:
-        for m in range(len(counts)):
-            for d in range(size):
-                counts[m, d] += arrays.offsets[kv, tile, d]
-    if noise.av:
-        word = np.uint32(np.uint32(token % line.window // line.rows) * SPREAD)
-        states = np.empty((2, len(counts)), np.uint32)
-        for lane in range(2):
-            for m in range(len(counts)):
-                states[lane, m] = _mixed(np.uint32(noise.of_av[lane, i, row + m] ^ word))
-        _add_rows(counts, noise.av, states[0], states[1], 0)
+                out[m, d] += weight * terms[m, j * size + d]
 
 
 @numba.njit(cache=True, error_model="numpy")
-def to_levels(x, counter):  # type: ignore[no-untyped-def]
-    """Clip, and the nearest level, bit for bit that of PyTorch."""
-    for m in range(x.shape[0]):
-        for d in range(x.shape[1]):
-            level = min(max(x[m, d], counter.v_min), counter.v_max)
+def add_levels(counts, counter, out):  # type: ignore[no-untyped-def]
+    """Clip, take the nearest level, bit for bit that of PyTorch, and add it."""
+    for m in range(counts.shape[0]):
+        for d in range(counts.shape[1]):
+            level = min(max(counts[m, d], counter.v_min), counter.v_max)
             if counter.steps:
                 level = np.rint((level - counter.zero) * counter.steps) / counter.steps + counter.zero
                 level = min(max(level, counter.v_min), counter.v_max) if counter.clips else level
-            x[m, d] = level
+            out[m, d] += level
