@@ -102,10 +102,9 @@ class Stored:
             self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
         self.constant = self._taken_constant()
         self.powers = self._powers()
-        # What all powers of the decay leave as it is has no gradient.
-        self.differentiated = (
-            self.powers if self.rates is not None or len(self.powers) == 1 else [j for j in self.powers if j]
-        )
+        with_gradient = powers_with_gradient(heads.cell)
+        # Without leakage one operand is the sum of all.
+        self.differentiated = self.powers if self.powers == [0] else [j for j in self.powers if j in with_gradient]
         self.matrix = None if self.rates is not None else self._matrix()
         self.gradients: dict[int, Tensor] = {}  # of the powers, where cells leak apart
         self.of_terms: Tensor | None = None  # of the matrix elsewhere, `[P, S, n·D]`
@@ -136,9 +135,12 @@ class Stored:
         return powers if own_constant else [j for j in powers if j]
 
     @property
-    def skipped(self) -> int:
-        """Columns before those of the terms that have a gradient."""
-        return (len(self.powers) - len(self.differentiated)) * self.heads.head_size
+    def differentiated_columns(self) -> slice:
+        """Those of the terms that have a gradient, which are neighbours; of moments, all."""
+        if self.rates is not None or not self.differentiated:
+            return slice(None)
+        first, size = self.powers.index(self.differentiated[0]), self.heads.head_size
+        return slice(first * size, (first + len(self.differentiated)) * size)
 
     @property
     def has_constant_column(self) -> bool:
@@ -232,7 +234,7 @@ class Stored:
     def gather(self, block: Block, left: Tensor, right: Tensor) -> None:
         """Take in the gradient `left·right` of a block's terms, `[P', S', R']·[P', R', n·D]`, where P'·S' are the
         block's P·S tokens."""
-        heads, right = self.heads, right[..., self.skipped :]
+        heads, right = self.heads, right[..., self.differentiated_columns]
         if block.decays is None:
             into = self.gathered_terms()[:, block.tokens]
             if len(into) == 1 or len(left) == len(into):  # what is gathered is added to in place

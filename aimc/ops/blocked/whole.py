@@ -116,7 +116,8 @@ class Whole:
         """From the gradient of :meth:`read` to that of the pulses; those of keys and values are gathered there."""
         out = torch.empty_like(self.pulses)
         pulses, *others = self.given
-        gathered = self.kernels.Gathered(*(x.gathered_terms().numpy() for x in (self.keys, self.values)))
+        terms = [(x.gathered_terms().numpy(), x.differentiated_columns.start or 0) for x in (self.keys, self.values)]
+        gathered = self.kernels.Gathered(*terms[0], *terms[1])
         self.kernels.read_back(pulses, _numbers(upstream * self.full_scale), *others, gathered, out.numpy())
         return out
 

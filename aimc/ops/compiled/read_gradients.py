@@ -15,10 +15,13 @@ ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
 class Gathered(NamedTuple):
-    """Gradients of what the arrays hold, added to what is there: terms from a certain column on, `[P, S, n'·D]`."""
+    """Gradients of what the arrays hold, added to what is there: of neighbouring terms, `[P, S, n'·D]`, and the column
+    of the first."""
 
     keys: np.ndarray
+    first_of_keys: int
     values: np.ndarray
+    first_of_values: int
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
@@ -72,15 +75,15 @@ def back_through_counter(upstream, arrays, counter, at, work):  # type: ignore[n
 def back_through_arrays(work, line, arrays, gathered, at, of_widths, of_left):  # type: ignore[no-untyped-def]
     """From the gradient of the terms to those of what the arrays hold and of what met the first."""
     nothing, one = np.zeros(1, np.float32), np.ones(1, np.float32)
-    n_key_terms = arrays.key_weights.shape[1] * work.counts.shape[1]
-    skipped = n_key_terms - gathered.keys.shape[2], work.terms.shape[1] - gathered.values.shape[2]
+    of_keys = slice(gathered.first_of_keys, gathered.first_of_keys + gathered.keys.shape[2])
+    of_values = slice(gathered.first_of_values, gathered.first_of_values + gathered.values.shape[2])
     for part in range(at.n_parts):
         m, _, tile = part_of(line, at, part)
         queries, of_charge = slice(at.lo - at.row, at.lo - at.row + m), of_widths[:m]
         multiply(work.terms[:m], arrays.values[at.p, tile].T, nothing, of_charge)
-        multiply(work.widths[part, :m].T, work.terms[:m, skipped[1] :], one, gathered.values[at.p, tile])
+        multiply(work.widths[part, :m].T, work.terms[:m, of_values], one, gathered.values[at.p, tile])
         back_through_clip(work.charge[part, :m], work.sums[0], of_charge)
-        multiply(of_charge.T, work.left[queries, skipped[0] : n_key_terms], one, gathered.keys[at.p, tile])
+        multiply(of_charge.T, work.left[queries, of_keys], one, gathered.keys[at.p, tile])
         multiply(of_charge, arrays.keys[at.p, tile], one, of_left[queries])
 
 
