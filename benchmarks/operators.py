@@ -23,6 +23,9 @@ MOVED_FRACTION = 1e-3
 GRADIENT_TOLERANCE = {"float32": 1e-5, "bfloat16": 2.0**-7}
 """Largest error of a gradient relative to its largest element, quantisers off; two roundings of a result in
 bfloat16."""
+FLIPPED = 0.1
+"""Largest such error of one of :data:`MOVED_FRACTION` of the elements: where a charge lies within rounding of a clip,
+its gradient is there in one order of summation and not in another."""
 SOFTMAX_ERROR, SOFTMAX_MOVED = 1e-4, 0.05
 """With a softmax a division follows the counters, so there are no steps to count: an output is off if it is by more
 than the first, and none may be by more than the second, of the largest output."""
@@ -217,18 +220,27 @@ def check_gradients(
         tolerance: relative to the largest element of each gradient.
 
     Raises:
-        CheckError: one is further off than `tolerance`, or no number.
+        CheckError: more than :data:`MOVED_FRACTION` of the elements are further off than `tolerance`, one by more than
+            :data:`FLIPPED`, or one is no number.
     """
     with same_noise():
         got = torch.autograd.grad(gain_cell(inputs, hardware), inputs, gradient)
     with same_noise():
         expected = torch.autograd.grad(eager(inputs, reference), inputs, gradient)
-    errors = {}
+    errors, off = {}, 0.0
     for name, one, other in zip(("dq", "dk", "dv"), got, expected, strict=True):
-        errors[name] = ((one - other).abs().max() / other.abs().max()).item()
+        error = (one - other).abs() / other.abs().max()
+        beyond = ~(error <= tolerance)  # a NaN is not within anything
+        errors[name] = error.masked_fill(beyond, 0.0).max().item()
+        off += beyond.float().mean().item()
+        if not (error[beyond] <= FLIPPED).all():
+            off = 1.0
     found = "gradients, quantisers off: " + ", ".join(f"{name} within {error:.1e}" for name, error in errors.items())
-    if not all(error <= tolerance for error in errors.values()):  # a NaN is not within anything
-        raise CheckError(f"{found}; allowed is {tolerance:.1e}")
+    found += f", {off:.1e} of the elements beyond that" if off else ""
+    if off > MOVED_FRACTION:
+        raise CheckError(
+            f"{found}; allowed is {tolerance:.1e}, of all but {MOVED_FRACTION:g}, and {FLIPPED:g} of those"
+        )
     return found
 
 

@@ -18,6 +18,7 @@ from aimc.ops.blocked.digital import Digital
 from aimc.ops.blocked.reader import Reader
 from aimc.ops.blocked.runs import Run, Span, runs, spans
 from aimc.ops.blocked.stored import Stored, longest_span
+from aimc.ops.blocked.whole import Whole, fitting_kernels, one_thread_each
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
@@ -47,10 +48,15 @@ def forward(call: Call) -> Tensor:
         reader, sink = Reader(part), _sink(part)
         for span in all_spans:
             tokens = _Tokens(part, span, sink)
+            if tokens.whole is not None:
+                of_span = _without_padding(part, span, tokens.whole.read())
+                into[:, span.start : span.stop] = of_span.transpose(1, 2)
+                continue
             for run in span.runs:
                 into[:, run.start : run.stop] = _Read(reader, run, tokens).out.transpose(1, 2)
 
-    side_by_side(read, _parts(call))
+    with one_thread_each(call):
+        side_by_side(read, _parts(call))
     return out
 
 
@@ -68,7 +74,10 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
         reader, sink = Reader(part), _sink(part)
         for span in all_spans:
             tokens = _Tokens(part, span, sink)
-            for run in span.runs:
+            if tokens.whole is not None:
+                upstream = grad[batch, of_heads, span.start : span.stop].to(heads.dtype)
+                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream))
+            for run in span.runs if tokens.whole is None else ():
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)
             tokens.back(gradients)
@@ -77,7 +86,9 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
     affines = [x.new_zeros(2, x.shape[1]) for x in inputs]
     of_activation = [inputs[0].new_zeros(heads.n_heads) for _ in range(2)]
     parts = _parts(call)
-    for part, (of_scalers, of_heads_numbers) in zip(parts, side_by_side(read_back, parts), strict=True):
+    with one_thread_each(call):
+        found = side_by_side(read_back, parts)
+    for part, (of_scalers, of_heads_numbers) in zip(parts, found, strict=True):
         of_heads, of_kv = _slice(part.heads.query_heads), _slice(part.heads.kv_heads)
         for whole, own, at in zip(affines, of_scalers, (of_heads, of_kv, of_kv), strict=True):
             whole[:, at] += own
@@ -120,6 +131,9 @@ class _Tokens:
         self.keys = Stored(call, ArrayId.QK, span)
         self.values = Stored(call, ArrayId.AV, span) if hardware.activation != "pruned_softmax" else None
         self.digital = None if sink is None else Digital(call, span, sink)
+        self.whole: Whole | None = None
+        if self.values is not None and (kernels := fitting_kernels(call)) is not None:
+            self.whole = Whole(kernels, call, span, (self.keys, self.values), self.pulses)
         self.text = slice(span.first, min(span.behind, call.heads.n_tokens))
 
     def of(self, run: Run, x: Tensor) -> Tensor:
@@ -234,8 +248,13 @@ class _Read:
         return x.reshape(self.reader.n_arrays, -1, x.shape[-1])
 
     def _without_padding(self, x: Tensor) -> Tensor:
-        padding = self.reader.call.key_padding
-        return x if padding is None else x.masked_fill(padding[:, None, self.run.start : self.run.stop, None], 0.0)
+        return _without_padding(self.reader.call, self.run, x)
+
+
+def _without_padding(call: Call, of: Run | Span, x: Tensor) -> Tensor:
+    """Zero at padded queries of a run or span, `[B, H, T', D]`."""
+    padding = call.key_padding
+    return x if padding is None else x.masked_fill(padding[:, None, of.start : of.stop, None], 0.0)
 
 
 def _parts(call: Call) -> list[Call]:

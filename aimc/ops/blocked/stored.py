@@ -102,10 +102,9 @@ class Stored:
             self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
         self.constant = self._taken_constant()
         self.powers = self._powers()
-        # What all powers of the decay leave as it is has no gradient.
-        self.differentiated = (
-            self.powers if self.rates is not None or len(self.powers) == 1 else [j for j in self.powers if j]
-        )
+        with_gradient = powers_with_gradient(heads.cell)
+        # Without leakage one operand is the sum of all.
+        self.differentiated = self.powers if self.powers == [0] else [j for j in self.powers if j in with_gradient]
         self.matrix = None if self.rates is not None else self._matrix()
         self.gradients: dict[int, Tensor] = {}  # of the powers, where cells leak apart
         self.of_terms: Tensor | None = None  # of the matrix elsewhere, `[P, S, n·D]`
@@ -136,9 +135,12 @@ class Stored:
         return powers if own_constant else [j for j in powers if j]
 
     @property
-    def skipped(self) -> int:
-        """Columns before those of the terms that have a gradient."""
-        return (len(self.powers) - len(self.differentiated)) * self.heads.head_size
+    def differentiated_columns(self) -> slice:
+        """Those of the terms that have a gradient, which are neighbours; of moments, all."""
+        if self.rates is not None or not self.differentiated:
+            return slice(None)
+        first, size = self.powers.index(self.differentiated[0]), self.heads.head_size
+        return slice(first * size, (first + len(self.differentiated)) * size)
 
     @property
     def has_constant_column(self) -> bool:
@@ -210,13 +212,14 @@ class Stored:
             at_nodes = nodes(run.start, run.stop, number, self.heads.device, self.heads.dtype)
             return Cells([self._at(at_nodes, place) for place in places], at_nodes.weights)
         assert self.matrix is not None  # made where cells leak alike
-        return Cells([Block(place, self.matrix[:, place]) for place in places], self._weights(run))
+        return Cells([Block(place, self.matrix[:, place]) for place in places], self.row_factors(run.rows))
 
-    def _weights(self, run: Run) -> Tensor | None:
-        """The row factors `exp(−jλ(t − t_0))`."""
+    def row_factors(self, queries: Tensor) -> Tensor | None:
+        """What each term counts for the queries `[T']`, `exp(−jλ(t − t_0))`, `[T', n]`; None: one term, and it counts
+        one."""
         if self.powers == [0]:
             return None
-        times = run.rows.to(torch.float64) - self._moment
+        times = queries.to(torch.float64) - self._moment
         powers = torch.tensor(self.powers, device=self.heads.device)
         return torch.exp(-self.heads.decay_per_token * times[:, None] * powers).to(self.heads.dtype)
 
@@ -231,11 +234,9 @@ class Stored:
     def gather(self, block: Block, left: Tensor, right: Tensor) -> None:
         """Take in the gradient `left·right` of a block's terms, `[P', S', R']·[P', R', n·D]`, where P'·S' are the
         block's P·S tokens."""
-        heads, right = self.heads, right[..., self.skipped :]
+        heads, right = self.heads, right[..., self.differentiated_columns]
         if block.decays is None:
-            if self.of_terms is None:
-                self.of_terms = right.new_zeros(heads.n_batch * heads.n_kv_heads, len(self.tokens), right.shape[-1])
-            into = self.of_terms[:, block.tokens]
+            into = self.gathered_terms()[:, block.tokens]
             if len(into) == 1 or len(left) == len(into):  # what is gathered is added to in place
                 into.view(len(left), -1, right.shape[-1]).baddbmm_(left, right)
             else:
@@ -247,6 +248,13 @@ class Stored:
                 self.gradients[j] = torch.zeros_like(self.u)
             of_power = (terms * (block.decays**j).permute(1, 2, 0, 3)).sum(dim=3)
             self.gradients[j][:, :, block.tokens] += of_power
+
+    def gathered_terms(self) -> Tensor:
+        """The gradient of the terms that have one, `[P, S, n'·D]`, to be added to in place."""
+        if self.of_terms is None:
+            n_columns = len(self.differentiated) * self.heads.head_size
+            self.of_terms = self.u.new_zeros(self.heads.n_batch * self.heads.n_kv_heads, len(self.tokens), n_columns)
+        return self.of_terms
 
     def gradient(self) -> tuple[Tensor, Tensor]:
         """What was gathered, back through cell, converter and scaler: `[B, H_kv, S, D]` for the tokens of the text, and

@@ -1,4 +1,4 @@
-"""What is compiled where numba is there: passes over numbers that PyTorch would make one after another.
+"""What is compiled where numba is there: what PyTorch would compute in many passes and calls, one after another.
 
 Everything here is also written in PyTorch where it is called, and equal to that up to the last digits.
 """

@@ -109,6 +109,16 @@ def adc(x: Tensor, converter: Converter) -> Tensor:
     )
 
 
+def even_levels(converter: Converter) -> tuple[float, float, float, float, bool] | None:
+    """Range, levels per unit (0: no levels), where they count from, and whether they stay inside the range; None: they
+    are not evenly apart."""
+    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
+    if converter.inl or converter.spacing != "uniform":
+        return None
+    steps, zero = (0.0, 0.0) if n is None else _scale(converter, n)
+    return v_min, v_max, steps, zero, converter.coding != "rounded"
+
+
 def adc_(x: Tensor, converter: Converter) -> Tensor:
     """:func:`adc` in place and without a gradient."""
     if not converter.inl:
