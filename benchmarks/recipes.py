@@ -21,6 +21,7 @@ from rich.table import Table
 
 MATCHED = 40
 """Steps of the layer-wise start, or of the linear stage; the rest is fine-tuning."""
+PUBLISHED_HARDWARE = "hardware=cmos"
 SIGNED = ["hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hardware.input_dac.coding=sign_magnitude"]
 NORMALISER = ["hardware.normaliser.is_on=true", "hardware.normaliser.counter.n_levels=256"]
 THRESHOLD = ["hardware.threshold=true"]
@@ -65,6 +66,7 @@ def overrides_of(name: str, seed: int, folder: Path, steps: int) -> list[str]:
     slug = "".join(c if c.isalnum() else "_" for c in name).strip("_")
     return [
         "experiment=shipped",
+        PUBLISHED_HARDWARE,
         *row.overrides,
         f"seed={seed}",
         f"trainer.match.steps={started}",
