@@ -1,4 +1,4 @@
-"""The table of recipes: every row is a command that there is, of as many steps as any other, and intervals are right."""
+"""The table of recipes: every row is a command that there is, of as many steps as any other; intervals are right."""
 
 from __future__ import annotations
 
