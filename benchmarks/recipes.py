@@ -23,7 +23,7 @@ MATCHED = 40
 """Steps of the layer-wise start, or of the linear stage; the rest is fine-tuning."""
 PUBLISHED_HARDWARE = "hardware=cmos"
 SIGNED = ["hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hardware.input_dac.coding=sign_magnitude"]
-NORMALISER = ["hardware.normaliser.is_on=true", "hardware.normaliser.counter.n_levels=256"]
+NORMALISER = [f"hardware.normaliser.{field}" for field in ("is_on=true", "full_scale=16", "counter.n_levels=256")]
 THRESHOLD = ["hardware.threshold=true"]
 BY_CONTROL = ["trainer.finetune.teacher=control"]
 CONTROL = "control"

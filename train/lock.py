@@ -49,6 +49,20 @@ def one_job(folder: Path, say: Callable[[Any], None], *, main_process: bool = Tr
         file.close()
 
 
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Hold a folder that several jobs share while the block runs; a second job waits for the first.
+
+    Args:
+        folder: is made if it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed
+        yield
+
+
 def _hold(path: Path, say: Callable[[Any], None]) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBas
 from . import corpus
 from .errors import RunError
 from .files import write_json
+from .lock import in_turn
 from .pretrained import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
@@ -97,10 +98,11 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
     """
     vocabulary = None if model_source is None else vocabulary_of(model_source)
     folder = Path(config.cache_dir) / _fingerprint(config, model_source, vocabulary)
-    tokenizer = _own_tokenizer(config, folder) if vocabulary is None else vocabulary.tokenizer
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-    if not (folder / "done.json").exists():
-        _tokenise(lambda: corpus.documents(config), tokenizer, dtype, folder)
+    with in_turn(folder):  # two jobs that tokenise the same text would each append theirs
+        tokenizer = _own_tokenizer(config, folder) if vocabulary is None else vocabulary.tokenizer
+        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+        if not (folder / "done.json").exists():
+            _tokenise(lambda: corpus.documents(config), tokenizer, dtype, folder)
     splits = {}
     for split in corpus.SPLITS:
         file = folder / f"{split}.bin"

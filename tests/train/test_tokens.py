@@ -202,3 +202,16 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path: Path, text_folder: Path)
     (tmp_path / "model").mkdir()
     with pytest.raises(RunError, match=r"model\.source=.*model: its tokenizer cannot be loaded"):
         tokens.prepare(settings(text_folder, tmp_path / "cache"), str(tmp_path / "model"), 32)
+
+
+def test_two_jobs_that_start_together_tokenise_once(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    text = write_text_folder(tmp_path / "text")
+    alone = tokens.prepare(settings(text, tmp_path / "alone"), None, 16)
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(tokens.prepare, settings(text, tmp_path / "shared"), None, 16) for _ in range(4)]
+        together = [job.result() for job in jobs]
+    for data in together:
+        assert {name: len(x) for name, x in data.splits.items()} == {name: len(x) for name, x in alone.splits.items()}
+        assert np.array_equal(data.splits["train"], alone.splits["train"])
