@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -51,9 +52,10 @@ def test_runs_top_to_bottom(file: Path) -> None:
         pytest.importorskip("aihwkit")
     notebook = nbformat.read(file, as_version=4)
     # Tests start kernels at the same time, and two that look for free TCP ports may find the same ones.
-    by_socket = Config(KernelManager={"transport": "ipc"})
-    where = {"metadata": {"path": str(file.parent)}}
-    NotebookClient(notebook, timeout=900, resources=where, config=by_socket).execute()
+    with tempfile.TemporaryDirectory() as folder:  # a short path: sockets have at most 107 characters
+        by_socket = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        where = {"metadata": {"path": str(file.parent)}}
+        NotebookClient(notebook, timeout=900, resources=where, config=by_socket).execute()
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert re.search(SAYS[file.stem], "".join(out.get("text", "") for out in outputs))
     assert len([out for out in outputs if "image/png" in out.get("data", {})]) == PICTURES[file.stem]

@@ -115,3 +115,12 @@ def test_the_whole_chip_scores_exactly_what_its_card_says() -> None:
     assert float(day.perplexity) == pytest.approx(
         record("joint")["perplexity"]["trained together, a day after programming"], rel=1e-3
     )
+
+
+def test_the_direct_routes_model_is_what_its_card_says(held_out: torch.Tensor) -> None:
+    folder = SHIPPED.parent / "direct" / "finetuned"
+    told = json.loads((folder / "stage.json").read_text())["perplexity"]["nonlinear cell, fine-tuned"]
+    assert f"{told:.2f}" in (folder / "README.md").read_text()
+    model = aimc.from_pretrained(folder)
+    assert aimc.models.hardware_of(model).normaliser.is_on
+    assert float(aimc.perplexity(model, held_out[:4096])) == pytest.approx(told, rel=0.35)
