@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from .schema import RunConfig
 
 
-MOST_FULL = 0.01
-"""Share of a normaliser's reads at a full counter above which that is said."""
+MOST_FULL = 0.1
+"""Share of a normaliser's reads at a full counter above which that is said; less was not seen to cost anything."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -19,9 +19,9 @@ class Normaliser:
 
     is_on: bool = False
     """False: there is no such column, as in the published hardware."""
-    full_scale: float = 64.0
-    """Pulses of full length in one sub-tile at which its counter is full. With `array.rows` it never is; less resolves
-    more and may fill."""
+    full_scale: float = 16.0
+    """Pulses of full length in one sub-tile at which its counter is full. With `array.rows` it never is; less may fill,
+    and has less noise, which is a fraction of it."""
     counter: Converter = field(default_factory=Converter)
     """From that share to a number, inside [0, 1]. The smallest number that divides is one step of it."""
 

@@ -79,7 +79,7 @@ def gain_cell_cmos(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
 
 def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     """:func:`gain_cell_cmos` with what a trained head makes most of, neither of it published hardware: a normaliser
-    column with an 8-bit counter that no sub-tile fills, and queries of either sign (32 levels, of which 31 differ, in
+    column with an 8-bit counter, and queries of either sign (32 levels, of which 31 differ, in
     pulses no longer than the published 16). Cell, storage and readout levels, sub-tiles and leakage are the published
     ones.
 
@@ -89,7 +89,7 @@ def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     return replace(
         gain_cell_cmos(n_layers),
         input_dac=Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
-        normaliser=Normaliser(is_on=True, full_scale=64.0, counter=Converter(n_levels=256)),
+        normaliser=Normaliser(is_on=True, full_scale=16.0, counter=Converter(n_levels=256)),
     )
 
 
