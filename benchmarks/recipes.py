@@ -1,8 +1,8 @@
 """What each ingredient of the training route buys: `python -m benchmarks.recipes`.
 
 Every row is the pipeline on the model in the repository with a few settings changed, over a few seeds and with the same
-number of extra training tokens, against the digital model given those tokens. Rows add one ingredient after another, or
-leave one out. A finished stage is not run again, so that an interrupted table goes on.
+number of extra training tokens, against the digital model given those tokens. Rows add one ingredient at a time, to the
+direct route or to both hardware options. A finished stage is not run again, so that an interrupted table goes on.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from train.files import write_json
 
 MATCHED = 40
 """Steps of the layer-wise start, or of the linear stage; the rest is fine-tuning."""
@@ -74,7 +76,7 @@ def overrides_of(name: str, seed: int, folder: Path, steps: int) -> list[str]:
         f"trainer.finetune.steps={steps - started}",
         "trainer.finetune.eval_every=1000",
         "trainer.device=cpu",
-        "measure.tokens=32768",
+        "measure.tokens=null",
         "measure.chips=1",
         f"output_dir={own / slug if name != CONTROL else own}",
         f"previous={own if name != CONTROL else 'checkpoints/shipped'}",
@@ -119,7 +121,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/recipes"))
     words = parser.parse_args()
     results = measured(words.rows, range(1, words.seeds + 1), words.folder, words.steps, words.jobs)
-    (words.folder / "recipes.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+    write_json(words.folder / "recipes.json", results)
     Console(highlight=False).print(table(results, words.steps))
 
 

@@ -275,7 +275,7 @@ class GainCellAttention(nn.Module):
         result: Tensor | tuple[Tensor, Details]
         if self.layer_cache is not None:
             arrays = self.layer_cache.open(self, key)
-            before = arrays.n_real.clone()
+            before = None if self.position_exponent is None else arrays.n_real.clone()
             result = decode(query, key, value, arrays, scaling=scaling, key_padding=key_padding)
         else:
             result = gain_cell_attention(

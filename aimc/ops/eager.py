@@ -142,7 +142,8 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         # Digital sum
         out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
         if hardware.normaliser.is_on:  # Normaliser column
-            pulse[..., read.first :, :] += counted_pulse(heads, phi, rows[read.first :], which)
+            of_tile = phi.sum(dim=-1, keepdim=True)
+            pulse[..., read.first :, :] += counted_pulse(heads, of_tile, rows[read.first :], which)
     if corrections is not None:  # Corrections
         out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:  # Protection

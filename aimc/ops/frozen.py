@@ -132,32 +132,25 @@ class Frozen:
 
     def columns_av(self) -> Sequence[Table]:
         """Gain and offset of the counters, one per sub-tile and feature: `[H_kv, J, D]` each."""
-        tiles = torch.arange(self.array.n_tiles, device=self.device)
-        gain, offset = self.noise.column_gain, self.noise.column_offset
-
-        def make() -> list[Table]:
-            at = self.n_kv_heads, tiles, self.head_size, self.dtype
-            return [
-                gain * self.chip.column_gain_av(*at) if gain else None,
-                offset * self.chip.column_offset_av(*at) if offset else None,
-            ]
-
-        return self._kept(make, "columns_av", gain, offset)
+        return self._counters("columns_av", self.head_size, slice(None))
 
     def columns_of_sum(self) -> Sequence[Table]:
         """Gain and offset of the normaliser columns' counters, one per sub-tile, behind those of the features: `[H_kv,
         J, 1]` each."""
+        return self._counters("columns_of_sum", self.head_size + 1, slice(-1, None))
+
+    def _counters(self, name: str, n_columns: int, which: slice) -> Sequence[Table]:
         tiles = torch.arange(self.array.n_tiles, device=self.device)
         gain, offset = self.noise.column_gain, self.noise.column_offset
 
         def make() -> list[Table]:
-            at = self.n_kv_heads, tiles, self.head_size + 1, self.dtype
+            at = self.n_kv_heads, tiles, n_columns, self.dtype
             return [
-                gain * self.chip.column_gain_av(*at)[..., -1:] if gain else None,
-                offset * self.chip.column_offset_av(*at)[..., -1:] if offset else None,
+                gain * self.chip.column_gain_av(*at)[..., which] if gain else None,
+                offset * self.chip.column_offset_av(*at)[..., which] if offset else None,
             ]
 
-        return self._kept(make, "columns_of_sum", gain, offset)
+        return self._kept(make, name, gain, offset)
 
     def _drawn_mismatch(self, array: ArrayId) -> list[Tensor | None]:
         gain, offset_v = self.noise.mismatch_gain, self.noise.mismatch_offset_v

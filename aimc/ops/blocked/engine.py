@@ -22,6 +22,7 @@ from aimc.ops.blocked.whole import Whole, fitting_kernels, one_thread_each
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
+from aimc.ops.effects.normaliser import reciprocal
 from aimc.ops.effects.protection import digital_pulses, has_memory, sink_tokens
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import converter_gradient, scaled, scaler_gradient
@@ -208,8 +209,7 @@ class _Read:
         self.pulse = None
         if heads.hardware.normaliser.is_on:
             self.pulse = reader.pulse(run, self.widths)
-            self.normaliser = self.pulse.total.clamp(min=heads.hardware.normaliser.least).reciprocal_()
-            self.normaliser = self.normaliser.view(*pulses.shape[:3], 1)
+            self.normaliser = reciprocal(self.pulse.total, heads)
         self.out = self._without_padding(self.total if self.normaliser is None else self.total * self.normaliser)
 
     def back(self, upstream: Tensor) -> None:
@@ -226,7 +226,7 @@ class _Read:
         if digital is not None:
             torch.bmm(of_total, digital.values.mT, out=of_widths[..., n_columns:])
         if self.pulse is not None and of_normaliser is not None:
-            reader.back_through_pulse(run, self.pulse, self._by_array(of_normaliser), of_widths)
+            reader.back_through_pulse(run, self.pulse, of_normaliser, of_widths)
         of_lost = None
         if self.lost is not None:
             of_lost = of_total.view(upstream.shape).sum(dim=-1, keepdim=True) * reader.resting_output

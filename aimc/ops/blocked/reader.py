@@ -19,6 +19,7 @@ from aimc.ops.blocked.stored import Cells, Stored
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import adc_
 from aimc.ops.effects.noise import ArrayId
+from aimc.ops.effects.normaliser import charge_of_sum
 from aimc.ops.effects.protection import protected_tokens
 from aimc.ops.effects.random import Lanes
 
@@ -26,10 +27,10 @@ from aimc.ops.effects.random import Lanes
 class PulseRead(NamedTuple):
     """What the counters of the normaliser columns are given, and what they say."""
 
-    counts: Tensor
-    """In full scales, before the counters, `[P, J, G·T', 1]`."""
+    charge: Tensor
+    """In full scales, `[B, H, T', J]`."""
     total: Tensor
-    """Σφ of all sub-tiles and of the digital memory, `[P, G·T', 1]`."""
+    """Σφ of all sub-tiles and of the digital memory, `[B, H, T', 1]`."""
 
 
 class Reader:
@@ -152,8 +153,7 @@ class Reader:
             offset = values.column_offset[:, first : first + n_tiles, None]  # [H_kv, J, 1, D]
             counts.view(heads.n_batch, heads.n_kv_heads, *counts.shape[1:]).add_(offset)
         if self.noise_av is not None:
-            sizes, groups = heads.hardware.array, (heads.n_kv_heads, heads.group)
-            tiles = run.tokens[: run.n_line : sizes.rows] % sizes.window // sizes.rows
+            groups, tiles = (heads.n_kv_heads, heads.group), self._tile_numbers(run)
             by_tile = counts.view(heads.n_batch, heads.n_kv_heads, n_tiles, heads.group, n_rows, -1).movedim(2, 0)
             lanes = Lanes(self.noise_av.state[..., run.start : run.stop, :].unflatten(2, groups))
             lanes = lanes.absorbing(tiles[:, None, None, None, None, None])
@@ -171,54 +171,48 @@ class Reader:
     def pulse(self, run: Run, widths: Tensor) -> PulseRead:
         """What the normaliser columns read of the widths `[P, G·T', S]`."""
         heads, normaliser = self.heads, self.heads.hardware.normaliser
-        counts = torch.empty(0)
-        for own in self._tiles_of(run, widths):
-            of_tiles = own.sum(dim=-1, keepdim=True).div_(normaliser.full_scale)  # [P, J', G·T', 1]
-            if not counts.numel():
-                counts = of_tiles
-            else:
-                counts[:, counts.shape[1] - of_tiles.shape[1] :] += of_tiles
-        groups, n_rows = (heads.n_kv_heads, heads.group), run.stop - run.start
-        by_head = counts.view(heads.n_batch, heads.n_kv_heads, *counts.shape[1:])
-        tiles = run.tokens[: run.n_line : heads.hardware.array.rows] % heads.hardware.array.window
-        tiles = tiles // heads.hardware.array.rows
-        gain, offset = heads.column_tables_of_sum(tiles)
-        if gain is not None:
-            by_head.mul_(1.0 + gain[:, :, None])
-        if offset is not None:
-            by_head.add_(offset[:, :, None])
-        if (noise := heads.read_noise_of_sum(run.rows, tiles)) is not None:  # [J, B, H, T', 1]
-            by_tile = noise.unflatten(2, groups).movedim(0, 2)  # [B, H_kv, J, G, T', 1]
-            by_head.add_(by_tile.reshape(*by_head.shape[:3], heads.group * n_rows, 1))
-        counted = adc_(counts.clone(), normaliser.counter)
-        self._clear_unused(run, counted)
-        total = counted.sum(dim=1).mul_(normaliser.full_scale)
+        line, *oldest = self._tiles_of(run, widths)
+        sums = line.sum(dim=-1)  # [B, H, T', J]
+        for of_last in oldest:
+            sums[..., -of_last.shape[-2] :] += of_last.sum(dim=-1)
+        charge = charge_of_sum(heads, sums, run.rows, self._tile_numbers(run))
+        counted = adc_(charge.clone(), normaliser.counter)
+        self._clear_unused(run, self._as_counts(counted))
+        total = counted.sum(dim=-1, keepdim=True).mul_(normaliser.full_scale)
         if widths.shape[-1] > run.n_columns:
-            total += widths[..., run.n_columns :].sum(dim=-1, keepdim=True)
-        return PulseRead(counts, total)
+            total += widths[..., run.n_columns :].sum(dim=-1).view_as(total)
+        return PulseRead(charge, total)
 
     def back_through_pulse(self, run: Run, pulse: PulseRead, of_normaliser: Tensor, out: Tensor) -> None:
-        """Add what the normaliser's gradient `[P, G·T', 1]` says of the widths to their gradient `[P, G·T', S]`."""
-        heads, normaliser = self.heads, self.heads.hardware.normaliser
+        """Add what the normaliser's gradient `[B, H, T', 1]` says of the widths to their gradient `[P, G·T', S]`."""
+        normaliser = self.heads.hardware.normaliser
         divides = pulse.total >= normaliser.least
         of_total = (-of_normaliser / pulse.total.square()).masked_fill_(~divides, 0.0)
-        grad = inside(pulse.counts, normaliser.counter.v_min, normaliser.counter.v_max).mul_(of_total[:, None])
-        self._clear_unused(run, grad)
-        tiles = run.tokens[: run.n_line : heads.hardware.array.rows] % heads.hardware.array.window
-        gain, _ = heads.column_tables_of_sum(tiles // heads.hardware.array.rows)
+        grad = inside(pulse.charge, normaliser.counter.v_min, normaliser.counter.v_max).mul_(of_total)
+        self._clear_unused(run, self._as_counts(grad))
+        gain, _ = self.heads.column_errors_of_sum(self._tile_numbers(run))
         if gain is not None:
-            grad.view(heads.n_batch, heads.n_kv_heads, *grad.shape[1:]).mul_(1.0 + gain[:, :, None])
+            grad.mul_(1.0 + gain.mT)
         for of_widths in self._tiles_of(run, out):
-            of_widths += grad[:, grad.shape[1] - of_widths.shape[1] :]
+            of_widths += grad[..., -of_widths.shape[-2] :, None]
         if out.shape[-1] > run.n_columns:
-            out[..., run.n_columns :] += of_total
+            out[..., run.n_columns :] += of_total.view(*out.shape[:2], 1)
 
     def _tiles_of(self, run: Run, x: Tensor) -> list[Tensor]:
-        """The columns of `[P, G·T', S]` as `[P, J, G·T', R]`: those of the line, and the oldest where there are any,
+        """The columns of `[P, G·T', S]` as `[B, H, T', J, R]`: those of the line, and the oldest where there are any,
         which are in the last sub-tiles of the line."""
-        rows = self.heads.hardware.array.rows
-        parts = [x[..., : run.n_line], x[..., run.n_line : run.n_columns]]
-        return [part.unflatten(-1, (-1, rows)).transpose(1, 2) for part in parts if part.shape[-1]]
+        by_head = x.view(self.heads.n_batch, self.heads.n_heads, run.stop - run.start, -1)
+        parts = by_head[..., : run.n_line], by_head[..., run.n_line : run.n_columns]
+        return [part.unflatten(-1, (-1, self.heads.hardware.array.rows)) for part in parts if part.shape[-1]]
+
+    def _as_counts(self, x: Tensor) -> Tensor:
+        """`[B, H, T', J]` seen as the counts of one feature, `[P, J, G·T', 1]`."""
+        return x.view(self.n_arrays, -1, x.shape[-1]).mT[..., None]
+
+    def _tile_numbers(self, run: Run) -> Tensor:
+        """Those of the sub-tiles of a run's line, `[J]`."""
+        array = self.heads.hardware.array
+        return run.tokens[: run.n_line : array.rows] % array.window // array.rows
 
     def back_through_counters(self, run: Run, counts: Tensor, of_total: Tensor) -> Tensor:
         """From the gradient of :meth:`total` to that of :meth:`counts`, straight through inside the counters' range."""

@@ -19,7 +19,7 @@ from aimc.ops.effects.activation import activation
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac
 from aimc.ops.effects.noise import ArrayId, with_noise
-from aimc.ops.effects.normaliser import reciprocal
+from aimc.ops.effects.normaliser import counted_pulse, reciprocal
 from aimc.ops.effects.protection import Memory, digital_charge, digital_pulses, digital_sum, protected_tokens
 from aimc.ops.effects.pruning import kept_in_memory, weights_of_kept
 from aimc.ops.heads import Heads
@@ -150,19 +150,10 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     if memory is not None:
         out = out + digital_sum(heads, of_memory[0], memory)
     if hardware.normaliser.is_on:
-        pulse = _counted_pulse(heads, phi, row, n_tiles)
+        of_tiles = phi.unflatten(-1, (n_tiles, -1)).sum(dim=-1)  # [B, H, 1, J]
+        pulse = counted_pulse(heads, of_tiles, row, torch.arange(n_tiles, device=heads.device))
         normaliser = reciprocal(pulse if memory is None else pulse + of_memory[0].sum(dim=-1, keepdim=True), heads)
     return out if normaliser is None else out * normaliser
-
-
-def _counted_pulse(heads: Heads, phi: Tensor, row: Tensor, n_tiles: int) -> Tensor:
-    """Σφ of the pulses `[B, H, 1, S]` as the normaliser columns of all sub-tiles in use read it: `[B, H, 1, 1]`."""
-    normaliser, tiles = heads.hardware.normaliser, torch.arange(n_tiles, device=heads.device)
-    counts = phi.unflatten(-1, (n_tiles, -1)).sum(dim=-1) / normaliser.full_scale  # [B, H, 1, J]
-    counts = with_columns(counts, *(None if x is None else x.mT for x in heads.column_errors_of_sum(tiles)))
-    noise = heads.read_noise_of_sum(row, tiles)  # [J, B, H, 1, 1]
-    counts = with_noise(counts, None if noise is None else noise[..., 0].movedim(0, -1))
-    return adc(counts, normaliser.counter).sum(dim=-1, keepdim=True) * normaliser.full_scale
 
 
 def _read_selected(

@@ -14,24 +14,29 @@ if TYPE_CHECKING:
     from aimc.ops.heads import Heads
 
 
-def counted_pulse(heads: Heads, phi: Tensor, rows: Tensor, tile: Tensor) -> Tensor:
-    """Σφ of one sub-tile as its counter reads it, in pulses of full length.
+def charge_of_sum(heads: Heads, pulse: Tensor, rows: Tensor, tiles: Tensor) -> Tensor:
+    """What the normaliser columns' counters are given, in full scales, with column errors and read noise.
 
     Args:
         heads: sizes, hardware, chip and noise.
-        phi: pulses into the sub-tile, `[B, H, T', S]`.
-        rows: the queries that read it, `[T']`.
-        tile: its number, `[1]`.
+        pulse: Σφ of sub-tiles, in pulses of full length, `[B, H, T', J]`.
+        rows: the queries that read them, `[T']`.
+        tiles: their numbers, `[J]`.
 
     Returns:
-        `[B, H, T', 1]`.
+        `[B, H, T', J]`.
     """
+    charge = pulse / heads.hardware.normaliser.full_scale
+    charge = with_columns(charge, *(None if x is None else x.mT for x in heads.column_errors_of_sum(tiles)))
+    noise = heads.read_noise_of_sum(rows, tiles)  # [J, B, H, T', 1]
+    return with_noise(charge, None if noise is None else noise[..., 0].movedim(0, -1))
+
+
+def counted_pulse(heads: Heads, pulse: Tensor, rows: Tensor, tiles: Tensor) -> Tensor:
+    """Σφ as the counters read it, all sub-tiles together, `[B, H, T', 1]`; arguments as for :func:`charge_of_sum`."""
     normaliser = heads.hardware.normaliser
-    counts = phi.sum(dim=-1, keepdim=True) / normaliser.full_scale
-    counts = with_columns(counts, *heads.column_errors_of_sum(tile))
-    noise = heads.read_noise_of_sum(rows, tile)
-    counts = with_noise(counts, None if noise is None else noise[0])
-    return adc(counts, normaliser.counter) * normaliser.full_scale
+    counts = adc(charge_of_sum(heads, pulse, rows, tiles), normaliser.counter)
+    return counts.sum(dim=-1, keepdim=True) * normaliser.full_scale
 
 
 def reciprocal(pulse: Tensor, heads: Heads) -> Tensor:
