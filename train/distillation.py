@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .errors import RunError
+
+TOKENS_TOGETHER = 2048
+"""Tokens whose predictions are compared at once: log-probabilities of a vocabulary of 50,000 are 0.4 GB then, and none
+are kept for the backward pass, which computes them again. Fewer tokens than these are compared in one go."""
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, reverse_share: float = 0.0) -> Tensor:
@@ -21,19 +26,30 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, rever
         temperature: both are divided by it.
         reverse_share: ρ.
     """
-    drawn = (student.float() / temperature).log_softmax(-1)  # [B, T, V]
+    drawn, wanted = (x.flatten(0, -2).split(TOKENS_TOGETHER) for x in (student, teacher))  # [N, V] each
+    n_tokens = sum(len(part) for part in drawn)
+    settings = (temperature, reverse_share)
+    if len(drawn) == 1:
+        total = _sum_of_kl(drawn[0], wanted[0], *settings)
+    else:
+        parts = [
+            checkpoint(_sum_of_kl, *of_part, *settings, use_reentrant=False, preserve_rng_state=False)
+            for of_part in zip(drawn, wanted, strict=True)
+        ]
+        total = torch.stack(parts).sum()
+    return temperature**2 * total / n_tokens
+
+
+def _sum_of_kl(student: Tensor, teacher: Tensor, temperature: float, reverse_share: float) -> Tensor:
+    """Of logits `[N, V]`, the sum over tokens."""
+    drawn = (student.float() / temperature).log_softmax(-1)
     wanted = (teacher.float() / temperature).log_softmax(-1)
     loss = torch.zeros((), device=student.device)
     if reverse_share < 1:
-        loss = (1 - reverse_share) * _mean_kl(wanted, drawn)
+        loss = (1 - reverse_share) * kl_div(drawn, wanted, log_target=True, reduction="sum")
     if reverse_share > 0:
-        loss = loss + reverse_share * _mean_kl(drawn, wanted)
-    return temperature**2 * loss
-
-
-def _mean_kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p‖q) of log-probabilities, mean over tokens."""
-    return kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+        loss = loss + reverse_share * kl_div(wanted, drawn, log_target=True, reduction="sum")
+    return loss
 
 
 def hidden_distance(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from aimc.models.arrays import gain_cell_layers, has_arrays
 from aimc.models.substrates import substrates_under
 
 from .errors import RunError
-from .models import load_any
+from .models import load_any, on_accelerator
 from .pretrained import load_digital
 from .report import add_results, write_results
 from .tables import Say, ablation_table, agreement_table, announced, sweep_table
@@ -53,7 +53,7 @@ def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
             f"checkpoint={checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
             " name a converted model"
         )
-    return model
+    return on_accelerator(model)
 
 
 def text_of(settings: EvaluationConfig, model: PretrainedConfig) -> tuple[Tensor, Measurement]:
@@ -93,7 +93,7 @@ def digital_of(settings: EvaluationConfig, model: PreTrainedModel) -> Reference:
         require_reference(model, reference.model)
     except ValueError as error:
         raise RunError(f"digital={reference.name}: {error}") from error
-    return reference
+    return Reference(on_accelerator(reference.model), reference.name)
 
 
 def measure(

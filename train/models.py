@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import PartialState
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -20,6 +21,7 @@ from aimc.models.checkpoint import is_converted
 from aimc.models.families import attention_layers
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
+from aimc.static.tiles import has_static
 
 from .errors import RunError
 from .pretrained import is_model_file, load_digital
@@ -107,6 +109,13 @@ def digest_of(folder: Path, stage: str) -> str:
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(file.read_bytes())
     return f"{stage}-{digest.hexdigest()[:16]}"
+
+
+def on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
+    """A model that is only measured, moved to the accelerator if there is one; static tiles stay where they are."""
+    if has_static(model):
+        return model
+    return model.to(PartialState().device)  # type: ignore[arg-type]
 
 
 def load_any(folder: str) -> PreTrainedModel:

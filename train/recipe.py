@@ -67,6 +67,10 @@ class Recipe:
 
     steps: int = number(100, least=0)
     """Optimiser steps."""
+    minutes: float | None = number(None, above=0)
+    """Wall-clock minutes of the training, with validation and checkpoints in between: the learning rate falls by the
+    clock then, and training ends with it, or after `steps` where that is sooner. A control that trains by the same
+    recipe gets as long, not as many tokens. null: steps alone."""
     batch_size: int = number(16, least=1)
     """Sequences a device and micro-step."""
     accumulate: int = number(1, least=1)
@@ -119,6 +123,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.minutes is not None and self.noise.ramp:
+            raise RunError(
+                f"minutes={self.minutes}: noise.ramp={self.noise.ramp} is a share of the steps, and how many there will"
+                " be nobody knows; set one of the two to its default (null, 0)"
+            )
 
     @property
     def has_teacher(self) -> bool:

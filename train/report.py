@@ -42,7 +42,7 @@ def evaluate_run(run: Run) -> None:
         raise RunError(f"output_dir={root}: no analog model to evaluate; run stage=pipeline first")
     run.say(f"[bold]evaluate[/]: non-idealities of the {last} model over {run.measurement.chips} chips")
     sweep = nonideality_sweep(
-        load_analog(root / STAGES[last].folder),
+        load_analog(root / STAGES[last].folder).to(run.device),  # type: ignore[arg-type]
         run.text,
         run.config.nonideality,
         run.measurement,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -64,6 +65,11 @@ class Run:
         """Where the stage keeps what it resumes from."""
         return self.config.folder / ".work" / self.stage.folder
 
+    @property
+    def device(self) -> torch.device:
+        """Where its models compute: this process's accelerator if there is one and `trainer.device` allows it."""
+        return PartialState().device
+
     def input(self, needed: str) -> Path:
         """The folder of another stage's model: this run's, or else the one that `previous` names.
 
@@ -81,13 +87,14 @@ class Run:
         )
 
     def model_of(self, needed: str) -> PreTrainedModel:
-        """Another stage's model.
+        """Another stage's model, on the run's device.
 
         Raises:
             RunError: there is none, or it cannot be loaded.
         """
         folder = self.input(needed)
-        return load_analog(folder) if STAGES[needed].analog else load_digital(str(folder), "input")
+        model = load_analog(folder) if STAGES[needed].analog else load_digital(str(folder), "input")
+        return model.to(self.device)  # type: ignore[arg-type]
 
     def teacher(self, recipe: str | None = None) -> PreTrainedModel | None:
         """The digital model that a recipe, the stage's own unless named, draws the loss to; None: it does not."""

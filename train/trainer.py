@@ -21,6 +21,7 @@ from aimc.hardware import Noise
 from aimc.static.tiles import follow_optimizer, has_static
 
 from .callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal
+from .clock import Clock, is_over
 from .distillation import divergence, hidden_distance, require_teacher
 from .errors import RunError
 from .groups import frozen, set_rates
@@ -119,7 +120,7 @@ def _train(
     for callback in (interrupt, MarkComplete(), *training.callbacks):
         trainer.add_callback(callback)
     checkpoint = last_complete(training.folder)
-    if checkpoint is not None and int(checkpoint.rpartition("-")[2]) >= recipe.steps:
+    if checkpoint is not None and is_over(checkpoint, recipe.steps, recipe.minutes):
         # Killed after the last step: the trainer would make one step more before it sees that none is left.
         trainer._load_from_checkpoint(checkpoint)
         trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
@@ -132,6 +133,8 @@ def _train(
                 trainer.train(resume_from_checkpoint=checkpoint)
         finally:
             trainer.noise.take_off()
+            # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     if interrupt.caught:
         raise Interrupted(
             f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder}; the"
@@ -217,7 +220,9 @@ class HardwareAwareTrainer(Trainer):
         self.noise = NoiseSchedule(
             cast(PreTrainedModel, self.model), training.recipe, training.nonideality, training.seed
         )
+        self.clock = Clock(training.recipe.steps, training.recipe.minutes)
         self.add_callback(self.noise)
+        self.add_callback(self.clock)
         self._last_log = (time.perf_counter(), 0)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -234,6 +239,19 @@ class HardwareAwareTrainer(Trainer):
         if fresh and has_static(cast(PreTrainedModel, self.model)):
             follow_optimizer(cast(PreTrainedModel, self.model), optimizer)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """As the parent, or by the clock."""
+        recipe, clock = self.training.recipe, self.clock
+        if recipe.minutes is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or cast(torch.optim.Optimizer, self.optimizer),
+            lambda step: clock.rate(step, warmup_steps, recipe.min_lr_ratio),
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """Matrices only: neither norms and biases nor the scalers of the arrays are pulled towards zero."""
@@ -255,10 +273,10 @@ class HardwareAwareTrainer(Trainer):
         if self.teacher is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         recipe = self.training.recipe
-        hidden_weight = recipe.hidden_weight * (1 - self.state.global_step / recipe.steps)
+        hidden_weight = recipe.hidden_weight * (1 - self.clock.share(self.state.global_step))
         extra = {"output_hidden_states": True} if hidden_weight else {}
         loss, outputs = super().compute_loss(model, {**inputs, **extra}, True, num_items_in_batch)
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():  # the model itself is wrapped in it, its teacher is not
             wanted = self.teacher(input_ids=inputs["input_ids"], **extra)
         # The parent's loss may be this micro-batch's share of a mean over the whole step.
         micro_steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
@@ -298,6 +316,8 @@ class HardwareAwareTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.training.recipe.minutes is not None:
+            logs["seconds"] = round(self.clock.spent_s, 3)
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             before, step_before = self._last_log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ class Training:
     weight_decay: float
     max_grad_norm: float
     patience: int | None
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         for name, usual in (("steps", "80"), ("patience", "10, or None for all steps")):
@@ -42,6 +44,13 @@ class Training:
                 raise ValueError(f"{name}={value}: must be a finite number above 0; {usual} is usual")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay={self.weight_decay}: must be a finite number of at least 0; 0 is usual")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes={self.minutes}: must be a finite number above 0; None makes all steps")
+        if self.minutes is not None and self.own_stream:
+            raise ValueError(
+                f"own_stream={self.own_stream}: a share of the steps, and how many there will be in"
+                f" minutes={self.minutes} nobody knows; set own_stream=0 or minutes=None"
+            )
         if not 0 <= self.own_stream <= 1:
             raise ValueError(
                 f"own_stream={self.own_stream}: a share of the steps, so at least 0 and at most 1; a third is usual"
@@ -52,9 +61,14 @@ class Training:
         """The first step on the model's own hidden states."""
         return self.steps - round(self.own_stream * self.steps)
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step as a share of the first: half a cosine."""
-        return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+    def share(self, step: int, spent_s: float) -> float:
+        """Share of the training that is over, by steps or by the clock."""
+        of_time = 0.0 if self.minutes is None else spent_s / (60 * self.minutes)
+        return min(1.0, max(step / self.steps, of_time))
+
+    def rate(self, share: float) -> float:
+        """Learning rate as a share of the first: half a cosine."""
+        return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 class Trainer:
@@ -62,6 +76,7 @@ class Trainer:
 
     def __init__(self, model: PreTrainedModel, reference: PreTrainedModel, blocks: list[Block], training: Training):
         self.model, self.reference, self.blocks, self.training = model, reference, blocks, training
+        self._started: float | None = None
         rates = (training.scaler_learning_rate, training.learning_rate)
         self.optimisers = [
             torch.optim.AdamW(
@@ -76,11 +91,19 @@ class Trainer:
             for block in blocks
         ]
 
+    def share(self, number: int) -> float:
+        """Share of the training that is over before step `number`; the clock runs from the first time that is asked."""
+        now = perf_counter()
+        if self._started is None:
+            self._started = now
+        return self.training.share(number, now - self._started)
+
     def step(self, number: int, batch: dict[str, Tensor]) -> float:
         """Every block takes step `number` on the batch; returns the mean of their errors before it."""
+        rate = self.training.rate(self.share(number))
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = group["first_lr"] * self.training.rate(number)
+                group["lr"] = group["first_lr"] * rate
         own = number >= self.training.own_from
         errors = (self._on_own_stream if own else self._on_reference)(batch)
         mean = float(torch.stack(errors).mean())

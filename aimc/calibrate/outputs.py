@@ -33,6 +33,7 @@ def match_outputs(
     batches: Batches,
     *,
     steps: int = 80,
+    minutes: float | None = None,
     learning_rate: float = 3e-3,
     scaler_learning_rate: float = 1e-2,
     own_stream: float = 0.0,
@@ -56,6 +57,8 @@ def match_outputs(
         batches: token ids `[B, T]`, or the keyword arguments of the model's forward, with an `attention_mask` where
             there is padding. All are read once, in an order drawn from `seed`, then all again.
         steps: batches trained on; every layer takes one step on each.
+        minutes: wall-clock time of the steps: learning rates fall by the clock then, and training ends with it, or
+            after `steps` where that is sooner; not with `own_stream`. None: steps alone.
         learning_rate: first one of the projections; on the shipped model 2e-3 and 3e-3 do equally well, 1e-3 is slower,
             and 6e-3 and above do damage.
         scaler_learning_rate: first one of the parameters of the layer on arrays.
@@ -85,6 +88,7 @@ def match_outputs(
         weight_decay=weight_decay,
         max_grad_norm=max_grad_norm,
         patience=patience,
+        minutes=minutes,
     )
     blocks = paired_blocks(model, reference)
     text = _checked(batches, reference)
@@ -114,6 +118,8 @@ def _train(trainer: Trainer, text: list[dict[str, Tensor]], seed: int, report: O
                 report.n_tokens += _n_tokens(batch)
                 bar.set_postfix(error=f"{errors[-1]:.3f}", refresh=False)
                 bar.update()
+                if training.minutes is not None and trainer.share(step + 1) == 1.0:
+                    break
                 if _is_level(errors, training.patience) and step != phase[-1]:
                     report.stopped_early = True
                     break

@@ -16,6 +16,8 @@ UNSCORED = -100
 MOST_LOGITS = 2**26
 """Logits computed together, 256 MiB of float32: more than one window of 1,024 tokens and a vocabulary of 49,152, and
 every batch of the models that ship."""
+ON_ACCELERATORS = 8
+"""Times as many anywhere but on a CPU, where a short batch leaves most of the device idle."""
 
 
 def window_of(model: PreTrainedModel, measurement: Measurement) -> tuple[int, int]:
@@ -59,7 +61,8 @@ def checked_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 def windows_together(model: PreTrainedModel, context: int, batch_size: int) -> int:
     """Windows that are computed together: `batch_size`, or as many as :data:`MOST_LOGITS` allows, but one at least."""
-    return max(1, min(batch_size, MOST_LOGITS // (context * model.config.vocab_size)))
+    most = MOST_LOGITS if model.device.type == "cpu" else ON_ACCELERATORS * MOST_LOGITS
+    return max(1, min(batch_size, most // (context * model.config.vocab_size)))
 
 
 def windows(tokens: Tensor, context: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

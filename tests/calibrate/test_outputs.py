@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -189,6 +190,15 @@ def test_early_stop(analog: PreTrainedModel, digital: PreTrainedModel, text: lis
     assert not _is_level([4.0, 4.0, 3.0, 3.0], 2) and _is_level([4.0, 4.0, 4.0, 3.95], 2)
 
 
+def test_by_the_clock(
+    analog: PreTrainedModel, digital: PreTrainedModel, text: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two looks a step, each a second after the one before."""
+    monkeypatch.setattr("aimc.calibrate.output_training.perf_counter", itertools.count().__next__)
+    report = aimc.match_outputs(analog, digital, text, steps=1000, minutes=0.1)
+    assert report.steps == 4 and not report.stopped_early
+
+
 def test_shared_and_frozen_parameters_stay(
     analog: PreTrainedModel, digital: PreTrainedModel, text: list[torch.Tensor]
 ) -> None:
@@ -224,6 +234,8 @@ def test_layers_that_stay_digital_are_left_out(digital: PreTrainedModel, text: l
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1"),
         ({"own_stream": 1.5}, "own_stream=1.5: a share of the steps"),
+        ({"minutes": 0.0}, "minutes=0.0: must be a finite number above 0"),
+        ({"minutes": 1.0, "own_stream": 0.5}, "own_stream=0.5: a share of the steps, and how many"),
     ],
 )
 def test_bad_settings(

@@ -197,6 +197,11 @@ def test_block_sizes_change_nothing(work_buffer_bytes, span, monkeypatch):
     assert_agree(machine(64, 16, noise=ALL_NOISE), 200)
 
 
+def test_runs_as_long_as_on_an_accelerator_change_nothing(monkeypatch):
+    monkeypatch.setattr(blocked_engine, "LENGTH", blocked_engine.LENGTH_ON_ACCELERATORS)
+    assert_agree(machine(256, 16, noise=ALL_NOISE), 600)
+
+
 @pytest.mark.parametrize("T", [1, 7, 8, 9, 31, 32, 33, 100])
 @pytest.mark.parametrize("length", [1, 3, 8, 24, 10**6])
 def test_every_visible_score_is_read_once_and_little_else(T, length):

@@ -102,6 +102,64 @@ def test_the_divergence_is_what_it_says() -> None:
     assert divergence(student, teacher, temperature=2.0).item() == pytest.approx(4 * soft / 2)
 
 
+def test_the_divergence_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(2, 5, 7, dtype=torch.bfloat16)
+    found = []
+    for together in (100, 3):
+        monkeypatch.setattr("train.distillation.TOKENS_TOGETHER", together)
+        student = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        loss = divergence(student, teacher, temperature=1.5, reverse_share=0.25)
+        loss.backward()
+        found.append((loss.detach(), student.grad))
+    torch.testing.assert_close(found[1], found[0])
+
+
+# --- clock
+
+
+class Seconds:
+    """A clock that goes on by as much at each look."""
+
+    def __init__(self, a_look: float) -> None:
+        self.now, self.a_look = 0.0, a_look
+
+    def __call__(self) -> float:
+        self.now += self.a_look
+        return self.now
+
+
+def test_a_run_by_the_clock_ends_with_it_and_so_does_its_rate(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.clock.perf_counter", Seconds(1.0))
+    fields = {"steps": 1000, "minutes": 0.5, "min_lr_ratio": 0.0, "log_every": 1, "eval_every": 1000}
+    parts.train(tmp_path, **fields)
+    lines = [line for line in parts.log if "learning_rate" in line]
+    assert 10 <= len(lines) <= 16  # two looks a step
+    assert lines[-1]["seconds"] >= 30 > lines[-2]["seconds"]
+    assert lines[-1]["learning_rate"] < 3e-3 * 0.02
+    assert lines[len(lines) // 2]["learning_rate"] == pytest.approx(1.5e-3, rel=0.3)
+    assert [line["step"] for line in parts.log if "eval_loss" in line] == [lines[-1]["step"]]
+
+
+def test_a_run_by_the_clock_that_was_killed_gets_what_is_left(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.clock.perf_counter", Seconds(1.0))
+    fields = {"steps": 1000, "minutes": 0.5, "log_every": 1, "eval_every": 1000, "save_every": 5}
+    at_step(monkeypatch, 6, kill)
+    with pytest.raises(Killed):
+        parts.train(tmp_path, **fields)
+    monkeypatch.undo()
+    monkeypatch.setattr("train.clock.perf_counter", Seconds(1.0))
+    model = parts.train(tmp_path, **fields)
+    steps = [line["step"] for line in parts.log if "learning_rate" in line]
+    assert 10 <= steps[-1] <= 16
+    assert same_weights(model.state_dict(), parts.train(tmp_path, **fields).state_dict())
+    assert [line["step"] for line in parts.log if "learning_rate" in line][-1] == steps[-1]
+
+
 def test_hidden_states_are_compared_by_their_direction() -> None:
     first = torch.randn(2, 3, 4)
     turned = torch.tensor([[[0.0, 5.0]]]), torch.tensor([[[1.0, 1.0]]])

@@ -179,6 +179,10 @@ def test_mixed_precision_trains_and_saves_float32(tmp_path: Path, base: Path, co
         for f in (tmp_path, base)
     ]
     assert values[0] == pytest.approx(values[1], rel=0.02)
+    config = compose(tmp_path)
+    text = prepare(config.data, None, config.model.n_positions).tensor("test", config.measure.tokens)
+    measured = aimc.perplexity(aimc.from_pretrained(tmp_path / "linear", dtype=torch.float32), text)
+    assert values[0] == pytest.approx(float(measured), rel=1e-5)  # in the precision in which it was saved
     assert any(not mixed[name].equal(full[name]) for name in full)
 
 

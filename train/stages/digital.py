@@ -14,7 +14,7 @@ def run(run: Run) -> StageResult:
     """Load it, or train it from scratch, or both."""
     from ..models import digital_model, require_convertible
 
-    model = digital_model(run.config.model, run.data.tokenizer, run.config.seed)
+    model = digital_model(run.config.model, run.data.tokenizer, run.config.seed).to(run.device)  # type: ignore[arg-type]
     if run.config.stage.name == "pipeline":
         require_convertible(model)
     history = run.train(model)

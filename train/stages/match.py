@@ -32,6 +32,7 @@ def run(run: Run) -> StageResult:
             reference,
             run.sequences("match"),
             steps=recipe.steps,
+            minutes=recipe.minutes,
             learning_rate=recipe.learning_rate * factors.attention,
             scaler_learning_rate=recipe.learning_rate * factors.scalers,
             max_grad_norm=recipe.max_grad_norm,

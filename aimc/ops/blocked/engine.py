@@ -34,6 +34,8 @@ ON_ACCELERATORS = 2**28
 """The same anywhere but on a CPU: calls are dear there."""
 LENGTH = 64
 """Queries that a run has at least, where sub-tiles are shorter: fewer cost more calls, more read above the diagonal."""
+LENGTH_ON_ACCELERATORS = 256
+"""The same anywhere but on a CPU."""
 SPAN = 2048
 """Queries whose tokens are prepared together."""
 
@@ -278,7 +280,8 @@ def _parts(call: Call) -> list[Call]:
 def _length(heads: Heads) -> int:
     """Queries of a run."""
     rows = heads.hardware.array.rows
-    several = 1 if heads.leaks_apart else max(LENGTH // rows, 1)  # moments are chosen for a sub-tile
+    length = LENGTH if heads.device.type == "cpu" else LENGTH_ON_ACCELERATORS
+    several = 1 if heads.leaks_apart else max(length // rows, 1)  # moments are chosen for a sub-tile
     return min(rows * several, longest_span(heads))
 
 
