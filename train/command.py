@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from .configs import checked, register
-from .errors import RunError
+from .errors import RESUME, RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .spellings import respelled
 from .sweep import folder_of_job
@@ -92,9 +93,20 @@ def run_command(work: Callable[[], None]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of loading and saving; the trainer has its own
     for noisy in ("wandb", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: whatever holds a lock lets go of it, and the status says: go on
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
     try:
         work()
     except RunError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted before there was anything to save; the same command starts again")
+        sys.stderr.write(f"{'stopped' if error.status == RESUME else 'error'}: {error}\n")
+        sys.exit(error.status)
+    except KeyboardInterrupt as stop:
+        what = f" by {stop}" if str(stop) else ""
+        sys.stderr.write(f"stopped{what} outside of training; what is finished is kept, the same command goes on\n")
+        sys.exit(RESUME)
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,9 @@ _UNSTABLE_PACKAGES = {
 }
 """Parts of the standard library that come and go between Python builds, or are not prose."""
 _SHORTEST_DOCSTRING = 40
+LONGEST_WORD = 1000
+"""Characters without a space between them, or spaces without a character, that are tokenised together."""
+_ENDLESS = re.compile(rf"\S{{{LONGEST_WORD + 1},}}|\s{{{LONGEST_WORD + 1},}}")
 
 Document = tuple[str, str]
 
@@ -170,6 +174,18 @@ def _split_one_file(text: str) -> Iterator[Document]:
     ]
     for split, start, stop in zip(SPLITS, cuts, cuts[1:], strict=False):
         yield split, text[start:stop]
+
+
+def pieces(text: str) -> list[str]:
+    """A document in pieces that can be tokenised one by one: whole, but for words without end, whose tokens would take
+    time by the square of their length."""
+    cut: list[str] = []
+    start = 0
+    for word in _ENDLESS.finditer(text):
+        for stop in range(word.start() + LONGEST_WORD, word.end() + 1, LONGEST_WORD):
+            cut.append(text[start:stop])
+            start = stop
+    return [*cut, text[start:]] if start < len(text) or not cut else cut
 
 
 def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:

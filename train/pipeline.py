@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,11 +11,11 @@ from accelerate import PartialState
 from transformers import GPT2Config
 
 from . import report
-from .files import require_writable, write_json
+from .files import read_object, remove, require_writable, settle, write_json
 from .lock import one_job
 from .pretrained import config_of
 from .record import record_of, save, settings_of
-from .run import Run
+from .run import HEARTBEAT, Run
 from .stages import STAGES
 from .tables import Say, silent
 from .tokens import prepare, require_vocabulary
@@ -42,6 +40,8 @@ def execute(config: RunConfig, say: Say) -> None:
             run_stage(replace(run, stage=config.stage.stage(name)))
         if config.stage.name in ("pipeline", "evaluate"):
             report.evaluate_run(run)
+        if state.is_main_process:
+            remove(config.folder / HEARTBEAT)
 
 
 def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
@@ -50,7 +50,7 @@ def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
     context = context_of(config.data, model)
     measurement = placed(config.measure, config.data, model)
     with state.main_process_first():  # one process tokenises, the others find it done
-        data = prepare(config.data, source, max(context, measurement.context or 0))
+        data = prepare(config.data, source, max(context, measurement.context or 0), say)
     if source is not None:
         require_vocabulary(data.tokenizer, model, f"model.source={source}")
     first = next(iter(STAGES.values()))
@@ -91,8 +91,12 @@ def run_stage(run: Run) -> None:
 
 def _finished(run: Run, settings: dict[str, Any]) -> bool:
     """Whether an earlier run left this stage's model; says so."""
-    name, record = run.stage.name, record_of(run.folder)
-    if record is None or run.config.restart:
+    name = run.stage.name
+    if run.config.restart:
+        return False
+    settle(run.folder)
+    record = record_of(run.folder, run.say)
+    if record is None:
         return False
     if record["settings"] != settings:
         run.say(f"[bold]{name}[/]: an earlier run in {run.folder} had other settings; running it again")
@@ -112,12 +116,13 @@ def _finished(run: Run, settings: dict[str, Any]) -> bool:
 def _clear_work(run: Run, settings: dict[str, Any]) -> None:
     """Leave nothing to resume from that was made with other settings."""
     mark = run.work / "settings.json"
-    other = mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != settings
+    before = read_object(mark)
+    other = mark.exists() and before != settings
     if other:
+        what = "had other settings" if before is not None else "has settings that cannot be read"
         run.say(
-            f"[bold]{run.stage.name}[/]: what an interrupted run left in {run.work} had other settings; starting the"
-            " stage anew"
+            f"[bold]{run.stage.name}[/]: what an interrupted run left in {run.work} {what}; starting the stage anew"
         )
     if other or run.config.restart:
-        shutil.rmtree(run.work, ignore_errors=True)
+        remove(run.work)
     write_json(mark, settings)

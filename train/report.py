@@ -35,7 +35,7 @@ def evaluate_run(run: Run) -> None:
     records = {
         stage: record
         for stage in run.config.stage.in_pipeline()
-        if (record := record_of(root / STAGES[stage].folder)) is not None
+        if (record := record_of(root / STAGES[stage].folder, run.say)) is not None
     }
     last = last_analog(list(records))
     if last is None:

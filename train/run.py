@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .schema import RunConfig
 
 
+HEARTBEAT = ".heartbeat.json"
+"""In a run's output folder while it trains: how far it is, and when that was written."""
 MOST_FULL = 0.1
 """Share of a normaliser's reads at a full counter above which that is said; less was not seen to cost anything."""
 
@@ -115,6 +117,7 @@ class Run:
             config,
             self.context,
             self.config.trainer.device,
+            self.say,
         )
         return replace(self.data, written=written, share=config.generated.share)
 
@@ -159,6 +162,8 @@ class Run:
             run_name=f"{config.folder.name}-{self.stage.name}",
             callbacks=[WandbLog(config.logger.project, config.folder)] if in_wandb else [],
             nonideality=config.nonideality,
+            heartbeat=config.folder / HEARTBEAT,
+            say=self.say,
         )
         data = self.training_text() if training.recipe.steps else self.data
         return train(model, data, training, teacher)

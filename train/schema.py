@@ -72,6 +72,8 @@ class TrainerConfig:
     """Validation tokens of the measurements while training."""
     device: str = choice("auto", ("auto", "cpu"))
     """`auto` (a GPU where there is one) or `cpu`."""
+    keep_points: int = number(2, least=1)
+    """Points to resume from that are kept, the newest ones; with two, one is left where the other is damaged."""
     distill_control: bool = False
     """True: the control learns from the digital model by the recipes' own `distillation` and `hidden_weight`, as the
     analog models do; False: from the text alone."""

@@ -226,7 +226,7 @@ def test_a_crash_while_a_folder_is_written_leaves_the_old_one(
         raise OSError("disk full")
 
     monkeypatch.setattr("train.record.model_card", fail)  # after the weights, before the end
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match=r"output_dir=.*finetuned: cannot be written \(disk full\); .*; make room"):
         execute(compose(again, "trainer.finetune.learning_rate=1e-4", "stage.name=finetune"))
     assert same_weights(weights_of(again / "finetuned"), weights_of(done / "finetuned"))
     assert record(again, "finetune") == record(done, "finetune")
