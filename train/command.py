@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from .configs import checked, register
+from .door import guard
+from .effects import require_effect
 from .errors import RESUME, RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .spellings import respelled
@@ -37,22 +41,33 @@ def command_line(name: str, schema: type[Settings], work: Callable[[Settings], N
         work: what is done with it.
     """
     register()
+    guard()
+    composed = False
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def compose(config: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         run_command(lambda: work(_settings(config, schema)))
 
     def main() -> None:
         sys.argv[1:], warnings = respelled(sys.argv[1:], name)
         for warning in warnings:
             sys.stderr.write(f"warning: {warning}\n")
-        launch(compose)
+        try:
+            launch(compose)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if composed:  # a mistake in the program
+                raise
+            sys.exit(f"error: {' '.join(str(error).split())}; check the command line: {shlex.join(sys.argv[1:])}")
 
     return main
 
 
 def _settings(config: DictConfig, schema: type[Settings]) -> Settings:
     settings = checked(config, schema)
+    if HydraConfig.initialized():
+        require_effect(settings, HydraConfig.get().overrides.task)
     folder = folder_of_job(settings.folder)
     if folder != settings.folder:
         sys.stderr.write(f"this job of the sweep writes into {folder}\n")
