@@ -20,6 +20,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
+from aimc.models.hub import server_answers
+
 from .files import write_json
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -130,7 +132,7 @@ class WandbLog(WandbCallback):
             if state.is_world_process_zero:
                 if self._wandb.run is not None:
                     self._wandb.finish()
-                mode: Any = os.environ.get("WANDB_MODE", "online" if logged_in_to_wandb() else "offline")
+                mode: Any = os.environ.get("WANDB_MODE") or wandb_mode()
                 self._wandb.init(project=self.project, dir=str(self.folder), name=args.run_name, mode=mode)
             super(WandbLog, self).setup(args, state, model, **kwargs)
 
@@ -164,11 +166,28 @@ class WandbLog(WandbCallback):
             self.failed = True
 
 
+def wandb_mode() -> str:
+    """`online` where there is a key and a server that answers; its client would try for minutes to reach another.
+    What is logged `offline` is sent later by `wandb sync`."""
+    if not logged_in_to_wandb():
+        return "offline"
+    if server_answers(_wandb_server()):
+        return "online"
+    logging.getLogger(__name__).warning(
+        "logger=wandb: %s does not answer; logging offline, send it later with wandb sync", _wandb_server()
+    )
+    return "offline"
+
+
+def _wandb_server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
 def logged_in_to_wandb() -> bool:
     """Whether `wandb login` left a key for the server in use; asks neither the network nor the user."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(_wandb_server()).hostname or ""
     try:
         return netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, NetrcParseError):

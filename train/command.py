@@ -3,6 +3,8 @@ line and exit status 1."""
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import shlex
@@ -112,8 +114,11 @@ def run_command(work: Callable[[], None]) -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets a question mark for the rest
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
-        work()
+        _told(work)
     except RunError as error:
         sys.stderr.write(f"{'stopped' if error.status == RESUME else 'error'}: {error}\n")
         sys.exit(error.status)
@@ -121,6 +126,28 @@ def run_command(work: Callable[[], None]) -> None:
         what = f" by {stop}" if str(stop) else ""
         sys.stderr.write(f"stopped{what} outside of training; what is finished is kept, the same command goes on\n")
         sys.exit(RESUME)
+
+
+DISK = tuple(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+    if hasattr(errno, name)
+)
+"""What the system says of a disk that is full, read-only or broken, or of a path that leads nowhere."""
+
+
+def _told(work: Callable[[], None]) -> None:
+    """Run `work`; a disk that fails it is no mistake of the program."""
+    try:
+        work()
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise RunError(
+            f"{where}{error.strerror}; what was saved before is intact: make room, or choose other folders (output_dir,"
+            " data.cache_dir), and give the command again"
+        ) from error
 
 
 def _stop(number: int, frame: object) -> None:

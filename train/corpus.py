@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aimc.models.hub import hub_answers
+
 from .errors import RunError
 
 if TYPE_CHECKING:
@@ -196,6 +198,16 @@ def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
     Raises:
         RunError: it cannot be opened (no network, no such dataset), or has no such text column.
     """
+    if not Path(dataset).exists():
+        try:
+            answers = hub_answers(dataset)
+        except FileNotFoundError:
+            answers = True  # a path, of which the library says best what is wrong
+        if not answers:
+            raise RunError(
+                f"data.dataset={dataset}: cannot be opened (no such folder, and the hub does not answer); check the"
+                " name and the network, or use data=text with data.path"
+            )
     import datasets  # seconds to import
 
     try:

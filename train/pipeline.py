@@ -13,11 +13,12 @@ from transformers import GPT2Config
 from . import report
 from .files import read_object, remove, require_writable, settle, write_json
 from .lock import one_job
+from .needs import require_all
 from .pretrained import config_of
 from .record import record_of, save, settings_of
 from .run import HEARTBEAT, Run
 from .stages import STAGES
-from .tables import Say, silent
+from .tables import Say, bold, silent
 from .tokens import prepare, require_vocabulary
 from .windows import context_of, placed
 
@@ -35,7 +36,7 @@ def execute(config: RunConfig, say: Say) -> None:
     state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
     with one_job(config.folder, say, main_process=state.is_main_process):
         run = _open(config, say if state.is_main_process else silent, state)
-        _require_teachers(run)
+        require_all(run)
         for name in config.stage.wanted():
             run_stage(replace(run, stage=config.stage.stage(name)))
         if config.stage.name in ("pipeline", "evaluate"):
@@ -57,18 +58,6 @@ def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
     return Run(config=config, data=data, context=context, measurement=measurement, stage=first, say=say)
 
 
-def _require_teachers(run: Run) -> None:
-    """Check, before any stage trains, that there is or will be a control for those that learn from it.
-
-    Raises:
-        RunError: there is none.
-    """
-    wanted = run.config.stage.wanted()
-    for at in () if "control" in wanted else (replace(run, stage=run.config.stage.stage(name)) for name in wanted):
-        if any(at.teacher_name(recipe) == "control" for recipe in at.stage.recipes):
-            at.input("control")
-
-
 def run_stage(run: Run) -> None:
     """Run one stage and put its model in place, unless that was done before with the same settings."""
     name, settings = run.stage.name, settings_of(run)
@@ -78,12 +67,12 @@ def run_stage(run: Run) -> None:
     if state.is_main_process:
         _clear_work(run, settings)
     state.wait_for_everyone()
-    run.say(f"[bold]{name}[/]: running")
+    run.say(f"{bold(name)}: running")
     started = time.perf_counter()
     result = run.stage.run(run)
     seconds = time.perf_counter() - started
     for moment, value in result.perplexity.items():
-        run.say(f"  perplexity, {moment}: [bold]{value:.2f}[/]")
+        run.say(f"  perplexity, {moment}: {bold(f'{value:.2f}')}")
     if state.is_main_process:
         save(run, result, settings, seconds)
     state.wait_for_everyone()
@@ -99,10 +88,10 @@ def _finished(run: Run, settings: dict[str, Any]) -> bool:
     if record is None:
         return False
     if record["settings"] != settings:
-        run.say(f"[bold]{name}[/]: an earlier run in {run.folder} had other settings; running it again")
+        run.say(f"{bold(name)}: an earlier run in {run.folder} had other settings; running it again")
         return False
     run.say(
-        f"[bold]{name}[/]: finished by an earlier run with the same settings, in {run.folder}; skipped (restart=true"
+        f"{bold(name)}: finished by an earlier run with the same settings, in {run.folder}; skipped (restart=true"
         " runs it again)"
     )
     if record["measured_tokens"] != len(run.text):
@@ -120,9 +109,7 @@ def _clear_work(run: Run, settings: dict[str, Any]) -> None:
     other = mark.exists() and before != settings
     if other:
         what = "had other settings" if before is not None else "has settings that cannot be read"
-        run.say(
-            f"[bold]{run.stage.name}[/]: what an interrupted run left in {run.work} {what}; starting the stage anew"
-        )
+        run.say(f"{bold(run.stage.name)}: what an interrupted run left in {run.work} {what}; starting the stage anew")
     if other or run.config.restart:
         remove(run.work)
     write_json(mark, settings)

@@ -24,6 +24,7 @@ from .models import digest_of, load_analog
 from .pretrained import load_digital
 from .stages import STAGES
 from .stages.stage import Stage
+from .tables import warned
 from .tokens import TokenData
 from .trainer import Training, train
 
@@ -184,7 +185,7 @@ class Run:
         fractions = aimc.clip_fractions(model, self.batches()[:1])
         if (full := fractions.get("normaliser", 0.0)) > MOST_FULL:
             self.say(
-                f"  [yellow]normaliser counters are full in {full:.1%} of their reads[/] and divide by too little;"
+                f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
                 f" raise hardware.normaliser.full_scale={self.config.hardware.normaliser.full_scale:g}"
             )
         return fractions
