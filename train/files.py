@@ -128,18 +128,18 @@ def saving(path: Path, setting: str, what: str = "", errors: tuple[type[Exceptio
         path: what the user is told of.
         setting: that says where it is.
         what: that was kept, in the message.
-        errors: kinds beside those of the system and of safetensors.
+        errors: kinds beside those of the system. safetensors and tokenizers raise kinds of their own, with the system's
+            words in them.
 
     Raises:
         RunError: it cannot be written.
     """
-    from safetensors import SafetensorError
-
-    kinds: tuple[type[Exception], ...] = (OSError, SafetensorError, *errors)
     try:
         yield
-    except kinds as error:
+    except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
+        if not isinstance(error, (OSError, *errors)) and "(os error " not in reason:
+            raise
         raise RunError(
             f"{setting}={path}: cannot be written ({reason}); {what or 'what was saved before is intact'}; make room,"
             f" or choose another place with {setting}=…, and give the command again"

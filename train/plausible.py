@@ -8,6 +8,8 @@ from typing import Any
 from .errors import RunError
 
 _FRACTION, _VOLT, _CHARGE, _LEVELS = (0, 10, ""), (0, 10, " V"), (1e-9, 1e9, " signal units"), (2, 2**24, "")
+_ANY = (-1e12, 1e12, "")
+"""Of a quantity that is not listed."""
 NOISE = {
     "write_v": _VOLT,
     "mismatch_offset_v": _VOLT,
@@ -52,9 +54,9 @@ def _walk(node: Any, place: str) -> None:
         if is_dataclass(value):
             _walk(value, name)
             continue
-        least, most, unit = PLAUSIBLE.get(name, (None, None, ""))
+        least, most, unit = PLAUSIBLE.get(name, _ANY)
         for number in value if isinstance(value, list) else [value]:
-            if least is not None and most is not None and number and not least <= number <= most:
+            if isinstance(number, (int, float)) and number and not least <= number <= most:
                 raise RunError(
                     f"{name}={number:g}: no machine of this kind has that (from {least:g} to {most:g}{unit}); check the"
                     " unit, or set implausible=true where it is meant"

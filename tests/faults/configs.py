@@ -19,8 +19,8 @@ NOT_NUMBERS = ["abc", "'1'x", "[1]", "{a: 1}", "nan", "inf", "-inf", "1e400", "$
 WRONG: dict[Any, list[str]] = {
     int: [*NOT_NUMBERS, "1.5", "-1000000", str(10**30), "1e3"],
     float: [*NOT_NUMBERS, "-1e300", "1e300"],
-    bool: ["abc", "[1]", "{a: 1}", "2.5", "${nope}", "7"],
-    str: ["[1]", "{a: 1}", "''", "${nope}", '"\\x01"'],
+    bool: ["abc", "[1]", "{a: 1}", "2.5", "${nope}"],  # a whole number is a truth value to OmegaConf
+    str: ["[1]", "{a: 1}", "''", "${nope}", "'\x01'", "'a\tb'"],
 }
 """Values that no field of the type takes; negative numbers where a field has none below zero."""
 SIGNED = ("v_min", "v_max", "inl", "coefficients", "positions")

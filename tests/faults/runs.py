@@ -231,7 +231,9 @@ def no_network(bench: Bench) -> Outcome:
     outcome = Outcome()
 
     def unreachable() -> None:
-        constants.ENDPOINT = "http://10.255.255.1"
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            del os.environ[name]
+        constants.ENDPOINT = "https://hub.invalid"
 
     hub = ["data.kind=hub", "data.dataset=someone/text"]
     model = bench.settings(bench.folder(), "stage=digital", "model.source=someone/model")
@@ -243,8 +245,8 @@ def no_network(bench: Bench) -> Outcome:
         child.wait()
         outcome.note(child.ended_in_one_line() and child.seconds < 10, f"{child.seconds:.0f} s: {child.said[-400:]}")
     out = bench.folder("wandb")
-    key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://10.255.255.1", "WANDB_SILENT": "true"}
-    child = bench.run(bench.digital(out, "logger=wandb"), lambda: os.environ.update(key))
+    key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "https://wandb.invalid", "WANDB_SILENT": "true"}
+    child = bench.run(bench.digital(out, "logger=wandb"), lambda: (unreachable(), os.environ.update(key)))
     good = child.wait(60) == 0 and bench.same(out, ("digital",))
     outcome.note(good and child.seconds < 40, f"W&B: {child.status} in {child.seconds:.0f} s: {child.said[-400:]}")
     return outcome

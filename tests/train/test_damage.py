@@ -390,6 +390,12 @@ def test_everything_is_flushed_before_it_gets_its_name(tmp_path: Path, monkeypat
     assert events[-2:] == [partial_name, str(tmp_path)]
 
 
+def test_a_full_disk_is_known_by_whatever_library_met_it(tmp_path: Path) -> None:
+    """tokenizers and safetensors are written in Rust, and raise kinds of their own."""
+    with pytest.raises(RunError, match=r"No space left on device"), saving(tmp_path, "output_dir"):
+        raise Exception("No space left on device (os error 28)")
+
+
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a mistake"), saving(tmp_path, "output_dir"):
         raise ValueError("a mistake")
