@@ -37,8 +37,8 @@ TRIALS = [
     ("odd places: files, links, names, ASCII terminal, clock", "works, or one line", runs.odd_places),
     ("odd texts: empty, binary, words without end", "works in a minute, or one line", runs.texts),
     ("no network: dataset, model, W&B", "one line in 10 s; W&B: the run goes on", runs.no_network),
-    ("malformed settings", "one line that names the field", configs.malformed),
     ("checkpoints and configs from a stranger", "nothing of theirs runs", files.strangers),
+    ("malformed settings", "one line that names the field", configs.malformed),
 ]
 
 

@@ -58,7 +58,7 @@ def finished_stages(bench: Bench) -> Outcome:
         )
         bench.drop(out)
 
-    _several(bench, 50, 110, trial)
+    _several(bench, 50, 80, trial)
     return outcome
 
 
@@ -88,7 +88,7 @@ def resume_points(bench: Bench) -> Outcome:
         outcome.note(child.status == 0 and bench.same(out, ("digital",)), f"{what}: {child.said[-400:]}")
         bench.drop(out)
 
-    _several(bench, 50, 80, trial)
+    _several(bench, 50, 60, trial)
     return outcome
 
 
@@ -113,7 +113,7 @@ def tokens(bench: Bench) -> Outcome:
         outcome.note(child.status == 0 and bench.same(out, ("digital",)), f"{what}: {child.said[-400:]}")
         bench.drop(cache, out)
 
-    _several(bench, 50, 90, trial)
+    _several(bench, 50, 60, trial)
     return outcome
 
 
@@ -150,7 +150,7 @@ def checkpoints(bench: Bench) -> Outcome:
         outcome.note(child.status == 0 or child.ended_in_one_line(), f"{what}: {child.said[-400:]}")
         bench.drop(folder)
 
-    _several(bench, 100, 60, trial)
+    _several(bench, 100, 40, trial)
     return outcome
 
 

@@ -40,7 +40,7 @@ def kills(bench: Bench) -> Outcome:
         bench.drop(out)
 
     def trials() -> Iterator[Callable[[], Iterator[Child]]]:
-        for i in bench.some(30, 200):
+        for i in bench.some(30, 150):
             number = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)[i % 4]
             yield lambda number=number: trial(number, bench.random.uniform(0, bench.seconds))
 
@@ -91,7 +91,7 @@ def kills_in_writes(bench: Bench) -> Outcome:
         )
         for after in (False, True)
     ]
-    bench.all([lambda b=b, n=n: trial(b, n) for (b, n), _ in zip(places, bench.some(len(places), 60), strict=False)])
+    bench.all([lambda b=b, n=n: trial(b, n) for (b, n), _ in zip(places, bench.some(len(places), 40), strict=False)])
     return outcome
 
 
@@ -99,7 +99,7 @@ def pairs(bench: Bench) -> Outcome:
     """Two runs on one cache, or on one output folder, started 0 to 2 s apart."""
     outcome = Outcome()
     (tokens,) = bench.cache.glob("text-*")
-    for i in bench.some(10, 120):
+    for i in bench.some(10, 60):
         apart = bench.random.uniform(0, 2) if i % 3 else 0.0
         cache, outs = bench.folder("shared"), [bench.folder("pair") for _ in range(2)]
         shared_output = i % 2 == 1
@@ -129,7 +129,7 @@ def full_disks(bench: Bench) -> Outcome:
     can_mount = _mounted(bench.root / "probe", 1)
     if can_mount:
         _unmount(bench.root / "probe")
-    for i in bench.some(8, 90):
+    for i in bench.some(8, 45):
         place = bench.folder("disk")
         size = bench.random.randint(60, 600) if i % 2 == 0 else bench.random.randint(8, 60)
         limits = (0, 0) if can_mount else (1000 * size, resource.RLIM_INFINITY)
