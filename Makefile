@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 
 TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext-2))
 
-.PHONY: setup demo real test slow bench lint format oldest clean
+.PHONY: setup demo real test slow faults bench lint format oldest clean
 
 setup: $(INSTALLED)
 
@@ -36,6 +36,10 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Kills, corruptions, full disks, malformed settings: a quarter of an hour on two cores; writes docs/faults.md.
+faults: setup
+	$(BIN)/python -m tests.faults
 
 # With BASE=COMMIT: this tree against that commit, which is checked out in a scratch clone, case by case in one run.
 bench: setup

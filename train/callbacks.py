@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
@@ -17,10 +20,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations import WandbCallback
 from transformers.trainer_callback import ProgressCallback
 
-from .files import write_text
+from aimc.models.hub import server_answers
 
-COMPLETE = "complete"
-"""Marks a resume checkpoint whose every file is written; one without it was cut off and is not resumed from."""
+from .files import write_json
+
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a job to end: Ctrl-C; a scheduler or container that takes its machine away; a terminal that closes."""
+BEAT_S = 5.0
+"""Seconds between two beats, at least."""
 
 
 class Progress(ProgressCallback):
@@ -56,30 +63,50 @@ class Progress(ProgressCallback):
             self.training_bar.set_postfix(self.shown)
 
 
-class MarkComplete(TrainerCallback):
-    """Writes :data:`COMPLETE` into a checkpoint after its last file."""
+class Heartbeat(TrainerCallback):
+    """Says in a file, every few seconds, how far training is: whoever watches a job looks at its age."""
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            write_text(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / COMPLETE, "")
+    def __init__(self, file: Path, stage: str) -> None:
+        self.file, self.stage = file, stage
+        self.last: float | None = None
+        self.numbers: dict[str, float] = {}
+
+    def on_log(self, *args: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        known = ("loss", "eval_loss", "learning_rate", "tokens_per_s")
+        self.numbers |= {name: value for name, value in (logs or {}).items() if name in known}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.monotonic()  # a clock that nobody sets back
+        if not state.is_world_process_zero or (self.last is not None and now - self.last < BEAT_S):
+            return
+        self.last = now
+        place = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "host": socket.gethostname(), "pid": os.getpid()}
+        steps = {"stage": self.stage, "step": state.global_step, "steps": state.max_steps}
+        with suppress(OSError):  # watching must not end what is watched
+            write_json(self.file, place | steps | self.numbers, durable=False)
 
 
 class StopOnSignal(TrainerCallback):
-    """The first Ctrl-C ends the step, saves and stops; a second one is Python's own. A context manager around the
-    training."""
+    """The first signal that asks the job to end (:data:`STOPPING`) ends the step, saves and stops; a second one is what
+    it was before. A context manager around the training."""
 
     def __init__(self) -> None:
         self.caught = False
 
     def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGINT, self._handle)
+        before = {number: signal.getsignal(number) for number in STOPPING}
+        # What is ignored stays so: `nohup` ignores SIGHUP.
+        self._before = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def __exit__(self, *exc: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, old in self._before.items():
+            signal.signal(number, old)
 
     def _handle(self, signum: int, frame: object) -> None:
         self.caught = True
-        signal.signal(signal.SIGINT, self._before)
+        self.__exit__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:  # all processes must stop at the same step, or the others wait for this one for ever
@@ -105,7 +132,7 @@ class WandbLog(WandbCallback):
             if state.is_world_process_zero:
                 if self._wandb.run is not None:
                     self._wandb.finish()
-                mode: Any = os.environ.get("WANDB_MODE", "online" if logged_in_to_wandb() else "offline")
+                mode: Any = os.environ.get("WANDB_MODE") or wandb_mode()
                 self._wandb.init(project=self.project, dir=str(self.folder), name=args.run_name, mode=mode)
             super(WandbLog, self).setup(args, state, model, **kwargs)
 
@@ -139,11 +166,28 @@ class WandbLog(WandbCallback):
             self.failed = True
 
 
+def wandb_mode() -> str:
+    """`online` where there is a key and a server that answers; its client would try for minutes to reach another.
+    What is logged `offline` is sent later by `wandb sync`."""
+    if not logged_in_to_wandb():
+        return "offline"
+    if server_answers(_wandb_server()):
+        return "online"
+    logging.getLogger(__name__).warning(
+        "logger=wandb: %s does not answer; logging offline, send it later with wandb sync", _wandb_server()
+    )
+    return "offline"
+
+
+def _wandb_server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
 def logged_in_to_wandb() -> bool:
     """Whether `wandb login` left a key for the server in use; asks neither the network nor the user."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(_wandb_server()).hostname or ""
     try:
         return netrc(os.environ.get("NETRC")).authenticators(host) is not None
     except (OSError, NetrcParseError):

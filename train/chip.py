@@ -24,7 +24,7 @@ from aimc.static.tiles import has_static, static_layers
 from .errors import RunError
 from .models import load_any, static_from
 from .pretrained import load_digital
-from .tables import Say
+from .tables import Say, terminal
 from .tokens import TokenData, prepare, require_vocabulary
 from .windows import placed
 
@@ -113,7 +113,7 @@ def _digital(source: str) -> PreTrainedModel:
 
 def _text(settings: WholeChipConfig, model: PretrainedConfig) -> tuple[TokenData, Measurement]:
     measurement = placed(settings.measure, settings.data, model)
-    data = prepare(settings.data, settings.checkpoint, measurement.context or 1)
+    data = prepare(settings.data, settings.checkpoint, measurement.context or 1, terminal())
     require_vocabulary(data.tokenizer, model, settings.checkpoint)
     return data, measurement
 

@@ -3,8 +3,12 @@ line and exit status 1."""
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -12,12 +16,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from .configs import checked, register
-from .errors import RunError
+from .door import guard
+from .effects import require_effect
+from .errors import RESUME, RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .spellings import respelled
 from .sweep import folder_of_job
@@ -36,22 +43,33 @@ def command_line(name: str, schema: type[Settings], work: Callable[[Settings], N
         work: what is done with it.
     """
     register()
+    guard()
+    composed = False
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)
     def compose(config: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         run_command(lambda: work(_settings(config, schema)))
 
     def main() -> None:
         sys.argv[1:], warnings = respelled(sys.argv[1:], name)
         for warning in warnings:
             sys.stderr.write(f"warning: {warning}\n")
-        launch(compose)
+        try:
+            launch(compose)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            if composed:  # a mistake in the program
+                raise
+            sys.exit(f"error: {' '.join(str(error).split())}; check the command line: {shlex.join(sys.argv[1:])}")
 
     return main
 
 
 def _settings(config: DictConfig, schema: type[Settings]) -> Settings:
     settings = checked(config, schema)
+    if HydraConfig.initialized():
+        require_effect(settings, HydraConfig.get().overrides.task)
     folder = folder_of_job(settings.folder)
     if folder != settings.folder:
         sys.stderr.write(f"this job of the sweep writes into {folder}\n")
@@ -92,9 +110,45 @@ def run_command(work: Callable[[], None]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars of loading and saving; the trainer has its own
     for noisy in ("wandb", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: whatever holds a lock lets go of it, and the status says: go on
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII alone gets a question mark for the rest
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        _told(work)
+    except RunError as error:
+        sys.stderr.write(f"{'stopped' if error.status == RESUME else 'error'}: {error}\n")
+        sys.exit(error.status)
+    except KeyboardInterrupt as stop:
+        what = f" by {stop}" if str(stop) else ""
+        sys.stderr.write(f"stopped{what} outside of training; what is finished is kept, the same command goes on\n")
+        sys.exit(RESUME)
+
+
+DISK = tuple(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+    if hasattr(errno, name)
+)
+"""What the system says of a disk that is full, read-only or broken, or of a path that leads nowhere."""
+
+
+def _told(work: Callable[[], None]) -> None:
+    """Run `work`; a disk that fails it is no mistake of the program."""
     try:
         work()
-    except RunError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted before there was anything to save; the same command starts again")
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise RunError(
+            f"{where}{error.strerror}; what was saved before is intact: make room, or choose other folders (output_dir,"
+            " data.cache_dir), and give the command again"
+        ) from error
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)

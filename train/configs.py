@@ -39,7 +39,11 @@ def checked(config: DictConfig, schema: type[T]) -> T:
     Raises:
         RunError: a value that a field refuses.
     """
-    result: Any = _object(config, "")
+    try:
+        result: Any = _object(config, "")
+    except OmegaConfBaseException as error:  # what stands there refers to something that is not there
+        where = getattr(error, "full_key", None) or "the config"
+        raise RunError(f"{where}: {str(error).splitlines()[0]}") from error
     assert isinstance(result, schema)
     return result
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import re
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from aimc.models.hub import hub_answers
 
 from .errors import RunError
 
@@ -35,6 +38,9 @@ _UNSTABLE_PACKAGES = {
 }
 """Parts of the standard library that come and go between Python builds, or are not prose."""
 _SHORTEST_DOCSTRING = 40
+LONGEST_WORD = 1000
+"""Characters without a space between them, or spaces without a character, that are tokenised together."""
+_ENDLESS = re.compile(rf"\S{{{LONGEST_WORD + 1},}}|\s{{{LONGEST_WORD + 1},}}")
 
 Document = tuple[str, str]
 
@@ -172,6 +178,18 @@ def _split_one_file(text: str) -> Iterator[Document]:
         yield split, text[start:stop]
 
 
+def pieces(text: str) -> list[str]:
+    """A document in pieces that can be tokenised one by one: whole, but for words without end, whose tokens would take
+    time by the square of their length."""
+    cut: list[str] = []
+    start = 0
+    for word in _ENDLESS.finditer(text):
+        for stop in range(word.start() + LONGEST_WORD, word.end() + 1, LONGEST_WORD):
+            cut.append(text[start:stop])
+            start = stop
+    return [*cut, text[start:]] if start < len(text) or not cut else cut
+
+
 def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
     """A Hugging Face dataset by hub name or local folder, streamed. Its own validation and test parts are used where it
     has them; otherwise documents are held out by the hash of their text, so that the split does not depend on their
@@ -180,6 +198,16 @@ def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
     Raises:
         RunError: it cannot be opened (no network, no such dataset), or has no such text column.
     """
+    if not Path(dataset).exists():
+        try:
+            answers = hub_answers(dataset)
+        except FileNotFoundError:
+            answers = True  # a path, of which the library says best what is wrong
+        if not answers:
+            raise RunError(
+                f"data.dataset={dataset}: cannot be opened (no such folder, and the hub does not answer); check the"
+                " name and the network, or use data=text with data.path"
+            )
     import datasets  # seconds to import
 
     try:

@@ -24,7 +24,7 @@ from .errors import RunError
 from .models import load_any, on_accelerator
 from .pretrained import load_digital
 from .report import add_results, write_results
-from .tables import Say, ablation_table, agreement_table, announced, sweep_table
+from .tables import Say, ablation_table, agreement_table, announced, sweep_table, terminal
 from .tokens import prepare, require_vocabulary
 from .windows import placed
 
@@ -63,7 +63,7 @@ def text_of(settings: EvaluationConfig, model: PretrainedConfig) -> tuple[Tensor
         RunError: unusable text, windows or tokenizer.
     """
     measurement = placed(settings.measure, settings.data, model)
-    data = prepare(settings.data, settings.checkpoint, measurement.context or 1)
+    data = prepare(settings.data, settings.checkpoint, measurement.context or 1, terminal())
     require_vocabulary(data.tokenizer, model, settings.checkpoint)
     return data.tensor(settings.split, measurement.tokens), measurement
 

@@ -16,6 +16,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from .errors import RunError
 
 T = TypeVar("T")
+MOST = 1e12
+"""No number of a config is larger, unless it says so: beyond, counts of a machine overflow."""
 _RULE = "rule"
 _KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
 
@@ -97,9 +99,14 @@ def check(config: Any) -> None:
             continue
         if not any(_is_a(value, kind) for kind in allowed):
             raise RunError(f"{item.name}={value!r}: must be {_named(allowed)}")
+        if isinstance(value, str) and not (value and value.isprintable()):
+            raise RunError(f"{item.name}={value!r}: must be a text, of characters that can be printed")
         rule = item.metadata.get(_RULE)
         if isinstance(value, float) and rule is None and not math.isfinite(value):
             raise RunError(f"{item.name}={value}: must be a finite number")
+        bounded = isinstance(rule, Range) and (rule.most, rule.below) != (None, None)
+        if isinstance(value, (int, float)) and not bounded and math.isfinite(value) and value > MOST:
+            raise RunError(f"{item.name}={value:g}: must be at most {MOST:g}, for counts beyond it overflow")
         if rule is not None and not rule.holds(value):
             raise RunError(f"{item.name}={value}: {rule}")
 

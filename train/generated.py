@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,16 +17,25 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel
 
+from .cache import Growing, Say, kept
 from .errors import RunError
-from .files import write_json
 from .tokens import TokenData
 
 if TYPE_CHECKING:
     from .source import DataConfig, GeneratedConfig
 
 
+FILE = "train.bin"
+
+
 def write_text(
-    load: Callable[[], PreTrainedModel], digest: str, data: TokenData, config: DataConfig, context: int, device: str
+    load: Callable[[], PreTrainedModel],
+    digest: str,
+    data: TokenData,
+    config: DataConfig,
+    context: int,
+    device: str,
+    say: Say = lambda _: None,
 ) -> np.ndarray:
     """The digital model's own text, written now or by an earlier run.
 
@@ -38,6 +47,7 @@ def write_text(
         context: tokens a sequence; each begins anew, from the mark before a text or a prompt, and goes on over the end
             of a text, as real training text does.
         device: as of the trainer.
+        say: gets a line where what an earlier run left is damaged.
 
     Returns:
         Tokens `[N × context]`, memory-mapped, in the integers of the real text.
@@ -55,46 +65,33 @@ def write_text(
     facts |= {"model": digest, "text": data.fingerprint, "context": context}
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(config.cache_dir) / f"generated-{name}"
+    place = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
     with PartialState().main_process_first():  # one process writes, the others find it done
-        if not (folder / "done.json").exists():
-            place = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
-            _write(load().eval().to(place), data, wanted, context, folder)
-    return np.memmap(folder / "train.bin", dtype=data.splits["train"].dtype, mode="r")
+        kept(folder, lambda partial: _write(load().eval().to(place), data, wanted, context, partial), say)
+    return np.memmap(folder / FILE, dtype=data.splits["train"].dtype, mode="r")
 
 
 def _write(model: PreTrainedModel, data: TokenData, wanted: GeneratedConfig, context: int, folder: Path) -> None:
     """Append batch after batch, committing after each; a run that was killed goes on from the last commit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    progress_file = folder / "progress.json"
-    progress: dict[str, Any] = (
-        json.loads(progress_file.read_text())
-        if progress_file.exists()
-        else {"documents": 0, "bytes": {"train": 0}, "text": data.fingerprint, **asdict(wanted)}
-    )
     dtype, total = data.splits["train"].dtype, -(-wanted.tokens // context)
-    file_name = folder / "train.bin"
+    facts = {"text": data.fingerprint, **asdict(wanted)}
     with (
-        open(file_name, "ab") as file,
+        Growing(folder, (FILE,)).opened() as files,
         tqdm(
             total=total * context,
-            initial=progress["documents"] * context,
+            initial=files.documents * context,
             desc="  text by the digital model",
             unit=" tokens",
             unit_scale=True,
             disable=not sys.stderr.isatty(),
         ) as bar,
     ):
-        file.truncate(progress["bytes"]["train"])  # what was written after the last commit is written again
-        while (done := progress["documents"]) < total:
+        while (done := files.documents) < total:
             size = min(wanted.batch_size, total - done)
             sequences = _sequences(model, _prompts(data, wanted, done, size), wanted, context, done)
-            file.write(sequences.cpu().numpy().astype(dtype).tobytes())
-            file.flush()
-            progress["documents"] += size
-            progress["bytes"]["train"] = file_name.stat().st_size
-            write_json(progress_file, progress)
+            files.write(FILE, sequences.cpu().numpy().astype(dtype).tobytes())
+            files.commit(size, **facts)
             bar.update(size * context)
-    write_json(folder / "done.json", progress)
 
 
 def _prompts(data: TokenData, wanted: GeneratedConfig, first: int, count: int) -> Tensor:

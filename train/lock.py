@@ -50,38 +50,60 @@ def one_job(folder: Path, say: Callable[[Any], None], *, main_process: bool = Tr
 
 
 @contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
-    """Hold a folder that several jobs share while the block runs; a second job waits for the first.
-
-    Args:
-        folder: is made if it is not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)  # let go of when the file is closed
+def in_turn(folder: Path, say: Callable[[Any], None]) -> Iterator[None]:
+    """Hold a folder that several jobs share, whether it is there or not, while the block runs; a second job waits for
+    the first, and says for whom."""
+    if fcntl is None:
         yield
+        return
+    path = folder.with_name(f".{folder.name}{LOCK}")
+    file = _locked(path, lambda holder: say(f"{folder}: waiting for the job that makes it ({_told(holder)})"))
+    try:
+        _sign(file)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def _hold(path: Path, say: Callable[[Any], None]) -> TextIO:
-    while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _read(file)
-            file.close()
-            raise _refusal(path, holder) from error
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            break
-        file.close()  # its holder ended, and took the file along, between our opening and our locking
+    def refuse(holder: dict[str, Any]) -> None:
+        raise _refusal(path, holder)
+
+    file = _locked(path, refuse)
     left = _read(file)
     if left and left.get("host") != socket.gethostname():  # locks need not reach from machine to machine
         file.close()
         raise _refusal(path, left)
     if left:
         say(f"{path.parent}: taken over from a job that died ({_told(left)})")
+    _sign(file)
+    return file
+
+
+def _locked(path: Path, on_held: Callable[[dict[str, Any]], None]) -> TextIO:
+    """The file, locked by this job; where another one holds it, after a call of `on_held`, which need not return."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_held(_read(file))
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks: jobs are not kept apart
+            return file
+        except BaseException:
+            file.close()
+            raise
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return file
+        file.close()  # its holder ended, and took the file along, between our opening and our locking
+
+
+def _sign(file: TextIO) -> None:
+    """Write into a lock who holds it."""
     file.truncate(0)
     json.dump(
         {
@@ -93,13 +115,13 @@ def _hold(path: Path, say: Callable[[Any], None]) -> TextIO:
         file,
     )
     file.flush()
-    return file
 
 
 def _read(file: TextIO) -> dict[str, Any]:
     file.seek(0)
     try:
-        return json.loads(file.read() or "{}")
+        holder = json.loads(file.read() or "{}")
+        return holder if isinstance(holder, dict) else {"command": "unknown"}
     except ValueError:  # killed while it wrote its name
         return {"command": "unknown"}
 

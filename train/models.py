@@ -107,7 +107,9 @@ def digest_of(folder: Path, stage: str) -> str:
     """Which model of a stage stands in a folder, by its weights."""
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+        with file.open("rb") as stream:
+            while part := stream.read(2**24):  # a file may be larger than memory
+                digest.update(part)
     return f"{stage}-{digest.hexdigest()[:16]}"
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,13 +11,14 @@ from accelerate import PartialState
 from transformers import GPT2Config
 
 from . import report
-from .files import require_writable, write_json
+from .files import read_object, remove, require_writable, settle, write_json
 from .lock import one_job
+from .needs import require_all
 from .pretrained import config_of
 from .record import record_of, save, settings_of
-from .run import Run
+from .run import HEARTBEAT, Run
 from .stages import STAGES
-from .tables import Say, silent
+from .tables import Say, bold, silent
 from .tokens import prepare, require_vocabulary
 from .windows import context_of, placed
 
@@ -37,11 +36,13 @@ def execute(config: RunConfig, say: Say) -> None:
     state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
     with one_job(config.folder, say, main_process=state.is_main_process):
         run = _open(config, say if state.is_main_process else silent, state)
-        _require_teachers(run)
+        require_all(run)
         for name in config.stage.wanted():
             run_stage(replace(run, stage=config.stage.stage(name)))
         if config.stage.name in ("pipeline", "evaluate"):
             report.evaluate_run(run)
+        if state.is_main_process:
+            remove(config.folder / HEARTBEAT)
 
 
 def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
@@ -50,23 +51,11 @@ def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
     context = context_of(config.data, model)
     measurement = placed(config.measure, config.data, model)
     with state.main_process_first():  # one process tokenises, the others find it done
-        data = prepare(config.data, source, max(context, measurement.context or 0))
+        data = prepare(config.data, source, max(context, measurement.context or 0), say)
     if source is not None:
         require_vocabulary(data.tokenizer, model, f"model.source={source}")
     first = next(iter(STAGES.values()))
     return Run(config=config, data=data, context=context, measurement=measurement, stage=first, say=say)
-
-
-def _require_teachers(run: Run) -> None:
-    """Check, before any stage trains, that there is or will be a control for those that learn from it.
-
-    Raises:
-        RunError: there is none.
-    """
-    wanted = run.config.stage.wanted()
-    for at in () if "control" in wanted else (replace(run, stage=run.config.stage.stage(name)) for name in wanted):
-        if any(at.teacher_name(recipe) == "control" for recipe in at.stage.recipes):
-            at.input("control")
 
 
 def run_stage(run: Run) -> None:
@@ -78,12 +67,12 @@ def run_stage(run: Run) -> None:
     if state.is_main_process:
         _clear_work(run, settings)
     state.wait_for_everyone()
-    run.say(f"[bold]{name}[/]: running")
+    run.say(f"{bold(name)}: running")
     started = time.perf_counter()
     result = run.stage.run(run)
     seconds = time.perf_counter() - started
     for moment, value in result.perplexity.items():
-        run.say(f"  perplexity, {moment}: [bold]{value:.2f}[/]")
+        run.say(f"  perplexity, {moment}: {bold(f'{value:.2f}')}")
     if state.is_main_process:
         save(run, result, settings, seconds)
     state.wait_for_everyone()
@@ -91,14 +80,18 @@ def run_stage(run: Run) -> None:
 
 def _finished(run: Run, settings: dict[str, Any]) -> bool:
     """Whether an earlier run left this stage's model; says so."""
-    name, record = run.stage.name, record_of(run.folder)
-    if record is None or run.config.restart:
+    name = run.stage.name
+    if run.config.restart:
+        return False
+    settle(run.folder)
+    record = record_of(run.folder, run.say)
+    if record is None:
         return False
     if record["settings"] != settings:
-        run.say(f"[bold]{name}[/]: an earlier run in {run.folder} had other settings; running it again")
+        run.say(f"{bold(name)}: an earlier run in {run.folder} had other settings; running it again")
         return False
     run.say(
-        f"[bold]{name}[/]: finished by an earlier run with the same settings, in {run.folder}; skipped (restart=true"
+        f"{bold(name)}: finished by an earlier run with the same settings, in {run.folder}; skipped (restart=true"
         " runs it again)"
     )
     if record["measured_tokens"] != len(run.text):
@@ -112,12 +105,11 @@ def _finished(run: Run, settings: dict[str, Any]) -> bool:
 def _clear_work(run: Run, settings: dict[str, Any]) -> None:
     """Leave nothing to resume from that was made with other settings."""
     mark = run.work / "settings.json"
-    other = mark.exists() and json.loads(mark.read_text(encoding="utf-8")) != settings
+    before = read_object(mark)
+    other = mark.exists() and before != settings
     if other:
-        run.say(
-            f"[bold]{run.stage.name}[/]: what an interrupted run left in {run.work} had other settings; starting the"
-            " stage anew"
-        )
+        what = "had other settings" if before is not None else "has settings that cannot be read"
+        run.say(f"{bold(run.stage.name)}: what an interrupted run left in {run.work} {what}; starting the stage anew")
     if other or run.config.restart:
-        shutil.rmtree(run.work, ignore_errors=True)
+        remove(run.work)
     write_json(mark, settings)

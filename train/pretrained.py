@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from aimc.models import gguf, pretrained
 from aimc.models.checkpoint import is_converted
 from aimc.models.hub import hub_answers
+from aimc.models.manifest import Damaged
 
 from .errors import RunError
 from .fetch import how_to_get
@@ -81,7 +82,7 @@ def vocabulary_of(source: str, setting: str = "model.source") -> Vocabulary:
     try:
         file = pretrained.find_model_file(source)
         tokenizer = pretrained.load_tokenizer(source, **where(source))
-    except (gguf.GgufError, gguf.MissingGguf) as error:
+    except (gguf.GgufError, gguf.MissingGguf, Damaged) as error:
         raise RunError(f"{setting}={error}") from error
     except (OSError, ValueError) as error:
         raise RunError(
@@ -126,7 +127,7 @@ def _told(source: str, setting: str) -> Iterator[None]:
     for each."""
     try:
         yield
-    except (gguf.GgufError, gguf.MissingGguf) as error:  # these begin with the file's name and say what to do
+    except (gguf.GgufError, gguf.MissingGguf, Damaged) as error:  # these begin with its name and say what to do
         raise RunError(f"{setting}={error}") from error
     except Exception as error:
         if not Path(source).exists() and where(source):

@@ -65,13 +65,13 @@ class Recipe:
     """How long and how one stage trains; defaults from the published recipe (AdamW 0.9/0.95, decay on matrices,
     cosine)."""
 
-    steps: int = number(100, least=0)
+    steps: int = number(100, least=0, most=10**9)
     """Optimiser steps."""
     minutes: float | None = number(None, above=0)
     """Wall-clock minutes of the training, with validation and checkpoints in between: the learning rate falls by the
     clock then, and training ends with it, or after `steps` where that is sooner. A control that trains by the same
     recipe gets as long, not as many tokens. null: steps alone."""
-    batch_size: int = number(16, least=1)
+    batch_size: int = number(16, least=1, most=2**24)
     """Sequences a device and micro-step."""
     accumulate: int = number(1, least=1)
     """Micro-steps an optimiser step."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aimc.models.arrays import has_arrays
+from aimc.models.manifest import damage_of
 
 from .cards import model_card
-from .files import whole_folder, write_json, write_text
+from .files import read_object, remove, whole_folder, write_json, write_text
 from .models import digest_of
 
 if TYPE_CHECKING:
@@ -23,12 +24,38 @@ if TYPE_CHECKING:
     from .stages.stage import StageResult
 
 RECORD, HISTORY = "stage.json", "history.json"
+_RECORDED = {"stage", "perplexity", "measured_tokens", "training_tokens", "notes", "settings"}
+"""What others read of a record."""
 
 
-def record_of(folder: Path) -> dict[str, Any] | None:
-    """What a finished stage wrote about itself; None where it did not finish."""
-    file = folder / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+def record_of(folder: Path, say: Callable[[Any], None]) -> dict[str, Any] | None:
+    """What a finished stage wrote about itself; None where it did not finish, or its folder is damaged.
+
+    Args:
+        folder: of the stage.
+        say: gets a line where it is damaged: it counts as unfinished.
+    """
+    if not (folder / "config.json").exists() and not (folder / RECORD).exists():
+        return None
+    record, damage = read_object(folder / RECORD), damage_of(folder)
+    if damage is None:
+        damage = _missing_in(folder, record)
+    if damage is None:
+        return record
+    say(f"  the model in {folder} is damaged ({damage}); it counts as unfinished")
+    return None
+
+
+def _missing_in(folder: Path, record: dict[str, Any] | None) -> str | None:
+    """What a folder without a manifest, by an older version, can be seen to lack."""
+    if record is None or _RECORDED - record.keys() or not isinstance(record["perplexity"], dict):
+        return f"{RECORD} cannot be read"
+    if not list(folder.glob("*.safetensors")):
+        return "no weights"
+    try:
+        return None if isinstance(history_of(folder), list) else f"{HISTORY} is no list"
+    except (OSError, ValueError):
+        return f"{HISTORY} cannot be read"
 
 
 def history_of(folder: Path) -> list[dict[str, float]]:
@@ -86,4 +113,4 @@ def save(run: Run, result: StageResult, settings: dict[str, Any], seconds: float
         write_json(partial / HISTORY, result.history)
         write_json(partial / RECORD, record)
         write_text(partial / "README.md", model_card(run, record, result.model))
-    shutil.rmtree(run.work, ignore_errors=True)
+    remove(run.work)

@@ -22,7 +22,7 @@ from .record import history_of, record_of
 from .run import Run
 from .stages import ROUTES, STAGES
 from .stages.stage import Stage
-from .tables import announced, stage_table, sweep_table
+from .tables import announced, bold, stage_table, sweep_table
 
 
 def evaluate_run(run: Run) -> None:
@@ -35,12 +35,12 @@ def evaluate_run(run: Run) -> None:
     records = {
         stage: record
         for stage in run.config.stage.in_pipeline()
-        if (record := record_of(root / STAGES[stage].folder)) is not None
+        if (record := record_of(root / STAGES[stage].folder, run.say)) is not None
     }
     last = last_analog(list(records))
     if last is None:
         raise RunError(f"output_dir={root}: no analog model to evaluate; run stage=pipeline first")
-    run.say(f"[bold]evaluate[/]: non-idealities of the {last} model over {run.measurement.chips} chips")
+    run.say(f"{bold('evaluate')}: non-idealities of the {last} model over {run.measurement.chips} chips")
     sweep = nonideality_sweep(
         load_analog(root / STAGES[last].folder).to(run.device),  # type: ignore[arg-type]
         run.text,
@@ -59,7 +59,7 @@ def evaluate_run(run: Run) -> None:
     run.say(sweep_table(sweep))
     if (closed := gap_closed(stages)) is not None:
         run.say(
-            f"Training closed [bold]{closed:.0%}[/] of the gap, in nat, between the untrained nonlinear model and the"
+            f"Training closed {bold(f'{closed:.0%}')} of the gap, in nat, between the untrained nonlinear model and the"
             " digital one."
         )
     run.say(f"Results and figures are in {root / 'report'}; the models beside it.")

@@ -25,6 +25,7 @@ from .models import digest_of, load_analog
 from .pretrained import load_digital
 from .stages import STAGES
 from .stages.stage import Stage
+from .tables import warned
 from .tokens import TokenData
 from .trainer import Training, train
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from .schema import RunConfig
 
 
+HEARTBEAT = ".heartbeat.json"
+"""In a run's output folder while it trains: how far it is, and when that was written."""
 MOST_FULL = 0.1
 """Share of a normaliser's reads at a full counter above which that is said; less was not seen to cost anything."""
 
@@ -122,6 +125,7 @@ class Run:
             config,
             self.context,
             self.config.trainer.device,
+            self.say,
         )
         return replace(self.data, written=written, share=config.generated.share)
 
@@ -166,6 +170,8 @@ class Run:
             run_name=f"{config.folder.name}-{self.stage.name}",
             callbacks=[WandbLog(config.logger.project, config.folder)] if in_wandb else [],
             nonideality=config.nonideality,
+            heartbeat=config.folder / HEARTBEAT,
+            say=self.say,
         )
         data = self.training_text() if training.recipe.steps else self.data
         return train(model, data, training, teacher)
@@ -186,7 +192,7 @@ class Run:
         fractions = aimc.clip_fractions(model, self.batches()[:1])
         if (full := fractions.get("normaliser", 0.0)) > MOST_FULL:
             self.say(
-                f"  [yellow]normaliser counters are full in {full:.1%} of their reads[/] and divide by too little;"
+                f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
                 f" raise hardware.normaliser.full_scale={self.config.hardware.normaliser.full_scale:g}"
             )
         return fractions

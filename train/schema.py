@@ -12,6 +12,7 @@ from aimc.static.presets import PRESETS
 
 from .errors import RunError
 from .fields import check, choice, number, with_fields
+from .plausible import require_plausible
 from .recipe import Recipe
 from .source import DataConfig
 from .stages import RECIPES, ROUTES, STAGES, SWITCHES
@@ -42,13 +43,13 @@ class ModelConfig:
     source: str | None = None
     """Folder, GGUF file or hub name of a pretrained causal language model, or a folder that holds one GGUF file or
     llama2.c checkpoint; null: from scratch, with the sizes below."""
-    n_layer: int = number(4, least=1)
+    n_layer: int = number(4, least=1, most=1000)
     """Layers."""
-    n_head: int = number(4, least=1)
+    n_head: int = number(4, least=1, most=10_000)
     """Attention heads a layer."""
-    n_embd: int = number(128, least=1)
+    n_embd: int = number(128, least=1, most=2**20)
     """Width; a multiple of n_head."""
-    n_positions: int = number(256, least=1)
+    n_positions: int = number(256, least=1, most=2**24)
     """Longest sequence in tokens."""
     dropout: float = number(0.0, least=0, below=1)
     """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has
@@ -72,6 +73,8 @@ class TrainerConfig:
     """Validation tokens of the measurements while training."""
     device: str = choice("auto", ("auto", "cpu"))
     """`auto` (a GPU where there is one) or `cpu`."""
+    keep_points: int = number(2, least=1)
+    """Points to resume from that are kept, the newest ones; with two, one is left where the other is damaged."""
     distill_control: bool = False
     """True: the control learns from the digital model by the recipes' own `distillation` and `hidden_weight`, as the
     analog models do; False: from the text alone."""
@@ -174,11 +177,14 @@ class RunConfig:
     """Folder of an earlier run whose stages this one may start from, where `output_dir` has none."""
     restart: bool = False
     """True: run every asked stage again, even where a previous run finished it."""
-    seed: int = number(0, least=0)
+    seed: int = number(0, least=0, most=2**32 - 1)
     """Seed of initial weights, data order and noise."""
+    implausible: bool = False
+    """True: physical quantities outside the ranges of `train/plausible.py` are meant."""
 
     def __post_init__(self) -> None:
         check(self)
+        require_plausible(self)
         for name in RECIPES:
             if self.trainer.recipe(name).noise.scale and not self.nonideality.active():
                 raise RunError(
@@ -228,9 +234,12 @@ class EvaluationConfig:
     is measured."""
     output_dir: str | None = None
     """Folder of results and figure; null: `evaluation/` beside the checkpoint's files."""
+    implausible: bool = False
+    """True: physical quantities outside the ranges of `train/plausible.py` are meant."""
 
     def __post_init__(self) -> None:
         check(self)
+        require_plausible(self)
         if self.eval_data is not None and not self.tasks:
             raise RunError(
                 f"eval_data={self.eval_data}: no tasks to run on it; set tasks=[lambada] or others, or leave"
@@ -276,9 +285,12 @@ class RealConfig:
     """True: keep each row's calibrated model, in a folder of its name beside the table, for `train.evaluate`."""
     output_dir: str = "checkpoints/real"
     """Folder of the table."""
+    implausible: bool = False
+    """True: physical quantities outside the ranges of `train/plausible.py` are meant."""
 
     def __post_init__(self) -> None:
         check(self)
+        require_plausible(self)
         if self.model.source is None:
             raise RunError("model.source is not set: a pretrained model is meant; set model=smollm2 or model.source=…")
         if (self.text is None) != (self.calibration_text is None):
@@ -318,9 +330,12 @@ class WholeChipConfig:
     """Batches of training text over which input ranges are measured."""
     output_dir: str | None = None
     """Folder of results and figures; null: `whole_chip/` beside the checkpoint's files."""
+    implausible: bool = False
+    """True: physical quantities outside the ranges of `train/plausible.py` are meant."""
 
     def __post_init__(self) -> None:
         check(self)
+        require_plausible(self)
 
     @property
     def folder(self) -> Path:

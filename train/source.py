@@ -55,7 +55,10 @@ class DataConfig:
     column: str = "text"
     """For `hub`: the column with the text."""
     vocab_size: int = number(
-        2048, least=257, hint="a byte-level tokenizer has 256 bytes and an end mark, so at least 257 entries"
+        2048,
+        least=257,
+        most=2_000_000,
+        hint="a byte-level tokenizer has 256 bytes and an end mark, so at least 257 entries",
     )
     """Entries of the tokenizer that is trained where the model is trained from scratch."""
     context: int | None = number(None, least=2)

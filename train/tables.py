@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import aimc
 from aimc.evaluate.scores import ACCURACIES
@@ -21,10 +23,35 @@ if TYPE_CHECKING:
 Say = Callable[[Any], None]
 
 
+_BOLD, _WARNED, _END = "\ue000", "\ue001", "\ue002"
+_STYLES = {_BOLD: "bold", _WARNED: "yellow", _END: ""}
+"""Marks that no path or text contains, so that none is taken for mark-up."""
+
+
+def bold(text: str) -> str:
+    """To be shown bold."""
+    return f"{_BOLD}{text}{_END}"
+
+
+def warned(text: str) -> str:
+    """To be shown as a warning."""
+    return f"{_WARNED}{text}{_END}"
+
+
 def terminal() -> Say:
-    """Print through rich, without guessing colours into numbers."""
-    console = Console(highlight=False)
-    return console.print
+    """Print through rich, without guessing colours into numbers or mark-up into paths."""
+    console = Console(highlight=False, markup=False, emoji=False)
+
+    def say(what: Any) -> None:
+        if isinstance(what, str):
+            shown, style = Text(), ""
+            for part in re.split(f"([{''.join(_STYLES)}])", what):
+                style = _STYLES.get(part, style)
+                shown.append("" if part in _STYLES else part, style)
+            what = shown
+        console.print(what)
+
+    return say
 
 
 def silent(_: Any) -> None:

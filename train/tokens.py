@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from aimc.models.manifest import MANIFEST, damage_of
+
 from . import corpus
+from .cache import PROGRESS, SETTING, Growing, Say, kept
 from .errors import RunError
-from .files import write_json
-from .lock import in_turn
+from .files import remove, whole_folder
 from .pretrained import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ class Mixed(torch.utils.data.Dataset):
         return self.written[before] if after > before else self.real[(index - before) % len(self.real)]
 
 
-def prepare(config: DataConfig, model_source: str | None, context: int) -> TokenData:
+def prepare(config: DataConfig, model_source: str | None, context: int, say: Say = lambda _: None) -> TokenData:
     """Tokenise the configured text, or reopen what an earlier run tokenised.
 
     Args:
@@ -92,18 +94,20 @@ def prepare(config: DataConfig, model_source: str | None, context: int) -> Token
         model_source: folder or hub name of a pretrained model, whose tokenizer is used; None trains one on the training
             part.
         context: tokens that the model sees at once; each split must hold at least one such stretch.
+        say: gets a line where what an earlier run left is damaged, and made again.
 
     Raises:
-        RunError: unreadable, empty or too short text, or no tokenizer.
+        RunError: unreadable, empty or too short text, no tokenizer, or a cache that cannot be written.
     """
     vocabulary = None if model_source is None else vocabulary_of(model_source)
-    folder = Path(config.cache_dir) / _fingerprint(config, model_source, vocabulary)
-    with in_turn(folder):  # two jobs that tokenise the same text would each append theirs
-        tokenizer = _own_tokenizer(config, folder) if vocabulary is None else vocabulary.tokenizer
-        dtype = np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
-        if not (folder / "done.json").exists():
-            _tokenise(lambda: corpus.documents(config), tokenizer, dtype, folder)
-    splits = {}
+
+    def make(place: Path) -> None:
+        own = _own_tokenizer(config, place) if vocabulary is None else vocabulary.tokenizer
+        _tokenise(lambda: corpus.documents(config), own, _integers(own), place)
+
+    folder = kept(Path(config.cache_dir) / _fingerprint(config, model_source, vocabulary), make, say)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer") if vocabulary is None else vocabulary.tokenizer
+    dtype, splits = _integers(tokenizer), {}
     for split in corpus.SPLITS:
         file = folder / f"{split}.bin"
         n_tokens = file.stat().st_size // dtype.itemsize if file.exists() else 0
@@ -133,15 +137,21 @@ def _fingerprint(config: DataConfig, model_source: str | None, vocabulary: Vocab
     return f"{kind}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
+def _integers(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
+    """Those that hold its ids in the fewest bytes."""
+    return np.dtype(np.uint16 if len(tokenizer) <= 2**16 else np.uint32)
+
+
 def _own_tokenizer(config: DataConfig, folder: Path) -> PreTrainedTokenizerBase:
-    """The one that an earlier run trained on this text, or a new one."""
-    if (folder / "tokenizer").exists():
-        return AutoTokenizer.from_pretrained(folder / "tokenizer")
-    tokenizer = train_tokenizer(
-        (text for split, text in corpus.documents(config) if split == "train"), config.vocab_size
-    )
-    tokenizer.save_pretrained(folder / "tokenizer.partial")
-    (folder / "tokenizer.partial").rename(folder / "tokenizer")
+    """The one that a run which was killed trained on this text, or a new one; its tokens are begun anew with it."""
+    own = folder / "tokenizer"
+    if (own / MANIFEST).exists() and damage_of(own) is None:
+        return AutoTokenizer.from_pretrained(own)
+    remove(folder / PROGRESS)
+    texts = (piece for split, text in corpus.documents(config) if split == "train" for piece in corpus.pieces(text))
+    tokenizer = train_tokenizer(texts, config.vocab_size)
+    with whole_folder(own, SETTING) as place:
+        tokenizer.save_pretrained(place)
     return tokenizer
 
 
@@ -168,34 +178,18 @@ def _tokenise(
     source: Callable[[], Iterator[corpus.Document]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path
 ) -> None:
     """Append to one file a split, committing after every batch; a run that was killed goes on from the last commit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    progress_file = folder / "progress.json"
-    progress: dict[str, Any] = (
-        json.loads(progress_file.read_text())
-        if progress_file.exists()
-        else {"documents": 0, "bytes": dict.fromkeys(corpus.SPLITS, 0)}
-    )
     end = tokenizer.eos_token_id
-    files = {split: open(folder / f"{split}.bin", "ab") for split in corpus.SPLITS}  # noqa: SIM115 (closed below, one by one)
-    try:
-        for split, file in files.items():
-            file.truncate(progress["bytes"][split])  # what was written after the last commit is written again
-        stream = islice(source(), progress["documents"], None)
+    with Growing(folder, tuple(f"{split}.bin" for split in corpus.SPLITS)).opened() as files:
+        stream = islice(source(), files.documents, None)
         while batch := list(islice(stream, _BATCH)):
-            ids = tokenizer([text for _, text in batch], verbose=False)["input_ids"]
-            for (split, _), document in zip(batch, ids, strict=True):
-                files[split].write(np.asarray([*document, end], dtype=dtype).tobytes())
-            for split, file in files.items():
-                file.flush()
-                progress["bytes"][split] = (folder / f"{split}.bin").stat().st_size
-            progress["documents"] += len(batch)
-            write_json(progress_file, progress)
-    finally:
-        for file in files.values():
-            file.close()
-    if progress["documents"] == 0:
-        raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
-    write_json(folder / "done.json", progress)
+            pieces = [corpus.pieces(text) for _, text in batch]
+            ids = iter(tokenizer([piece for document in pieces for piece in document], verbose=False)["input_ids"])
+            for (split, _), document in zip(batch, pieces, strict=True):
+                tokens = [token for _ in document for token in next(ids)]
+                files.write(f"{split}.bin", np.asarray([*tokens, end], dtype=dtype).tobytes())
+            files.commit(len(batch))
+        if files.documents == 0:
+            raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:

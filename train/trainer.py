@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,13 +20,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from aimc.hardware import Noise
 from aimc.static.tiles import follow_optimizer, has_static
 
-from .callbacks import COMPLETE, MarkComplete, Progress, StopOnSignal
+from .callbacks import Heartbeat, Progress, StopOnSignal
 from .clock import Clock, is_over
 from .distillation import divergence, hidden_distance, require_teacher
-from .errors import RunError
+from .errors import RESUME, RunError
+from .files import remove, saving
 from .groups import frozen, set_rates
 from .lora import adapters
 from .noise import NoiseSchedule
+from .resume import PARTIAL, keep, last_intact
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
@@ -40,7 +42,9 @@ class Diverged(RunError):
 
 
 class Interrupted(RunError):
-    """Ctrl-C: the state is saved and the same command goes on from there."""
+    """Ctrl-C, or the system asks to end: the state is saved and the same command goes on from there."""
+
+    status = RESUME
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,6 +70,10 @@ class Training:
     """For loggers."""
     callbacks: Sequence[TrainerCallback] = ()
     """Loggers."""
+    heartbeat: Path | None = None
+    """The file that says how far training is; None: none is written."""
+    say: Callable[[Any], None] = lambda _: None
+    """Gets a line for what was found damaged."""
     nonideality: Noise = field(default_factory=Noise)
     """What the recipe's `noise.scale` scales."""
 
@@ -117,20 +125,21 @@ def _train(
         training=training, teacher=teacher, model=model, args=_arguments(training), **_texts(data, training)
     )
     interrupt = StopOnSignal()
-    for callback in (interrupt, MarkComplete(), *training.callbacks):
+    beating = [] if training.heartbeat is None else [Heartbeat(training.heartbeat, training.stage)]
+    for callback in (interrupt, *beating, *training.callbacks):
         trainer.add_callback(callback)
-    checkpoint = last_complete(training.folder)
-    if checkpoint is not None and is_over(checkpoint, recipe.steps, recipe.minutes):
+    checkpoint = last_intact(training.folder, training.say)
+    if checkpoint is not None and is_over(str(checkpoint), recipe.steps, recipe.minutes):
         # Killed after the last step: the trainer would make one step more before it sees that none is left.
-        trainer._load_from_checkpoint(checkpoint)
-        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     else:
         if trainer.args.process_index:
             # Noise and dropout of its own on every process.
             torch.manual_seed(training.seed + trainer.args.process_index)
         try:
             with interrupt:
-                trainer.train(resume_from_checkpoint=checkpoint)
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             trainer.noise.take_off()
             # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
@@ -165,12 +174,6 @@ def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
     return texts
 
 
-def last_complete(folder: Path) -> str | None:
-    """The newest checkpoint in `folder` that was written to its end."""
-    complete = [path.parent for path in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[1]))) if complete else None
-
-
 def _arguments(training: Training) -> TrainingArguments:
     recipe, shared = training.recipe, training.shared
     on_cpu = shared.device == "cpu" or not torch.cuda.is_available()
@@ -194,7 +197,6 @@ def _arguments(training: Training) -> TrainingArguments:
         eval_steps=recipe.eval_every,
         prediction_loss_only=True,
         save_steps=recipe.save_every,
-        save_total_limit=2,
         seed=training.seed,
         data_seed=training.data_seed,
         bf16=shared.precision == "bf16",
@@ -300,16 +302,37 @@ class HardwareAwareTrainer(Trainer):
         return loss
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """As the parent, unless the last update broke the weights: a finite loss can have an infinite gradient."""
+        """As the parent, but whole or not at all; and not if the last update broke the weights: a finite loss can have
+        an infinite gradient."""
         broken = next(
             (name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None
         )
         if broken is not None:
             raise self._diverged(f"{broken} became NaN or infinite at step {self.state.global_step}")
-        super()._save_checkpoint(model, trial)
+        folder = Path(str(self.args.output_dir))
+        # torch tells of a full disk by a RuntimeError.
+        with saving(folder, "output_dir", "the last point to resume from is intact", (RuntimeError,)):
+            self._only_once(lambda: remove(folder / PARTIAL))
+            try:
+                super()._save_checkpoint(model, trial)
+                self._only_once(lambda: keep(folder, self.state.global_step, self.training.shared.keep_points))
+            except BaseException:
+                remove(folder / PARTIAL)  # on a full disk, room for the next try
+                raise
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the parent writes a checkpoint."""
+        return str(Path(str(self.args.output_dir)) / PARTIAL)
+
+    def _only_once(self, work: Callable[[], None]) -> None:
+        """Work on the folder by one process, between what all have done before and do after it."""
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            work()
+        self.accelerator.wait_for_everyone()
 
     def _diverged(self, what: str) -> Diverged:
-        last = last_complete(Path(str(self.args.output_dir)))
+        last = last_intact(Path(str(self.args.output_dir)), self.training.say)
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
         return Diverged(
             f"stage {self.training.stage}: {what}; {kept}; lower trainer.{self.training.recipe_name}.learning_rate"

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from aimc.models.hub import quiet_libraries, require_reachable
+from aimc.models.manifest import CONFIG, WEIGHTS, require_intact
 from aimc.models.restoring import read_records, record_keys, restore
 from aimc.models.substrates import substrates_under
+from aimc.models.trust import (
+    naming_config,
+    require_plain_names,
+    require_possible_sizes,
+    say_code_is_ignored,
+    shard_names,
+)
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 """Options of transformers' `from_pretrained` that say where files are."""
@@ -46,12 +54,15 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: no such folder or hub repository, no network to ask for it, or no weights in it.
-        ValueError: it holds a plain digital model, is incomplete or damaged, or was written for an unknown hardware
-            version.
+        ValueError: it holds a plain digital model, is incomplete or damaged (:class:`aimc.models.manifest.Damaged`:
+            not as its manifest says), names files elsewhere, or was written for an unknown hardware version.
         TypeError: a keyword that neither transformers nor the model knows.
         aimc.static.MissingAihwkit: it has static tiles, and aihwkit is not installed.
     """
     path = str(path)
+    require_intact(path, *CONFIG, *WEIGHTS)
+    require_plain_names(path)
+    kwargs.setdefault("trust_remote_code", False)  # or transformers asks at the terminal
     where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     cache = {name: where[name] for name in CACHE_OPTIONS if where.get(name)}
     if not Path(path).is_dir() and not where.get("local_files_only") and not require_reachable(path, **cache):
@@ -60,13 +71,19 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         kwargs.setdefault("adapter_kwargs", {"local_files_only": True})
     with quiet_libraries():
         config_file = _file(path, "config.json", where)
-    read = read_records(_config(path, config_file), path)
+    config = _config(path, config_file)
+    if not kwargs["trust_remote_code"]:
+        say_code_is_ignored(config, path)
+    require_possible_sizes(config, path)
+    read = read_records(config, path)
     if not read:
         raise ValueError(
             f"{path}: a digital model, without analog hardware in its config.json; load it with transformers and call"
             " aimc.convert"
         )
     with quiet_libraries():
+        with naming_config(path):
+            AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"], **where)
         files = _weight_files(path, where)
         with _reading_weights(path):
             model = _complete(path, kwargs)
@@ -152,7 +169,11 @@ def _complete(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
         kwargs = {**kwargs, "dtype": "auto"}
     # Tensors of another shape are let through, and refused below by name.
     told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(path, **{**kwargs, **told})
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **{**kwargs, **told})
+    except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:  # sizes that do not go together
+        with naming_config(path):
+            raise error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise _IncompleteWeights(f"{len(missing)} weights are not in the file, the first is {missing[0]}")
@@ -174,9 +195,4 @@ def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
     index = cached_file(path, INDEX, _raise_exceptions_for_missing_entries=False, **where)
     if not index:
         return [_file(path, "model.safetensors", where)]
-    with _reading_weights(path):
-        listed = json.loads(Path(index).read_text(encoding="utf-8"))
-        shards = listed.get("weight_map") if isinstance(listed, dict) else None
-        if not isinstance(shards, dict) or not all(isinstance(file, str) for file in shards.values()):
-            raise _IncompleteWeights(f"{INDEX} has no weight_map")
-    return [_file(path, name, where) for name in sorted(set(shards.values()))]
+    return [_file(path, name, where) for name in shard_names(Path(index), path)]

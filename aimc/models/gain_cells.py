@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
+from aimc.hardware.checks import require
 from aimc.models.arrays import CONFIG_KEY, gain_cell_layers, has_arrays, n_layers_of, set_chip, write_record
 from aimc.models.families import (
     FAMILIES,
@@ -109,6 +110,20 @@ class GainCells:
         """
         fields = dict(record)
         chip_seed, skip_layers = fields.pop("chip_seed", None), fields.pop("skip_layers", [])
+        require(
+            chip_seed is None or type(chip_seed) is int,
+            f"{CONFIG_KEY}.chip_seed",
+            chip_seed,
+            "a chip is known by a whole number",
+            "use another copy, or write null for chip 0",
+        )
+        require(
+            isinstance(skip_layers, list) and all(type(layer) is int for layer in skip_layers),
+            f"{CONFIG_KEY}.skip_layers",
+            skip_layers,
+            "layers that stay digital are listed by their numbers",
+            "use another copy",
+        )
         return Record(Hardware.from_dict(fields), chip_seed, skip_layers)
 
     def rebuild(self, model: PreTrainedModel, read: Record) -> None:

@@ -57,18 +57,23 @@ def hub_answers(name: str) -> bool:
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise FileNotFoundError(f"{name}: no model there (no such folder); give a folder, or a hub name owner/name")
+    return server_answers(constants.ENDPOINT)
+
+
+def server_answers(address: str) -> bool:
+    """Whether a server can be asked at all: one request, given up after :data:`NETWORK_TIMEOUT_S`."""
     answers: SimpleQueue[bool] = SimpleQueue()
     # In a thread of its own: a client's timeout does not cover the name service, which alone can take half a minute.
-    threading.Thread(target=lambda: answers.put(_answers()), daemon=True).start()
+    threading.Thread(target=lambda: answers.put(_answers(address)), daemon=True).start()
     try:
         return answers.get(timeout=NETWORK_TIMEOUT_S)
     except Empty:
         return False
 
 
-def _answers() -> bool:
+def _answers(address: str) -> bool:
     try:
-        get_session().head(constants.ENDPOINT, timeout=NETWORK_TIMEOUT_S)
+        get_session().head(address, timeout=NETWORK_TIMEOUT_S)
     except Exception:  # no route, no name service, offline mode: each client library has its own kind
         return False
     return True

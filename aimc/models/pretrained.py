@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import (
 from aimc.models import gguf, llama2c
 from aimc.models.checkpoint import CACHE_OPTIONS, is_converted
 from aimc.models.hub import quiet_libraries, require_reachable
+from aimc.models.manifest import CONFIG, TOKENIZER, WEIGHTS, require_intact
+from aimc.models.trust import naming_config, require_plain_names, require_possible_sizes, say_code_is_ignored
 
 
 def load_pretrained(
@@ -44,12 +47,15 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: nothing is there, or there is no network to ask the hub.
-        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; or a GGUF
+        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; a file is not as
+            the folder's manifest says (:class:`aimc.models.manifest.Damaged`); or a GGUF
             (:class:`aimc.models.gguf.GgufError`) or llama2.c file is damaged or of an unknown kind.
         OSError: as transformers raises it, of a damaged folder.
         aimc.models.gguf.MissingGguf: what reads GGUF files is not installed.
     """
     options = _options(source, hub)
+    require_intact(source, *CONFIG, *WEIGHTS)
+    require_plain_names(source)
     config = load_config(source, **options) if config is None else config
     if is_converted(config):
         raise ValueError(
@@ -64,10 +70,20 @@ def load_pretrained(
     if options.get("local_files_only"):  # where peft is installed, transformers asks for an adapter, too
         options.setdefault("adapter_kwargs", {"local_files_only": True})
     with quiet_libraries():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, output_loading_info=True, **options
-        )
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, output_loading_info=True, **options
+            )
+        except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:  # sizes that do not go together
+            with naming_config(source):
+                raise error
     model, info = loaded
+    if unused := sorted(info["unexpected_keys"]):
+        warnings.warn(
+            f"{source}: {len(unused)} weights of the file have no place in the model that its config.json describes"
+            f" (first: {unused[0]}), and are left out",
+            stacklevel=2,
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"{source}: {len(missing)} weights are not in the file (first: {missing[0]}), so they would be random; give"
@@ -86,6 +102,7 @@ def load_tokenizer(source: str | Path, **hub: Any) -> PreTrainedTokenizerBase:
         reader, file = found
         return reader.load_tokenizer(file)
     options = _options(source, hub)
+    require_intact(source, *TOKENIZER)
     with quiet_libraries():
         return AutoTokenizer.from_pretrained(source, **options)
 
@@ -100,8 +117,13 @@ def load_config(source: str | Path, **hub: Any) -> PretrainedConfig:
         reader, file = found
         return reader.load_config(file)
     options = _options(source, hub)
-    with quiet_libraries():
-        return AutoConfig.from_pretrained(source, **options)
+    require_intact(source, *CONFIG)
+    with quiet_libraries(), naming_config(source):
+        config = AutoConfig.from_pretrained(source, **options)
+        require_possible_sizes(config, source)
+    if not options["trust_remote_code"]:
+        say_code_is_ignored(config, source)
+    return config
 
 
 def find_model_file(source: str | Path) -> Path | None:
@@ -125,6 +147,7 @@ def _file_of(source: str | Path) -> tuple[Any, Path] | None:
 def _options(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
     """The options with which transformers looks for a source: in earlier downloads only, where the hub does not
     answer."""
+    hub.setdefault("trust_remote_code", False)  # or transformers asks at the terminal
     if find_model_file(source) is not None or Path(source).exists() or hub.get("local_files_only"):
         return dict(hub)
     cache = {name: hub[name] for name in CACHE_OPTIONS if hub.get(name)}

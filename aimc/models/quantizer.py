@@ -103,6 +103,8 @@ class AnalogQuantizer(HfQuantizer):
         """Refuse what can be refused before the weights are read."""
         restoring = _module("restoring")
         source = model.config.name_or_path
+        _module("manifest").require_intact(source)
+        _module("trust").require_plain_names(source)
         self.read = restoring.read_records(model.config, source)
         if self.read and self.configs:
             raise ValueError(

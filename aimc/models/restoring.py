@@ -39,8 +39,11 @@ def read_records(config: PretrainedConfig | dict[str, Any], source: str) -> Read
             if not isinstance(record, dict):
                 raise ValueError(f"{substrate.record_key} is damaged (no JSON object); use another copy")
             read.append((substrate, substrate.read_record(record)))
-        except ValueError as error:
-            raise ValueError(f"{source}/config.json: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            kind = (
+                "" if isinstance(error, ValueError) else f"{substrate.record_key} is damaged ({type(error).__name__}): "
+            )
+            raise ValueError(f"{source}/config.json: {kind}{error}") from error
     return read
 
 

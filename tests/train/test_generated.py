@@ -61,8 +61,8 @@ def test_the_same_seed_writes_the_same_once(source: Any, tmp_path: Path) -> None
     assert first.dtype == np.uint16 and len(first) == 7 * 32, "the last sequence is written whole"
     assert first.max() < 300 and len({*first.tolist()}) > 50
     (folder,) = (tmp_path / "a").iterdir()
-    done = json.loads((folder / "done.json").read_text())
-    assert done["documents"] == 7 and done["bytes"] == {"train": 7 * 64}
+    done = json.loads((folder / "progress.json").read_text())
+    assert done["documents"] == 7 and done["files"]["train.bin"]["bytes"] == 7 * 64
     torch.manual_seed(2)
     assert np.array_equal(write(source, tmp_path / "b"), first)
     assert np.array_equal(write(source, tmp_path / "a", nobody), first), "from the cache"
@@ -162,7 +162,7 @@ def test_analog_stages_train_on_it(
         "text written by the digital model (share 1), beside local" in (tmp_path / "linear" / "README.md").read_text()
     )
     assert trained == {"digital": {False}, "linear": {True}}
-    record = record_of(tmp_path / "linear")
+    record = record_of(tmp_path / "linear", print)
     assert record is not None and record["settings"]["generated"]["tokens"] == 256
-    digital = record_of(tmp_path / "digital")
+    digital = record_of(tmp_path / "digital", print)
     assert digital is not None and "generated" not in digital["settings"]

@@ -15,12 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import aimc
+from aimc.models.manifest import MANIFEST
 from tests.conftest import REPOSITORY
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline
+from train.resume import last_intact
 from train.schema import RunConfig
 from train.stages import STAGES
-from train.trainer import Diverged, HardwareAwareTrainer, Interrupted, last_complete
+from train.trainer import Diverged, HardwareAwareTrainer, Interrupted
 
 Compose = Callable[..., RunConfig]
 NOISE = [
@@ -201,11 +203,11 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(
         run(configure("linear", "trainer.linear.save_every=1"))
     work = tmp_path / ".work" / "linear"
     assert checkpoints(tmp_path, "linear") == ["checkpoint-2", "checkpoint-3"]
-    (work / "checkpoint-3" / "complete").unlink()
+    (work / "checkpoint-3" / MANIFEST).unlink()
     if "truncated" in damage:
         for file in ("model.safetensors", "optimizer.pt"):
             (work / "checkpoint-3" / file).write_bytes(b"cut")
-    assert last_complete(work) == str(work / "checkpoint-2")
+    assert last_intact(work, print) == work / "checkpoint-2"
     monkeypatch.undo()
     steps: list[int] = []
     at_step(monkeypatch, 2, lambda trainer: steps.append(2))
@@ -247,7 +249,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(
         match=rf"stage {stage}: the loss became nan at step 4; .*checkpoint-2; lower trainer\.{stage}\.learning_rate",
     ):
         run(configure(stage))
-    last = last_complete(tmp_path / ".work" / stage)
+    last = last_intact(tmp_path / ".work" / stage, print)
     assert last is not None
     model = AutoModelForCausalLM.from_pretrained(last) if stage == "digital" else aimc.from_pretrained(last)
     assert all(torch.isfinite(p).all() for p in model.parameters())
@@ -287,7 +289,7 @@ def test_control_c_saves_says_where_and_the_next_run_goes_on(
     ):
         run(configure(stage))
     assert signal.getsignal(signal.SIGINT) is before
-    assert last_complete(tmp_path / ".work" / stage) == str(tmp_path / ".work" / stage / "checkpoint-3")
+    assert last_intact(tmp_path / ".work" / stage, print) == tmp_path / ".work" / stage / "checkpoint-3"
     monkeypatch.undo()
     steps: list[int] = []
     at_step(monkeypatch, 3, lambda trainer: steps.append(3))

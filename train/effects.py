@@ -1,0 +1,104 @@
+"""Settings of a command line that would change nothing are refused: whoever types one takes the result for its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
+from typing import Any
+
+from .errors import RunError
+from .schema import RunConfig
+from .stages import RECIPES
+
+SIZES = tuple(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "n_positions", "dropout"))
+Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
+
+
+def _pipeline(config: Any, stage: str) -> bool:
+    """Whether a run has a stage; those of single stages may share one list of settings."""
+    return not isinstance(config, RunConfig) or config.stage.name != "pipeline" or stage in config.stage.in_pipeline()
+
+
+def _trains(config: Any, recipe: str) -> bool:
+    if not isinstance(config, RunConfig) or config.stage.name != "pipeline":
+        return True
+    return any(recipe in config.stage.stage(name).recipes for name in config.stage.in_pipeline())
+
+
+def _rules_of(recipe: str) -> list[Rule]:
+    """Of the settings of one recipe."""
+    at = f"trainer.{recipe}"
+
+    def of(config: Any) -> Any:
+        return config.trainer.recipe(recipe)
+
+    return [
+        (
+            (f"{at}.*",),
+            lambda c: _trains(c, recipe),
+            f"no stage of this pipeline trains by {at}; see recipe= and stage=…",
+        ),
+        (
+            (f"{at}.noise.every", f"{at}.noise.ramp", f"{at}.noise.chip", f"{at}.noise.evaluate"),
+            lambda c: bool(of(c).noise.scale),
+            f"there is no noise while training; set {at}.noise.scale",
+        ),
+        (
+            (f"{at}.temperature", f"{at}.reverse_share"),
+            lambda c: bool(of(c).distillation),
+            f"there is no distillation; set {at}.distillation",
+        ),
+        (
+            (f"{at}.teacher",),
+            lambda c: of(c).has_teacher,
+            f"nothing is learned from a teacher; set {at}.distillation or {at}.hidden_weight",
+        ),
+    ]
+
+
+RULES: list[Rule] = [
+    (SIZES, lambda c: c.model.source is None, "model.source brings a model with its own sizes; set model.source=null"),
+    (("data.path",), lambda c: c.data.text_kind == "text", "the text is another; set data=text"),
+    (
+        ("data.dataset", "data.dataset_config", "data.column"),
+        lambda c: c.data.text_kind == "hub",
+        "the text is no dataset of the hub; set data.kind=hub",
+    ),
+    (("data.real_kind", "data.generated.*"), lambda c: c.data.is_generated, "no text is generated; set data=generated"),
+    (
+        ("data.vocab_size",),
+        lambda c: isinstance(c, RunConfig) and c.model.source is None,
+        "a pretrained model brings its tokenizer",
+    ),
+    (
+        ("static.*",),
+        lambda c: _pipeline(c, "joint"),
+        "nothing stands on static tiles; set stage.with_static=true or stage=joint",
+    ),
+    (("stage.adapt_*",), lambda c: _pipeline(c, "adapt"), "this route does not adapt; set recipe=published"),
+    (("stage.start",), lambda c: _pipeline(c, "linear"), "this route has no linear model; set recipe=published"),
+    (("logger.project",), lambda c: c.logger.name != "none", "there is no logger; set logger=wandb"),
+    (("task_limit", "num_fewshot"), lambda c: bool(c.tasks), "there are no tasks; set tasks=[…]"),
+    *(rule for recipe in RECIPES for rule in _rules_of(recipe)),
+]
+"""Names of settings, when they have an effect, and what to say where they have none."""
+
+
+def require_effect(config: Any, overrides: Iterable[str]) -> None:
+    """Check that each setting that was typed has an effect.
+
+    Args:
+        config: checked.
+        overrides: of the command line; groups and values in YAML files are looked at by nobody here, for a file may
+            serve several purposes.
+
+    Raises:
+        RunError: one has none.
+    """
+    for item in overrides:
+        name, _, value = item.lstrip("+~").partition("=")
+        if value == "null":
+            continue
+        for patterns, has_effect, why in RULES:
+            if any(fnmatch(name, pattern) for pattern in patterns) and not has_effect(config):
+                raise RunError(f"{item}: this would have no effect: {why}, or leave it out")
