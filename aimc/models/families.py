@@ -7,6 +7,7 @@ that computes its attention elsewhere. Settings that only show in longer texts a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,7 +31,14 @@ FAMILIES = {
     "phi3": "Phi-3",
 }
 """Model type to name, of the families that are tested; others are accepted by what they do."""
-HYBRIDS = {"lfm2": "LFM2", "jamba": "Jamba", "falcon_h1": "Falcon-H1", "qwen3_next": "Qwen3-Next"}
+HYBRIDS = {
+    "lfm2": "LFM2",
+    "jamba": "Jamba",
+    "bamba": "Bamba",
+    "falcon_h1": "Falcon-H1",
+    "zamba2": "Zamba2",
+    "qwen3_next": "Qwen3-Next",
+}
 """Likewise, of families whose other layers, or other halves of layers, have a state instead of attention and stay as
 they are."""
 STATE_LAYERS = ("conv", "linear_attention", "moe", "mlp")
@@ -154,10 +162,37 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
     return layers
 
 
+def layer_number(name: str, attention: nn.Module) -> int | None:
+    """The layer of an attention module, from 0, as it says itself; of a copy of a block with tied weights (Zamba2's say
+    -1), as its full name says. None: neither does."""
+    index = getattr(attention, "layer_idx", None)
+    if isinstance(index, int) and index < 0:
+        index = next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return index if isinstance(index, int) else None
+
+
 def without_attention(model: PreTrainedModel) -> list[int]:
     """Layers of a hybrid that have a state, or nothing, instead of attention, by their numbers."""
     types = getattr(model.config, "layer_types", None) or []
     return [number for number, kind in enumerate(types) if kind in STATE_LAYERS]
+
+
+def state_mixers(model: PreTrainedModel, layers: list[AttentionLayer]) -> list[str]:
+    """Full names of what a hybrid has instead of attention or beside it: state spaces, convolutions, linear attention,
+    or whole layers that have neither; none of a model of which every layer has attention alone.
+
+    They are found by `layer_idx`, by which transformers' own modules address their part of a cache.
+    """
+    types = getattr(model.config, "layer_types", None) or []
+    if not set(types) & {*STATE_LAYERS, "hybrid"}:
+        return []
+    attention = {layer.name for layer in layers}
+    numbered = [name for name, module in model.named_modules() if isinstance(getattr(module, "layer_idx", None), int)]
+    innermost = [name for name in numbered if not any(other.startswith(f"{name}.") for other in numbered)]
+    mixers = [name for name in innermost if name not in attention]
+    stack = next(re.split(r"\.\d+\.", name, maxsplit=1)[0] for name in attention)
+    whole = [f"{stack}.{number}" for number in without_attention(model)]
+    return mixers + [name for name in whole if not any(f"{mixer}.".startswith(f"{name}.") for mixer in mixers)]
 
 
 def attention_dropout(model: PreTrainedModel) -> str | None:
@@ -284,11 +319,11 @@ def _described(
             " of tokens to their own past",
             "use a decoder with plain self-attention",
         )
-    index = getattr(module, "layer_idx", None)
-    if not isinstance(index, int):
+    index = layer_number(name, module)
+    if index is None:
         _refuse(
             model,
-            f"{name}.layer_idx={index}: cells and caches belong to numbered layers",
+            f"{name}.layer_idx={getattr(module, 'layer_idx', None)}: cells and caches belong to numbered layers",
             "use a decoder that numbers its layers",
         )
     return AttentionLayer(
@@ -305,11 +340,11 @@ def _described(
 
 def _check_indices(model: PreTrainedModel, layers: list[AttentionLayer]) -> None:
     found, n_layers = [layer.index for layer in layers], model.config.num_hidden_layers
-    if min(found) < 0:
+    if twice := next((layer.name for i, layer in enumerate(layers) if layer.name in [other.name for other in layers[:i]]), None):
         _refuse(
             model,
-            f"{layers[found.index(min(found))].name}.layer_idx={min(found)}: an attention block that several layers"
-            " share, and arrays belong to one layer",
+            f"{twice} is called more than once in a pass: an attention block that several layers share, and arrays"
+            " belong to one layer",
             "use a model whose layers have an attention of their own",
         )
     if found != [i for i in range(n_layers) if i not in without_attention(model)]:

@@ -16,6 +16,7 @@ from aimc.models.families import (
     AttentionLayer,
     attention_dropout,
     attention_layers,
+    state_mixers,
     without_attention,
 )
 from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
@@ -63,6 +64,7 @@ class ArraysPlan:
         report.skipped = [layer.name for layer in self.skipped]
         report.n_heads, report.n_kv_heads, report.head_size = first.n_heads, first.n_kv_heads, first.head_size
         report.n_scalers = sum(p.numel() for arrays in self.arrays for p in arrays.parameters() if p.requires_grad)
+        report.digital = state_mixers(model, self.chosen + self.skipped)
         report.notes += _notes(model, self.hardware, self.chosen)
 
 
