@@ -100,6 +100,12 @@ _BLOCKED_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
         "use a causal decoder",
     ),
     (
+        "num_slots",
+        bool,
+        "its memory is slots that every token writes again, and the arrays of attention hold a token a slot",
+        "put the slots into cells, aimc.models.gsa.put_on_cells(model, hardware)",
+    ),
+    (
         "num_kv_shared_layers",
         bool,
         "layers that share keys and values have no arrays of their own",
@@ -340,10 +346,11 @@ def _described(
 
 def _check_indices(model: PreTrainedModel, layers: list[AttentionLayer]) -> None:
     found, n_layers = [layer.index for layer in layers], model.config.num_hidden_layers
-    if twice := next((layer.name for i, layer in enumerate(layers) if layer.name in [other.name for other in layers[:i]]), None):
+    shared = [layer.name for layer in layers if layer.module.layer_idx < 0]  # type: ignore[operator]
+    if twice := [name for name in shared if shared.count(name) > 1]:
         _refuse(
             model,
-            f"{twice} is called more than once in a pass: an attention block that several layers share, and arrays"
+            f"{twice[0]} is called more than once in a pass: an attention block that several layers share, and arrays"
             " belong to one layer",
             "use a model whose layers have an attention of their own",
         )

@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from aimc.models import gguf, llama2c
+import aimc.models.gsa  # noqa: F401  registers its model type with transformers
+from aimc.models import gguf, llama2c, mamba
 from aimc.models.checkpoint import CACHE_OPTIONS, is_converted
 from aimc.models.hub import quiet_libraries, require_reachable
 
@@ -44,7 +45,8 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: nothing is there, or there is no network to ask the hub.
-        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; or a GGUF
+        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; Mamba in the
+            layout of `mamba_ssm`; or a GGUF
             (:class:`aimc.models.gguf.GgufError`) or llama2.c file is damaged or of an unknown kind.
         OSError: as transformers raises it, of a damaged folder.
         aimc.models.gguf.MissingGguf: what reads GGUF files is not installed.
@@ -124,7 +126,8 @@ def _file_of(source: str | Path) -> tuple[Any, Path] | None:
 
 def _options(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
     """The options with which transformers looks for a source: in earlier downloads only, where the hub does not
-    answer."""
+    answer. Nobody looks for what it cannot read."""
+    mamba.refuse_raw(source)
     if find_model_file(source) is not None or Path(source).exists() or hub.get("local_files_only"):
         return dict(hub)
     cache = {name: hub[name] for name in CACHE_OPTIONS if hub.get(name)}
