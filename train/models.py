@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import aimc
 from aimc.hardware import Hardware
@@ -21,6 +16,7 @@ from aimc.models.families import attention_layers
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 
+from .architectures import fresh
 from .errors import RunError
 from .pretrained import is_model_file, load_digital
 
@@ -29,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """The pretrained model, or a fresh GPT-2 architecture.
+    """The pretrained model, or a fresh one of `config.family`.
 
     Raises:
         RunError: it cannot be loaded.
@@ -37,20 +33,7 @@ def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed:
     if config.source is not None:
         return load_digital(config.source)
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    return fresh(config, tokenizer)
 
 
 def require_convertible(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Hardware, Noise
 from aimc.static.presets import PRESETS
 
+from .architectures import FAMILIES
 from .errors import RunError
 from .fields import check, choice, number, with_fields
 from .recipe import Recipe
@@ -37,22 +38,32 @@ def _chip_measurement() -> Measurement:
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The digital model: a pretrained one by name, or a GPT-2 architecture to train from scratch."""
+    """The digital model: a pretrained one by name, or an architecture to train from scratch."""
 
     source: str | None = None
     """Folder, GGUF file or hub name of a pretrained causal language model, or a folder that holds one GGUF file or
     llama2.c checkpoint; null: from scratch, with the sizes below."""
+    family: str = choice("gpt2", tuple(FAMILIES))
+    """What is trained from scratch: `gpt2` (attention), `mamba` (a selective state space), `gsa` (gated slots). The
+    sizes below that a family has no use for are not read."""
     n_layer: int = number(4, least=1)
     """Layers."""
     n_head: int = number(4, least=1)
     """Attention heads a layer."""
     n_embd: int = number(128, least=1)
     """Width; a multiple of n_head."""
+    n_inner: int | None = number(None, least=1)
+    """Width of the MLP; null: the family's own, 4·n_embd of `gpt2`, 8/3·n_embd of three matrices of `gsa`. `mamba` has
+    none."""
+    n_state: int = number(16, least=1)
+    """States of each channel of `mamba`."""
+    n_slots: int = number(32, least=1)
+    """Slots of each head's memory of `gsa`."""
     n_positions: int = number(256, least=1)
     """Longest sequence in tokens."""
     dropout: float = number(0.0, least=0, below=1)
-    """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has
-    none)."""
+    """Dropout of embeddings and residual branches of `gpt2` while training from scratch; attention has none (the
+    hardware has none)."""
 
     def __post_init__(self) -> None:
         check(self)

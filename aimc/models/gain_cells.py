@@ -16,10 +16,10 @@ from aimc.models.families import (
     AttentionLayer,
     attention_dropout,
     attention_layers,
-    state_mixers,
     without_attention,
 )
 from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
+from aimc.models.hybrids import state_mixers
 from aimc.models.report import ConversionReport
 from aimc.models.substrates import register
 from aimc.nn.attention import GainCellAttention

@@ -159,6 +159,7 @@ BAD = {
     "nonideality.write_v=-0.001": r"nonideality: noise\.write_v=-0\.001: .*0 switches it off",
     "nonideality.read_qk=inf": r"noise\.read_qk=inf: ",
     "model.n_embd=130": r"model\.n_embd=130: must be a multiple of model\.n_head=4",
+    "model.family=rwkv": r"model\.family=rwkv: unknown; use one of gpt2, ",
     "model.n_layer=0": r"model\.n_layer=0: must be at least 1",
     "model.dropout=1.5": r"model\.dropout=1\.5: must be at least 0 and below 1",
     "data.kind=web": r"data\.kind=web: unknown; use one of embedded, text, hub",
@@ -180,7 +181,7 @@ BAD = {
     "measure.tokens=1": r"measure: tokens=1: must be a whole number of at least 2",
     "logger.name=tensorboard": r"logger\.name=tensorboard: unknown; use one of none, wandb",
     "+window=64": r"window: unknown key; the keys there are model, hardware",
-    "+model.layers=3": r"model\.layers: unknown key; the keys there are source, n_layer",
+    "+model.layers=3": r"model\.layers: unknown key; the keys there are source, family, n_layer",
 }
 
 
