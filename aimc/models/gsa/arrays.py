@@ -90,6 +90,11 @@ class SlotArrays(nn.Module):
             token_time_s = self.n_layers * leakage.step_latency_s
             self.hardware.leakage = replace(leakage, token_time_s=token_time_s)
 
+    @property
+    def machine(self) -> Hardware:
+        """The hardware, by the name that attention's arrays have for it."""
+        return self.hardware
+
     @classmethod
     def from_record(cls, record: dict[str, Any], config: GSAConfig, layer: int) -> SlotArrays:
         """As :meth:`record` has described them.
