@@ -103,8 +103,8 @@ _REGISTRIES = {
     "transformers.quantizers.auto": ("aimc.models.quantizer", None),
     "transformers.models.auto.configuration_auto": ("aimc.models.auto", "register_configs"),
 }
-"""Where transformers keeps its quantisation methods and configs, and what makes aimc's known there: a module whose import
-does, or a function of it."""
+"""Where transformers keeps its quantisation methods and configs, and what makes aimc's known there: a module whose
+import does, or a function of it."""
 
 
 class _BesideTransformers(MetaPathFinder):

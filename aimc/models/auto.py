@@ -1,8 +1,8 @@
 """The architectures that transformers lacks, known to its `AutoConfig`, `AutoModel` and `AutoModelForCausalLM`.
 
-Configs are told as soon as transformers' own are there (see `aimc/__init__.py`), so a folder with such a model loads like
-any other. Models are told when the first config of their kind is made: transformers imports its table of models while it is
-half imported itself, too early for a model.
+Configs are told as soon as transformers' own are there (see `aimc/__init__.py`), so a folder with such a model loads
+like any other. Models are told when the first config of their kind is made: transformers imports its table of models
+while it is half imported itself, too early for a model.
 """
 
 from __future__ import annotations

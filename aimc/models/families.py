@@ -30,7 +30,14 @@ FAMILIES = {
     "phi3": "Phi-3",
 }
 """Model type to name, of the families that are tested; others are accepted by what they do."""
-HYBRIDS = {"lfm2": "LFM2", "jamba": "Jamba", "falcon_h1": "Falcon-H1", "qwen3_next": "Qwen3-Next"}
+HYBRIDS = {
+    "lfm2": "LFM2",
+    "jamba": "Jamba",
+    "falcon_h1": "Falcon-H1",
+    "qwen3_next": "Qwen3-Next",
+    "h3": "H3",
+    "stripedhyena": "StripedHyena",
+}
 """Likewise, of families whose other layers, or other halves of layers, have a state instead of attention and stay as
 they are."""
 STATE_LAYERS = ("conv", "linear_attention", "moe", "mlp")
@@ -138,6 +145,12 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
             " model itself"
         )
     _check_config(model)
+    if len(without_attention(model)) == getattr(model.config, "num_hidden_layers", None):
+        _refuse(
+            model,
+            f"none of its {model.config.num_hidden_layers} layers has attention, so nothing would be replaced",
+            "use a hybrid with attention in some layers, or measure it as the digital model that it is",
+        )
     trial = _try_two_tokens(model)
     if not trial.calls:
         _refuse(

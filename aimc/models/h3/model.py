@@ -29,7 +29,6 @@ class H3PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["H3Layer"]
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["shift", "diagonal"]
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\."]  # frequencies, which follow from the config
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True

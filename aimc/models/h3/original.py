@@ -1,7 +1,7 @@
-"""H3 models as their authors published them (huggingface.co/danfu09/H3-125M and its sisters): files of PyTorch Lightning.
+"""H3 models as their authors published them (huggingface.co/danfu09/H3-125M and sisters): PyTorch Lightning's files.
 
-Their layers were cut elsewhere: each norm stood behind a branch, and now stands before the next one, so layer l's `norm2`
-was layer l's `norm1`, layer l's `norm1` was layer l − 1's `norm2`, and `ln_0` and `ln_f` are at the ends
+Their layers were cut elsewhere: each norm stood behind a branch, and now stands before the next one. So layer l's
+`norm2` was layer l's `norm1`, layer l's `norm1` was layer l − 1's `norm2`, and `ln_0` and `ln_f` are at the ends
 (`SSMLMHeadModel.load_state_dict` in github.com/HazyResearch/H3, src/models/ssm_seq.py).
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from aimc.models.h3.config import H3Config
 from aimc.models.h3.model import H3ForCausalLM
@@ -35,8 +35,8 @@ _NAMES = {
 
 
 def load_original(file: str | Path, config: H3Config, *, dtype: torch.dtype = torch.float32) -> H3ForCausalLM:
-    """A published H3 model, ready for :func:`aimc.convert`; `save_pretrained` then writes it as safetensors with a config,
-    which `AutoModelForCausalLM` loads.
+    """A published H3 model, ready for :func:`aimc.convert`; `save_pretrained` then writes it as safetensors with a
+    config, which `AutoModelForCausalLM` loads.
 
     Only tensors are read from the file (`weights_only`); nothing in it is run.
 
@@ -47,22 +47,14 @@ def load_original(file: str | Path, config: H3Config, *, dtype: torch.dtype = to
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it holds other things than tensors, or a model of other sizes or another layout; the message names the
-            first weight and its shape.
+        ValueError: it holds other things than tensors, or a model of other sizes or another layout; the message names
+            the first weight and its shape.
     """
     state = _tensors_in(Path(file))
-    loaded: Any = H3ForCausalLM.from_pretrained(
-        None,
-        config=config,
-        state_dict=state,
-        key_mapping=key_mapping(state, config.num_hidden_layers),
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    model, info = loaded
-    _check(str(file), info, config)
-    model._weight_conversions = []  # or saving would write the original names again
+    mapping = key_mapping(state, config.num_hidden_layers)
+    _check(str(file), state, mapping, config)
+    model = H3ForCausalLM.from_pretrained(None, config=config, state_dict=state, key_mapping=mapping, dtype=dtype)
+    model._weight_conversions = []  # type: ignore[assignment]  # or saving would write the original names again
     return model
 
 
@@ -104,16 +96,25 @@ def _tensors_in(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file}: no state dict of tensors; give the model.pt of a published H3 model")
     if any(name.startswith(f"{_PREFIX}backbone.") or name.startswith(f"{_PREFIX}s4seq.") for name in state):
         state = {name.removeprefix(_PREFIX): x for name, x in state.items() if name.startswith(_PREFIX)}
-    return state
+    return {name: x for name, x in state.items() if ".rotary_emb." not in name}  # they follow from the config
 
 
-def _check(file: str, info: dict[str, Any], config: H3Config) -> None:
-    """Refuse a file that is not of exactly this model."""
-    sizes = f"{config.num_hidden_layers} layers of width {config.hidden_size}, attention in {config.attention_layers}"
-    advice = f"the config says {sizes}; give the file's own, see aimc.models.h3.published"
-    if other := sorted(info["mismatched_keys"]):
-        name, in_file, in_model = other[0]
-        raise ValueError(f"{file}: {name} is {tuple(in_file)} in the file and {tuple(in_model)} in the model; {advice}")
-    for kind, where in (("missing_keys", "is not in the file"), ("unexpected_keys", "is not in the model")):
-        if names := sorted(info[kind]):
-            raise ValueError(f"{file}: {names[0]} {where} ({len(names)} such weights); {advice}")
+def _check(file: str, state: dict[str, Tensor], mapping: dict[str, str], config: H3Config) -> None:
+    """Refuse a file that is not of exactly this model, before one is made."""
+    with torch.device("meta"):
+        expected = {name: tuple(x.shape) for name, x in H3ForCausalLM(config).state_dict().items()}
+    renamings = [WeightRenaming(old, new) for old, new in mapping.items()]
+    found = {apply_renamings(name, renamings): tuple(x.shape) for name, x in state.items()}
+    advice = (
+        f"the config says {config.num_hidden_layers} layers of width {config.hidden_size}, attention in"
+        f" {config.attention_layers}; give the file's own sizes, see aimc.models.h3.published"
+    )
+    for names, where in (
+        (expected.keys() - found.keys(), "is not in the file"),
+        (found.keys() - expected.keys(), "is not in the model"),
+    ):
+        if names:
+            raise ValueError(f"{file}: {min(names)} {where} ({len(names)} such weights); {advice}")
+    for name in sorted(expected):
+        if found[name] != expected[name]:
+            raise ValueError(f"{file}: {name} is {found[name]} in the file and {expected[name]} in the model; {advice}")

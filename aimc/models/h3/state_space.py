@@ -51,8 +51,8 @@ class ShiftStateSpace(nn.Module):
 
 
 class DiagonalStateSpace(nn.Module):
-    """Remembers all inputs of each channel, ever more faintly: x' = A·x + B·u, discretised bilinearly with a step of its
-    own per channel, y = 2·Re(C·x) + D·u. A is diagonal, with real parts −exp(inv_A_real).
+    """Remembers all inputs of each channel, ever more faintly: x' = A·x + B·u, discretised bilinearly with a step of
+    its own per channel, y = 2·Re(C·x) + D·u. A is diagonal, with real parts −exp(inv_A_real).
 
     Args:
         channels: C.

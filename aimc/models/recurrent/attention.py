@@ -80,7 +80,7 @@ def _turned(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tenso
 
 
 def rotary(position_ids: Tensor, dim: int, base: float, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-    """Cosines and sines `[B, T, dim]` of the angles position / base^(2i/dim) (RoFormer, arXiv 2104.09864), the two halves
+    """Cosines and sines `[B, T, dim]` of the angles position / base^(2i/dim) (RoFormer, arXiv 2104.09864), both halves
     alike; None where nothing turns.
 
     Args:

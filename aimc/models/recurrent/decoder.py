@@ -1,5 +1,4 @@
-"""What a decoder of attention and state layers does around its layers: positions, masks, the limit of its length, head.
-"""
+"""What a decoder of attention and state layers does around its layers: positions, masks, its limit of length, head."""
 
 from __future__ import annotations
 
@@ -44,7 +43,7 @@ def new_cache(config: Any) -> DynamicCache:
 class Frame:
     """What every layer of a pass is given."""
 
-    masks: dict[str, Tensor | None]
+    masks: dict[str, Any]
     """By kind of layer: the attention implementation's mask, and `[B, T]` with 0 for padding (None: there is none)."""
     position_ids: Tensor
     """`[B, T]`."""
@@ -85,7 +84,7 @@ def frame(
         "past_key_values": cache,
         "position_ids": position_ids,
     }
-    masks = {STATE: create_recurrent_attention_mask(**given)}
+    masks: dict[str, Any] = {STATE: create_recurrent_attention_mask(**given)}
     if has_attention:
         masks[ATTENTION] = create_causal_mask(**given)
     return Frame(masks, position_ids)
@@ -142,7 +141,9 @@ class Backbone(PreTrainedModel):
 class CausalHead:
     """The pass of a :class:`Backbone` with a head over the vocabulary; before `PreTrainedModel` among the bases."""
 
-    def _prepare_cache_for_generation(self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> Any:
+    def _prepare_cache_for_generation(
+        self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
+    ) -> Any:
         """Transformers' own, or :class:`StateCache` where that could not count tokens."""
         if ATTENTION not in self.config.layer_types and generation_config.use_cache:
             model_kwargs.setdefault("past_key_values", new_cache(self.config))

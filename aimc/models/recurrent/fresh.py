@@ -20,6 +20,6 @@ def end_of_branch(projection: nn.Linear) -> nn.Linear:
 
 
 def draw_smaller(module: nn.Module, std: float, n_layers: int) -> None:
-    """Draw a marked projection with a standard deviation of std / √(2·layers), for two branches a layer add up (GPT-2)."""
+    """Draw a marked projection with a standard deviation of std / √(2·layers), for two branches a layer add up."""
     if getattr(module, _MARK, False):
         init.normal_(module.weight, std=std / math.sqrt(2 * n_layers))  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """A linear recurrence in modal form, as a convolution over a whole text and as a step a token.
 
-x_t = p·x_{t−1} + u_t with a complex pole p per mode, and y_t = Re Σ r·x_t over the modes of a channel with their residues
-r; so y = h ∗ u with the impulse response h_t = Re Σ r·p^t. H3's diagonal state space (arXiv 2212.14052, section 3) and
-the long convolution of StripedHyena (arXiv 2310.18780, section 3) are both of this form.
+x_t = p·x_{t−1} + u_t with a complex pole p per mode, and y_t = Re Σ r·x_t over the modes of a channel with their
+residues r; so y = h ∗ u with the impulse response h_t = Re Σ r·p^t. H3's diagonal state space (arXiv 2212.14052,
+section 3) and the long convolution of StripedHyena (arXiv 2310.18780, section 3) are both of this form.
 
 Powers are taken in complex128 and products of them in complex64: at thousands of tokens an angle taken in float32 would
 be wrong in the fourth digit.
@@ -31,8 +31,8 @@ def powers(base: Tensor, n: int) -> Tensor:
 def impulse_response(poles: Tensor, residues: Tensor, n: int) -> Tensor:
     """h_t = Re Σ residues·poles^t for t = 0 … n−1.
 
-    p^(i·b + j) = (p^b)^i · p^j with b ≈ √n, so it is one matrix product a channel, and no array is as long as modes times
-    tokens.
+    p^(i·b + j) = (p^b)^i · p^j with b ≈ √n, so it is one matrix product a channel, and no array is as long as modes
+    times tokens.
 
     Args:
         poles: `[C, N]`, complex128.

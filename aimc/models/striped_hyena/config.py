@@ -16,8 +16,8 @@ class StripedHyenaConfig(PreTrainedConfig):
     What speaks of kernels and parallel training (`use_flash_attn`, `model_parallel_size`, …) is kept and has no effect.
 
     Raises:
-        ValueError: sizes that do not fit together, or a variant that was never published with weights; the message names
-            the field.
+        ValueError: sizes that do not fit together, or a variant that was never published with weights; the message
+            names the field.
     """
 
     model_type: ClassVar[str] = "stripedhyena"

@@ -37,8 +37,8 @@ class StripedHyenaPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Of fresh models, which were not published: GPT-2's, with its smaller output projections; filters begin as H3's
-        diagonal state space does (S4D-Lin, bilinear)."""
+        """Of fresh models, which were not published: GPT-2's, with its smaller output projections; filters begin as
+        H3's diagonal state space does (S4D-Lin, bilinear)."""
         super()._init_weights(module)
         draw_smaller(module, self.config.initializer_range, self.config.num_layers)
         if isinstance(module, StripedHyenaNorm):
