@@ -69,12 +69,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(self)
-        unused = [name for name in OPTIONAL if name not in FAMILIES[self.family].uses]
-        for name in unused:
-            if getattr(self, name) is not None:
-                raise RunError(
-                    f"{name}={getattr(self, name)}: a {self.family} has no such size; leave model.{name} out"
-                )
+        for name in sorted(set(OPTIONAL) - set(FAMILIES[self.family].uses)):
+            if (value := getattr(self, name)) is not None:
+                raise RunError(f"{name}={value}: a {self.family} model has no such size; leave model.{name} out")
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
             raise RunError(f"n_kv_head={self.n_kv_head}: must divide model.n_head={self.n_head}")
         if self.n_embd % self.n_head:

@@ -85,6 +85,9 @@ class StripedHyenaConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for usual, own in self.attribute_map.items():  # given by transformers' names
+            if usual in kwargs:
+                setattr(self, own, kwargs.pop(usual))
         if self.attn_layer_idxs is None:
             self.attn_layer_idxs = range(1, self.num_layers, 2)  # type: ignore[assignment]
         self.attn_layer_idxs = sorted(self.attn_layer_idxs)  # type: ignore[arg-type]
