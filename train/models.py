@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import aimc
 from aimc.hardware import Hardware
@@ -16,24 +16,28 @@ from aimc.models.families import attention_layers
 from aimc.static.config import Static
 from aimc.static.install import MissingAihwkit
 
-from .architectures import fresh
 from .errors import RunError
 from .pretrained import is_model_file, load_digital
+from .scratch import fresh_config
 
 if TYPE_CHECKING:
     from .schema import ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """The pretrained model, or a fresh one of `config.family`.
+    """The pretrained model, or a fresh one of the family.
 
     Raises:
-        RunError: it cannot be loaded.
+        RunError: it cannot be loaded, or its sizes do not fit together.
     """
     if config.source is not None:
         return load_digital(config.source)
+    try:
+        sizes = fresh_config(config, tokenizer)
+    except ValueError as error:
+        raise RunError(f"model: {error}") from error
     torch.manual_seed(seed)
-    return fresh(config, tokenizer)
+    return AutoModelForCausalLM.from_config(sizes)
 
 
 def require_convertible(model: PreTrainedModel) -> None:

@@ -89,4 +89,4 @@ def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
 
 def _analog(model: PreTrainedModel) -> list[GainCellAttention | SlotArrays]:
     """Everything of a model that is in gain cells: attention's arrays, and slots."""
-    return [layer for _, layer in (*gain_cell_layers(model), *slot_arrays(model))]
+    return [*(layer for _, layer in gain_cell_layers(model)), *(layer for _, layer in slot_arrays(model))]

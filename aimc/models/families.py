@@ -37,6 +37,8 @@ HYBRIDS = {
     "falcon_h1": "Falcon-H1",
     "zamba2": "Zamba2",
     "qwen3_next": "Qwen3-Next",
+    "h3": "H3",
+    "stripedhyena": "StripedHyena",
 }
 """Likewise, of families whose other layers, or other halves of layers, have a state instead of attention and stay as
 they are."""
@@ -151,6 +153,12 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
             " model itself"
         )
     _check_config(model)
+    if len(without_attention(model)) == getattr(model.config, "num_hidden_layers", None):
+        _refuse(
+            model,
+            f"none of its {model.config.num_hidden_layers} layers has attention, so nothing would be replaced",
+            "use a hybrid with attention in some layers, or measure it as the digital model that it is",
+        )
     trial = _try_two_tokens(model)
     if not trial.calls:
         _refuse(

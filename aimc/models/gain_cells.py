@@ -185,7 +185,7 @@ def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLay
     notes = []
     family = model.config.model_type
     if stateful := without_attention(model):
-        notes.append(f"layers {', '.join(map(str, stateful))} have no attention and stay as they are")
+        notes.append(f"layers {', '.join(map(str, stateful))} have no attention and stay digital")
     if family not in FAMILIES | HYBRIDS:
         notes.append(
             f"{family} is not among the tested families ({', '.join(FAMILIES | HYBRIDS)}): its layers follow"

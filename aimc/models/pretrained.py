@@ -15,7 +15,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import aimc.models.gsa  # noqa: F401  registers its model type with transformers
 from aimc.models import gguf, llama2c, mamba
 from aimc.models.checkpoint import CACHE_OPTIONS, is_converted
 from aimc.models.hub import quiet_libraries, require_reachable

@@ -15,6 +15,8 @@ import aimc
 from aimc import presets
 from aimc.hardware import Array, Hardware
 from aimc.models.arrays import gain_cell_layers
+from aimc.models.h3 import H3Config
+from aimc.models.striped_hyena import StripedHyenaConfig
 
 COMMON = {
     "vocab_size": 64,
@@ -86,9 +88,27 @@ CONFIGS = {
         linear_key_head_dim=8,
         linear_value_head_dim=8,
     ),
+    "h3": lambda: H3Config(**COMMON, num_hidden_layers=3, attention_layers=[1], state_size=8),
+    "stripedhyena": lambda: StripedHyenaConfig(
+        **{name: size for name, size in COMMON.items() if name != "num_key_value_heads"},
+        num_hidden_layers=4,
+        proj_groups=2,
+        state_size=4,
+    ),
 }
-ATTENTION = {"lfm2": [1], "jamba": [1, 3], "bamba": [1], "zamba2": [1, 3], "falcon_h1": [0, 1], "qwen3_next": [3]}
+ATTENTION = {
+    "lfm2": [1],
+    "jamba": [1, 3],
+    "bamba": [1],
+    "zamba2": [1, 3],
+    "falcon_h1": [0, 1],
+    "qwen3_next": [3],
+    "h3": [1],
+    "stripedhyena": [1, 3],
+}
 STATES = {
+    "h3": ["0.mixer", "2.mixer"],
+    "stripedhyena": ["0.filter", "2.filter"],
     "lfm2": ["0.conv", "2.conv"],
     "jamba": ["0.mamba", "2.mamba"],
     "bamba": ["0.mamba", "2.mamba"],
@@ -96,7 +116,7 @@ STATES = {
     "falcon_h1": ["0.mamba", "1.mamba"],
     "qwen3_next": ["0.linear_attn", "1.linear_attn", "2.linear_attn"],
 }
-"""Inside `model.layers`: what stays digital."""
+"""Inside the list of layers: what stays digital."""
 NO_LEVELS = dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels"))
 
 
@@ -132,7 +152,8 @@ def test_attention_goes_onto_arrays_and_the_rest_stays(family: str) -> None:
     assert [layer.layer for _, layer in gain_cell_layers(model)] == ATTENTION[family]
     others = sorted(set(range(model.config.num_hidden_layers)) - set(ATTENTION[family]))
     noted = any(f"layers {', '.join(map(str, others))} have no attention" in note for note in report.notes)
-    assert report.digital == [f"model.layers.{name}" for name in STATES[family]]
+    stack = {"h3": "backbone.layers", "stripedhyena": "backbone.blocks"}.get(family, "model.layers")
+    assert report.digital == [f"{stack}.{name}" for name in STATES[family]]
     assert all(f"  {name}\n" in f"{report}\n" for name in report.digital)
     assert noted == bool(others) and not any("not among the tested" in note for note in report.notes)
     with torch.no_grad():
@@ -141,7 +162,8 @@ def test_attention_goes_onto_arrays_and_the_rest_stays(family: str) -> None:
     model.train()(ids(), labels=ids(), use_cache=False).loss.backward()
     for name, _ in gain_cell_layers(model):
         attention = model.get_submodule(name.rpartition(".")[0])
-        assert all(getattr(attention, f"{part}_proj").weight.grad.abs().max() > 0 for part in "qkv")
+        projections = [module for module in attention.children() if isinstance(module, torch.nn.Linear)]
+        assert projections and all(projection.weight.grad.abs().max() > 0 for projection in projections)
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers.configuration_utils import PreTrainedConfig
+
+from aimc.models.auto import register_model
 
 
-class GSAConfig(PretrainedConfig):
+class GSAConfig(PreTrainedConfig):
     """A decoder of `num_hidden_layers` blocks: slots, then a gated MLP, each behind an RMS norm.
 
     Args:
@@ -79,6 +81,7 @@ class GSAConfig(PretrainedConfig):
         self.use_cache = use_cache
         self.slot_cells = slot_cells
         super().__init__(**{"tie_word_embeddings": tie_word_embeddings} | kwargs)
+        register_model(self.model_type)
 
     @property
     def head_dim(self) -> int:
