@@ -55,6 +55,8 @@ class HyenaFilter(nn.Module):
     distilled (Laughing Hyena, arXiv 2310.18780): as a convolution over a text, as a recurrence token by token.
     """
 
+    has_weight_decay = False
+
     def __init__(self, config: StripedHyenaConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
