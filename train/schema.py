@@ -43,9 +43,6 @@ class ModelConfig:
     source: str | None = None
     """Folder, GGUF file or hub name of a pretrained causal language model, or a folder that holds one GGUF file or
     llama2.c checkpoint; null: from scratch, with the sizes below."""
-    family: str = choice("gpt2", tuple(FAMILIES))
-    """Architecture from scratch: `gpt2`, `h3`, `stripedhyena`, `mamba` (which has no heads, feed-forward network or
-    dropout) or `gsa`, gated slots (no dropout)."""
     n_layer: int = number(4, least=1)
     """Layers."""
     n_head: int = number(4, least=1)
@@ -57,6 +54,9 @@ class ModelConfig:
     dropout: float = number(0.0, least=0, below=1)
     """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has
     none)."""
+    family: str = choice("gpt2", tuple(FAMILIES))
+    """Architecture from scratch: `gpt2`, `h3`, `stripedhyena`, `mamba` (which has no heads, feed-forward network or
+    dropout) or `gsa`, gated slots (no dropout)."""
     n_inner: int | None = number(None, least=1)
     """Width of the feed-forward networks; null: the family's usual multiple of n_embd."""
     n_kv_head: int | None = number(None, least=1)

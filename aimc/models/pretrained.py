@@ -65,10 +65,16 @@ def load_pretrained(
     if options.get("local_files_only"):  # where peft is installed, transformers asks for an adapter, too
         options.setdefault("adapter_kwargs", {"local_files_only": True})
     with quiet_libraries():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, output_loading_info=True, **options
-        )
+        # Tensors of another shape are let through, and refused below by name.
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, **{**options, **told})
     model, info = loaded
+    if other := sorted(info["mismatched_keys"]):
+        name, in_file, in_model = other[0]
+        raise ValueError(
+            f"{source}: {name} is {tuple(in_file)} in the file and {tuple(in_model)} in the model that its config.json"
+            " describes, so it would be random; give the config that belongs to the weights"
+        )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"{source}: {len(missing)} weights are not in the file (first: {missing[0]}), so they would be random; give"

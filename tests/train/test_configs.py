@@ -181,7 +181,7 @@ BAD = {
     "measure.tokens=1": r"measure: tokens=1: must be a whole number of at least 2",
     "logger.name=tensorboard": r"logger\.name=tensorboard: unknown; use one of none, wandb",
     "+window=64": r"window: unknown key; the keys there are model, hardware",
-    "+model.layers=3": r"model\.layers: unknown key; the keys there are source, family, n_layer",
+    "+model.layers=3": r"model\.layers: unknown key; the keys there are source, n_layer",
 }
 
 

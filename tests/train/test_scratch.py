@@ -19,6 +19,7 @@ from train.pipeline import execute
 from train.pretrained import load_digital
 from train.schema import EvaluationConfig, ModelConfig, RunConfig
 from train.scratch import FAMILIES, OPTIONAL
+from train.trainer import HardwareAwareTrainer
 
 silent: Callable[[str], None] = lambda what: None  # noqa: E731 (one line says it)
 
@@ -90,6 +91,14 @@ def test_sizes_that_a_family_refuses_are_told_on_one_line() -> None:
     with pytest.raises(RunError, match=r"^model: attention_layers=\[4\]: there is no layer 4 among 4") as told:
         fresh(ModelConfig(family="h3", attention_layers=[4]))
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("family", "spared"), [("h3", ("shift", "diagonal")), ("stripedhyena", ("filter",))])
+def test_what_says_how_fast_a_state_forgets_does_not_decay(family: str, spared: tuple[str, ...]) -> None:
+    model = fresh(ModelConfig(family=family, n_layer=2))
+    decaying = HardwareAwareTrainer.get_decay_parameter_names(None, model)  # type: ignore[arg-type]
+    matrices = [name for name, x in model.named_parameters() if x.ndim >= 2]
+    assert decaying == [name for name in matrices if not any(f".{part}." in name for part in spared)] != matrices
 
 
 @pytest.mark.parametrize(

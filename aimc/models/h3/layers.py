@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from aimc.models.h3.config import H3Config
 from aimc.models.h3.state_space import DiagonalStateSpace, ShiftStateSpace
 from aimc.models.recurrent.attention import FusedAttention
+from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
 from aimc.models.recurrent.names import ATTENTION
 
@@ -40,9 +41,8 @@ class H3Mixer(nn.Module):
         if padding_mask is not None:
             real = padding_mask[:, None].to(k.dtype)
             k, v = k * real, v * real  # [B, E, T]
-        n_tokens, state, window = k.shape[-1], None, k
+        n_tokens, state, window = k.shape[-1], state_in(past_key_values, self.layer_idx), k
         if past_key_values is not None:
-            state = past_key_values.get_recurrent_state(self.layer_idx)
             window = past_key_values.update_conv_state(
                 k, self.layer_idx, conv_kernel_size=self.shift.n_states
             )  # [B, E, up to N + T]

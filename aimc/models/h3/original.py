@@ -8,11 +8,12 @@ Their layers were cut elsewhere: each norm stood behind a branch, and now stands
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers.core_model_loading import WeightRenaming, apply_renamings
+from transformers.core_model_loading import WeightRenaming
 
 from aimc.models.h3.config import H3Config
 from aimc.models.h3.model import H3ForCausalLM
@@ -80,6 +81,14 @@ def key_mapping(state: dict[str, Tensor], n_layers: int) -> dict[str, str]:
     return _EARLIER | shifted | _NAMES
 
 
+def renamed(names: Iterable[str], mapping: dict[str, str]) -> dict[str, str]:
+    """Each name with what all of a :func:`key_mapping` make of it, as transformers applies it."""
+    found = {name: name for name in names}
+    for renaming in (WeightRenaming(old, new) for old, new in mapping.items()):
+        found = {name: renaming.rename_source_key(now)[0] for name, now in found.items()}
+    return found
+
+
 def _tensors_in(file: Path) -> dict[str, Tensor]:
     """The model's tensors, without the prefix that Lightning gives them."""
     if not file.is_file():
@@ -88,8 +97,8 @@ def _tensors_in(file: Path) -> dict[str, Tensor]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"{file}: cannot be read as tensors alone ({str(error).splitlines()[0]}), and anything else could run code"
-            " of its own; where you trust the file, save its 'state_dict' anew with torch.save"
+            f"{file}: cannot be read as tensors alone ({type(error).__name__}), and anything else could run code of its"
+            " own; give a whole file, or, where you trust it, save its 'state_dict' alone with torch.save"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(x, Tensor) for x in state.values()):
@@ -103,8 +112,7 @@ def _check(file: str, state: dict[str, Tensor], mapping: dict[str, str], config:
     """Refuse a file that is not of exactly this model, before one is made."""
     with torch.device("meta"):
         expected = {name: tuple(x.shape) for name, x in H3ForCausalLM(config).state_dict().items()}
-    renamings = [WeightRenaming(old, new) for old, new in mapping.items()]
-    found = {apply_renamings(name, renamings): tuple(x.shape) for name, x in state.items()}
+    found = {new: tuple(state[old].shape) for old, new in renamed(state, mapping).items()}
     advice = (
         f"the config says {config.num_hidden_layers} layers of width {config.hidden_size}, attention in"
         f" {config.attention_layers}; give the file's own sizes, see aimc.models.h3.published"

@@ -20,6 +20,8 @@ class ShiftStateSpace(nn.Module):
         n_states: N.
     """
 
+    has_weight_decay = False
+
     def __init__(self, channels: int, n_states: int):
         super().__init__()
         self.n_states = n_states
@@ -58,6 +60,8 @@ class DiagonalStateSpace(nn.Module):
         channels: C.
         n_states: N, twice the complex modes.
     """
+
+    has_weight_decay = False
 
     def __init__(self, channels: int, n_states: int):
         super().__init__()

@@ -7,36 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from aimc.models.recurrent.cache import StateCache, new_cache
 from aimc.models.recurrent.names import ATTENTION, STATE
-
-
-class StateCache(DynamicCache):
-    """The cache of a model without any attention: states of constant size, and how many tokens they have seen, which
-    transformers' own leaves to a layer with attention."""
-
-    seen = 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen so far."""
-        return self.seen
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self.seen = 0
-
-
-def new_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model: states, and keys and values where it has attention."""
-    return (DynamicCache if ATTENTION in config.layer_types else StateCache)(config=config)
 
 
 @dataclass(slots=True)
@@ -172,7 +152,8 @@ class CausalHead:
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.get_output_embeddings()(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.get_output_embeddings()(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

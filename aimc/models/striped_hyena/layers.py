@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from aimc.models.recurrent.attention import FusedAttention
+from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
 from aimc.models.recurrent.modal import modal_filter
 from aimc.models.recurrent.names import ATTENTION
@@ -55,6 +56,8 @@ class HyenaFilter(nn.Module):
     distilled (Laughing Hyena, arXiv 2310.18780): as a convolution over a text, as a recurrence token by token.
     """
 
+    has_weight_decay = False
+
     def __init__(self, config: StripedHyenaConfig, layer_idx: int):
         super().__init__()
         self.layer_idx = layer_idx
@@ -77,12 +80,11 @@ class HyenaFilter(nn.Module):
     def forward(self, z: Tensor, padding_mask: Tensor | None = None, past_key_values: Cache | None = None) -> Tensor:
         """Projections `[B, T, 3·E]` to `[B, T, E]`; padding (0 in `padding_mask` `[B, T]`) leaves no trace in the
         states."""
-        z, n_tokens, state = z.mT, z.shape[1], None  # [B, 3·E, T]
+        z, n_tokens, state = z.mT, z.shape[1], state_in(past_key_values, self.layer_idx)  # [B, 3·E, T]
         if padding_mask is not None:
             z = z * padding_mask[:, None].to(z.dtype)
         window = z
         if past_key_values is not None:
-            state = past_key_values.get_recurrent_state(self.layer_idx)
             window = past_key_values.update_conv_state(z, self.layer_idx, conv_kernel_size=self.n_taps)
         short = F.conv1d(F.pad(window, (self.n_taps - 1, 0)), self.short_filter_weight, groups=z.shape[1])
         short = short[..., -n_tokens:]

@@ -10,10 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM
-from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from aimc.models.h3 import SIZES, H3Config, H3ForCausalLM, load_original, published
-from aimc.models.h3.original import key_mapping
+from aimc.models.h3.original import key_mapping, renamed
 from tests.models.h3.test_model import TINY, ids
 
 CONFIG = H3Config(**TINY | {"rotary_dim": 4})
@@ -117,11 +116,11 @@ def test_the_published_layout_is_the_model_here_under_other_names(size: str) -> 
     config = published(size)
     layout = published_layout(config)
     mapping = key_mapping(dict.fromkeys(layout, torch.empty(0)), config.num_hidden_layers)
-    renamings = [WeightRenaming(old, new) for old, new in mapping.items()]
-    renamed = {apply_renamings(name, renamings): shape for name, shape in layout.items() if "rotary_emb" not in name}
+    names = renamed((name for name in layout if "rotary_emb" not in name), mapping)
+    here = {new: layout[old] for old, new in names.items()}
     with torch.device("meta"):
         model = H3ForCausalLM(config)
-    assert renamed == {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    assert here == {name: tuple(x.shape) for name, x in model.state_dict().items()}
     named = float(size[:-1]) * 1e6 if size.endswith("m") else float(size.partition("b")[0]) * 1e9
     assert sum(x.numel() for x in model.parameters()) == pytest.approx(named, rel=0.15)
 

@@ -149,6 +149,26 @@ def test_the_published_7b_has_its_layout() -> None:
     assert config.num_key_value_heads == 8 and config.layer_types.count("full_attention") == 16
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"inner_mlp_size": 32},
+            r"backbone.blocks.0.mlp.l1.weight is \(24, 16\) in the file and \(32, 16\) in the model",
+        ),
+        ({"hidden_size": 32}, r"backbone.blocks.0.filter.D is \(16,\) in the file and \(32,\) in the model"),
+        ({"num_layers": 6}, r"weights are not in the file \(first: backbone.blocks.4.filter.D\)"),
+    ],
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_of_other_sizes_are_named(change: dict[str, Any], message: str, tied: bool, tmp_path: Path) -> None:
+    model(tie_embeddings=tied).save_pretrained(tmp_path)
+    StripedHyenaConfig(**TINY | {"tie_embeddings": tied} | change).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message) as told:
+        aimc.load_pretrained(tmp_path)
+    assert "\n" not in str(told.value)
+
+
 def test_a_published_config_is_read_as_it_is() -> None:
     config = StripedHyenaConfig.from_dict(
         TINY
