@@ -134,7 +134,7 @@ def begin_small(model: PreTrainedModel) -> None:
     768, with that of their own; learned positions as sinusoids, of which a head that looks one token back is one
     rotation."""
     gain = math.sqrt(USUAL_WIDTH / model.config.hidden_size)
-    embedding = model.get_input_embeddings().weight
+    embedding: Any = model.get_input_embeddings().weight
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear | Conv1D) and module.weight is not embedding:
