@@ -61,7 +61,7 @@ class Effort:
     warmup: int = 800
     """Of them until the learning rate is full. Two layers of attention find associative recall in a sudden turn, after
     900 to 2,300 steps in two seeds; with 3e-3 and a start of 0.02 they were not seen to find it within 3,600."""
-    on_cells: int = 400
+    on_cells: int = 600
     """Steps on the cells, and as many under noise."""
     n_training: int = 4000
     """Texts to train on, seen again and again, by which the turn comes earlier than with fresh ones (arXiv

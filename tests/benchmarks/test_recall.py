@@ -14,7 +14,12 @@ SHORT = replace(QUICK, steps=2, on_cells=1, batch_size=4, n_texts=8)
 
 
 @pytest.mark.parametrize(
-    ("name", "phases"), [("attention", PHASES), ("gated slots", PHASES), ("H3 without attention", PHASES[:1])]
+    ("name", "phases"),
+    [
+        ("attention", PHASES),
+        pytest.param("gated slots", PHASES, marks=pytest.mark.slow),
+        pytest.param("H3 without attention", PHASES[:1], marks=pytest.mark.slow),
+    ],
 )
 def test_every_phase_is_measured(name: str, phases: tuple[str, ...]) -> None:
     found = examine(name, "associative recall", 0, SHORT)
