@@ -99,15 +99,19 @@ class _MovedModules(MetaPathFinder, Loader):
 
 sys.meta_path.append(_MovedModules())
 
-_REGISTRY = "transformers.quantizers.auto"
-"""Where transformers keeps its quantisation methods; aimc is one of them, see `aimc/models/quantizer.py`."""
+_REGISTRIES = {
+    "transformers.quantizers.auto": ("aimc.models.quantizer", None),
+    "transformers.models.auto.configuration_auto": ("aimc.models.auto", "register_configs"),
+}
+"""Where transformers keeps its quantisation methods and configs, and what makes aimc's known there: a module whose
+import does, or a function of it."""
 
 
 class _BesideTransformers(MetaPathFinder):
-    """Registers aimc as soon as the registry is imported, for importing it here would import transformers."""
+    """Registers aimc as soon as a registry is imported, for importing it here would import transformers."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != _REGISTRY:
+        if name not in _REGISTRIES:
             return None
         spec = PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
@@ -115,20 +119,23 @@ class _BesideTransformers(MetaPathFinder):
 
             def execute_and_register(module: ModuleType) -> None:
                 execute(module)
-                _register()
+                _register(name)
 
             spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-def _register() -> None:
-    importlib.import_module("aimc.models.quantizer")
+def _register(registry: str) -> None:
+    module_name, function = _REGISTRIES[registry]
+    module = importlib.import_module(module_name)
+    if function is not None:
+        getattr(module, function)()
 
 
-if _REGISTRY in sys.modules:
-    _register()
-else:
-    sys.meta_path.insert(0, _BesideTransformers())
+sys.meta_path.insert(0, _BesideTransformers())
+for _name in _REGISTRIES:
+    if _name in sys.modules:
+        _register(_name)
 
 
 def _command() -> None:

@@ -22,9 +22,11 @@ def model_card(run: Run, record: dict[str, Any], model: PreTrainedModel) -> str:
     if data.is_generated and run.stage.recipes and run.stage.needs is not None:
         source = f"text written by the digital model (share {data.generated.share:g}), beside {source}"
     load = "aimc.from_pretrained" if run.stage.analog else "transformers.AutoModelForCausalLM.from_pretrained"
+    n_heads = getattr(config, "num_attention_heads", None)  # Mamba has none
+    heads = "" if n_heads is None else f"{n_heads} heads, "
     architecture = (
-        f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}, "
-        f"{config.num_attention_heads} heads, vocabulary {config.vocab_size}, {model.num_parameters():,} parameters"
+        f"{config.model_type}, {config.num_hidden_layers} layers, width {config.hidden_size}, {heads}"
+        f"vocabulary {config.vocab_size}, {model.num_parameters():,} parameters"
     )
     training = (
         f"{record['training_steps']} steps, {record['training_tokens']:,} tokens, {record['seconds']:.0f} s in all"

@@ -18,6 +18,7 @@ from aimc.evaluate.reference import require_reference
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
 from aimc.models.arrays import gain_cell_layers, has_arrays
+from aimc.models.gsa import slot_arrays
 from aimc.models.substrates import substrates_under
 
 from .errors import RunError
@@ -48,7 +49,7 @@ def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
         RunError: none is there, or it has nothing that could be non-ideal.
     """
     model = load_any(checkpoint)
-    if nonideality.active() and not has_arrays(model):
+    if nonideality.active() and not (has_arrays(model) or any(slot_arrays(model))):
         raise RunError(
             f"checkpoint={checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
             " name a converted model"

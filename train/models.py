@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 import aimc
 from aimc.hardware import Hardware
@@ -25,34 +20,26 @@ from aimc.static.tiles import has_static
 
 from .errors import RunError
 from .pretrained import is_model_file, load_digital
+from .scratch import fresh_config
 
 if TYPE_CHECKING:
     from .schema import ModelConfig, StaticConfig
 
 
 def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """The pretrained model, or a fresh GPT-2 architecture.
+    """The pretrained model, or a fresh one of the family.
 
     Raises:
-        RunError: it cannot be loaded.
+        RunError: it cannot be loaded, or its sizes do not fit together.
     """
     if config.source is not None:
         return load_digital(config.source)
+    try:
+        sizes = fresh_config(config, tokenizer)
+    except ValueError as error:
+        raise RunError(f"model: {error}") from error
     torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=config.n_positions,
-            n_embd=config.n_embd,
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=0.0,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    return AutoModelForCausalLM.from_config(sizes)
 
 
 def require_convertible(model: PreTrainedModel) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from aimc.models import gguf, pretrained
+from aimc.models import gguf, mamba, pretrained
 from aimc.models.checkpoint import is_converted
 from aimc.models.hub import hub_answers
 from aimc.models.manifest import Damaged
@@ -82,7 +82,7 @@ def vocabulary_of(source: str, setting: str = "model.source") -> Vocabulary:
     try:
         file = pretrained.find_model_file(source)
         tokenizer = pretrained.load_tokenizer(source, **where(source))
-    except (gguf.GgufError, gguf.MissingGguf, Damaged) as error:
+    except (gguf.GgufError, gguf.MissingGguf, mamba.RawMamba, Damaged) as error:
         raise RunError(f"{setting}={error}") from error
     except (OSError, ValueError) as error:
         raise RunError(
@@ -127,7 +127,7 @@ def _told(source: str, setting: str) -> Iterator[None]:
     for each."""
     try:
         yield
-    except (gguf.GgufError, gguf.MissingGguf, Damaged) as error:  # these begin with its name and say what to do
+    except (gguf.GgufError, gguf.MissingGguf, mamba.RawMamba, Damaged) as error:  # these say file and remedy
         raise RunError(f"{setting}={error}") from error
     except Exception as error:
         if not Path(source).exists() and where(source):

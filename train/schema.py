@@ -14,6 +14,7 @@ from .errors import RunError
 from .fields import check, choice, number, with_fields
 from .plausible import require_plausible
 from .recipe import Recipe
+from .scratch import FAMILIES, OPTIONAL
 from .source import DataConfig
 from .stages import RECIPES, ROUTES, STAGES, SWITCHES
 from .stages.stage import Stage
@@ -38,7 +39,7 @@ def _chip_measurement() -> Measurement:
 
 @dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """The digital model: a pretrained one by name, or a GPT-2 architecture to train from scratch."""
+    """The digital model: a pretrained one by name, or an architecture to train from scratch."""
 
     source: str | None = None
     """Folder, GGUF file or hub name of a pretrained causal language model, or a folder that holds one GGUF file or
@@ -54,9 +55,29 @@ class ModelConfig:
     dropout: float = number(0.0, least=0, below=1)
     """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has
     none)."""
+    family: str = choice("gpt2", tuple(FAMILIES))
+    """Architecture from scratch: `gpt2`, `h3`, `stripedhyena`, `mamba` (which has no heads, feed-forward network or
+    dropout) or `gsa`, gated slots (no dropout)."""
+    n_inner: int | None = number(None, least=1)
+    """Width of the feed-forward networks; null: the family's usual multiple of n_embd."""
+    n_kv_head: int | None = number(None, least=1)
+    """Key and value heads a layer, a divisor of n_head; null: n_head."""
+    n_state: int | None = number(None, least=1)
+    """States a channel: of `h3` taps of the shift and twice the complex modes, of `stripedhyena` complex modes, of
+    `mamba` real ones; null: as published, 64, 2 and 16."""
+    n_slots: int | None = number(None, least=1)
+    """Slots of each head of `gsa`; null: 32."""
+    attention_layers: list[int] | None = None
+    """Of a hybrid: numbers of the layers with attention, from 0, [] for none; null: as published, of `h3` the middle
+    one, of `stripedhyena` every second."""
 
     def __post_init__(self) -> None:
         check(self)
+        for name in sorted(set(OPTIONAL) - set(FAMILIES[self.family].uses)):
+            if (value := getattr(self, name)) is not None:
+                raise RunError(f"{name}={value}: a {self.family} model has no such size; leave model.{name} out")
+        if self.n_kv_head is not None and self.n_head % self.n_kv_head:
+            raise RunError(f"n_kv_head={self.n_kv_head}: must divide model.n_head={self.n_head}")
         if self.n_embd % self.n_head:
             raise RunError(f"n_embd={self.n_embd}: must be a multiple of model.n_head={self.n_head}")
 

@@ -256,8 +256,15 @@ class HardwareAwareTrainer(Trainer):
         return self.lr_scheduler
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """Matrices only: neither norms and biases nor the scalers of the arrays are pulled towards zero."""
-        return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]
+        """Matrices only: neither norms and biases nor the scalers of the arrays are pulled towards zero, nor what says
+        how fast a state forgets, which its module marks, or transformers."""
+        spared = {
+            parameter
+            for module in model.modules()
+            for parameter in module.parameters(recurse=False)
+            if not getattr(module, "has_weight_decay", True) or getattr(parameter, "_no_weight_decay", False)
+        }
+        return [name for name, x in model.named_parameters() if x.ndim >= 2 and x not in spared]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """With the last, smaller batch, which the parent would drop along with that of the training text."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from aimc.models.arrays import gain_cell_layers
+from aimc.models.families import layer_number
 from aimc.models.modes import evaluating
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import PARTS, GainCellAttention
@@ -142,8 +143,10 @@ def digital_moments(model: PreTrainedModel, batches: Batches) -> dict[int, Layer
 
 
 def number_of(attention: nn.Module) -> int:
-    """The number of an attention layer of a digital model, in which layers without attention count."""
-    return int(attention.layer_idx)  # type: ignore[arg-type]
+    """The number of an attention layer of a digital model that is being observed; layers without attention count."""
+    number = layer_number(_names[attention], attention)
+    assert number is not None  # a model without numbers could not have been converted
+    return number
 
 
 def require_same_heads(layer: GainCellAttention, found: tuple[int, int] | None) -> None:
@@ -167,6 +170,8 @@ OBSERVED = "aimc_observer"
 _observers: WeakKeyDictionary[nn.Module, DigitalObserver] = WeakKeyDictionary()
 """Who looks at which module; weak, because transformers keeps what is registered for ever, and no model should be kept
 by having been looked at."""
+_names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+"""Full names of those modules."""
 
 
 @contextmanager
@@ -186,16 +191,17 @@ def observing_digital(model: PreTrainedModel, observe: DigitalObserver) -> Itera
     AttentionInterface.register(OBSERVED, _observed_attention)
     AttentionMaskInterface.register(OBSERVED, sdpa_mask)
     before = model.config._attn_implementation
-    modules = list(model.modules())
+    modules = {module: name for name, module in model.named_modules()}
     try:
-        for module in modules:
-            _observers[module] = observe
+        for module, name in modules.items():
+            _observers[module], _names[module] = observe, name
         model.set_attn_implementation(OBSERVED)
         yield
     finally:
         model.set_attn_implementation(before)
         for module in modules:
             _observers.pop(module, None)
+            _names.pop(module, None)
 
 
 def _observed_attention(

@@ -33,6 +33,7 @@ _PUBLIC = {
     "load_tasks": "tasks",
     "nonideality_sweep": "sweeps",
     "perplexity": "perplexity",
+    "recall": "recall",
     "rescue": "sweeps",
     "run_tasks": "tasks",
     "selection": "selection",

@@ -10,8 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from aimc.hardware import Noise
-from aimc.models.arrays import gain_cell_layers, set_chip, set_generator, write_record
+from aimc.models.arrays import gain_cell_layers, has_arrays, set_chip, set_generator, write_record
+from aimc.models.gsa import SlotArrays, slot_arrays
 from aimc.models.substrates import require_as_saved
+from aimc.nn.attention import GainCellAttention
 from aimc.static.tiles import seeded, static_layers
 
 
@@ -37,8 +39,7 @@ class chips_of:
         if n < 1:
             raise ValueError(f"chips={n}: at least one chip is needed; give chips=1 or more")
         require_as_saved(model)
-        layers = list(gain_cell_layers(model))
-        if not layers and noise is not None and noise.active():
+        if not _analog(model) and noise is not None and noise.active():
             raise ValueError(
                 "a digital model has no analog arrays to be non-ideal; call aimc.convert first, or leave nonideality"
                 " out"
@@ -54,6 +55,8 @@ class chips_of:
             for chip in self.numbers:
                 set_chip(self.model, chip)
                 set_generator(self.model, torch.Generator().manual_seed(chip))
+                for _, slots in slot_arrays(self.model):
+                    slots.chip_seed, slots.generator = chip, torch.Generator().manual_seed(chip)
                 with ExitStack() as drawn:
                     if any(True for _ in static_layers(self.model)):
                         drawn.enter_context(seeded(chip, "reads"))  # aihwkit draws from torch's own generator
@@ -63,14 +66,14 @@ class chips_of:
 def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
     """Whether one chip differs from another: gain cells under `noise` (None: the hardware's own), or static tiles that
     are read."""
-    of_cells = any((layer.machine.noise if noise is None else noise).active() for _, layer in gain_cell_layers(model))
+    of_cells = any((layer.machine.noise if noise is None else noise).active() for layer in _analog(model))
     return of_cells or any(not layer.computes_digitally for _, layer in static_layers(model))
 
 
 @contextmanager
 def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
     """Other noise on the same hardware; hardware, chip, generator and the model's record of them are put back."""
-    layers = [layer for _, layer in gain_cell_layers(model)]
+    layers = _analog(model)
     before = [(layer.hardware, layer.chip_seed, layer.generator) for layer in layers]
     try:
         for layer in layers:
@@ -80,5 +83,10 @@ def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
     finally:
         for layer, (hardware, chip_seed, generator) in zip(layers, before, strict=True):
             layer.hardware, layer.chip_seed, layer.generator = hardware, chip_seed, generator
-        if layers:
+        if has_arrays(model):
             write_record(model)  # choosing chips noted the last one, with this noise
+
+
+def _analog(model: PreTrainedModel) -> list[GainCellAttention | SlotArrays]:
+    """Everything of a model that is in gain cells: attention's arrays, and slots."""
+    return [*(layer for _, layer in gain_cell_layers(model)), *(layer for _, layer in slot_arrays(model))]

@@ -30,7 +30,16 @@ FAMILIES = {
     "phi3": "Phi-3",
 }
 """Model type to name, of the families that are tested; others are accepted by what they do."""
-HYBRIDS = {"lfm2": "LFM2", "jamba": "Jamba", "falcon_h1": "Falcon-H1", "qwen3_next": "Qwen3-Next"}
+HYBRIDS = {
+    "lfm2": "LFM2",
+    "jamba": "Jamba",
+    "bamba": "Bamba",
+    "falcon_h1": "Falcon-H1",
+    "zamba2": "Zamba2",
+    "qwen3_next": "Qwen3-Next",
+    "h3": "H3",
+    "stripedhyena": "StripedHyena",
+}
 """Likewise, of families whose other layers, or other halves of layers, have a state instead of attention and stay as
 they are."""
 STATE_LAYERS = ("conv", "linear_attention", "moe", "mlp")
@@ -92,6 +101,12 @@ _BLOCKED_SETTINGS: tuple[tuple[str, Callable[[Any], bool], str, str], ...] = (
         "use a causal decoder",
     ),
     (
+        "num_slots",
+        bool,
+        "its memory is slots that every token writes again, and the arrays of attention hold a token a slot",
+        "put the slots into cells, aimc.models.gsa.put_on_cells(model, hardware)",
+    ),
+    (
         "num_kv_shared_layers",
         bool,
         "layers that share keys and values have no arrays of their own",
@@ -138,6 +153,12 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
             " model itself"
         )
     _check_config(model)
+    if len(without_attention(model)) == getattr(model.config, "num_hidden_layers", None):
+        _refuse(
+            model,
+            f"none of its {model.config.num_hidden_layers} layers has attention, so nothing would be replaced",
+            "use a hybrid with attention in some layers, or measure it as the digital model that it is",
+        )
     trial = _try_two_tokens(model)
     if not trial.calls:
         _refuse(
@@ -152,6 +173,15 @@ def attention_layers(model: PreTrainedModel) -> list[AttentionLayer]:
     _check_indices(model, layers)
     _check_masks(model, layers, trial.masks)
     return layers
+
+
+def layer_number(name: str, attention: nn.Module) -> int | None:
+    """The layer of an attention module, from 0, as it says itself; of a copy of a block with tied weights (Zamba2's say
+    -1), as its full name says. None: neither does."""
+    index = getattr(attention, "layer_idx", None)
+    if isinstance(index, int) and index < 0:
+        index = next((int(part) for part in name.split(".") if part.isdigit()), None)
+    return index if isinstance(index, int) else None
 
 
 def without_attention(model: PreTrainedModel) -> list[int]:
@@ -284,11 +314,11 @@ def _described(
             " of tokens to their own past",
             "use a decoder with plain self-attention",
         )
-    index = getattr(module, "layer_idx", None)
-    if not isinstance(index, int):
+    index = layer_number(name, module)
+    if index is None:
         _refuse(
             model,
-            f"{name}.layer_idx={index}: cells and caches belong to numbered layers",
+            f"{name}.layer_idx={getattr(module, 'layer_idx', None)}: cells and caches belong to numbered layers",
             "use a decoder that numbers its layers",
         )
     return AttentionLayer(
@@ -305,11 +335,12 @@ def _described(
 
 def _check_indices(model: PreTrainedModel, layers: list[AttentionLayer]) -> None:
     found, n_layers = [layer.index for layer in layers], model.config.num_hidden_layers
-    if min(found) < 0:
+    shared = [layer.name for layer in layers if layer.module.layer_idx < 0]  # type: ignore[operator]
+    if twice := [name for name in shared if shared.count(name) > 1]:
         _refuse(
             model,
-            f"{layers[found.index(min(found))].name}.layer_idx={min(found)}: an attention block that several layers"
-            " share, and arrays belong to one layer",
+            f"{twice[0]} is called more than once in a pass: an attention block that several layers share, and arrays"
+            " belong to one layer",
             "use a model whose layers have an attention of their own",
         )
     if found != [i for i in range(n_layers) if i not in without_attention(model)]:

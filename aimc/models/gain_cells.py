@@ -20,6 +20,7 @@ from aimc.models.families import (
     without_attention,
 )
 from aimc.models.hook import IMPLEMENTATION, UNSUPPORTED, attach_cache, detach_cache
+from aimc.models.hybrids import state_mixers
 from aimc.models.report import ConversionReport
 from aimc.models.substrates import register
 from aimc.nn.attention import GainCellAttention
@@ -64,6 +65,7 @@ class ArraysPlan:
         report.skipped = [layer.name for layer in self.skipped]
         report.n_heads, report.n_kv_heads, report.head_size = first.n_heads, first.n_kv_heads, first.head_size
         report.n_scalers = sum(p.numel() for arrays in self.arrays for p in arrays.parameters() if p.requires_grad)
+        report.digital = state_mixers(model, self.chosen + self.skipped)
         report.notes += _notes(model, self.hardware, self.chosen)
 
 
@@ -198,7 +200,7 @@ def _notes(model: PreTrainedModel, hardware: Hardware, layers: list[AttentionLay
     notes = []
     family = model.config.model_type
     if stateful := without_attention(model):
-        notes.append(f"layers {', '.join(map(str, stateful))} have no attention and stay as they are")
+        notes.append(f"layers {', '.join(map(str, stateful))} have no attention and stay digital")
     if family not in FAMILIES | HYBRIDS:
         notes.append(
             f"{family} is not among the tested families ({', '.join(FAMILIES | HYBRIDS)}): its layers follow"

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from aimc.models import gguf, llama2c
+from aimc.models import gguf, llama2c, mamba
 from aimc.models.checkpoint import CACHE_OPTIONS, is_converted
 from aimc.models.hub import quiet_libraries, require_reachable
 from aimc.models.manifest import CONFIG, TOKENIZER, WEIGHTS, require_intact
@@ -47,8 +47,9 @@ def load_pretrained(
 
     Raises:
         FileNotFoundError: nothing is there, or there is no network to ask the hub.
-        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; a file is not as
-            the folder's manifest says (:class:`aimc.models.manifest.Damaged`); or a GGUF
+        ValueError: a converted model, which loses its arrays as a digital one; weights are missing; Mamba in the
+            layout of `mamba_ssm`; a file is not as the folder's manifest says
+            (:class:`aimc.models.manifest.Damaged`); or a GGUF
             (:class:`aimc.models.gguf.GgufError`) or llama2.c file is damaged or of an unknown kind.
         OSError: as transformers raises it, of a damaged folder.
         aimc.models.gguf.MissingGguf: what reads GGUF files is not installed.
@@ -70,14 +71,22 @@ def load_pretrained(
     if options.get("local_files_only"):  # where peft is installed, transformers asks for an adapter, too
         options.setdefault("adapter_kwargs", {"local_files_only": True})
     with quiet_libraries():
+        # Tensors of another shape are let through, and refused below by name.
+        told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, output_loading_info=True, **options
+                source, config=config, dtype=dtype, **{**options, **told}
             )
         except (ValueError, KeyError, ZeroDivisionError, OverflowError) as error:  # sizes that do not go together
             with naming_config(source):
                 raise error
     model, info = loaded
+    if other := sorted(info["mismatched_keys"]):
+        name, in_file, in_model = other[0]
+        raise ValueError(
+            f"{source}: {name} is {tuple(in_file)} in the file and {tuple(in_model)} in the model that its config.json"
+            " describes, so it would be random; give the config that belongs to the weights"
+        )
     if unused := sorted(info["unexpected_keys"]):
         warnings.warn(
             f"{source}: {len(unused)} weights of the file have no place in the model that its config.json describes"
@@ -146,8 +155,9 @@ def _file_of(source: str | Path) -> tuple[Any, Path] | None:
 
 def _options(source: str | Path, hub: dict[str, Any]) -> dict[str, Any]:
     """The options with which transformers looks for a source: in earlier downloads only, where the hub does not
-    answer."""
+    answer. Nobody looks for what it cannot read."""
     hub.setdefault("trust_remote_code", False)  # or transformers asks at the terminal
+    mamba.refuse_raw(source)
     if find_model_file(source) is not None or Path(source).exists() or hub.get("local_files_only"):
         return dict(hub)
     cache = {name: hub[name] for name in CACHE_OPTIONS if hub.get(name)}

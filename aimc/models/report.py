@@ -25,7 +25,8 @@ class ConversionReport:
     static: dict[str, str] = field(default_factory=dict)
     """Full names of the layers that now are on static tiles, and what they are on."""
     digital: list[str] = field(default_factory=list)
-    """With static tiles: full names of all other modules with weights of their own, which stay digital."""
+    """Full names of a hybrid's state spaces, convolutions and linear attention, which stay digital; with static tiles,
+    of all other modules with weights of their own."""
     elsewhere: dict[str, str] = field(default_factory=dict)
     """With static tiles: full names of layers that aihwkit's own conversion made before, and their kind; they stay."""
     notes: list[str] = field(default_factory=list)

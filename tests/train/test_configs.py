@@ -159,6 +159,7 @@ BAD = {
     "nonideality.write_v=-0.001": r"nonideality: noise\.write_v=-0\.001: .*0 switches it off",
     "nonideality.read_qk=inf": r"noise\.read_qk=inf: ",
     "model.n_embd=130": r"model\.n_embd=130: must be a multiple of model\.n_head=4",
+    "model.family=rwkv": r"model\.family=rwkv: unknown; use one of gpt2, ",
     "model.n_layer=0": r"model\.n_layer=0: must be at least 1",
     "model.dropout=1.5": r"model\.dropout=1\.5: must be at least 0 and below 1",
     "data.kind=web": r"data\.kind=web: unknown; use one of embedded, text, hub",

@@ -1,0 +1,254 @@
+"""The slots of one layer in gain cells: the gate is a write that is cut short, and leakage is a gate that nobody set.
+
+One slot is a row of cells. A token opens the write transistors of slot i for a pulse of `w_i = −log α_i` time constants
+RC of the write path, while the storage DAC holds the token's key (and value) on the bit lines. A cell that was at u
+then goes to `α·u + (1 − α)·k̂`: the gated update itself, without reading or multiplying anything. What the memory costs
+beside attention's arrays is that every token writes to all slots; see :mod:`aimc.circuit.cost.slots`.
+
+| step | equation |
+|---|---|
+| leakage of a token time | `u ← u·exp(−λ)`, towards the leak target |
+| gate pulse | `ŵ = Q(clip(−log α, 0, w_max))`, `α̂ = exp(−ŵ)` |
+| write | `u ← α̂·u + (1 − α̂)·(k̂ − V_o) + √(1 − α̂²)·σ_w·ξ` |
+| first array | `S_i = Σ_d q̂_d·p(u_id)`, score ADC, softmax over slots in digital |
+| second array | `A_jd = Σ_{i in sub-tile j} φ_i·p(u_id)`, counters, digital sum |
+
+The noise of the write is that of an RC circuit which relaxes for a while (Ornstein-Uhlenbeck): a closed gate adds none,
+a long one replaces what was there by `σ_w`, √(kT/C). Everything else is the hardware of attention, effect by effect.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from aimc.hardware import ConfigError, Converter, Hardware
+from aimc.models.gsa.memory import Memory
+from aimc.nn.scaler import AffineScaler
+from aimc.ops.effects.cell import cell_coefficients, leaking_cell
+from aimc.ops.effects.columns import with_columns
+from aimc.ops.effects.converters import adc, dac, storage_dac
+from aimc.ops.effects.noise import ArrayId, Chip
+
+if TYPE_CHECKING:
+    from aimc.models.gsa.config import GSAConfig
+
+GATE = Converter(n_levels=64, v_min=0.0, v_max=1.0)
+"""Pulse of a gate in time constants: 64 levels to one RC, so that a slot keeps between 37 % and all of what it holds.
+Gates are sigmoids to the power 1/8, and one that is shut starts at 0.09."""
+SCALES = ("score_full_scale", "readout_full_scale")
+
+
+class SlotArrays(nn.Module):
+    """Key and value slots of one layer in cells, read and written token by token.
+
+    Trained are the scalers and `score_gain` `[H]` (from charge in full scales to logits); `score_full_scale` and
+    `readout_full_scale` `[H]` are set by :func:`aimc.models.gsa.calibrate_slots`.
+
+    Args:
+        n_heads: H.
+        n_slots: m.
+        hardware: with `activation="softmax"`; its `array.rows` are the slots that share a counter. The window has no
+            meaning here.
+        gate: pulses of the write transistors, in time constants RC of the write path.
+        layer: in the model, part of every cell's address.
+        n_layers: of the model: steps that a token takes, where the hardware leaves its time open.
+
+    Raises:
+        ConfigError: hardware that slots cannot be on.
+    """
+
+    score_full_scale: Tensor
+    readout_full_scale: Tensor
+
+    def __init__(self, n_heads: int, n_slots: int, hardware: Hardware, gate: Converter, layer: int, n_layers: int):
+        super().__init__()
+        _check(hardware, gate, n_slots)
+        self.n_slots, self.layer, self.n_layers, self.gate = n_slots, layer, n_layers, gate
+        self.chip_seed = 0
+        """Which chip's mismatch the cells have."""
+        self.generator: torch.Generator | None = None
+        """Source of write and read noise; None: torch's global one."""
+        self.take(hardware)
+        rest_v = hardware.cell.offset_v
+        self.query_scaler, self.output_scaler = AffineScaler(n_heads), AffineScaler(n_heads)
+        self.key_scaler, self.value_scaler = (AffineScaler(n_heads, offset=rest_v) for _ in range(2))
+        self.score_gain = nn.Parameter(torch.ones(n_heads))
+        for name in SCALES:
+            self.register_buffer(name, torch.ones(n_heads))
+
+    def take(self, hardware: Hardware) -> None:
+        """Go on with a copy of other hardware, scalers as they are."""
+        _check(hardware, self.gate, self.n_slots)
+        self.hardware = Hardware.from_dict(hardware.to_dict())
+        leakage = self.hardware.leakage
+        if leakage.token_time_s is None:
+            token_time_s = self.n_layers * leakage.step_latency_s
+            self.hardware.leakage = replace(leakage, token_time_s=token_time_s)
+
+    @property
+    def machine(self) -> Hardware:
+        """The hardware, by the name that attention's arrays have for it."""
+        return self.hardware
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any], config: GSAConfig, layer: int) -> SlotArrays:
+        """As :meth:`record` has described them.
+
+        Raises:
+            ConfigError: a record that is damaged, or of an unknown version.
+        """
+        arrays = cls(
+            config.num_attention_heads,
+            config.num_slots,
+            Hardware.from_dict(record["hardware"]),
+            Converter(**record["gate"]),
+            layer,
+            config.num_hidden_layers,
+        )
+        arrays.chip_seed = record.get("chip_seed", 0)
+        return arrays
+
+    def record(self) -> dict[str, Any]:
+        """What `config.json` says of them."""
+        return {"hardware": self.hardware.to_dict(), "gate": asdict(self.gate), "chip_seed": self.chip_seed}
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
+        """As :func:`aimc.models.gsa.memory.recurrent`; the memory is in volt about the voltage that cells leak to."""
+        with torch.autocast(q.device.type, enabled=False):
+            pulses = dac(self.query_scaler(q), self.hardware.input_dac)
+            rest_v = leaking_cell(self.hardware).offset_v
+            stored = [
+                storage_dac(scaler(x), self.hardware) - rest_v
+                for scaler, x in ((self.key_scaler, k), (self.value_scaler, v))
+            ]
+            gates = torch.exp(-dac(-log_gate, self.gate))  # [B, H, T, m]
+            kept = math.exp(-self.hardware.leakage.decay_per_token)
+            cells = [self._coefficients(array, q) for array in ArrayId]
+            out = []
+            for t in range(q.shape[2]):
+                gate = gates[:, :, t, :, None]
+                memory = Memory(
+                    *(self._write(u * kept, x[:, :, t, None], gate) for u, x in zip(memory, stored, strict=True))
+                )
+                widths, total = self._scores(pulses[:, :, t], memory.keys, cells[ArrayId.QK])
+                out.append(self._sums(widths, memory.values, cells[ArrayId.AV]) / total)
+            return self.output_scaler(torch.stack(out, dim=2)), memory
+
+    def _write(self, u: Tensor, target: Tensor, gate: Tensor) -> Tensor:
+        """Every slot `[B, H, m, D]` towards the token's `[B, H, 1, D]`, as far as its gate `[B, H, m, 1]` lets it."""
+        u = gate * u + (1.0 - gate) * target
+        sigma = self.hardware.noise.write_v
+        return u + sigma * (1.0 - gate * gate).clamp(min=0.0).sqrt().detach() * self._normal(u) if sigma else u
+
+    def _scores(self, pulse: Tensor, u: Tensor, cells: list[Tensor | float]) -> tuple[Tensor, Tensor]:
+        """Pulses into the second array `[B, H, m]`, the longest of them 1, and the sum of the exponentials
+        `[B, H, 1]`."""
+        hardware, noise = self.hardware, self.hardware.noise
+        charge = (_charge(u, cells) @ pulse[..., None])[..., 0]  # [B, H, m]
+        charge = charge / (hardware.array.saturation_qk * self.score_full_scale[:, None])
+        if noise.column_gain or noise.column_offset:
+            charge = with_columns(charge, *self._columns_qk(charge))
+        if noise.read_qk:
+            charge = charge + noise.read_qk * self._normal(charge)
+        logits = self.score_gain[:, None] * adc(charge, hardware.score_adc)
+        shares = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True))
+        return dac(shares, hardware.probability_dac), shares.sum(dim=-1, keepdim=True)
+
+    def _sums(self, widths: Tensor, u: Tensor, cells: list[Tensor | float]) -> Tensor:
+        """Digital sum of the counters `[B, H, D]`, in full scales."""
+        hardware, noise = self.hardware, self.hardware.noise
+        rows = min(hardware.array.rows, self.n_slots)
+        tiles = (widths[..., None] * _charge(u, cells)).unflatten(2, (-1, rows)).sum(dim=3)  # [B, H, J, D]
+        tiles = tiles / (hardware.array.saturation_av * self.readout_full_scale[:, None, None])
+        if noise.column_gain or noise.column_offset:
+            tiles = with_columns(tiles, *self._columns_av(tiles))
+        if noise.read_av:
+            tiles = tiles + noise.read_av * self._normal(tiles)
+        return adc(tiles, hardware.readout).sum(dim=2)
+
+    def _normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
+
+    @property
+    def chip(self) -> Chip:
+        """Of this layer."""
+        return Chip(seed=self.chip_seed, layer=self.layer)
+
+    def _coefficients(self, array: ArrayId, like: Tensor) -> list[Tensor | float]:
+        """Of the transfer curve of each cell about the voltage that it leaks to, lowest power first, `[H, m, D]` or a
+        number."""
+        noise, slots = self.hardware.noise, torch.arange(self.n_slots, device=like.device)
+        where = (array, like.shape[1], slots, like.shape[3])
+        gain = noise.mismatch_gain * self.chip.cell_gain(*where) if noise.mismatch_gain else None
+        offset = noise.mismatch_offset_v * self.chip.cell_offset(*where) if noise.mismatch_offset_v else None
+        return cell_coefficients(leaking_cell(self.hardware), gain, offset)
+
+    def _columns_qk(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        slots, noise = torch.arange(self.n_slots, device=like.device), self.hardware.noise
+        of = (like.shape[1], slots)
+        return noise.column_gain * self.chip.column_gain_qk(*of), noise.column_offset * self.chip.column_offset_qk(*of)
+
+    def _columns_av(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        tiles, noise = torch.arange(like.shape[2], device=like.device), self.hardware.noise
+        of = (like.shape[1], tiles, like.shape[3])
+        return noise.column_gain * self.chip.column_gain_av(*of), noise.column_offset * self.chip.column_offset_av(*of)
+
+
+def _charge(u: Tensor, coefficients: list[Tensor | float]) -> Tensor:
+    """Charge per unit pulse of cells at `u` `[B, H, m, D]`, in signal units."""
+    value: Tensor | float = coefficients[-1]
+    for c in reversed(coefficients[:-1]):
+        value = value * u + c
+    return value  # type: ignore[return-value]  # a cell has at least two coefficients
+
+
+def _check(hardware: Hardware, gate: Converter, n_slots: int) -> None:
+    """Raise :class:`ConfigError` for what slots have no circuit for, or is not emulated."""
+    rows = hardware.array.rows
+    for name, given, refused, why, remedy in (
+        (
+            "activation",
+            hardware.activation,
+            hardware.activation != "softmax",
+            "between the two arrays of slots stands a softmax",
+            "use aimc.presets.with_softmax(hardware)",
+        ),
+        (
+            "storage_dac.spacing",
+            hardware.storage_dac.spacing,
+            hardware.storage_dac.spacing != "uniform",
+            "a slot holds a mixture of many written voltages, so levels at chosen voltages do not make it linear",
+            "use 'uniform'",
+        ),
+        (
+            "array.rows",
+            rows,
+            bool(n_slots > rows and n_slots % rows),
+            f"{n_slots} slots are no whole number of sub-tiles",
+            "choose array.rows that divides num_slots",
+        ),
+        (
+            "features, protection, leakage.compensate, noise.tau_spread",
+            "on",
+            hardware.features.is_on
+            or hardware.protection.is_on
+            or hardware.leakage.compensate
+            or hardware.noise.tau_spread > 0,
+            "they belong to arrays that hold single tokens",
+            "leave them at their defaults",
+        ),
+        (
+            "gate.v_min",
+            gate.v_min,
+            gate.v_min != 0 or gate.v_max <= 0,
+            "a gate is open for a pulse between none and the longest",
+            "set gate.v_min to 0 and gate.v_max above it",
+        ),
+    ):
+        if refused:
+            raise ConfigError(f"{name}={given!r}: {why}; {remedy}")

@@ -1,0 +1,162 @@
+"""Slots in gain cells: exact where cells are ideal, and each effect does what it says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import aimc
+from aimc import presets
+from aimc.hardware import Array, ConfigError, Converter, Hardware, Leakage, Noise
+from aimc.models.gsa import GSAForCausalLM, calibrate_slots, put_back, put_on_cells, set_cells, slot_arrays
+from aimc.models.gsa.arrays import GATE, SlotArrays
+from aimc.models.gsa.memory import Memory
+from tests.models.gsa.tiny import ids, tiny
+
+NO_LEVELS = dict.fromkeys(("input_levels", "storage_levels", "score_levels", "probability_levels", "readout_levels"))
+WIDE = Converter(v_max=100.0)
+"""A gate of any width."""
+
+
+def machine(base: Hardware | None = None, full_scales: str = "head", **changes) -> Hardware:
+    levels = NO_LEVELS if base is None else {}
+    hardware = presets.with_softmax(base or presets.ideal(), **levels)
+    array = replace(hardware.array, window=6, rows=3, full_scales=full_scales)
+    return replace(hardware, array=array, **changes)
+
+
+def on_cells(hardware: Hardware, gate: Converter = WIDE) -> GSAForCausalLM:
+    model = tiny()
+    put_on_cells(model, hardware, gate=gate)
+    calibrate_slots(model, [ids(20), ids(20, seed=4)])
+    return model
+
+
+def logits(model: GSAForCausalLM, tokens: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.no_grad():
+        return model(ids(20) if tokens is None else tokens, use_cache=False).logits
+
+
+@pytest.mark.parametrize("full_scales", ["head", "layer", "global"])
+def test_ideal_cells_are_the_digital_slots(full_scales: str) -> None:
+    model = on_cells(machine(full_scales=full_scales))
+    torch.testing.assert_close(logits(model), logits(tiny()), atol=2e-5, rtol=1e-4)
+    put_back(model)
+    assert torch.equal(logits(model), logits(tiny())) and not list(slot_arrays(model))
+
+
+def test_token_by_token_is_the_whole_text_and_padding_writes_nothing() -> None:
+    model, tokens = on_cells(machine(presets.gain_cell_cmos()), GATE), ids(12)
+    cache = model(tokens[:, :7], use_cache=True).past_key_values
+    with torch.no_grad():
+        rest = [model(tokens[:, t : t + 1], past_key_values=cache).logits for t in range(7, 12)]
+        torch.testing.assert_close(torch.cat(rest, dim=1), logits(model, tokens)[:, 7:], atol=1e-5, rtol=1e-4)
+        mask = torch.ones_like(tokens)
+        mask[1, :4] = 0
+        padded = model(tokens, attention_mask=mask, use_cache=False).logits
+    torch.testing.assert_close(padded[1:, 4:], logits(model, tokens[1:, 4:]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_real_cell_is_near_and_not_equal() -> None:
+    expected = logits(tiny())
+    real = logits(on_cells(machine(presets.gain_cell_cmos()), GATE))
+    error = float((real - expected).std() / expected.std())
+    assert 1e-3 < error < 0.3
+
+
+def arrays(**changes) -> SlotArrays:
+    return SlotArrays(1, 2, machine(**changes), WIDE, layer=0, n_layers=1)
+
+
+def one(arrays: SlotArrays, gate: float, memory_v: float = 0.0, key: float = 0.0) -> Memory:
+    """The memory after one token whose key and value are `key`, written by `gate`."""
+    memory = Memory(*(torch.full((1, 1, 2, 4), memory_v) for _ in range(2)))
+    k = torch.full((1, 1, 1, 4), key)
+    with torch.no_grad():
+        return arrays(k, k, k, torch.full((1, 1, 1, 2), math.log(gate)), memory)[1]
+
+
+def test_a_gate_is_a_write_that_is_cut_short() -> None:
+    after = one(arrays(), gate=0.25, memory_v=0.2, key=0.4)
+    torch.testing.assert_close(after.keys, torch.full((1, 1, 2, 4), 0.25 * 0.2 + 0.75 * 0.4))
+
+
+def test_leakage_is_a_gate_towards_rest() -> None:
+    leaky = arrays(leakage=Leakage(tau_s=1e-6, token_time_s=5e-7))
+    torch.testing.assert_close(
+        one(leaky, gate=1.0, memory_v=0.2).values, torch.full((1, 1, 2, 4), 0.2 * math.exp(-0.5))
+    )
+
+
+def test_a_gate_has_levels_and_a_longest_pulse() -> None:
+    of_levels = SlotArrays(1, 2, machine(), Converter(n_levels=3, v_max=1.0), layer=0, n_layers=1)
+    kept = [float(one(of_levels, gate=gate, memory_v=0.4).keys.mean()) / 0.4 for gate in (0.9, 0.6, 0.01)]
+    assert kept == pytest.approx([1.0, math.exp(-0.5), math.exp(-1.0)], rel=1e-5)
+
+
+def test_noise_is_that_of_a_write_as_long_as_the_gate() -> None:
+    noisy = arrays(noise=Noise(write_v=0.01))
+    torch.manual_seed(0)
+    assert torch.equal(one(noisy, gate=1.0).keys, torch.zeros(1, 1, 2, 4)), "a closed gate adds none"
+    drawn = torch.stack([torch.cat(one(noisy, gate=0.6)) for _ in range(300)])
+    assert float(drawn.std()) == pytest.approx(0.01 * math.sqrt(1 - 0.36), rel=0.05)
+
+
+def test_a_chip_is_the_same_and_another_is_not() -> None:
+    model = on_cells(machine(presets.gain_cell_cmos()))
+    set_cells(model, machine(presets.gain_cell_cmos(), noise=Noise(mismatch_gain=0.1, column_offset=0.02)), chip_seed=1)
+    first = logits(model)
+    assert torch.equal(logits(model), first)
+    set_cells(model, machine(presets.gain_cell_cmos(), noise=Noise(mismatch_gain=0.1, column_offset=0.02)), chip_seed=2)
+    assert not torch.allclose(logits(model), first, atol=1e-3)
+    set_cells(model, machine(presets.gain_cell_cmos(), noise=presets.typical()))
+    assert not torch.equal(logits(model), logits(model)), "read noise is drawn at every read"
+
+
+def test_saved_and_loaded(tmp_path) -> None:
+    model = on_cells(machine(presets.gain_cell_cmos()), GATE)
+    model.save_pretrained(tmp_path)
+    again = aimc.load_pretrained(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    assert len(list(slot_arrays(again))) == 2
+
+
+def test_it_is_trained_through_the_cells() -> None:
+    model = on_cells(machine(presets.gain_cell_cmos(), noise=presets.typical()), GATE).train()
+    model(ids(6), labels=ids(6)).loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("hardware", "gate", "message"),
+    [
+        (presets.gain_cell_cmos(), GATE, "activation='hard_sigmoid': .* use aimc.presets.with_softmax"),
+        (replace(machine(), array=Array(window=8, rows=4)), GATE, "array.rows=4: 6 slots are no whole number"),
+        (presets.for_pretrained(presets.gain_cell_cmos()), GATE, "storage_dac.spacing='equal_charge'"),
+        (machine(), Converter(v_min=0.5), "gate.v_min=0.5"),
+        (machine(noise=Noise(tau_spread=0.1)), GATE, "noise.tau_spread"),
+    ],
+)
+def test_hardware_that_slots_have_no_circuit_for(hardware: Hardware, gate: Converter, message: str) -> None:
+    model = tiny()
+    with pytest.raises(ConfigError, match=message):
+        put_on_cells(model, hardware, gate=gate)
+    assert model.config.slot_cells is None and not list(slot_arrays(model))
+
+
+def test_bad_input_is_told() -> None:
+    model = tiny()
+    with pytest.raises(ValueError, match="are digital; call aimc.models.gsa.put_on_cells"):
+        calibrate_slots(model, [ids(4)])
+    with pytest.raises(ValueError, match="are digital"):
+        set_cells(model, machine())
+    put_on_cells(model, machine())
+    with pytest.raises(ValueError, match="no batch was given"):
+        calibrate_slots(model, [])
+    with pytest.raises(ValueError, match="in cells already"):
+        put_on_cells(model, machine())
+    with pytest.raises(TypeError, match="a Linear has no slots"):
+        put_on_cells(torch.nn.Linear(2, 2), machine())  # type: ignore[arg-type]
