@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 Say = Callable[[Any], None]
 
 
-def terminal() -> Say:
-    """Print through rich, without guessing colours into numbers."""
+def terminal(*, width: int | None = None) -> Say:
+    """Print through rich, without guessing colours into numbers.
+
+    Args:
+        width: columns where nobody's terminal says how many there are: a file, a pipe; None: rich's 80.
+    """
     console = Console(highlight=False)
+    if width is not None and not console.is_terminal:
+        console = Console(highlight=False, width=width)
     return console.print
 
 
