@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from aimc import plot
 from aimc.circuit.cost.report import si
 from aimc.evaluate.characterise import Characterisation, Plan, Point, Subject, UnknownModel, characterise
-from aimc.evaluate.characterise.subjects import checkpoint, of_config, subject
+from aimc.evaluate.characterise.subjects import TABLE, checkpoint, of_config, subject
 from aimc.hardware import ConfigError
 
 from .characterisation_tables import class_tables, crossover_lines, estimate_table, machine_table, point_table
@@ -57,7 +57,12 @@ def _subject(name: str, seed: int) -> Subject:
         config = _model_config(file)
         if config.source is not None:
             source = config.source
-            return checkpoint(source, lambda: load_any(source))
+            try:
+                return checkpoint(source, lambda: load_any(source))
+            except UnknownModel:
+                if name not in TABLE:
+                    raise
+                return subject(name)  # its sizes are known here, and cost does not ask for its weights
         vocabulary: Any = _Vocabulary()
         return of_config(name, digital_model(config, vocabulary, seed).config)
     if (Path(name) / "config.json").exists():

@@ -53,7 +53,8 @@ def class_tables(found: Characterisation) -> list[Table]:
 
 
 def _class_table(found: Characterisation, place: str) -> Table:
-    table = Table(title=f"Where the {place}'s time goes while profiled, % of the call, by class of operator")
+    idle = "; what is missing to 100 it is idle" if place == "device" else ""
+    table = Table(title=f"Where the {place}'s time goes while profiled, % of the call, by class of operator{idle}")
     table.add_column("class", no_wrap=True)
     columns = []
     for point in {point.model: point for point in found.points if point.prompt.profiled_s}.values():
@@ -104,7 +105,8 @@ def estimate_table(found: Characterisation) -> Table | None:
     table = Table(title="Not measured: the cost model, one sequence, its digital parts at this machine's roofline")
     table.add_column("model", no_wrap=True)
     table.add_column("machine", no_wrap=True)
-    for name in ("length", "first token", "per token", "energy/token", "of it mixing", "cells", "oldest keeps"):
+    names = ("length", "first token", "per token", "energy/token", "of it mixing", "cells")
+    for name in (*names, "oldest keeps", "at this pace"):
         table.add_column(name, justify="right")
     for estimate in sorted(found.estimates, key=lambda e: (e.model, e.machine)):
         table.add_row(
@@ -116,7 +118,7 @@ def estimate_table(found: Characterisation) -> Table | None:
             si(estimate.token_j, "J"),
             si(estimate.mixing_j, "J"),
             "–" if estimate.machine == DIGITAL else si(estimate.cells, ""),
-            "–" if estimate.kept is None else f"{100 * estimate.kept:.2g} %",
+            *("–" if kept is None else f"{100 * kept:.2g} %" for kept in (estimate.kept, estimate.kept_waiting)),
         )
     return table
 

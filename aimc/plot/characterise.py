@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from aimc.evaluate.characterise.estimates import ARRAYS, DIGITAL, STATES
 from aimc.evaluate.characterise.operators import CLASSES
@@ -23,6 +23,9 @@ _MARKERS = "osD^vPX"
 _CLASS_COLOURS = dict(
     zip(CLASSES, (BLUE, GREEN, ORANGE, RED, "#CC79A7", SKY, "#F0E442", "#777777", BLACK, EMPTY), strict=True)
 )
+_CACHE_LINE = (0, (1, 3))
+_LINEAR = 4
+"""Span of values below which an axis is linear, from zero."""
 _MACHINE_LINES = {DIGITAL: ":", ARRAYS: "--", STATES: "-."}
 
 
@@ -50,7 +53,9 @@ def characterisation(found: Characterisation, *, title: str = "") -> Figure:
     _curves(first, found, style, "first_token_s", "Time to first token", "s")
     _curves(token, found, style, "token_s", "Time per output token", "s")
     _curves(memory, found, style, "peak_bytes", "Peak memory, weights included", "B", estimated=False)
-    _curves(energy, found, style, "token_j", "Energy per output token", "J")
+    by_counter = any(point.token_j for point in found.points)
+    words = "measured and estimated" if by_counter else "estimated; no counter here"
+    _curves(energy, found, style, "token_j", f"Energy per output token ({words})", "J")
     _class_bars(classes, found)
     _roofline(roofline, found, style)
     _legend(figure, found, style)
@@ -72,6 +77,8 @@ def _curves(
     for model, values in series(found.points, name).items():
         colour, marker = style[model]
         axes.plot(list(values), list(values.values()), marker=marker, color=colour, markersize=4.5)
+    for model, values in series(found.points, "cache_bytes").items() if name == "peak_bytes" else ():
+        axes.plot(list(values), list(values.values()), color=style[model][0], linestyle=_CACHE_LINE, linewidth=1.3)
     lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for estimate in found.estimates if estimated else []:
         lines.setdefault((estimate.model, estimate.machine), []).append((estimate.length, getattr(estimate, name)))
@@ -81,8 +88,12 @@ def _curves(
         if point.not_run:
             axes.axvline(point.length, color=style[point.model][0], alpha=0.25, linewidth=0.8, zorder=0)
     axes.set_xscale("log", base=2)
-    if axes.lines:
+    drawn = [float(y) for line in axes.lines if len(line.get_ydata()) > 1 for y in line.get_ydata()]  # type: ignore
+    if drawn and max(drawn) > _LINEAR * min(drawn):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(drawn) < 300 * min(drawn) else (1.0,)))
+    else:
+        axes.set_ylim(0, None)
     lengths = sorted({point.length for point in found.points})
     axes.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 and n % 1024 == 0 else str(n) for n in lengths])
     axes.yaxis.set_major_formatter(EngFormatter(unit=unit))
@@ -155,6 +166,8 @@ def _legend(figure: Figure, found: Characterisation, style: Mapping[str, tuple[s
         for machine, line in _MACHINE_LINES.items()
         if machine in machines
     ]
+    if series(found.points, "cache_bytes"):
+        handles.append(Line2D([], [], color=BLACK, linestyle=_CACHE_LINE, label="of the peak: K/V and state"))
     used = {name for _, phase in _bars(found.points) for name in phase.shares()}
     handles += [Patch(color=_CLASS_COLOURS[name], label=name) for name in CLASSES if name in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize="small")

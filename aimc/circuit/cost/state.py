@@ -8,8 +8,7 @@ writes one row and reads all. What is assumed, because nobody has published such
   (Mamba, Mamba-2) the lines form a crossbar: one for each of the N states, one a channel.
 - Decay. A cell leaks by itself with `Leakage.tau_s`, and nothing can decay slower than that: τ ÷ token time is the
   longest memory in tokens. Faster decay takes a third transistor that bleeds the cell, always on where the decay is
-  fixed (H3), for a pulse as long as the token says where it is chosen (Mamba: Δ a channel; Mamba-2: one a head; gated
-  slots: one a slot).
+  fixed (H3), for a pulse as long as the token says where it is chosen (Mamba: Δ a channel; Mamba-2: one a head).
 - A complex state (H3, StripedHyena) turns while it decays, which no leakage does. It is kept in a frame that turns with
   it: `g = e^(−iθt)·h` only decays, B·x is turned back before it is added and C forward before it is read. θ differs
   from cell to cell, so that every cell has lines, converters and table look-ups of its own. That is what it costs.
@@ -29,16 +28,14 @@ writes one row and reads all. What is assumed, because nobody has published such
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from aimc.circuit.cost.attention import attention_cost, converter_steps, longest_pulses
+from aimc.circuit.cost.attention import converter_steps, longest_pulses
 from aimc.circuit.cost.breakdown import Breakdown
 from aimc.circuit.cost.layers import get
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
-from aimc.circuit.cost.shape import ModelShape
 from aimc.hardware import Hardware
 from aimc.hardware.checks import check_fields
 
@@ -102,6 +99,7 @@ class StateShape:
             return None
         if kind in _COMPLEX:
             taps = taps or (size if kind == "h3" else 0)
+            size = size if kind == "h3" else 2 * size  # H3 counts numbers, StripedHyena complex modes
             return cls(layers=layers, channels=hidden, state_size=size, complex_state=True, taps=taps)
         heads = _first(config, "num_heads", "mamba_n_heads", "n_mamba_heads")
         head_size = _first(config, "head_dim", "mamba_d_head", "mamba_headdim")
@@ -245,33 +243,3 @@ def digital_state(
     byte_j = p.sram_energy_j_per_byte if on_chip else p.memory_energy_j_per_byte
     moving_s = 0.0 if on_chip else moved / p.memory_rate_bytes_per_s
     return macs * p.mac_energy_j + moved * byte_j, max(macs / p.mac_rate_per_s, moving_s)
-
-
-def slot_cost(
-    shape: ModelShape,
-    hardware: Hardware,
-    parameters: CostParameters | None = None,
-    state_parameters: StateParameters | None = None,
-) -> Breakdown:
-    """Joule per token of gated slot attention on gain cells, all layers: two arrays of `array.window` slots, a softmax
-    between them, and every slot faded and written at every token.
-
-    Args:
-        shape: of the model; all its layers with attention have slots.
-        hardware: whose window is the number of slots, with a softmax (`aimc.presets.with_softmax`).
-        parameters: unit numbers; None: the defaults.
-        state_parameters: those of states; None: the defaults.
-
-    Raises:
-        ConfigError, ValueError: as :func:`attention_cost`.
-    """
-    p, s = parameters or CostParameters(), state_parameters or StateParameters()
-    steps = converter_steps(hardware.input_dac, "input_dac")
-    slots, arrays = hardware.array.window, 2 * shape.kv_heads * shape.n_on_arrays
-    cells = arrays * shape.head_size * slots
-    gates = shape.kv_heads * shape.n_on_arrays * slots
-    added: Mapping[str, float] = {
-        UPDATES: cells * s.update_energy_j + arrays * (shape.head_size + slots) * s.line_energy_j,
-        DECAY: cells * s.bleed_energy_j + gates * steps * p.dac_energy_j_per_step,
-    }
-    return attention_cost(shape, hardware, p).energy_j.plus(Breakdown(added))

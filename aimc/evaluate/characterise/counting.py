@@ -10,6 +10,7 @@ are what unfused operators move at most, and the arithmetic intensity is a lower
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,8 +104,7 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, w
         points = max(x.numel() for x in (args[0], *written))
         lengths = [max(args[0].shape[d], written[0].shape[d]) for d in args[1]]
         real = not (args[0].is_complex() and written[0].is_complex())
-        whole = points if not real else 2 * points  # the complex side of a real transform holds half of the points
-        return sum(5 * whole * math.log2(max(n, 2)) for n in lengths) / (2 if real else 1)
+        return sum(5 * points * math.log2(max(n, 2)) for n in lengths) / (2 if real else 1)
     return float(sum(x.numel() for x in written))
 
 
@@ -156,6 +156,12 @@ def cache_bytes(cache: Any) -> tuple[int, int]:
     return sum(keys_and_values.values()), states
 
 
+def _is_cache(kind: type) -> bool:
+    """Whether a class, by its name or its place, is a cache or a part of one."""
+    here = kind.__module__.startswith(("transformers.cache", "aimc"))
+    return here or re.search("Cache|State", kind.__name__) is not None
+
+
 def _collect(owner: Any, found: dict[int, int], seen: set[int]) -> None:
     """Tensors in attributes, lists and mappings of a cache."""
     if id(owner) in seen or isinstance(owner, (str, bytes, int, float, nn.Module, type)) or owner is None:
@@ -171,7 +177,8 @@ def _collect(owner: Any, found: dict[int, int], seen: set[int]) -> None:
     elif isinstance(owner, (list, tuple)):
         parts = list(owner)
     elif hasattr(owner, "__dict__") and (
-        type(owner).__module__.startswith(("transformers.cache", "aimc")) or "ache" in type(owner).__name__
+        type(owner).__module__.startswith(("transformers.cache", "aimc"))
+        or re.search("Cache|State", type(owner).__name__)
     ):
         parts = list(vars(owner).values())
     elif hasattr(owner, "__slots__"):

@@ -35,6 +35,10 @@ DIGITAL, ARRAYS, STATES = MACHINES = (
 )
 
 
+_SLOTS = ("n_slots", "num_slots")
+"""What configs of gated slot attention call their slots."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostEstimate:
     """One model on one machine behind a prompt of one length, one sequence."""
@@ -54,7 +58,10 @@ class CostEstimate:
     cells: int = 0
     """Gain cells of one sequence."""
     kept: float | None = None
-    """Share of its charge that the oldest token in the arrays has kept; None: no arrays, or nothing leaks."""
+    """Share of its charge that the oldest token in the arrays has kept, if a token takes only the arrays' own time in
+    every layer, as published; None: no arrays, or nothing leaks."""
+    kept_waiting: float | None = None
+    """The same if a token takes `token_s`: cells leak while they wait for the digital rest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +80,9 @@ class Parts:
     def of(cls, name: str, config: PretrainedConfig, n_read_weights: int) -> Parts:
         """From a model's config."""
         attention, note = None, ""
+        if any(getattr(config, name, None) for name in _SLOTS):
+            note = "it keeps slots, not every token's key and value; aimc.circuit.cost counts those apart"
+            return cls(name=name, n_read_weights=n_read_weights, attention=None, state=None, note=note)
         try:
             attention = ModelShape.from_config(config, mlp_matrices=2, mlp_width=1)  # its MLP is in the weights
         except ValueError as error:
@@ -101,7 +111,7 @@ def estimates(
     Args:
         parts: of the model.
         lengths: tokens of the prompt.
-        hardware: of the arrays; its window is replaced.
+        hardware: of the arrays; its window and its time of a token are replaced.
         roofline: of the machine that does the rest.
         value_bytes: of a weight, key, value or state.
         most_slots: that an array has at most, and then forgets the oldest; None: as many as there are tokens.
@@ -116,7 +126,8 @@ def estimates(
         memory_rate_bytes_per_s=roofline.bytes_per_s,
         value_bytes=float(value_bytes),
     )
-    found = []
+    hardware = replace(hardware, leakage=replace(hardware.leakage, token_time_s=None))
+    found: list[CostEstimate] = []
     for length in lengths:
         found.append(_digital(parts, length, p))
         try:
@@ -166,7 +177,7 @@ def _on_arrays(
     parts: Parts, length: int, hardware: Hardware, p: CostParameters, most_slots: int | None, *, states: bool
 ) -> CostEstimate:
     (rest_j, rest_s), (_, prompt_s) = _weights(parts, p, 1), _weights(parts, p, length)
-    mixing_j, mixing_s, cells, kept = 0.0, 0.0, 0, None
+    mixing_j, mixing_s, cells, held = 0.0, 0.0, 0, 0
     if parts.attention is not None:
         rows = hardware.array.rows
         window = math.ceil(min(length, most_slots or length) / rows) * rows
@@ -176,8 +187,6 @@ def _on_arrays(
         mixing_j, mixing_s = cost.energy_j.total, cost.latency_s.total
         prompt_s += parts.attention.n_on_arrays * length * cost.interval_s
         cells = parts.attention.kv_values(window)
-        if sized.leakage.tau_s is not None:
-            kept = math.exp(-held * token_time_s(parts.attention, sized) / sized.leakage.tau_s)
     if parts.state is not None:
         if states:
             state = state_cost(parts.state, hardware, p, layers=parts.layers)
@@ -186,6 +195,10 @@ def _on_arrays(
         else:
             state_j, state_s = digital_state(parts.state, p)
         mixing_j, mixing_s, prompt_s = mixing_j + state_j, mixing_s + state_s, prompt_s + length * state_s
+    tau_s, kept, kept_waiting = hardware.leakage.tau_s, None, None
+    if tau_s is not None and parts.attention is not None:
+        kept = math.exp(-held * token_time_s(parts.attention, hardware) / tau_s)
+        kept_waiting = math.exp(-held * (rest_s + mixing_s) / tau_s)
     return CostEstimate(
         model=parts.name,
         machine=STATES if states else ARRAYS,
@@ -196,4 +209,5 @@ def _on_arrays(
         mixing_j=mixing_j,
         cells=cells,
         kept=kept,
+        kept_waiting=kept_waiting,
     )

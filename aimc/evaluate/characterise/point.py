@@ -98,6 +98,11 @@ class Point:
         return sum(part for part in parts if part is not None) if self.activations_bytes is not None else None
 
     @property
+    def cache_bytes(self) -> int | None:
+        """Keys, values and states, byte."""
+        return None if self.kv_bytes is None else self.kv_bytes + (self.state_bytes or 0)
+
+    @property
     def tokens_per_s(self) -> float | None:
         """Output tokens a second, of the whole batch."""
         return self.batch / self.token_s if self.token_s else None

@@ -139,8 +139,10 @@ def read(events: Iterable[Any]) -> dict[int, CallProfile]:
         if event.name() == _MEMORY:
             memory.append((event.start_ns(), event.nbytes()))
         elif event.device_type() == DeviceType.CPU:
-            host.append((event.start_ns(), -event.duration_ns(), event.name(), event.correlation_id(), event))
-        else:
+            # Only an operator is what kernels are linked to; a call of the runtime has numbers of another kind.
+            number = 0 if event.linked_correlation_id() else event.correlation_id()
+            host.append((event.start_ns(), -event.duration_ns(), event.name(), number, event))
+        elif not event.name().startswith((FORWARD, PREFIX)):  # a device repeats the marks on a line of its own
             kernels.append(event)
     host.sort(key=lambda item: item[:2])
     reader = _Reader()

@@ -34,11 +34,14 @@ _MODULES = (
     (NORMALISATION, re.compile(r"Norm")),
     (EMBEDDING, re.compile(r"^Embedding$")),
     (PRODUCT, re.compile(r"^(Linear|Conv1D|NonDynamicallyQuantizableLinear)$")),
-    (CONVOLUTION, re.compile(r"^(Conv\dd|\w*ShortConv\w*|\w*Hyena\w*|\w*LongConv\w*|\w*FFTConv\w*)$")),
-    (MIXER, re.compile(r"Mixer$|SSM|S4|^H3(?!.*(Model|Block|Layer|ForCausalLM|MLP|Attention))|Slot|Recurren|DeltaNet")),
+    (CONVOLUTION, re.compile(r"^(Conv\dd|\w*ShortConv\w*)$")),
+    (
+        MIXER,
+        re.compile(r"Mixer$|SSM|S4|StateSpace|Hyena|LongConv|FFTConv|Slot|Recurren|DeltaNet"),
+    ),
     (ATTENTION, re.compile(r"Attention$|SelfAttn|SdpaAttention|^GainCellAttention")),
 )
-_CONTAINER = re.compile(r"(Model|Block|Layer|ForCausalLM|MLP|Backbone|Config)$")
+_CONTAINER = re.compile(r"(Model|Block|Layer|ForCausalLM|MLP|Mlp|Backbone|Config)$")
 _FUNCTIONS = (
     (CONVOLUTION, re.compile(r"conv1d(?!.*scan)")),
     (SCAN, re.compile(r"scan|state_update|segment_sum|recurren|delta_rule")),
