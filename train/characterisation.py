@@ -57,12 +57,9 @@ def _subject(name: str, seed: int) -> Subject:
         config = _model_config(file)
         if config.source is not None:
             source = config.source
-            try:
-                return checkpoint(source, lambda: load_any(source))
-            except UnknownModel:
-                if name not in TABLE:
-                    raise
-                return subject(name)  # its sizes are known here, and cost does not ask for its weights
+            if name in TABLE and not Path(source).exists():
+                return subject(name)  # cost does not ask for its weights, so nothing is downloaded for it
+            return checkpoint(source, lambda: load_any(source))
         vocabulary: Any = _Vocabulary()
         return of_config(name, digital_model(config, vocabulary, seed).config)
     if (Path(name) / "config.json").exists():

@@ -17,7 +17,8 @@ class CharacteriseConfig:
 
     models: list[str] = field(default_factory=lambda: ["gpt2_tiny", "mamba_tiny"])
     """Each a file of conf/model/, a name of `aimc.evaluate.characterise.subjects.TABLE`, a model type with fields of
-    its config (`h3:hidden_size=128,num_hidden_layers=4`), or a folder or hub name; all but the last two random."""
+    its config (`h3:hidden_size=128,num_hidden_layers=4`), or a folder or hub name. Weights are random unless there is a
+    folder, or a hub name is given."""
     lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048, 4096])
     """Tokens of the prompt; `[256,512,…,65536]` for all that is asked of long contexts."""
     hardware: Hardware = field(default_factory=Hardware)

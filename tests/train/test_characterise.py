@@ -59,6 +59,8 @@ def test_models_come_from_conf_and_from_the_table() -> None:
     assert (tiny.weights, tiny.config.n_layer) == ("random", 4)
     assert shipped.weights == "checkpoint"
     assert mamba.config.model_type == "mamba"
+    (gpt2,) = subjects(settings(Path("."), models=["gpt2"]))
+    assert (gpt2.weights, gpt2.config.n_layer) == ("random", 12), "nothing is downloaded for the sake of a cost"
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,10 @@ def forecast(measured: Mapping[int, float], length: int) -> float:
 
 
 def ladder(lengths: list[int], *, step: int = 4) -> list[int]:
-    """The lengths, with others between them wherever one is more than `step` times the one before; the first has one
-    of a quarter ahead of it."""
+    """The lengths, with others between them wherever one is more than `step` times the one before; two shorter ones go
+    ahead, so that even the first is forecast."""
     wanted = sorted(set(lengths))
-    rungs = [max(8, wanted[0] // 4)] if wanted[0] > 32 else []
+    rungs = [first for n in (step**2, step) if (first := wanted[0] // n) >= 8]
     for length in wanted:
         while rungs and length > step * rungs[-1]:
             rungs.append(step * rungs[-1])

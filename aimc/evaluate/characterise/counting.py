@@ -140,12 +140,15 @@ def cache_bytes(cache: Any) -> tuple[int, int]:
     """Bytes of keys and values, and of states (recurrent and convolution) that a cache holds, each storage once.
 
     Keys and values are what a layer's `keys` and `values` hold, in every layer that has them: those of a hybrid count.
+    A bounded memory of slots is a state, whatever it is called inside.
 
     Args:
         cache: of transformers, or anything with tensors in it.
     """
     keys_and_values: dict[int, int] = {}
     for layer in getattr(cache, "layers", []):
+        if "Slot" in type(layer).__name__:
+            continue
         for tensor in tree_leaves((getattr(layer, "keys", None), getattr(layer, "values", None))):
             if isinstance(tensor, Tensor):
                 keys_and_values[tensor.untyped_storage().data_ptr()] = tensor.numel() * tensor.element_size()

@@ -28,7 +28,7 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon_h1",
         {**_TINY, **_TINY_HEADS, "mamba_d_ssm": 256, "mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 64},
     ),
-    "gpt2_small": ("gpt2", {}),
+    "gpt2": ("gpt2", {}),
     "mamba_130m": ("mamba", {"vocab_size": 50280, "hidden_size": 768, "num_hidden_layers": 24}),
     "mamba2_130m": (
         "mamba2",
@@ -40,8 +40,8 @@ TABLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name to model type and sizes. The tiny ones have about as many parameters as `model=tiny` (1.1 M)."""
 _POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx", "max_seq_len", "seq_length")
-_LEARNED = ("gpt2", "opt", "gpt_neo", "gpt_bigcode")
-"""Model types whose table of positions ends, so that a longer text cannot be read at all."""
+_ENDS = ("gpt2", "opt", "gpt_neo", "gpt_bigcode", "h3", "stripedhyena")
+"""Model types that read no longer text at all: their table of positions ends, or they refuse it."""
 
 
 class UnknownModel(ValueError):
@@ -66,7 +66,7 @@ class Subject:
     def longest(self) -> int | None:
         """Tokens that it can read at most; None: as many as there are."""
         positions = next((n for name in _POSITIONS if (n := getattr(self.config, name, None))), None)
-        return positions if self.load is not None and self.config.model_type in _LEARNED else None
+        return positions if self.load is not None and self.config.model_type in _ENDS else None
 
     def build(self, *, longest: int, device: str, dtype: torch.dtype, seed: int) -> PreTrainedModel:
         """The model, ready to generate.
@@ -82,8 +82,8 @@ class Subject:
             model = self.load()
         else:
             for name in _POSITIONS:
-                if name in vars(self.config):
-                    setattr(self.config, name, max(getattr(self.config, name) or 0, longest))
+                if (positions := getattr(self.config, name, None)) is not None and positions < longest:
+                    setattr(self.config, name, longest)
             torch.manual_seed(seed)
             model = AutoModelForCausalLM.from_config(self.config)
         model.generation_config.eos_token_id = None  # so that it never stops early

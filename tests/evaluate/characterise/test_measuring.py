@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from aimc.evaluate.characterise.budget import Budget, forecast, ladder
-from aimc.evaluate.characterise.counting import read_weights, weight_bytes, work_of
+from aimc.evaluate.characterise.counting import cache_bytes, read_weights, weight_bytes, work_of
 from aimc.evaluate.characterise.crossover import crossovers
 from aimc.evaluate.characterise.measuring import Bench, Known, measure_point
 from aimc.evaluate.characterise.operators import ATTENTION, CONVOLUTION, EMBEDDING, NORMALISATION, PRODUCT, SCAN
@@ -137,9 +137,9 @@ def test_forecasts() -> None:
 
 
 def test_the_ladder_has_no_step_too_high() -> None:
-    assert ladder([256, 512]) == [64, 256, 512]
-    assert ladder([16384]) == [4096, 16384]
-    assert ladder([256, 65536]) == [64, 256, 1024, 4096, 16384, 65536]
+    assert ladder([256, 512]) == [16, 64, 256, 512]
+    assert ladder([16384]) == [1024, 4096, 16384] and ladder([16]) == [16]
+    assert ladder([256, 65536]) == [16, 64, 256, 1024, 4096, 16384, 65536]
 
 
 def test_what_does_not_fit_is_not_run() -> None:
@@ -193,3 +193,24 @@ def test_a_checkpoint_keeps_its_positions(tmp_path) -> None:
     found = checkpoint(str(tmp_path))
     assert (found.weights, found.longest) == ("checkpoint", 32)
     assert found.build(longest=64, device="cpu", dtype=torch.float32, seed=0).config.n_positions == 32
+
+
+def test_random_weights_get_as_many_positions_as_are_asked_for() -> None:
+    model = build("gpt2")
+    assert model.config.n_positions == 1024
+    longer = subject("gpt2:n_positions=16,vocab_size=64,n_embd=32,n_layer=1,n_head=2")
+    assert longer.build(longest=40, device="cpu", dtype=torch.float32, seed=0).config.n_positions == 40
+
+
+def test_slots_are_a_state() -> None:
+    class SlotLayer:
+        def __init__(self) -> None:
+            self.keys = self.values = None
+            self.slots = torch.zeros(2, 4)
+
+    class SomeCache:
+        def __init__(self) -> None:
+            self.layers = [SlotLayer()]
+
+    SlotLayer.__module__ = "aimc.somewhere"
+    assert cache_bytes(SomeCache()) == (0, 32)
