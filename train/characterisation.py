@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from aimc.evaluate.characterise import Characterisation, Plan, Point, Subject, U
 from aimc.evaluate.characterise.subjects import TABLE, checkpoint, of_config, subject
 from aimc.hardware import ConfigError
 
-from .characterisation_tables import class_tables, crossover_lines, estimate_table, machine_table, point_table
+from .characterisation_tables import class_tables, crossover_table, estimate_table, machine_table, point_table
 from .characterise_config import CharacteriseConfig
 from .command import CONF
 from .errors import RunError
@@ -90,11 +91,12 @@ def run(settings: CharacteriseConfig, models: list[Subject], say: Say) -> None:
         found = characterise(models, plan, lambda point: say(f"  {_line(point)}"))
     except ConfigError as error:
         raise RunError(str(error)) from error
-    for table in (point_table(found), *class_tables(found), machine_table(found), estimate_table(found)):
+    shown = (point_table(found), *class_tables(found), machine_table(found), estimate_table(found))
+    for table in (*shown, crossover_table(found)):
         if table is not None:
             say(table)
-    for line in crossover_lines(found):
-        say(line)
+    for model, why in found.notes.items():
+        say(f"{model}: attention is not on arrays: {why}")
     folder = settings.folder
     write_json(folder / "characterisation.json", record(found, plan))
     write_text(folder / "characterisation.csv", csv_text(found.points))
@@ -140,6 +142,7 @@ def _line(point: Point) -> str:
     return (
         f"{point.model}, {point.length:,} tokens: first token {si(point.first_token_s, 's')}, then"
         f" {si(point.token_s, 's')} a token, peak {si(point.peak_bytes, 'B')}"
+        f"{f'; without {point.left_out}' if point.left_out else ''}"
     )
 
 
@@ -161,6 +164,7 @@ def record(found: Characterisation, plan: Plan) -> dict[str, Any]:
         "dtype": str(plan.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "roofline": asdict(found.roofline) if found.roofline else None,
         "points": [asdict(point) | {"peak_bytes": point.peak_bytes} for point in found.points],
         "estimates": [asdict(estimate) for estimate in found.estimates],

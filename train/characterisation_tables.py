@@ -118,12 +118,30 @@ def estimate_table(found: Characterisation) -> Table | None:
             si(estimate.token_j, "J"),
             si(estimate.mixing_j, "J"),
             "–" if estimate.machine == DIGITAL else si(estimate.cells, ""),
-            *("–" if kept is None else f"{100 * kept:.2g} %" for kept in (estimate.kept, estimate.kept_waiting)),
+            *(_percent(kept) for kept in (estimate.kept, estimate.kept_waiting)),
         )
     return table
 
 
-def crossover_lines(found: Characterisation) -> list[str]:
-    """One line each, and why a model has no estimate."""
-    lines = [f"{crossover.quantity}: {crossover}" for crossover in found.crossovers]
-    return [*lines, *(f"{model}: attention is not on arrays: {why}" for model, why in found.notes.items())]
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "–"
+    return f"{100 * share:.2g} %" if share > 1e-5 else "nothing"
+
+
+def crossover_table(found: Characterisation) -> Table | None:
+    """Which of two takes less at the longest length of both, and from which length on."""
+    if not found.crossovers:
+        return None
+    table = Table(title="Who takes less, from which length on")
+    for name in ("of", "less", "than"):
+        table.add_column(name)
+    table.add_column("from tokens", justify="right")
+    table.add_column("seen up to", justify="right")
+    last = None
+    for crossing in found.crossovers:
+        start = "all" if crossing.from_length is None else f"{crossing.from_length:,.0f}"
+        quantity = crossing.quantity if crossing.quantity != last else ""
+        last = crossing.quantity
+        table.add_row(quantity, crossing.winner, crossing.other, start, f"{crossing.until:,}")
+    return table

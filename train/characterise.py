@@ -16,7 +16,7 @@ def characterise(settings: CharacteriseConfig) -> None:
     from .files import require_writable
     from .lock import one_job
 
-    say, folder = tables.terminal(width=140), settings.folder
+    say, folder = tables.terminal(width=160), settings.folder
     subjects = characterisation.subjects(settings)
     require_writable(folder)
     with one_job(folder, say):

@@ -54,7 +54,7 @@ def characterisation(found: Characterisation, *, title: str = "") -> Figure:
     _curves(token, found, style, "token_s", "Time per output token", "s")
     _curves(memory, found, style, "peak_bytes", "Peak memory, weights included", "B", estimated=False)
     by_counter = any(point.token_j for point in found.points)
-    words = "measured and estimated" if by_counter else "estimated; no counter here"
+    words = "measured and estimated" if by_counter else "estimated"
     _curves(energy, found, style, "token_j", f"Energy per output token ({words})", "J")
     _class_bars(classes, found)
     _roofline(roofline, found, style)

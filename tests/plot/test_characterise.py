@@ -46,7 +46,7 @@ def test_six_panels() -> None:
     first, token, memory, energy, classes, roofline = figure.axes
     assert len(first.lines) == len(token.lines) == 2 + 3 + 1, "measured, estimated, and a mark at what was not run"
     assert len(memory.lines) == 2 + 2 + 1, "the peak and the cache of each"
-    assert len(energy.lines) == 3 + 1 and "no counter here" in energy.get_title()
+    assert len(energy.lines) == 3 + 1 and "(estimated)" in energy.get_title()
     assert [label.get_text().split("\n")[0] for label in classes.get_yticklabels()] == ["one", "one", "two", "two"]
     assert len(roofline.lines) == 2 * 4 + 1
     labels = [text.get_text() for text in figure.legends[0].get_texts()]

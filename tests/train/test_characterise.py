@@ -10,6 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aimc import presets
+from aimc.evaluate.characterise import Plan, running
+from aimc.evaluate.characterise.roofline import Roofline
 from tests.train.conftest import compose_config
 from train.characterisation import subjects
 from train.characterise import characterise
@@ -35,7 +37,13 @@ def test_a_run_writes_table_csv_json_and_figure(tmp_path: Path, capsys: pytest.C
         *(".json", ".csv", ".png")
     }
     said = capsys.readouterr().out
-    for words in ("weights are random", "between operators", "ridge at", "Not measured: the cost model", "takes less"):
+    for words in (
+        "weights are random",
+        "between operators",
+        "ridge at",
+        "Not measured: the cost model",
+        "Who takes less",
+    ):
         assert words in said
     record = json.loads((tmp_path / "characterisation.json").read_text())
     assert [(p["model"], p["length"]) for p in record["points"]] == [(m, n) for m in (TINY, MAMBA) for n in (16, 32)]
@@ -44,14 +52,15 @@ def test_a_run_writes_table_csv_json_and_figure(tmp_path: Path, capsys: pytest.C
     assert float(rows[0]["kv_bytes"]) == 2 * 2 * 32 * 18 * 4 and float(rows[2]["prompt_host_s: scan"]) > 0
 
 
-def test_a_checkpoint_is_not_asked_for_more_than_it_holds(tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_asked_for_more_than_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = AutoConfig.for_model("gpt2", vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=24)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    run = tmp_path / "run"
-    characterise(settings(run, models=[str(tmp_path / "model")], lengths=[16, 64]))
-    first, second = json.loads((run / "characterisation.json").read_text())["points"]
-    assert first["weights"] == "checkpoint" and first["first_token_s"] > 0
-    assert second["not_run"] == "not run (the checkpoint holds 24 positions)"
+    monkeypatch.setattr(running, "measure_roofline", lambda *_: Roofline(flops_per_s=1e10, bytes_per_s=1e9))
+    chosen = subjects(settings(tmp_path, models=[str(tmp_path / "model")]))
+    plan = Plan(lengths=[16, 64], new_tokens=2, repetitions=1, hardware=presets.gain_cell_cmos())
+    first, second = running.characterise(chosen, plan).points
+    assert first.weights == "checkpoint" and first.first_token_s
+    assert second.not_run == "not run (the checkpoint holds 24 positions)"
 
 
 def test_models_come_from_conf_and_from_the_table() -> None:

@@ -42,16 +42,11 @@ class Phase:
         total = sum(times.values())
         return {name: times[name] / total for name in CLASSES if times.get(name)} if total else {}
 
-    def take(self, calls: list[CallProfile]) -> None:
-        """The mean over calls."""
-        n = len(calls)
-        for name in CLASSES:
-            self.host_s[name] = sum(call.host_s[name] for call in calls) / n
-            self.device_s[name] = sum(call.device_s[name] for call in calls) / n
-        self.profiled_s = sum(call.elapsed_s for call in calls) / n
-        self.device_elapsed_s = sum(call.device_elapsed_s for call in calls) / n
-        self.unclassified = max(call.unclassified_share for call in calls)
-        self.unknown = sorted({name for call in calls for name in call.unknown})
+    def take(self, call: CallProfile) -> None:
+        """Where the time of a profiled call went."""
+        self.host_s, self.device_s = dict(call.host_s), dict(call.device_s)
+        self.profiled_s, self.device_elapsed_s = call.elapsed_s, call.device_elapsed_s
+        self.unclassified, self.unknown = call.unclassified_share, sorted(call.unknown)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -70,9 +65,9 @@ class Point:
     """What was left out of a point that was run."""
     repetitions: int = 0
     first_token_s: float | None = None
-    """Time to first token, second: prompt in, one token out."""
+    """Time to first token, second: prompt in, one token out; the fastest repetition."""
     token_s: float | None = None
-    """Time per output token behind it, second."""
+    """Time per output token behind it, second; the median of the fastest repetition."""
     weights_bytes: int | None = None
     activations_bytes: int | None = None
     """Of the peak, what is neither weights nor cache."""

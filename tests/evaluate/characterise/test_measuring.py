@@ -94,12 +94,12 @@ def test_work_is_that_of_the_weights_and_more(measured: tuple[PreTrainedModel, P
 def test_classes_add_up_to_the_clock() -> None:
     """Within 2 %; another process may come between the clock and the call, so the best of a few."""
     model, tokens = build("gpt2"), torch.zeros(1, 64, dtype=torch.int64)
-    gaps = []
-    for _ in range(4):
+    gaps = [1.0]
+    while min(gaps) > 0.02 and len(gaps) < 6:
         with torch.no_grad():
             (call,) = profiled(model, lambda: model(tokens), device="cpu")
         gaps.append(call.gap)
-    assert min(gaps) < 0.02
+    assert min(gaps) <= 0.02
 
 
 def test_known_work() -> None:
