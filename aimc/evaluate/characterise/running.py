@@ -154,6 +154,6 @@ def all_crossovers(found: Characterisation) -> list[Crossover]:
         curves = {}
         for estimate in found.estimates:
             if estimate.model == model:
-                curves.setdefault(f"{model}, {estimate.machine},", {})[estimate.length] = estimate.token_j
+                curves.setdefault(f"{model}, {estimate.machine}", {})[estimate.length] = estimate.token_j
         result += crossovers("estimated energy per output token, between machines", curves)
     return result
