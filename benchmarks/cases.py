@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from aimc.evaluate.energy import energy_per_call, find_meter, idle_power
+from aimc.evaluate.memory import peak_bytes
 from benchmarks import baselines, decoding, evaluation, models, operators, variants
 from benchmarks.case import (
     CLEAN,
@@ -22,8 +24,6 @@ from benchmarks.case import (
     Result,
     Skipped,
 )
-from benchmarks.energy import energy_per_call, find_meter, idle_power
-from benchmarks.memory import peak_bytes
 from benchmarks.settings import PRESET, Settings
 from benchmarks.timing import time_in_turn
 

@@ -15,9 +15,9 @@ from transformers import Cache, GPT2LMHeadModel
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import aimc
+from aimc.evaluate.memory import held_bytes
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from benchmarks.case import COPIED, DIGITAL, EARLY, MIDDLE, SUBJECT, CheckError, Point
-from benchmarks.memory import held_bytes
 from benchmarks.models import TOLERANCE, make_models, make_tokens, model_shapes
 from benchmarks.settings import Settings
 from benchmarks.timing import MAX_REPETITIONS

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from aimc.evaluate.quiet import no_gc
 
 MIN_REPETITIONS, MAX_REPETITIONS = 3, 100
 
@@ -52,19 +52,6 @@ def time_in_turn(contenders: Mapping[str, Callable[[], Any]], *, seconds: float,
         median_s={name: statistics.median(times) for name, times in samples.items()},
         iqr_s={name: q[2] - q[0] for name, q in quartiles.items()},
     )
-
-
-@contextmanager
-def no_gc() -> Iterator[None]:
-    """Collect garbage now and not inside the block."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _seconds(call: Callable[[], Any], device: str) -> float:

@@ -20,7 +20,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", flags=re.DOTALL)
-ENTRY_POINTS = {"train": "train", "evaluate": "train.evaluate", "real": "train.real", "chip": "train.whole_chip"}
+ENTRY_POINTS = {
+    **{"train": "train", "evaluate": "train.evaluate", "real": "train.real", "chip": "train.whole_chip"},
+    "characterise": "train.characterise",
+}
 """Sub-commands of `aimc` and the modules that they run."""
 SAYS = {
     "README.md": ["4 attention layers on gain-cell arrays", "over 8 chips"],
@@ -104,7 +107,7 @@ def test_commands_compose(command: str) -> None:
         [sys.executable, "-m", *words, "--cfg", "job"], cwd=REPOSITORY, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "measure:" in done.stdout
+    assert "output_dir:" in done.stdout
 
 
 def run(words: list[str]) -> str:

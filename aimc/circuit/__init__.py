@@ -13,6 +13,7 @@ from aimc.circuit.cost.model import DigitalBaseline, ModelCost, model_cost, publ
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.sensitivity import Sensitivity, sensitivity
 from aimc.circuit.cost.shape import ModelShape
+from aimc.circuit.cost.state import StateCost, StateParameters, StateShape, digital_state, state_cost
 from aimc.circuit.cost.static import StaticCost, TileParameters, hermes_chip, hermes_core, static_cost
 from aimc.circuit.curves.extraction import Extraction, fit_transistor
 from aimc.circuit.curves.retention import RetentionFit, fit_retention
@@ -35,9 +36,14 @@ from aimc.circuit.physics.transistor import Transistor
 
 __all__ = [
     "ChipCost",
+    "StateCost",
+    "StateParameters",
+    "StateShape",
     "StaticCost",
     "TileParameters",
     "chip_cost",
+    "digital_state",
+    "state_cost",
     "hermes_chip",
     "hermes_core",
     "static_cost",

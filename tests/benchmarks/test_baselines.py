@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import benchmarks.__main__ as program
-from benchmarks import baselines, cases, energy
+from aimc.evaluate import energy
+from aimc.evaluate.energy import Meter, energy_per_call, find_meter, idle_power
+from benchmarks import baselines, cases
 from benchmarks.baselines import CONTENDERS, FUSED, MATMUL, STEP_SUBJECT, Caches
 from benchmarks.case import DIGITAL, SUBJECT, Result
 from benchmarks.cases import BASELINE, CASES, DECODING, measure
@@ -34,7 +36,6 @@ from benchmarks.comparison import (
     fastest,
     rows_of,
 )
-from benchmarks.energy import Meter, energy_per_call, find_meter, idle_power
 from benchmarks.settings import Settings, default_settings, quick_settings
 from benchmarks.timing import Times
 from benchmarks.whole_model import measured_model

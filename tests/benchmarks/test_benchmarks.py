@@ -14,6 +14,7 @@ from torch import Tensor
 import aimc
 import aimc.nn.attention
 import benchmarks.__main__ as program
+from aimc.evaluate.memory import held_bytes, peak_bytes
 from aimc.models.arrays import hardware_of
 from benchmarks import decoding, models, operators
 from benchmarks.case import SUBJECT, CheckError, Result
@@ -29,7 +30,6 @@ from benchmarks.cases import (
     STEP,
     TRAINING,
 )
-from benchmarks.memory import held_bytes, peak_bytes
 from benchmarks.report import one_line, write_results
 from benchmarks.settings import default_settings, quick_settings
 from benchmarks.timing import MIN_REPETITIONS, time_in_turn

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aimc import presets
+from aimc.evaluate.memory import held_bytes
 from aimc.hardware import Array, Converter, Leakage, Noise
 from aimc.ops import compiled
 from aimc.ops.decode import cells as module
@@ -18,7 +19,6 @@ from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.noise import ArrayId, Chip
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Scaling
-from benchmarks.memory import held_bytes
 
 W, R, D = 32, 8, 64
 CODES = {

@@ -11,6 +11,7 @@ import pytest
 
 from aimc.hardware import ConfigError, Hardware, Noise
 from tests.train.conftest import command
+from train.characterise_config import CharacteriseConfig
 from train.errors import RunError
 from train.schema import EvaluationConfig, Recipe, RunConfig, StageConfig, StaticConfig, WholeChipConfig
 from train.spellings import OLD, respelled
@@ -25,7 +26,9 @@ def configs(cls: type) -> Iterator[type]:
                 yield from configs(hint)  # type: ignore[arg-type]
 
 
-CLASSES = sorted({c for top in (RunConfig, EvaluationConfig, WholeChipConfig) for c in configs(top)}, key=str)
+CLASSES = sorted(
+    {c for top in (RunConfig, EvaluationConfig, WholeChipConfig, CharacteriseConfig) for c in configs(top)}, key=str
+)
 FIELDS = [(cls, name, hint) for cls in CLASSES for name, hint in get_type_hints(cls).items() if hint is not dict]
 NUMBERS = [(cls, name, hint) for cls, name, hint in FIELDS if {int, float} & {hint, *get_args(hint)}]
 

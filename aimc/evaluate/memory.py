@@ -11,10 +11,7 @@ backward, T=1024: 70.7 against 72.8 MiB for gain cells, 17.0 against 17.3 MiB fo
 from __future__ import annotations
 
 import gc
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -22,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.timing import no_gc
+from aimc.evaluate.quiet import no_gc, silent_stderr
 
 
 def peak_bytes(call: Callable[[], Any], *, device: str) -> int:
@@ -37,7 +34,7 @@ def peak_bytes(call: Callable[[], Any], *, device: str) -> int:
         return _peak_bytes_cuda(call)
     with (
         no_gc(),
-        _silent_stderr(),
+        silent_stderr(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler,
     ):
         result = call()
@@ -67,21 +64,6 @@ def held_bytes(owner: object) -> int:
                 seen.add(id(part))
                 to_see.append(part)
     return sum(storages.values())
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """The profiler's native code writes a line on starting and stopping, whatever its log level, straight to file
-    descriptor 2."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _peak_bytes_cuda(call: Callable[[], Any]) -> int:
