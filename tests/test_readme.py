@@ -20,7 +20,14 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", flags=re.DOTALL)
-ENTRY_POINTS = {"train": "train", "evaluate": "train.evaluate", "real": "train.real", "chip": "train.whole_chip"}
+ENTRY_POINTS = {
+    "train": "train",
+    "evaluate": "train.evaluate",
+    "real": "train.real",
+    "chip": "train.whole_chip",
+    "study": "train.study",
+    "report": "train.report_page",
+}
 """Sub-commands of `aimc` and the modules that they run."""
 SAYS = {
     "README.md": ["4 attention layers on gain-cell arrays", "over 8 chips"],

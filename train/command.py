@@ -20,11 +20,12 @@ from .configs import checked, register
 from .errors import RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .spellings import respelled
+from .study_schema import PageConfig, StudyConfig
 from .sweep import folder_of_job
 
 CONF = Path(__file__).absolute().parent.parent / "conf"
 """The configs, beside this package: in a clone as once installed."""
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig)
+Settings = TypeVar("Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig, StudyConfig, PageConfig)
 
 
 def command_line(name: str, schema: type[Settings], work: Callable[[Settings], None]) -> Callable[[], None]:

@@ -22,9 +22,9 @@ NOISES = {
     "write_v": ("write noise", "V", 2e-3, 0.5),
     "read_qk": ("read noise, first array", "of full scale", 0.02, 10.0),
     "read_av": ("read noise, second array", "of full scale", 0.02, 10.0),
-    "mismatch_gain": ("gain mismatch", "relative", 0.05, 5.0),
+    "mismatch_gain": ("gain mismatch", "", 0.05, 5.0),
     "mismatch_offset_v": ("offset mismatch", "V", 0.02, 1.0),
-    "column_gain": ("column gain error", "relative", 0.02, 5.0),
+    "column_gain": ("column gain error", "", 0.02, 5.0),
     "column_offset": ("column offset", "of full scale", 0.01, 5.0),
     "tau_spread": ("spread of retention", "σ of ln τ", 0.2, 3.0),
 }
@@ -144,4 +144,4 @@ def written(effect: Effect, size: float | None) -> str:
         return si(size, effect.unit)
     if effect.unit == "levels":
         return f"{size:.0f} levels"
-    return f"{100 * size:.3g} % {effect.unit}" if effect.name != "tau_spread" else f"{size:.3g}"
+    return f"{100 * size:.3g} % {effect.unit}".rstrip() if effect.name != "tau_spread" else f"{size:.3g}"

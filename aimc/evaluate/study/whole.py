@@ -12,12 +12,11 @@ from aimc.evaluate.study import sensitivity as ranking
 from aimc.evaluate.study import specification as circuits
 from aimc.evaluate.study import tolerance
 from aimc.evaluate.study.effects import chosen
+from aimc.evaluate.study.parts import PARTS
 from aimc.evaluate.study.points import Point, Setup
 from aimc.evaluate.study.runner import Estimate, Runner, estimate
 from aimc.hardware import Hardware, Noise
 
-PARTS = ("sensitivity", "tolerance", "specification", "layers", "grid")
-"""In the order in which they are measured."""
 MOST_LOOKED_UP = 5000
 """Points of a grid that are looked for in the cache before it starts."""
 
