@@ -73,7 +73,9 @@ def launch(main: Callable[[], None]) -> None:
         told = [
             line for line in dict.fromkeys(lines) if line and "_type=" not in line and not line.startswith("To append")
         ]
-        sys.exit(f"error: {'; '.join([*(line.rstrip('.;') for line in told), *_keys_there(error)])}")
+        if "hydra/launcher/" in (words := "; ".join([*(line.rstrip(".;") for line in told), *_keys_there(error)])):
+            words = f"{told[0]}: pip install 'aimc[study]' for joblib, hydra-submitit-launcher for SLURM"
+        sys.exit(f"error: {words}")
 
 
 def _keys_there(error: BaseException) -> list[str]:

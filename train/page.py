@@ -80,9 +80,8 @@ def write(settings: PageConfig, studies: dict[str, Study], say: Say) -> Path:
     for name, study in studies.items():
         sections = list(_sections(settings, study))
         prefix = "" if len(studies) == 1 else f"{name}-"
-        body.append(_study(study, sections, prefix, name if prefix else None))
-        for chart in _charts(sections):
-            _beside(chart, settings.folder / CHARTS, prefix)
+        stills = {chart.name: _beside(chart, settings.folder / CHARTS, prefix) for chart in _charts(sections)}
+        body.append(_study(study, sections, stills, prefix, name if prefix else None))
     path = settings.folder / PAGE
     write_text(path, _document(title, first, "\n".join(body)))
     if not page_charts.is_installed():
@@ -119,12 +118,15 @@ def _has_numbers(chart: Chart) -> bool:
     return bool(chart.z or any(series.y for series in chart.series))
 
 
-def _beside(chart: Chart, folder: Path, prefix: str) -> None:
-    aimc.plot.save(figure_of(chart), folder / f"{prefix}{chart.name}.png")
+def _beside(chart: Chart, folder: Path, prefix: str) -> Path:
+    """PNG and CSV of a chart; the PNG."""
+    picture = folder / f"{prefix}{chart.name}.png"
+    aimc.plot.save(figure_of(chart), picture)
     header, rows = table_of(chart)
     text = io.StringIO()
     csv.writer(text).writerows([header, *rows])
-    write_text(folder / f"{prefix}{chart.name}.csv", text.getvalue())
+    write_text(picture.with_suffix(".csv"), text.getvalue())
+    return picture
 
 
 def _comparison(studies: dict[str, Study]) -> str:
@@ -136,7 +138,7 @@ def _comparison(studies: dict[str, Study]) -> str:
     return f"<h2>Studies</h2>{_table(Table(['study', 'all effects', 'costs most'], rows))}"
 
 
-def _study(study: Study, sections: Sequence[Section], prefix: str, name: str | None) -> str:
+def _study(study: Study, sections: Sequence[Section], stills: dict[str, Path], prefix: str, name: str | None) -> str:
     parts = [f"<h2>{html.escape(name)}</h2>"] if name else []
     if told := headlines(study):
         parts.append(f'<div class="answers"><ul>{"".join(f"<li>{html.escape(line)}</li>" for line in told)}</ul></div>')
@@ -151,7 +153,7 @@ def _study(study: Study, sections: Sequence[Section], prefix: str, name: str | N
             if isinstance(item, Table):
                 parts.append(_table(item))
             elif _has_numbers(item):
-                parts.append(_chart(item))
+                parts.append(_chart(item, stills[item.name]))
     return "\n".join([*parts, _about(study)])
 
 
@@ -165,11 +167,9 @@ def _table(table: Table) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _chart(chart: Chart) -> str:
+def _chart(chart: Chart, picture: Path) -> str:
     """Drawn by plotly where a script runs; a still picture on paper and where none does."""
-    picture = io.BytesIO()
-    figure_of(chart).savefig(picture, dpi=110, format="png")
-    still = base64.b64encode(picture.getvalue()).decode()
+    still = base64.b64encode(picture.read_bytes()).decode()
     title = html.escape(chart.title)
     drawn = ""
     if page_charts.is_installed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from typing import Any
 
 from aimc.plot.charts import COLOURS, Chart, Series, ends, short
@@ -31,12 +32,17 @@ def figure_json(chart: Chart) -> str:
     if chart.kind == "heat":
         figure.add_trace(_heat(go, chart))
     for at, words in chart.marks:
-        figure.add_hline(y=at, line={"dash": "dot", "width": 1, "color": "#888"}, annotation_text=words)
+        figure.add_shape(
+            type="line", xref="paper", x0=0, x1=1, y0=at, y1=at, line={"dash": "dot", "width": 1, "color": "#888"}
+        )
+        # of a logarithmic axis a shape takes the value, an annotation its logarithm
+        y = math.log10(at) if chart.log_y else at
+        figure.add_annotation(text=words, xref="paper", x=1, xanchor="right", y=y, yanchor="bottom", showarrow=False)
     return figure.to_json().replace("</", "<\\/")  # inside a script element
 
 
 def _layout(chart: Chart) -> dict[str, Any]:
-    x: dict[str, Any] = {"title": {"text": chart.x_label}, "automargin": True}
+    x: dict[str, Any] = {"title": {"text": chart.x_label}, "automargin": True, "zeroline": False}
     y: dict[str, Any] = {"title": {"text": chart.y_label}, "automargin": True}
     height = 400
     if chart.kind in ("bars", "strip"):
@@ -47,9 +53,12 @@ def _layout(chart: Chart) -> dict[str, Any]:
     if chart.kind == "heat":
         x |= {"type": "category"}
         y |= {"type": "category", "autorange": "reversed"}
-    for axis, is_log in ((x, chart.log_x), (y, chart.log_y)):
+    lengths = [value for series in chart.series for value in (series.y if chart.kind == "bars" else series.x)]
+    heights = [value for series in chart.series for value in series.y]
+    for axis, is_log, values in ((x, chart.log_x, lengths), (y, chart.log_y, heights)):
         if is_log:
-            axis |= {"type": "log", "dtick": 1, "exponentformat": "power", "minor": {"showgrid": False}}
+            wide = max(values, default=1) > 300 * min(values, default=1)
+            axis |= {"type": "log", "dtick": 1 if wide else "D2", "tickformat": "~g", "exponentformat": "none"}
     return {
         "xaxis": x,
         "yaxis": y,

@@ -29,7 +29,8 @@ code { overflow-wrap: anywhere; } summary { cursor: pointer; padding: .3rem 0; }
   th, td { padding: .3rem .4rem; } }
 @media print {
   :root { --ink: #000; --faint: #444; --paper: #fff; --card: #f4f4f4; --line: #bbb; --accent: #004b78; --mark: #eee; }
-  @page { margin: 15mm; } main { max-width: none; padding: 0; } nav, .chart, summary { display: none !important; }
+  @page { margin: 15mm; } main { max-width: none; padding: 0; }
+  nav, .chart, summary, figure h3 { display: none !important; }
   .still { display: block; max-height: 110mm; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
   .wide { overflow: visible; } th, td { white-space: normal; font-size: .75rem; } pre { white-space: pre-wrap; } }
 """
@@ -46,7 +47,7 @@ SCRIPT = """
     div.textContent = "";
     if (narrow()) figure.layout.font.size = 11;
     Plotly.newPlot(div, figure.data, figure.layout,
-      { responsive: true, displaylogo: false, displayModeBar: narrow() ? false : "hover" });
+      { responsive: true, displaylogo: false, displayModeBar: false });
     Plotly.relayout(div, looks[dark.matches]);
   }
   dark.addEventListener("change", () => charts.forEach((div) => Plotly.relayout(div, looks[dark.matches])));

@@ -129,7 +129,7 @@ def _sensitivity(found: Results) -> Section:
     bars = Chart(
         name="sensitivity",
         kind="bars",
-        title="Which non-ideality costs how much",
+        title="Each alone, and each left out",
         x_label="perplexity, %",
         y_label="",
         series=[
@@ -193,16 +193,18 @@ def _tolerance(found: list[Results]) -> Section:
     )
     table = Table(
         ["non-ideality", "now", *(f"+{100 * rise:g} %" for rise in rises)],
-        [
-            [curve["label"], size_words(curve, curve["own"]), *(tolerance_words(curve, t) for t in curve["tolerances"])]
-            for curve in found
-        ],
+        [[curve["label"], _now(curve), *(tolerance_words(curve, t) for t in curve["tolerances"])] for curve in found],
     )
     words = (
         "The size of each, alone, at which perplexity rises by so much over that of the model on its own hardware"
         " without noise. An end at 0 or ∞ lies outside what was searched."
     )
     return Section("How large each may be", words, [table, chart])
+
+
+def _now(curve: Results) -> str:
+    of = " of full scale" if curve["unit"] == "of full scale" else ""
+    return size_words(curve, curve["own"]) + of
 
 
 def _specification(found: Results) -> Section:

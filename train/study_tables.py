@@ -57,16 +57,18 @@ def size_words(curve: dict[str, Any], size: float | None) -> str:
     if size is not None and not math.isfinite(size):
         return "∞"
     if curve["unit"] == "levels" and size is not None:
-        return f"{size:.3g} levels"
-    return "0" if size == 0 else written(effect, size)
+        return f"{math.ceil(size - 1e-9)} levels"
+    # a table says it once, in the column of what is now
+    return "0" if size == 0 else written(effect, size).replace(" of full scale", "")
 
 
 def tolerance_words(curve: dict[str, Any], tolerance: dict[str, Any]) -> str:
     """`31.7 mV (4.3 mV … 106 mV)`."""
-    size = tolerance["size"]
+    size, words = tolerance["size"], tolerance["words"].replace(" of full scale", "")
     if size is None:
-        return tolerance["words"]
-    return f"{tolerance['words']} ({size_words(curve, size['low'])} … {size_words(curve, size['high'])})"
+        return words
+    low, high = (size_words(curve, size[end]).removesuffix(" levels") for end in ("low", "high"))
+    return f"{words} ({low} … {high})"
 
 
 def _sensitivity(found: dict[str, Any]) -> Table:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from aimc.plot.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_axes
 
@@ -101,6 +102,7 @@ def _bars(axes: Axes, chart: Chart) -> None:
     axes.grid(False, axis="y")
     if chart.log_x:
         axes.set_xscale("log")
+        _plain(axes.xaxis)
 
 
 def _curves(axes: Axes, chart: Chart) -> None:
@@ -114,13 +116,19 @@ def _curves(axes: Axes, chart: Chart) -> None:
     for at, words in chart.marks:
         axes.axhline(at, color=BLACK, linewidth=0.8, linestyle=":")
         axes.annotate(words, (1.0, at), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize="small")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     if chart.log_x:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(plain)
+        _plain(axes.xaxis)
     if chart.log_y:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(plain)
+        _plain(axes.yaxis)
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers as they are written, at 1, 2 and 5 of each decade."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _strip(axes: Axes, chart: Chart) -> None:

@@ -11,7 +11,7 @@ from aimc.evaluate.study import layers as of_layers
 from aimc.evaluate.study import sensitivity as ranking
 from aimc.evaluate.study import specification as circuits
 from aimc.evaluate.study import tolerance
-from aimc.evaluate.study.effects import chosen
+from aimc.evaluate.study.effects import Effect, chosen, without
 from aimc.evaluate.study.parts import PARTS
 from aimc.evaluate.study.points import Point, Setup
 from aimc.evaluate.study.runner import Estimate, Runner, estimate
@@ -100,8 +100,9 @@ def estimated(runner: Runner, plan: Plan, seconds_a_pass: float) -> Estimate:
     """Time and disk of a plan, less what is cached of the ranking and of grids (of at most `MOST_LOOKED_UP` points)."""
     total = sum(draws_of(runner, plan).values())
     n_cached = 0
+    effects = chosen(plan.machine, plan.effects)
     if "sensitivity" in plan.parts:
-        points = list(ranking.points_of(plan.machine, chosen(plan.machine, plan.effects)).values())
+        points = list(ranking.points_of(only(plan.machine, effects), effects).values())
         n_cached += _there(runner, points)
     if "grid" in plan.parts and grids.size_of(plan.grid) <= MOST_LOOKED_UP:
         points, _, _ = grids.points_of(runner.bench, plan.start, plan.grid, trained=plan.trained)
@@ -126,7 +127,7 @@ def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], Non
     machine, effects = plan.machine, chosen(plan.machine, plan.effects)
     bootstrap = dict(plan.bootstrap)
     work: dict[str, Callable[[], Any]] = {
-        "sensitivity": lambda: ranking.sensitivity(runner, machine, effects, **bootstrap),
+        "sensitivity": lambda: ranking.sensitivity(runner, only(machine, effects), effects, **bootstrap),
         "tolerance": lambda: tolerance.tolerances(runner, machine, effects, plan.rises, **bootstrap),
         "specification": lambda: circuits.specification(
             runner,
@@ -152,6 +153,13 @@ def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], Non
         if on_part is not None:
             on_part(part, results)
     return results
+
+
+def only(machine: Hardware, effects: Sequence[Effect]) -> Hardware:
+    """The machine without the noises that were not chosen: alone is to mean alone."""
+    names = {effect.name for effect in effects}
+    others = [effect for effect in chosen(machine) if effect.kind == "noise" and effect.name not in names]
+    return without(machine, others)
 
 
 def setup_of(runner: Runner, nonideality: Noise) -> Setup:
