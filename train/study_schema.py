@@ -55,7 +55,7 @@ class StudyConfig:
     trials: int = number(40, least=1)
     """Circuits that a search measures."""
     few_chips: int = number(2, least=1)
-    """Chips of each circuit, layer and head."""
+    """Chips of each circuit, layer and head, and those on which a tolerance is looked for before it is measured."""
     grid: Any = None
     """Values by path into `hardware`, `nonideality` or `digital_layers`, such as
     `{hardware.array.rows:[32,64],nonideality.write_v:[0,0.01]}`; null: none."""

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from transformers import AutoTokenizer
 
 import aimc
@@ -309,6 +311,17 @@ def test_a_page_over_missing_results(done: Path, tmp_path: Path, capsys: pytest.
     with pytest.raises(RunError, match="cannot be read"):
         report(page_of(f"study={tmp_path}"))
     assert page.missing_parts(found) == ["tolerance", "layers"]
+
+
+@pytest.mark.parametrize(("name", "plugin"), [("basic", ""), ("joblib", "joblib"), ("slurm", "submitit")])
+@pytest.mark.parametrize("entry", ["run", "study", "evaluation"])
+def test_launchers(entry: str, name: str, plugin: str) -> None:
+    if plugin:
+        pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = hydra_compose(entry, overrides=[f"launcher={name}"], return_hydra_config=True)
+    assert plugin in config.hydra.launcher._target_.lower()
+    assert "launcher" not in config
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ class Search:
     own: float | None
     targets: Sequence[float]
     base: Measured
+    first: list[int] = field(default_factory=list)
+    """Rungs to begin with; none: the one that is nearest to the size at hand."""
     found: dict[int, Measured] = field(default_factory=dict)
     """Measured points by rung."""
     failed: set[int] = field(default_factory=set)
@@ -93,13 +95,19 @@ class Search:
     def wanted(self) -> list[int]:
         """The next rungs to measure; none: the search is over."""
         if not self.found and not self.failed:
-            return [self._nearest(self.own or self.effect.start)]
+            return self.first or [self._nearest(self.own or self.effect.start)]
         asked: list[int] = []
         for target in self.targets:
             rung = self._next(target)
             if rung is not None and rung not in asked:
                 asked.append(rung)
         return asked
+
+    def narrow(self) -> None:
+        """Begin anew with the rungs about each target."""
+        about = {rung for target in self.targets for rung in self._around(target) if rung in self.found}
+        self.first = sorted(about) or self.first
+        self.found, self.failed = {}, set()
 
     def _nearest(self, size: float) -> int:
         return min(range(len(self.rungs)), key=lambda rung: abs(math.log(self.rungs[rung] / size)))
@@ -150,18 +158,21 @@ def tolerances(
     machine: Hardware,
     effects: Sequence[Effect],
     rises: Sequence[float] = (0.01, 0.05, 0.2),
+    *,
+    few_chips: int = 2,
     **bootstrap: Any,
 ) -> list[Curve]:
     """The size of each effect at which perplexity rises by so much over that of the model on its own machine, without
     noise and with nothing else changed.
 
-    Searches of all effects go on side by side, each by a bisection that is sped up where the rise follows a power of
-    the size. Between two points it is interpolated so, also in each resample, which is where the intervals come from.
+    Searches of all effects go on side by side. Between two points a rise is interpolated along a power of the size, also
+    in each resample, which is where the intervals come from.
 
     Args:
         machine: with every effect at its stated size: where the searches start.
         effects: to be searched.
         rises: of perplexity, above 0.
+        few_chips: on which searches find where to look; the sizes there are measured on all.
         bootstrap: as for :func:`aimc.evaluate.study.sensitivity.sensitivity`.
 
     Raises:
@@ -173,24 +184,34 @@ def tolerances(
     if base is None:
         raise ValueError(f"what all is compared with failed: {runner.failures[-1].reason}")
     searches = [Search(effect, clean.hardware, effect.size(machine), sorted(rises), base) for effect in effects]
+    _search(runner, searches, few_chips)
+    for search in searches:
+        search.narrow()
+    _search(runner, searches, None)
+    draws = Bootstrap(n_chips=len(runner.bench.chips), n_stretches=len(base.count), **bootstrap)
+    return [_curve(search, draws) for search in searches]
+
+
+def _search(runner: Runner, searches: Sequence[Search], chips: int | None) -> None:
+    """All searches side by side, so that all processes have work."""
     for _ in range(MOST_ROUNDS):
         asked = [(search, rung) for search in searches for rung in search.wanted()]
         if not asked:
-            break
-        found = runner.run([search.point(rung) for search, rung in asked])
+            return
+        found = runner.run([search.point(rung) for search, rung in asked], chips)
         for (search, rung), point in zip(asked, found, strict=True):
             if point is None:
                 search.failed.add(rung)
             else:
                 search.found[rung] = point
-    draws = Bootstrap(n_chips=len(runner.bench.chips), n_stretches=len(base.count), **bootstrap)
-    return [_curve(search, draws) for search in searches]
 
 
-def most_draws(effects: Sequence[Effect], rises: Sequence[float], n_chips: int) -> int:
-    """Draws of the searches, by experience: a size a target, four to get there; one chip where nothing is random."""
-    each = 4 + len(rises)
-    return 1 + sum(each * (n_chips if effect.kind == "noise" else 1) for effect in effects)
+def most_draws(effects: Sequence[Effect], rises: Sequence[float], n_chips: int, few_chips: int = 2) -> int:
+    """Draws of the searches, by experience: on few chips a size a rise and four to get there, on the others one about
+    each rise and two more; what is not random on a single chip."""
+    few = min(few_chips, n_chips)
+    noisy = (4 + len(rises)) * few + (2 + len(rises)) * (n_chips - few)
+    return 1 + sum(noisy if effect.kind == "noise" else 5 + 2 * len(rises) for effect in effects)
 
 
 def _silent(machine: Hardware) -> Hardware:

@@ -86,7 +86,7 @@ def draws_of(runner: Runner, plan: Plan) -> dict[str, int]:
         part: count
         for part, count in {
             "sensitivity": 1 + every + (len(effects) - n_noises) + (n_noises + len(effects)) * every,
-            "tolerance": tolerance.most_draws(effects, plan.rises, n_chips),
+            "tolerance": tolerance.most_draws(effects, plan.rises, n_chips, few),
             "specification": 1 + n_circuits * few,
             # Both models read the text where divergence is measured.
             "layers": 2 * of_layers.count_points(bench) * (few if is_random else 1),
@@ -128,7 +128,9 @@ def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], Non
     bootstrap = dict(plan.bootstrap)
     work: dict[str, Callable[[], Any]] = {
         "sensitivity": lambda: ranking.sensitivity(runner, only(machine, effects), effects, **bootstrap),
-        "tolerance": lambda: tolerance.tolerances(runner, machine, effects, plan.rises, **bootstrap),
+        "tolerance": lambda: tolerance.tolerances(
+            runner, machine, effects, plan.rises, few_chips=plan.few_chips, **bootstrap
+        ),
         "specification": lambda: circuits.specification(
             runner,
             plan.specification,
