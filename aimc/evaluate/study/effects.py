@@ -29,7 +29,7 @@ NOISES = {
     "tau_spread": ("spread of retention", "σ of ln τ", 0.2, 3.0),
 }
 """Effect to words, unit, where a search for a tolerance starts if the study gives no size, and where it ends."""
-FEWEST_LEVELS, SHORTEST_TAU_TOKENS = 2, 0.1
+FEWEST_LEVELS, SHORTEST_TAU_TOKENS = 2, 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,8 +165,8 @@ def tolerances(
     """The size of each effect at which perplexity rises by so much over that of the model on its own machine, without
     noise and with nothing else changed.
 
-    Searches of all effects go on side by side. Between two points a rise is interpolated along a power of the size, also
-    in each resample, which is where the intervals come from.
+    Searches of all effects go on side by side. Between two points a rise is interpolated along a power of the size,
+    also in each resample, which is where the intervals come from.
 
     Args:
         machine: with every effect at its stated size: where the searches start.
