@@ -13,6 +13,17 @@ from aimc.plot.charts import Chart, Series
 from .study_tables import circuit_words, percent, size_words, tolerance_words
 
 Results = dict[str, Any]
+WORDS = {
+    "hardware.input_dac.n_levels": "input levels",
+    "hardware.storage_dac.n_levels": "storage levels",
+    "hardware.readout.n_levels": "readout levels",
+    "cell.capacitance_f": "capacitance",
+    "cell.read_v": "read voltage",
+    "hardware.array.rows": "rows of a sub-tile",
+    "hardware.array.window": "window",
+    "hardware.leakage.tau_s": "retention, s",
+}
+"""Paths that are met often."""
 
 
 @dataclass(slots=True)
@@ -108,7 +119,9 @@ def _cheapest_words(found: Results) -> str:
 
 
 def short_path(path: str) -> str:
-    """`hardware.input_dac.n_levels` is `input_dac levels`."""
+    """`hardware.input_dac.n_levels` is `input levels`."""
+    if path in WORDS:
+        return WORDS[path]
     return path.removeprefix("hardware.").removeprefix("nonideality.").replace(".n_levels", " levels")
 
 
@@ -251,7 +264,10 @@ def _specification(found: Results) -> Section:
         ],
         marked=[rows.index(chosen)] if chosen is not None else [],
     )
-    return Section("The cheapest circuit that is good enough", _cheapest_words(found), [chart, table])
+    words = _cheapest_words(found)
+    if found["refused"]:
+        words += f" {len(found['refused'])} circuits cannot be built: {found['refused'][0]['reason']}."
+    return Section("The cheapest circuit that is good enough", words, [chart, table])
 
 
 def _layers(found: Results) -> Section:

@@ -38,9 +38,10 @@ SPARE_BYTES = 50e6
 """Of the disk, left free."""
 PACKAGES = ("aimc", "torch", "transformers", "numpy", "hydra-core", "numba")
 DEFAULT_CIRCUITS: dict[str, list[Any]] = {
-    "hardware.input_dac.n_levels": [8, 16, 32],
+    "hardware.input_dac.n_levels": [8, 32],
     "hardware.storage_dac.n_levels": [4, 8],
-    "cell.capacitance_f": [2e-15, 6e-15],
+    "hardware.readout.n_levels": [16, 32],
+    "cell.capacitance_f": [5e-15, 10e-15],
     "cell.read_v": [0.6, 0.9],
 }
 """Levels; noise and retention, which follow from the capacitance; and read voltage."""

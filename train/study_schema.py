@@ -49,7 +49,7 @@ class StudyConfig:
     """Rise of perplexity that a circuit, or layers on arrays, may bring."""
     specification: Any = None  # no dict: Hydra would merge what is given into it, or refuse its keys
     """Circuits: values by path into a design, such as `{cell.read_v:[0.6,0.9],hardware.input_dac.n_levels:[8,16]}`;
-    null: levels of inputs and storage, capacitance (noise and retention) and read voltage."""
+    null: levels of inputs, storage and readout, capacitance (noise and retention) and read voltage."""
     search: str = choice("grid", ("grid", "optuna"))
     """`grid`: all circuits; `optuna`: `trials` of them, searched by Optuna (pip install optuna)."""
     trials: int = number(40, least=1)

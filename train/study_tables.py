@@ -57,7 +57,7 @@ def size_words(curve: dict[str, Any], size: float | None) -> str:
     if size is not None and not math.isfinite(size):
         return "∞"
     if curve["unit"] == "levels" and size is not None:
-        return f"{math.ceil(size - 1e-9)} levels"
+        return f"{size:.0f} levels"
     # a table says it once, in the column of what is now
     return "0" if size == 0 else written(effect, size).replace(" of full scale", "")
 
@@ -111,7 +111,7 @@ def _specification(found: dict[str, Any]) -> Table:
     title += "none is within it" if chosen is None else "the cheapest is marked"
     table = Table(title=title)
     for path in found["axes"]:
-        table.add_column(path.removeprefix("hardware.").removesuffix(".n_levels"), justify="right")
+        table.add_column(path.rpartition(".")[0].removeprefix("hardware.") if path.endswith(".n_levels") else path)
     for column in ("energy/token", "perplexity rises"):
         table.add_column(column, justify="right")
     table.add_column("")

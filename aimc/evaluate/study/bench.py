@@ -53,12 +53,15 @@ class Bench:
     batches: Sequence[Tensor] = ()
     train: Trainer | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
+    _text: str = ""
+    """Digest of the tokens."""
     _trial: PreTrainedModel | None = None
     _reference: PreTrainedModel | None = None
 
     def __post_init__(self) -> None:
         self.tokens = checked_tokens(self.model, self.tokens)[: self.measurement.tokens]
         hardware_of(self.model)  # raises where it is not converted
+        self._text = digest_of_tokens(self.tokens)
 
     @property
     def own(self) -> Hardware:
@@ -91,7 +94,7 @@ class Bench:
         about = {
             "model": self.name,
             "own": self.own.to_dict(),
-            "text": digest_of_tokens(self.tokens),
+            "text": self._text,
             "context": context,
             "stride": stride,
         }

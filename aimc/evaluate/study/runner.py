@@ -80,7 +80,7 @@ class Runner:
             One for each point, in their order; None for one that failed, see `failures`.
         """
         numbers = self.bench.chips[:chips]
-        wanted = [{chip: self._key(point, chip) for chip in point.chips(numbers)} for point in points]
+        wanted = [self._keys(point, numbers) for point in points]
         missing: dict[str, tuple[Point, list[tuple[int, str]]]] = {}
         taken: set[str] = set()
         for point, keys in zip(points, wanted, strict=True):
@@ -101,11 +101,12 @@ class Runner:
     def missing(self, points: Sequence[Point], chips: int | None = None) -> int:
         """Draws of some points that are not there yet."""
         numbers = self.bench.chips[:chips]
-        keys = {self._key(point, chip) for point in points for chip in point.chips(numbers)}
+        keys = {key for point in points for key in self._keys(point, numbers).values()}
         return sum(not self._read(key, count=False) for key in keys)
 
-    def _key(self, point: Point, chip: int) -> str:
-        return key_of(self.bench.subject(point), point, chip)
+    def _keys(self, point: Point, numbers: Sequence[int]) -> dict[int, str]:
+        subject = self.bench.subject(point)
+        return {chip: key_of(subject, point, chip) for chip in point.chips(numbers)}
 
     def _read(self, key: str, *, count: bool = True) -> bool:
         if key in self._known:

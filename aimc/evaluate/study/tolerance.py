@@ -252,14 +252,15 @@ def _tolerance(
     inside = draws.interval(x, np.array([crossing(badness, column, target) for column in samples.T]))
     with np.errstate(over="ignore"):
         size, *ends = (float(np.exp(sign * end)) for end in (inside.value, inside.low, inside.high))
-    return Size(target, Interval(size, min(ends), max(ends)), written(effect, _allowed(search, size)))
+    size, *ends = (_allowed(search, end) for end in (size, *ends))
+    return Size(target, Interval(size, min(ends), max(ends)), written(effect, size))
 
 
 def _allowed(search: Search, size: float) -> float:
-    """Of levels the fewest that are enough."""
-    if not search.effect.is_whole:
+    """Of levels the fewest that are enough; 0 and infinity, which say "beyond", stay."""
+    if not search.effect.is_whole or not 0 < size < math.inf:
         return size
-    return min(number for number in search.rungs if number >= size - 1e-9)
+    return min((number for number in search.rungs if number >= size - 1e-9), default=math.inf)
 
 
 def crossing(xs: Sequence[float], rises: Samples, target: float) -> float:

@@ -87,7 +87,8 @@ def draws_of(runner: Runner, plan: Plan) -> dict[str, int]:
         for part, count in {
             "sensitivity": 1 + every + (len(effects) - n_noises) + (n_noises + len(effects)) * every,
             "tolerance": tolerance.most_draws(effects, plan.rises, n_chips, few),
-            "specification": 1 + n_circuits * few,
+            # To match the scalers to a circuit takes about as long as to read the text twice.
+            "specification": 1 + n_circuits * (few + 2),
             # Both models read the text where divergence is measured.
             "layers": 2 * of_layers.count_points(bench) * (few if is_random else 1),
             "grid": (1 + n_points) * (n_chips if noisy_grid else 1),
