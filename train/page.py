@@ -19,7 +19,7 @@ from . import page_charts
 from .errors import RunError
 from .files import write_text
 from .page_style import CSS, SCRIPT
-from .page_views import Section, Table, headlines, sections_of, stages_section
+from .page_views import Section, Table, headlines, samples_section, sections_of, stages_section
 from .study_run import FORMAT, RESULTS
 from .study_tables import percent
 from .tables import Say
@@ -94,6 +94,8 @@ def _sections(settings: PageConfig, study: Study) -> Iterator[Section]:
     if rows:
         yield stages_section(rows)
     yield from sections_of(study)
+    if "samples" in study:
+        yield samples_section(study["samples"])
 
 
 def _stages(settings: PageConfig, study: Study) -> list[dict[str, Any]]:
@@ -164,7 +166,8 @@ def _table(table: Table) -> str:
         look = ' class="marked"' if i in table.marked else ""
         cells = "".join(f"<td>{html.escape(word)}</td>" for word in row)
         rows.append(f"<tr{look}>{cells}</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    look = ' class="prose"' if table.prose else ""
+    return f'<div class="wide"><table{look}><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _chart(chart: Chart, picture: Path) -> str:

@@ -21,6 +21,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; } a { c
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--faint); font-weight: 600; }
+.prose td, .prose th { text-align: left; white-space: normal; vertical-align: top; }
+.prose td:first-child { min-width: 9rem; font-weight: 600; }
 tr.marked td { background: var(--mark); font-weight: 600; }
 pre { background: var(--card); border-radius: 4px; font-size: .8rem; overflow-x: auto; padding: .8rem; }
 code { overflow-wrap: anywhere; } summary { cursor: pointer; padding: .3rem 0; } .chart { width: 100%; }

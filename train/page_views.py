@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aimc.circuit.cost.report import si
+from aimc.evaluate.study.effects import NOISES
 from aimc.plot.charts import Chart, Series
 
 from .study_tables import circuit_words, percent, size_words, tolerance_words
@@ -34,6 +35,8 @@ class Table:
     rows: list[list[str]]
     marked: list[int] = field(default_factory=list)
     """Rows that stand out."""
+    prose: bool = False
+    """Whether its cells are sentences."""
 
 
 @dataclass(slots=True)
@@ -122,7 +125,9 @@ def short_path(path: str) -> str:
     """`hardware.input_dac.n_levels` is `input levels`."""
     if path in WORDS:
         return WORDS[path]
-    return path.removeprefix("hardware.").removeprefix("nonideality.").replace(".n_levels", " levels")
+    if (noise := path.removeprefix("nonideality.")) in NOISES:
+        return NOISES[noise][0]
+    return path.removeprefix("hardware.").replace(".n_levels", " levels")
 
 
 def _series(name: str, x: list[Any], intervals: list[Results], scale: float = 100.0, **more: Any) -> Series:
@@ -375,6 +380,12 @@ def _grid(found: Results) -> Section:
     if found["refused"]:
         words += f" {len(found['refused'])} points cannot be: {found['refused'][0]['reason']}"
     return Section("Grid", words, [*items, table])
+
+
+def samples_section(found: Results) -> Section:
+    """What the model writes on several machines."""
+    table = Table(["on", "it goes on"], [[row["label"], row["text"]] for row in found["rows"]], prose=True)
+    return Section("What it writes", f"After: “{found['prompt']}”, greedily.", [table])
 
 
 def stages_section(rows: list[Results]) -> Section:

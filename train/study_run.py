@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from . import study_tables
 from .errors import RunError
 from .files import write_json
 from .study_bench import open_bench, seconds_of_training
+from .study_samples import samples
 from .tables import Say
 
 if TYPE_CHECKING:
@@ -115,6 +117,10 @@ def execute(runner: Runner, settings: StudyConfig, say: Say) -> None:
                 f"workers={runner.workers}: a process died, as it does where memory runs out ({error}); what was"
                 f" measured is kept in {settings.points}: give fewer workers and start again"
             ) from error
+    if settings.sample_tokens:
+        written = samples(runner.bench, plan.machine, settings.sample_tokens, settings.checkpoint)
+        file = settings.folder / RESULTS
+        write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "samples": written})
     for line in study_tables.shown(results):
         say(line)
     _tell(runner, settings, time.perf_counter() - started, say)

@@ -67,6 +67,8 @@ class StudyConfig:
     """Of the intervals."""
     calibration_batches: int = number(1, least=0)
     """Batches of 8 training sequences on which scalers are matched to each circuit; 0: they are not."""
+    sample_tokens: int = number(48, least=0)
+    """Tokens that the model writes on ideal arrays, on its own and with all effects, side by side; 0: none."""
     workers: int | None = number(None, least=1)
     """Processes that measure; null: one a core."""
     time_limit_s: float = number(43200.0, above=0)

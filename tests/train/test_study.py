@@ -74,6 +74,7 @@ def lines(checkpoints: Path, text_folder: Path, cache: Path) -> Lines:
             "effects": "[write_v,read_av]",
             "resamples": "50",
             "workers": "1",
+            "sample_tokens": "4",
         }
         return [*(f"{name}={value}" for name, value in usual.items() if name not in given), *more]
 
@@ -110,6 +111,7 @@ def test_every_part_has_results_and_rows(done: Path) -> None:
     assert list(found["results"]) == ["sensitivity", "tolerance", "specification", "layers", "grid"]
     assert not any("error" in part for part in found["results"].values())
     assert found["failures"] == [] and len(found["results"]["grid"]["refused"]) == 2
+    assert len(found["samples"]["rows"]) == 3 and all(row["text"] for row in found["samples"]["rows"])
     assert "train.study" in found["command"] and found["versions"]["torch"] and found["config"]["budget"] == 0.02
     for part in found["results"]:
         head, *rows = (done / f"{part}.csv").read_text().splitlines()
@@ -266,6 +268,7 @@ def test_the_page_is_whole_and_needs_nothing(
         "How large each may be",
         "Energy front",
         "skip_layers",
+        "What it writes",
         "train.study",
         "torch",
     ):

@@ -110,7 +110,7 @@ class Bench:
         Raises:
             ValueError: a machine that this model cannot be on, or training without anything that trains.
         """
-        with self._on(point) as model:
+        with self.on(point) as model:
             for chip in chips:
                 started = time.perf_counter()
                 if point.diverges:
@@ -138,7 +138,7 @@ class Bench:
         return chip, kl, losses
 
     @contextmanager
-    def _on(self, point: Point) -> Iterator[PreTrainedModel]:
+    def on(self, point: Point) -> Iterator[PreTrainedModel]:
         """A copy of the model on the point's machine."""
         if self._trial is None:
             self._trial = copy.deepcopy(self.model)
