@@ -8,23 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aimc.circuit.cost.report import si
-from aimc.evaluate.study.effects import NOISES
 from aimc.plot.charts import Chart, Series
 
+from .page_words import short_path
 from .study_tables import circuit_words, percent, size_words, tolerance_words
 
 Results = dict[str, Any]
-WORDS = {
-    "hardware.input_dac.n_levels": "input levels",
-    "hardware.storage_dac.n_levels": "storage levels",
-    "hardware.readout.n_levels": "readout levels",
-    "cell.capacitance_f": "capacitance",
-    "cell.read_v": "read voltage",
-    "hardware.array.rows": "rows of a sub-tile",
-    "hardware.array.window": "window",
-    "hardware.leakage.tau_s": "retention, s",
-}
-"""Paths that are met often."""
 
 
 @dataclass(slots=True)
@@ -119,15 +108,6 @@ def _cheapest_words(found: Results) -> str:
     )
     energy = si(circuit["energy_j"], "J")
     return f"Cheapest circuit within {budget}: {energy} a token ({built}), {percent(circuit['rise'])}."
-
-
-def short_path(path: str) -> str:
-    """`hardware.input_dac.n_levels` is `input levels`."""
-    if path in WORDS:
-        return WORDS[path]
-    if (noise := path.removeprefix("nonideality.")) in NOISES:
-        return NOISES[noise][0]
-    return path.removeprefix("hardware.").replace(".n_levels", " levels")
 
 
 def _series(name: str, x: list[Any], intervals: list[Results], scale: float = 100.0, **more: Any) -> Series:
