@@ -22,7 +22,7 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- (not run|needs): ([^\n]*?) -->\n)?```(\w*)\n(.*?)```", flags=re.DOTALL)
 ENTRY_POINTS = {
     **{"train": "train", "evaluate": "train.evaluate", "real": "train.real", "chip": "train.whole_chip"},
-    "characterise": "train.characterise",
+    **{"characterise": "train.characterise", "study": "train.study", "report": "train.report_page"},
 }
 """Sub-commands of `aimc` and the modules that they run."""
 SAYS = {

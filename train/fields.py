@@ -124,6 +124,8 @@ def _kinds_of(cls: type) -> dict[str, tuple[Any, ...]]:
 def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_is_a(item, get_args(kind)[0]) for item in value)
+    if kind is Any:
+        return True
     if kind in (int, float):  # in Python a bool is an int, and an int is as good as a float
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -66,7 +66,7 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
     rows = {"all effects": hardware}
     for name, row in LEVELS.items():
         if name in used and name not in BETWEEN:
-            rows[row] = _with(hardware, name, _without_levels(used[name]))
+            rows[row] = _with(hardware, name, without_levels(used[name]))
     if not pruned:  # it reads no second array
         rows |= _without_tiles(hardware, straight["readout"])
     rows["leakage"] = replace(hardware, leakage=replace(leakage, tau_s=None))
@@ -81,7 +81,7 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
         rows["age compensation"] = replace(hardware, leakage=replace(leakage, compensate=False))
     if hardware.protection.is_on:
         rows["protection"] = replace(hardware, protection=Protection())
-    return rows | {LEVELS[name]: _with(hardware, name, _without_levels(used[name])) for name in BETWEEN if name in used}
+    return rows | {LEVELS[name]: _with(hardware, name, without_levels(used[name])) for name in BETWEEN if name in used}
 
 
 def _with(hardware: Hardware, name: str, converter: Any) -> Hardware:
@@ -99,7 +99,7 @@ def _converters(hardware: Hardware) -> dict[str, Converter]:
     return {name: getattr(hardware, name) for name in names}
 
 
-def _without_levels(converter: Converter) -> Converter:
+def without_levels(converter: Converter) -> Converter:
     """It only clips; a list of levels goes with them."""
     spacing = "uniform" if converter.spacing == "listed" else converter.spacing
     return replace(converter, n_levels=None, spacing=spacing, positions=None)
@@ -111,7 +111,7 @@ def _without_tiles(hardware: Hardware, straight_readout: Converter) -> dict[str,
     return {
         # Integral nonlinearity spans the range, so without the range it goes too.
         "readout levels and clip": replace(
-            hardware, readout=replace(_without_levels(straight_readout), v_min=-wide, v_max=wide)
+            hardware, readout=replace(without_levels(straight_readout), v_min=-wide, v_max=wide)
         ),
         # One sub-tile as long as the window: of no Triton kernel's sizes; as long as the sliding window in a layer that
         # has a shorter one.

@@ -91,7 +91,7 @@ def agreement(
     together = windows_together(model, context, measurement.batch_size)
     with evaluating(model), evaluating(reference):
         chips = [
-            _by_token(model, reference, tokens, context, stride, together)
+            by_token(model, reference, tokens, context, stride, together)
             for _ in chips_of(model, measurement.chips, nonideality, measurement.seed)
         ]
     kl, same, loss, digital = (list(rows) for rows in zip(*chips, strict=True))
@@ -108,7 +108,7 @@ def agreement(
 
 
 @torch.no_grad()
-def _by_token(
+def by_token(
     model: PreTrainedModel, reference: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int
 ) -> Tensor:
     """Divergence, whether both agree, loss of the model and of the digital one: `[4, N − 1]`, in the text's order."""

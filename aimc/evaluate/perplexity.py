@@ -75,14 +75,22 @@ def perplexity(
     """
     measurement = measurement_of(measurement, fields)
     context, stride = window_of(model, measurement)
+    return perplexity_of(token_losses(model, tokens, measurement, nonideality), context, stride)
+
+
+def token_losses(
+    model: PreTrainedModel, tokens: Tensor, measurement: Measurement, nonideality: Noise | None = None
+) -> list[Tensor]:
+    """What a perplexity is made of: losses in nat, `[N − 1]` in the text's order, one tensor a chip. Arguments and
+    errors are those of :func:`perplexity`."""
+    context, stride = window_of(model, measurement)
     tokens = checked_tokens(model, tokens)[: measurement.tokens]
     together = windows_together(model, context, measurement.batch_size)
     with evaluating(model):
-        losses = [
+        return [
             _losses(model, tokens, context, stride, together)
             for _ in chips_of(model, measurement.chips, nonideality, measurement.seed)
         ]
-    return perplexity_of(losses, context, stride)
 
 
 def perplexity_of(losses: Sequence[Tensor], context: int, stride: int) -> Perplexity:

@@ -127,7 +127,7 @@ def sweep(
     own = hardware_of(model)
     measurement = measurement_of(measurement, fields)
     design = design or Design(hardware=own)
-    shape, fill = _shape(model), measurement.context or int(model.config.max_position_embeddings)
+    shape, fill = shape_of(model), measurement.context or int(model.config.max_position_embeddings)
     result = Tradeoff(
         parameter=name or (parameter if isinstance(parameter, str) else parameter.__name__), digital=digital
     )
@@ -143,7 +143,7 @@ def sweep(
             result.refused[label] = str(error)
             continue
         said = [str(w.message) for w in caught if issubclass(w.category, CircuitWarning)]
-        _move(trial, model, own, hardware, batches)
+        moved(trial, model, own, hardware, batches)
         measured = perplexity(trial, tokens, measurement)
         result.points.append(Point(label=label, perplexity=measured, cost=cost, hardware=hardware, warnings=said))
         if on_point is not None:
@@ -151,19 +151,20 @@ def sweep(
     if not result.points:
         reasons = "; ".join(f"{label}: {why}" for label, why in result.refused.items())
         raise ConfigError(f"{result.parameter}: no value can be built ({reasons or 'none was given'}); give others")
-    _mark_front(result.points)
+    mark_front(result.points)
     return result
 
 
-def _shape(model: PreTrainedModel) -> ModelShape:
+def shape_of(model: PreTrainedModel) -> ModelShape:
     """The layers on arrays, of a model whose others are digital."""
     return ModelShape.from_config(model.config, on_arrays=[layer.layer for _, layer in gain_cell_layers(model)])
 
 
-def _move(
+def moved(
     trial: PreTrainedModel, model: PreTrainedModel, own: Hardware, hardware: Hardware, batches: Sequence[Tensor]
 ) -> None:
-    """Put the trial on other hardware, with the scalers that the model has on its own."""
+    """Put `trial`, a copy of `model`, on other hardware, with the scalers that the model has on its `own`: keys and
+    values at the same place in the range of stored voltages and, with `batches`, statistics matched to the model's."""
     set_hardware(trial, hardware)
     old, new = own.storage_dac, hardware.storage_dac
     stretch = (new.v_max - new.v_min) / (old.v_max - old.v_min)
@@ -181,7 +182,8 @@ def _move(
         match_statistics(trial, model, batches, parts=parts)
 
 
-def _mark_front(points: list[Point]) -> None:
+def mark_front(points: list[Point]) -> None:
+    """Tell each point whether it is on the Pareto front of perplexity and energy."""
     for point in points:
         point.on_front = math.isfinite(point.perplexity.mean) and not any(
             other.energy_j <= point.energy_j

@@ -13,7 +13,7 @@ from aimc import presets
 from aimc.circuit import silicon_cell
 from aimc.evaluate.design import Design
 from aimc.evaluate.perplexity import Perplexity
-from aimc.evaluate.tradeoff import Point, _mark_front, sweep
+from aimc.evaluate.tradeoff import Point, mark_front, sweep
 from aimc.hardware import ConfigError, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays, tiny_gpt2
@@ -116,7 +116,7 @@ def test_what_is_no_number_is_on_no_front(converted, tokens):
         Point(label="", perplexity=Perplexity(mean=m, std=0.0), cost=cost, hardware=hardware_of(converted))
         for m in (10.0, float("nan"))
     ]
-    _mark_front(points)
+    mark_front(points)
     assert [p.on_front for p in points] == [True, False]
 
 

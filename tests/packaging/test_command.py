@@ -56,7 +56,7 @@ def test_without_the_extra_the_line_that_installs_it() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("aimc ", {"train", "evaluate", "real", "chip", "characterise", "fetch"}),
+        ("aimc ", {"train", "evaluate", "real", "chip", "characterise", "study", "report", "fetch"}),
         ("aimc ev", {"evaluate"}),
         ("aimc train exp", {"experiment="}),
         ("aimc train experiment=s", {"experiment=shipped", "experiment=smoke", "experiment=smollm2"}),
