@@ -11,18 +11,21 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from aimc.evaluate.chips import noise_of
 from aimc.hardware import Noise
-from aimc.models.arrays import has_arrays, set_chip
+from aimc.models.arrays import has_arrays, set_chip, set_draws
 from aimc.ops.frozen import KEPT
 
 from .recipe import FRESH, Recipe
 
 FIRST_FRESH = 2**32
 """Number from which chips are drawn in training; measurements count from zero."""
+TRAINING, VALIDATION = 1, 2
+"""What passes are for: each has noise of its own."""
 
 
 class NoiseSchedule(TrainerCallback):
     """A model's noise while it trains. All of it follows from recipe, seed and step, so a resumed run goes on as if it
-    had not been interrupted; write and read noise come from torch's generator, whose state the trainer saves.
+    had not been interrupted. Write and read noise follow from a sequence's number in its step too, so the same
+    sequences meet the same noise in one batch, in micro-steps and on several processes.
 
     Between steps, where the trainer logs, validates and saves, the model is on its hardware as it is.
 
@@ -38,6 +41,8 @@ class NoiseSchedule(TrainerCallback):
         self.is_on = bool(recipe.noise.scale) and nonideality.active() != [] and has_arrays(model)
         self._step: AbstractContextManager[None] = nullcontext()
         self._chip: int | None = None
+        self._has_arrays = has_arrays(model)
+        self._passes = 0
 
     def scale(self, step: int) -> float:
         """Factor on the non-idealities at a step, counted from 0."""
@@ -50,8 +55,21 @@ class NoiseSchedule(TrainerCallback):
         noise = self.recipe.noise
         if noise.chip != FRESH:
             return int(noise.chip)
-        draw = np.random.SeedSequence([self.seed, step // noise.every])
-        return FIRST_FRESH + int(draw.generate_state(1, np.uint64)[0] >> np.uint64(2))
+        return FIRST_FRESH + _drawn(self.seed, step // noise.every)
+
+    def draw(self, step: int, n_sequences: int, args: TrainingArguments, of: int) -> None:
+        """Have the next pass meet the write and read noise of the sequences that it reads.
+
+        Args:
+            step: counted from 0.
+            n_sequences: of a full pass on one process.
+            args: how many processes there are, and which is this.
+            of: what the pass is for, :data:`TRAINING` or :data:`VALIDATION`.
+        """
+        if self._has_arrays:
+            first = (self._passes * args.world_size + args.process_index) * n_sequences
+            set_draws(self.model, _drawn(self.seed, step, of), first)
+            self._passes += 1
 
     @contextmanager
     def at(self, step: int) -> Iterator[None]:
@@ -64,9 +82,16 @@ class NoiseSchedule(TrainerCallback):
             set_chip(self.model, chip)
             yield
 
-    def while_evaluating(self, step: int) -> AbstractContextManager[None]:
+    @contextmanager
+    def while_evaluating(self, step: int) -> Iterator[None]:
         """What validation after `step` steps runs under."""
-        return self.at(step) if self.is_on and self.recipe.noise.evaluate == "noisy" else nullcontext()
+        self._passes = 0
+        noisy = self.is_on and self.recipe.noise.evaluate == "noisy"
+        try:
+            with self.at(step) if noisy else nullcontext():
+                yield
+        finally:
+            set_draws(self.model, None)
 
     def logged(self, step: int) -> dict[str, float]:
         """For the log, after `step` steps: the scale that the last one met."""
@@ -80,6 +105,7 @@ class NoiseSchedule(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._passes = 0
         if self.is_on:
             self._step = self.at(state.global_step)
             self._step.__enter__()
@@ -91,3 +117,9 @@ class NoiseSchedule(TrainerCallback):
         """The model on its hardware as it is; also after a step that ended with an exception."""
         step, self._step = self._step, nullcontext()
         step.__exit__(None, None, None)
+        set_draws(self.model, None)
+
+
+def _drawn(*words: int) -> int:
+    """A number in [0, 2^62) that follows from some others."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(2))

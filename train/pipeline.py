@@ -6,7 +6,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from accelerate import PartialState
 from transformers import GPT2Config
 
@@ -15,7 +14,8 @@ from .files import read_object, remove, require_writable, settle, write_json
 from .lock import one_job
 from .needs import require_all
 from .pretrained import config_of
-from .record import record_of, save, settings_of
+from .ranks import first_alone, join, together
+from .record import is_same, record_of, save, settings_of
 from .run import HEARTBEAT, Run
 from .stages import STAGES
 from .tables import Say, bold, silent
@@ -33,8 +33,8 @@ def execute(config: RunConfig, say: Say) -> None:
         RunError: anything that the user can put right.
     """
     require_writable(config.folder)
-    state = PartialState(cpu=config.trainer.device == "cpu" or not torch.cuda.is_available())
-    with one_job(config.folder, say, main_process=state.is_main_process):
+    state = join(config.trainer)
+    with one_job(config.folder, say, main_process=state.is_main_process), together():
         run = _open(config, say if state.is_main_process else silent, state)
         require_all(run)
         for name in config.stage.wanted():
@@ -50,7 +50,7 @@ def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
     model = GPT2Config(n_positions=config.model.n_positions) if source is None else config_of(source)
     context = context_of(config.data, model)
     measurement = placed(config.measure, config.data, model)
-    with state.main_process_first():  # one process tokenises, the others find it done
+    with first_alone(state):  # one process tokenises, the others find it done
         data = prepare(config.data, source, max(context, measurement.context or 0), say)
     if source is not None:
         require_vocabulary(data.tokenizer, model, f"model.source={source}")
@@ -87,7 +87,7 @@ def _finished(run: Run, settings: dict[str, Any]) -> bool:
     record = record_of(run.folder, run.say)
     if record is None:
         return False
-    if record["settings"] != settings:
+    if not is_same(record["settings"], settings):
         run.say(f"{bold(name)}: an earlier run in {run.folder} had other settings; running it again")
         return False
     run.say(
@@ -106,7 +106,7 @@ def _clear_work(run: Run, settings: dict[str, Any]) -> None:
     """Leave nothing to resume from that was made with other settings."""
     mark = run.work / "settings.json"
     before = read_object(mark)
-    other = mark.exists() and before != settings
+    other = mark.exists() and not is_same(before, settings)
     if other:
         what = "had other settings" if before is not None else "has settings that cannot be read"
         run.say(f"{bold(run.stage.name)}: what an interrupted run left in {run.work} {what}; starting the stage anew")

@@ -12,6 +12,8 @@ from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
+
 from aimc.models.arrays import has_arrays
 from aimc.models.manifest import damage_of
 
@@ -69,12 +71,32 @@ def settings_of(run: Run) -> dict[str, Any]:
     settings: dict[str, Any] = {"seed": run.config.seed, "context": run.context, "data": run.data.fingerprint}
     if stage.recipes:
         settings["trainer"] = {name: config["trainer"][name] for name in (*stage.recipes, "precision")}
+        if (processes := PartialState().num_processes) > 1:
+            settings["processes"] = processes
     for place in stage.depends_on:
         settings[place] = reduce(dict.__getitem__, place.split("."), config)
     if stage.needs is not None:
         settings["input"] = digest_of(run.input(stage.needs), stage.needs)
     settings |= _of_training(run)
     return json.loads(json.dumps(settings))  # as it will be read back, so that it compares
+
+
+def is_same(before: dict[str, Any] | None, settings: dict[str, Any]) -> bool:
+    """Whether two settings shape the same model: a batch is the same on however many processes, and in however many
+    micro-steps, it is read."""
+    return before is not None and _by_batch(before) == _by_batch(settings)
+
+
+def _by_batch(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the sequences of an optimiser step in place of how they are shared."""
+    processes, trainer = settings.get("processes", 1), settings.get("trainer", {})
+    recipes = {
+        name: {**recipe, "batch_size": recipe["batch_size"] * recipe["accumulate"] * processes, "accumulate": 1}
+        if isinstance(recipe, dict) and {"batch_size", "accumulate"} <= recipe.keys()
+        else recipe
+        for name, recipe in trainer.items()
+    }
+    return {**settings, "trainer": recipes, "processes": 1}
 
 
 def _of_training(run: Run) -> dict[str, Any]:

@@ -146,7 +146,7 @@ class Run:
         as many as it has steps, or the whole text where that is less."""
         wanted = self.config.trainer.recipe(recipe)
         text = self.training_text().training_blocks(self.context)
-        size = wanted.batch_size * wanted.accumulate
+        size = wanted.batch_size * wanted.accumulate * PartialState().num_processes
         order = torch.randperm(len(text), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
         order = order[: wanted.steps * size]
         rows = [text[i]["input_ids"] for i in order]

@@ -23,6 +23,7 @@ STAGE_NAMES = (*STAGES, "evaluate", "pipeline")
 STARTS = ("statistics", "published")
 PRECISIONS = ("fp32", "bf16", "fp16")
 LOGGERS = ("none", "wandb")
+SHARDING = ("none", "fsdp")
 
 
 def _run_measurement() -> Measurement:
@@ -96,6 +97,16 @@ class TrainerConfig:
     """`auto` (a GPU where there is one) or `cpu`."""
     keep_points: int = number(2, least=1)
     """Points to resume from that are kept, the newest ones; with two, one is left where the other is damaged."""
+    sharding: str = choice("none", SHARDING)
+    """Of several processes (`torchrun`): `none`, each holds the whole model and they average gradients; or `fsdp`, each
+    holds a share of weights, gradients and optimiser state (PyTorch's FSDP2), for models too large for one device."""
+    activation_checkpointing: bool = False
+    """True: activations inside the layers are computed again in the backward pass, under the same noise, which takes
+    less memory and a third more time."""
+    workers: int = number(0, least=0, most=1024)
+    """Processes a rank that read the training text; 0: none, the rank reads itself. The order is the same."""
+    timeout_s: float = number(600.0, above=0)
+    """Seconds that a process waits for the others before it gives them up as dead; one that ends is noticed at once."""
     distill_control: bool = False
     """True: the control learns from the digital model by the recipes' own `distillation` and `hidden_weight`, as the
     analog models do; False: from the text alone."""

@@ -9,6 +9,8 @@ from aimc.evaluate.clipping import clip_fractions
 from aimc.models.arrays import gain_cell_layers, has_arrays
 from aimc.nn.attention import PARTS
 
+from .sharding import whole
+
 
 def hardware_metrics(model: PreTrainedModel, sample: Tensor) -> dict[str, float]:
     """Scaler values (mean over layers and heads) and clip fractions on a sample of text.
@@ -23,6 +25,6 @@ def hardware_metrics(model: PreTrainedModel, sample: Tensor) -> dict[str, float]
     metrics = {f"clip/{name}": value for name, value in clip_fractions(model, [sample]).items()}
     for part in PARTS:
         for number in ("scale", "offset"):
-            values = [getattr(layer.scaler(part), number).detach().mean().item() for layer in layers]
+            values = [whole(getattr(layer.scaler(part), number).detach()).mean().item() for layer in layers]
             metrics[f"scaler/{part}_{number}"] = sum(values) / len(values)
     return metrics

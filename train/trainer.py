@@ -3,6 +3,7 @@ reach."""
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import PartialState
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from aimc.hardware import Noise
@@ -27,8 +28,10 @@ from .errors import RESUME, RunError
 from .files import remove, saving
 from .groups import frozen, set_rates
 from .lora import adapters
-from .noise import NoiseSchedule
+from .noise import TRAINING, VALIDATION, NoiseSchedule
 from .resume import PARTIAL, keep, last_intact
+from .sharding import take_over, whole
+from .shared import SharedTrainer
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
@@ -121,14 +124,15 @@ def _train(
             f"trainer.{training.recipe_name}.learning_rates: stage {training.stage} has no parameter in the groups that"
             " are not frozen, so nothing would be trained; give another group a factor above 0, or leave the stage out"
         )
+    checkpoint = last_intact(training.folder, training.say)
+    trained = spread_copy(model, checkpoint, training) if training.shared.sharding == "fsdp" else model
     trainer = HardwareAwareTrainer(
-        training=training, teacher=teacher, model=model, args=_arguments(training), **_texts(data, training)
+        training=training, teacher=teacher, model=trained, args=_arguments(training), **_texts(data, training)
     )
     interrupt = StopOnSignal()
     beating = [] if training.heartbeat is None else [Heartbeat(training.heartbeat, training.stage)]
     for callback in (interrupt, *beating, *training.callbacks):
         trainer.add_callback(callback)
-    checkpoint = last_intact(training.folder, training.say)
     if checkpoint is not None and is_over(str(checkpoint), recipe.steps, recipe.minutes):
         # Killed after the last step: the trainer would make one step more before it sees that none is left.
         trainer._load_from_checkpoint(str(checkpoint))
@@ -143,7 +147,10 @@ def _train(
         finally:
             trainer.noise.take_off()
             # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
-            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
+    if trained is not model:
+        take_over(model, trained)
+        model.to(trainer.args.device)  # type: ignore[arg-type]
     if interrupt.caught:
         raise Interrupted(
             f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder}; the"
@@ -151,6 +158,31 @@ def _train(
         )
     per_step = context * recipe.batch_size * recipe.accumulate * trainer.args.world_size
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
+
+
+def spread_copy(model: PreTrainedModel, checkpoint: Path | None, training: Training) -> PreTrainedModel:
+    """A copy to be spread over the processes, with the weights of the point that training goes on from; meanwhile the
+    model itself waits in the memory of the CPU.
+
+    Raises:
+        RunError: a model that cannot be spread.
+    """
+    setting = f"trainer.sharding={training.shared.sharding}"
+    if training.recipe.lora_rank:
+        raise RunError(
+            f"{setting}: low-rank adapters are small enough for every process; set trainer.sharding=none, or"
+            f" trainer.{training.recipe_name}.lora_rank=0"
+        )
+    if has_static(model):
+        raise RunError(f"{setting}: static tiles cannot be spread over processes; set trainer.sharding=none")
+    copied = copy.deepcopy(model)
+    if checkpoint is not None:
+        lacking = copied.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+        unknown = [*lacking.unexpected_keys, *(set(lacking.missing_keys) - set(copied.all_tied_weights_keys))]
+        if unknown:
+            raise RunError(f"{checkpoint} is of another model ({unknown[0]}); give restart=true to begin anew")
+    model.to("cpu")  # type: ignore[arg-type]
+    return copied
 
 
 def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
@@ -202,6 +234,9 @@ def _arguments(training: Training) -> TrainingArguments:
         bf16=shared.precision == "bf16",
         fp16=shared.precision == "fp16",
         use_cpu=on_cpu,
+        activation_checkpointing=shared.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if shared.activation_checkpointing else None,
+        dataloader_num_workers=shared.workers,
         ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
         dataloader_drop_last=True,
         dataloader_pin_memory=not on_cpu,
@@ -212,11 +247,11 @@ def _arguments(training: Training) -> TrainingArguments:
     )
 
 
-class HardwareAwareTrainer(Trainer):
+class HardwareAwareTrainer(SharedTrainer):
     """Trainer that stops at the first non-finite loss, decays matrices only, and logs what the hardware does."""
 
     def __init__(self, training: Training, teacher: PreTrainedModel | None, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__(is_sharded=training.shared.sharding == "fsdp", **kwargs)
         self.training = training
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
         self.noise = NoiseSchedule(
@@ -266,14 +301,6 @@ class HardwareAwareTrainer(Trainer):
         }
         return [name for name, x in model.named_parameters() if x.ndim >= 2 and x not in spared]
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """With the last, smaller batch, which the parent would drop along with that of the training text."""
-        self.args.dataloader_drop_last = False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = True
-
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -302,7 +329,12 @@ class HardwareAwareTrainer(Trainer):
         with self.noise.while_evaluating(self.state.global_step):
             return super().evaluate(*args, **kwargs)
 
+    def prediction_step(self, *args: Any, **kwargs: Any) -> Any:
+        self.noise.draw(self.state.global_step, self.args.eval_batch_size, self.args, VALIDATION)
+        return super().prediction_step(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.noise.draw(self.state.global_step, self.training.recipe.batch_size, self.args, TRAINING)
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
             raise self._diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
@@ -312,7 +344,7 @@ class HardwareAwareTrainer(Trainer):
         """As the parent, but whole or not at all; and not if the last update broke the weights: a finite loss can have
         an infinite gradient."""
         broken = next(
-            (name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()), None
+            (name for name, parameter in model.named_parameters() if not torch.isfinite(whole(parameter)).all()), None
         )
         if broken is not None:
             raise self._diverged(f"{broken} became NaN or infinite at step {self.state.global_step}")

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aimc.hardware import Noise
-from aimc.models.arrays import gain_cell_layers, has_arrays, set_chip, set_generator, write_record
+from aimc.models.arrays import gain_cell_layers, has_arrays, set_chip, set_draws, set_generator, write_record
 from aimc.models.gsa import SlotArrays, slot_arrays
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import GainCellAttention
@@ -52,6 +52,7 @@ class chips_of:
 
     def __iter__(self) -> Iterator[int]:
         with noise_of(self.model, self.noise):
+            set_draws(self.model, None)
             for chip in self.numbers:
                 set_chip(self.model, chip)
                 set_generator(self.model, torch.Generator().manual_seed(chip))
@@ -72,8 +73,10 @@ def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
 
 @contextmanager
 def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
-    """Other noise on the same hardware; hardware, chip, generator and the model's record of them are put back."""
+    """Other noise on the same hardware; hardware, chip, the source of noise and the model's record of them are put
+    back."""
     layers = _analog(model)
+    drawn = [(layer, layer.draws) for _, layer in gain_cell_layers(model)]
     before = [(layer.hardware, layer.chip_seed, layer.generator) for layer in layers]
     try:
         for layer in layers:
@@ -83,6 +86,8 @@ def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
     finally:
         for layer, (hardware, chip_seed, generator) in zip(layers, before, strict=True):
             layer.hardware, layer.chip_seed, layer.generator = hardware, chip_seed, generator
+        for attention, draws in drawn:
+            attention.draws = draws
         if has_arrays(model):
             write_record(model)  # choosing chips noted the last one, with this noise
 

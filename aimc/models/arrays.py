@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
 from aimc.nn.attention import GainCellAttention
+from aimc.ops.effects.noise import draws_of
 
 CONFIG_KEY = "aimc"
 """Where the hardware stands in `config.json`."""
@@ -101,6 +102,21 @@ def set_generator(model: PreTrainedModel, generator: torch.Generator | None) -> 
     """Choose the source of write and read noise; None: torch's global generator."""
     for _, layer in gain_cell_layers(model):
         layer.generator = generator
+
+
+def set_draws(model: PreTrainedModel, seed: int | None, first_sequence: int = 0) -> None:
+    """Choose whose write and read noise whole texts meet from now on, whatever the generator: that of the `seed`, for
+    sequences that are numbered from `first_sequence` on, see :func:`aimc.ops.effects.noise.draws_of`. Every pass meets
+    the same noise until it is chosen anew. `seed` None: each pass its own noise, from the generator.
+
+    Tokens that are read one after the other with a cache meet the generator's noise.
+    """
+    layers = [layer for _, layer in gain_cell_layers(model)]
+    draws = None if seed is None else draws_of(seed, first_sequence)
+    for layer in layers:
+        if draws is not None:
+            draws = draws.to(layer.query_scaler.scale.device)  # once: most models are on one
+        layer.draws = draws
 
 
 def n_layers_of(model: PreTrainedModel) -> int:

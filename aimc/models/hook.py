@@ -170,7 +170,8 @@ def _check_checkpointing(decoder: nn.Module) -> None:
     only."""
     if not (decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())):
         return
-    if any(layer.generator is not None and layer.machine.noise.is_fresh() for _, layer in gain_cell_layers(decoder)):
+    own = (layer for _, layer in gain_cell_layers(decoder) if layer.generator is not None and layer.draws is None)
+    if any(layer.machine.noise.is_fresh() for layer in own):
         raise ValueError(
             "gradient checkpointing computes each layer again, and a generator of the model's own would then draw other"
             " noise, so gradients would belong to another pass; call aimc.models.set_generator(model, None) and"

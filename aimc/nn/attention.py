@@ -93,6 +93,9 @@ class GainCellAttention(nn.Module):
         column."""
         self.generator: torch.Generator | None = None
         """Source of write and read noise; None: torch's global one."""
+        self.draws: Tensor | None = None
+        """Whose write and read noise the next passes meet, in place of the generator's, as
+        :func:`aimc.ops.effects.noise.draws_of` has it; only where the tokens are all."""
         self.observer: Observer | None = None
         """Called with scaled q, k, v, the output, and (if `observe_details`) what happened inside."""
         self.observe_details = False
@@ -287,6 +290,7 @@ class GainCellAttention(nn.Module):
                 key_padding=key_padding,
                 chip=self.chip,
                 generator=self.generator,
+                draws=self.draws,
                 details=self.observe_details,
             )
         if isinstance(result, tuple):

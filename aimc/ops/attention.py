@@ -40,6 +40,7 @@ def gain_cell_attention(
     key_padding: Tensor | None = None,
     chip: Chip | None = None,
     generator: torch.Generator | None = None,
+    draws: Tensor | None = None,
     details: bool = False,
 ) -> Tensor | tuple[Tensor, Details]:
     """Attention of two gain-cell arrays per head, all positions at once, equal to the token-by-token ring buffer.
@@ -62,6 +63,8 @@ def gain_cell_attention(
             noise.
         generator: source of the one seed of this call's write and read noise; None: torch's global one. Untouched
             without noise.
+        draws: whose noise it is, in place of the `generator`'s next: int64 `[2]`, the seed and the number of the first
+            sequence, see :func:`aimc.ops.effects.noise.draws_of`. None: the generator's, sequences numbered from zero.
         details: also return :class:`Details`; computed by the eager operator, whatever `hardware.backend` says.
 
     Returns:
@@ -73,18 +76,26 @@ def gain_cell_attention(
         TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`.
     """
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
-    seed = (
-        draw_seed(generator, query.device)
-        if hardware.noise.is_fresh()
-        else torch.zeros((), dtype=torch.int64, device=query.device)
-    )
-    call = Call(
-        query, key, value, scaling or Scaling(None, None, None), key_padding, Heads(query, key, hardware, chip, seed)
-    )
+    seed, first = _noise_of(hardware, generator, draws, query.device)
+    heads = Heads(query, key, hardware, chip, seed, first_sequence=first)
+    call = Call(query, key, value, scaling or Scaling(None, None, None), key_padding, heads)
     if not details:
         return attend(call)
     out, reads = _eager(call)
     return out, details_of(reads, out, call.heads.full_scale_qk(call.scaling))
+
+
+def _noise_of(
+    hardware: Hardware, generator: torch.Generator | None, draws: Tensor | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Seed and number of the first sequence, int64 without dimensions."""
+    first = torch.zeros((), dtype=torch.int64, device=device)
+    if not hardware.noise.is_fresh():
+        return first, first
+    if draws is None:
+        return draw_seed(generator, device), first
+    given = draws.to(device)
+    return given[0], given[1]
 
 
 def attend(call: Call) -> Tensor:

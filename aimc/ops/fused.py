@@ -27,7 +27,7 @@ _OF_HEADS = (
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? query_affine, Tensor? key_affine, Tensor? value_affine, "
     + "".join(f"Tensor? {name}, " for name in _OF_HEADS)
-    + "Tensor? key_padding, Tensor seed, int chip_seed, int layer, float[] hardware, str engine"
+    + "Tensor? key_padding, Tensor draws, int chip_seed, int layer, float[] hardware, str engine"
 )
 _N_TRAINED = 2
 """How many of them, from the first, have a gradient."""
@@ -39,9 +39,10 @@ def fused_attention(call: Call, *, engine: str) -> Tensor:
     checked there."""
     of_heads = [getattr(call.scaling, name) for name in _OF_HEADS]
     scaling = [torch.stack(tuple(x)) if isinstance(x, Affine) else x for x in (*call.scaling.affines, *of_heads)]
-    chip, hardware = call.heads.chip, pack(call.heads.hardware)
-    seed = torch.as_tensor(call.heads.seed, device=call.query.device)
-    out = _forward(*call[:3], *scaling, call.key_padding, seed, chip.seed, chip.layer, hardware, engine)  # [B, T, H, D]
+    draws, chip, hardware = call.heads.draws, call.heads.chip, pack(call.heads.hardware)
+    out = _forward(
+        *call[:3], *scaling, call.key_padding, draws, chip.seed, chip.layer, hardware, engine
+    )  # [B, T, H, D]
     return out.transpose(1, 2)
 
 
@@ -101,8 +102,9 @@ def _call(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Call:
     of_heads = dict(zip(_OF_HEADS, rest[3 : 3 + len(_OF_HEADS)], strict=True))
     for name in ("memory_key", "memory_value"):
         of_heads[name] = None if of_heads[name] is None else Affine(*of_heads[name])
-    key_padding, seed, chip_seed, layer, hardware, _ = rest[3 + len(_OF_HEADS) :]
-    heads = Heads(query, key, unpack(hardware), Chip(seed=chip_seed, layer=layer), seed)
+    key_padding, draws, chip_seed, layer, hardware, _ = rest[3 + len(_OF_HEADS) :]
+    chip = Chip(seed=chip_seed, layer=layer)
+    heads = Heads(query, key, unpack(hardware), chip, draws[0], first_sequence=draws[1])
     return Call(query, key, value, Scaling(query_affine, key_affine, value_affine, **of_heads), key_padding, heads)
 
 

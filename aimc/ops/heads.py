@@ -29,6 +29,7 @@ class Heads:
         hardware: the machine.
         chip: which chip and layer; None: nothing of it is frozen.
         seed: of this call's write and read noise, int64 without dimensions.
+        first_sequence: number of the first sequence among those that share the seed, likewise.
         cell: `leaking_cell(hardware)`, where it is known already.
     """
 
@@ -40,6 +41,7 @@ class Heads:
         chip: Chip | None,
         seed: Tensor | int,
         cell: Cell | None = None,
+        first_sequence: Tensor | int = 0,
     ) -> None:
         self.hardware = hardware
         self.cell = cell or leaking_cell(hardware)
@@ -51,7 +53,7 @@ class Heads:
         """What age compensation makes up for; None: it is off, or nothing leaks."""
         self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
         self.layer = self.chip.layer
-        self.seed = seed
+        self.seed, self.first_sequence = seed, first_sequence
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.device = query.device
         self.n_batch, self.n_heads, self.n_tokens, self.head_size = query.shape
@@ -67,6 +69,16 @@ class Heads:
         part.batch, part.kv_heads = batch, kv_heads
         part.n_batch, part.n_kv_heads, part.n_heads = len(batch), len(kv_heads), len(kv_heads) * self.group
         return part
+
+    @property
+    def draws(self) -> Tensor:
+        """Seed and number of the first sequence of the call, int64 `[2]`."""
+        return torch.stack([torch.as_tensor(x, device=self.device) for x in (self.seed, self.first_sequence)])
+
+    @property
+    def sequences(self) -> Tensor:
+        """Numbers of these sequences among those that share the seed, int64 `[B]`."""
+        return torch.arange(self.batch.start, self.batch.stop, device=self.device) + self.first_sequence
 
     @property
     def query_heads(self) -> range:
@@ -128,7 +140,7 @@ class Heads:
     def write_noise(self, array: ArrayId, tokens: Tensor) -> Tensor | None:
         """Write noise of the tokens `[S]` in volt, `[B, H_kv, S, D]`; None: none."""
         sigma = self.hardware.noise.write_v
-        at = (self.batch, self.kv_heads, tokens, self.head_size, self.dtype)
+        at = (self.sequences, self.kv_heads, tokens, self.head_size, self.dtype)
         return sigma * write_noise(self.seed, self.layer, array, *at) if sigma else None
 
     def mismatch(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -233,7 +245,7 @@ class Heads:
         return Lanes.of(torch.as_tensor(self.seed, device=self.device), *self._at_read(array, rows))
 
     def _at_read(self, array: ArrayId, rows: Tensor) -> tuple[int | Tensor, ...]:
-        return at_read(self.layer, array, self.batch, self.query_heads, rows)
+        return at_read(self.layer, array, self.sequences, self.query_heads, rows)
 
     def decay(self, times: Tensor, written: Tensor) -> Tensor | None:
         """By how much what was written at the times `[S]` has fallen at the times `[T']`, in token times: `[T', S]`;

@@ -17,8 +17,8 @@ from torch import Tensor
 from aimc.ops.effects.random import normal
 
 SEED_LIMIT = 2**63
-Numbers = int | range
-"""Sequences or heads: how many, from zero on, or which."""
+Numbers = int | range | Tensor
+"""Sequences or heads: how many, from zero on, or which, a range or int64 `[N]`."""
 
 
 class Stream(IntEnum):
@@ -49,6 +49,27 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor
     """
     source = device if generator is None else generator.device
     return torch.randint(SEED_LIMIT - 1, (), generator=generator, device=source).to(device)
+
+
+def draws_of(seed: int, first_sequence: int = 0) -> Tensor:
+    """Whose noise a pass is to meet, int64 `[2]` for :func:`aimc.gain_cell_attention`.
+
+    The noise of a sequence follows from the seed and its number, not from the batch that it is read in: a step that is
+    split into micro-batches, or over processes, meets the same noise as a whole.
+
+    Args:
+        seed: in [0, 2^63), of all the sequences that are numbered together.
+        first_sequence: number of the first sequence of the pass, in [0, 2^31); the others follow it.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+    if not (0 <= seed < SEED_LIMIT and 0 <= first_sequence < 2**31):
+        raise ValueError(
+            f"seed={seed}, first_sequence={first_sequence}: noise is drawn by a seed in [0, 2^63) and a sequence's"
+            " number in [0, 2^31); give such numbers"
+        )
+    return torch.tensor([seed, first_sequence])
 
 
 def with_noise(x: Tensor, noise: Tensor | None) -> Tensor:
@@ -82,6 +103,8 @@ def at_read(layer: int, array: ArrayId, batch: Numbers, heads: Numbers, position
 
 
 def _numbers(device: torch.device, numbers: Numbers) -> Tensor:
+    if isinstance(numbers, Tensor):
+        return numbers
     first, behind = (0, numbers) if isinstance(numbers, int) else (numbers.start, numbers.stop)
     return torch.arange(first, behind, device=device)
 

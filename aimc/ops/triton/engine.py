@@ -80,7 +80,7 @@ class _Prepared(NamedTuple):
             full_scale_av=full_scale_av,
             threshold=None if threshold is None else threshold.detach().float().contiguous(),
             key_padding=call.key_padding,
-            seed=torch.as_tensor(heads.seed, device=heads.device),
+            draws=heads.draws,
             layer=heads.layer,
             hardware=hardware,
         )

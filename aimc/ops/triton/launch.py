@@ -62,8 +62,8 @@ class Inputs(NamedTuple):
     """θ of the charge-to-pulse circuits, float32 `[H]`; None: none."""
     key_padding: Table
     """Bool `[B, T]`, True where a token is padding; None: none is."""
-    seed: Tensor
-    """int64 without dimensions, key of the read noise."""
+    draws: Tensor
+    """int64 `[2]`: seed of the read noise, and number of the first sequence."""
     layer: int
     hardware: Hardware
 
@@ -169,7 +169,7 @@ def _machine(inputs: Inputs) -> Machine:
         *columns,
         of_heads=OfHeads(inputs.full_scale_av, inputs.threshold),
         padding=None if padding is None else padding.contiguous().view(torch.uint8),
-        seed=inputs.seed,
+        draws=inputs.draws,
         layer=inputs.layer,
         n_batch=inputs.pulses.shape[0],
         n_tokens=inputs.pulses.shape[2],

@@ -28,11 +28,11 @@ def _absorb(state, word):
 @triton.jit
 def _lane(first: tl.constexpr, stream: tl.constexpr, machine, array: tl.constexpr, batch, head, t):
     """The lane after the coordinates that the noise of the tokens `[T]` begins with, `[T, 1]`."""
-    seed = tl.load(machine.seed)
+    seed, number = tl.load(machine.draws), tl.load(machine.draws + 1) + batch
     state = _absorb(tl.full((), first, tl.uint32), seed & 0xFFFFFFFF)
     state = _absorb(_absorb(state, seed >> 32), stream)
     state = _absorb(_absorb(state, machine.layer), array)
-    return _absorb(_absorb(_absorb(state, batch), head), t[:, None])
+    return _absorb(_absorb(_absorb(state, number), head), t[:, None])
 
 
 @triton.jit

@@ -128,7 +128,7 @@ class Cells:
             heads.decay_per_token,
             heads.hardware.noise.write_v,
             heads.cell.surrogate_slope,
-            torch.as_tensor(heads.seed, device=heads.device),
+            heads.draws,
             heads.layer,
         )
 

@@ -133,7 +133,7 @@ class Written(NamedTuple):
     decay_per_token: float
     write_noise_v: float
     surrogate_slope: float
-    seed: Any
+    draws: Any
     layer: int
 
 
@@ -182,8 +182,8 @@ class Machine(NamedTuple):
     of_heads: OfHeads
     padding: Any
     """`[B, T]`, or None."""
-    seed: Any
-    """int64, one number on the device."""
+    draws: Any
+    """int64 `[2]` on the device: seed, and number of the first sequence."""
     layer: int
     n_batch: int
     n_tokens: int

@@ -1,0 +1,82 @@
+"""Several processes that train as one, started by `torchrun` or a scheduler: how they meet, wait for each other, and
+what is said where one of them dies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import PartialState
+from torch import distributed
+
+from .errors import RESUME, RunError
+
+if TYPE_CHECKING:
+    from .schema import TrainerConfig
+
+PATIENCE = timedelta(days=7)
+"""How long all wait while one prepares the text; a process that dies meanwhile is noticed at once."""
+_SIGNS = ("connection closed by peer", "connection reset", "broken pipe", "timed out", "timeout", "remote peer")
+"""Words, in lower case, of the errors of gloo and NCCL where another process does not answer."""
+
+
+class LostRank(RunError):
+    """Another process of the run does not answer."""
+
+    status = RESUME
+
+
+def join(trainer: TrainerConfig) -> PartialState:
+    """This process among those of the run; the only one where no launcher started several.
+
+    Raises:
+        RunError: sharded training by one process.
+    """
+    on_cpu = trainer.device == "cpu" or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=trainer.timeout_s))
+    if trainer.sharding != "none" and state.num_processes == 1:
+        raise RunError(
+            f"trainer.sharding={trainer.sharding}: this is one process, and there is nobody to share the model with;"
+            " start several with torchrun --nproc-per-node=N -m train …, or set trainer.sharding=none"
+        )
+    return state
+
+
+@contextmanager
+def first_alone(state: PartialState) -> Iterator[None]:
+    """The block on the first process, however long it takes, then on the others, which find its work done."""
+    group = distributed.new_group(timeout=PATIENCE, backend="gloo") if state.use_distributed else None
+    try:
+        if group is not None and not state.is_main_process:
+            distributed.barrier(group)
+        yield
+        if group is not None and state.is_main_process:
+            distributed.barrier(group)
+    finally:
+        if group is not None:
+            distributed.destroy_process_group(group)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Around all that the processes of a run do: one that is left behind by another says so, and all part in the end.
+
+    Raises:
+        LostRank: another process died, or does not answer.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        state = PartialState()
+        told = str(error).partition("\n")[0]
+        if not state.use_distributed or not any(sign in str(error).lower() for sign in _SIGNS):
+            raise
+        raise LostRank(
+            f"process {state.process_index} of {state.num_processes}: another process of this run ended or does not"
+            f" answer ({told.strip()}); what it said is above or in the log of its node; the last point to resume from"
+            " is intact, and the same command goes on from there"
+        ) from error
+    PartialState().destroy_process_group()

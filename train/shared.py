@@ -1,0 +1,96 @@
+"""What transformers' Trainer leaves open where several processes train as one: the same steps and the same validation
+however many there are, and a model that is spread over them, saved and resumed whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader, RandomSampler
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
+
+from . import sharding
+from .tokens import Blocks, Mixed
+
+
+class SharedTrainer(Trainer):
+    """Trainer of one process among any number.
+
+    Args:
+        is_sharded: whether they share the model too; it must be on the device, and is spread in place.
+        kwargs: of the parent.
+    """
+
+    def __init__(self, *, is_sharded: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.is_sharded = is_sharded
+        if is_sharded:
+            sharding.shard(cast(PreTrainedModel, self.model), self.args.device)
+            # The parent's word for a model that brings its own sharding: no wrapper, nor gradients averaged again.
+            self.is_distributed_loading_by_transformers = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
+        """The parent's order, which the seed draws for each pass over the text, up to the last whole step: so the steps
+        are the same ones however many processes and micro-steps share them."""
+        text = cast(Blocks | Mixed, self.train_dataset if train_dataset is None else train_dataset)
+        per_step = self.get_total_train_batch_size(self.args)
+        return RandomSampler(text, num_samples=len(text) // per_step * per_step or len(text))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """With the last, smaller batch, which the parent would drop along with that of the training text. Several
+        processes get batches of one size, for the parent fills up the last ones with sequences from the start."""
+        n, size, ranks = (
+            len(cast(Blocks, self.eval_dataset)),
+            self.args.per_device_train_batch_size,
+            self.args.world_size,
+        )
+        whole = (k for k in range(size, 0, -1) if n % (k * ranks) == 0)
+        self.args.per_device_eval_batch_size = size if ranks == 1 else next(whole, 1)
+        self.args.dataloader_drop_last = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = True
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent; a spread model is put together."""
+        if not self.is_sharded:
+            return super().save_model(output_dir, _internal_call)
+        state = sharding.whole_state(cast(PreTrainedModel, self.model), keep=self.args.should_save)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
+        return None
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the parent, into the same files."""
+        if not self.is_sharded:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        state = sharding.optimizer_state(cast(PreTrainedModel, self.model), self._optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            assert self.lr_scheduler is not None
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        return None
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the parent; a spread model has read its weights before it was spread."""
+        if not self.is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the parent, from the same files."""
+        if checkpoint is None or not self.is_sharded:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        folder, first = Path(checkpoint), self.args.process_index == 0
+        state = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True) if first else None
+        sharding.load_optimizer_state(cast(PreTrainedModel, self.model), self._optimizer, state)
+        assert self.lr_scheduler is not None
+        self.lr_scheduler.load_state_dict(torch.load(folder / SCHEDULER_NAME, weights_only=True))
+        return None
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """The optimiser itself, out of accelerate's wrapper."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # type: ignore[return-value]
