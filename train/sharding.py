@@ -3,8 +3,8 @@ its way to and from files in which it is whole: they are the same files as witho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -74,7 +74,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_optimizer_state_dict(model, optimizer, options=options)
     numbers = _numbers(model, optimizer)
-    known: Mapping[str, Any] = state.get("state", {})
+    known = cast(dict[str, Any], state.get("state", {}))
     groups = [
         {**{k: v for k, v in group.items() if k != "params"}, "params": [numbers[name] for name in names]}
         for group, names in zip(optimizer.param_groups, _names(model, optimizer), strict=True)

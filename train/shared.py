@@ -3,16 +3,45 @@ however many there are, and a model that is spread over them, saved and resumed 
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
+from aimc.static.tiles import has_static
+
 from . import sharding
+from .errors import RunError
 from .tokens import Blocks, Mixed
+
+
+def spread_copy(model: PreTrainedModel, checkpoint: Path | None, lora_rank: int) -> PreTrainedModel:
+    """A copy to be spread over the processes, with the weights of the point that training goes on from; meanwhile the
+    model itself waits in the memory of the CPU.
+
+    Raises:
+        RunError: a model that cannot be spread.
+    """
+    if lora_rank:
+        raise RunError(
+            f"trainer.sharding=fsdp: low-rank adapters (lora_rank={lora_rank}) are small enough for every process; set"
+            " trainer.sharding=none"
+        )
+    if has_static(model):
+        raise RunError("trainer.sharding=fsdp: static tiles cannot be spread over processes; set trainer.sharding=none")
+    copied = copy.deepcopy(model)
+    if checkpoint is not None:
+        lacking = copied.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+        unknown = [*lacking.unexpected_keys, *(set(lacking.missing_keys) - set(copied.all_tied_weights_keys))]
+        if unknown:
+            raise RunError(f"{checkpoint} is of another model ({unknown[0]}); give restart=true to begin anew")
+    model.to("cpu")  # type: ignore[arg-type]
+    return copied
 
 
 class SharedTrainer(Trainer):

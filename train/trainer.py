@@ -3,7 +3,6 @@ reach."""
 
 from __future__ import annotations
 
-import copy
 import math
 import sys
 import time
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import load_file
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
@@ -31,7 +29,7 @@ from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
 from .resume import PARTIAL, keep, last_intact
 from .sharding import take_over, whole
-from .shared import SharedTrainer
+from .shared import SharedTrainer, spread_copy
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
@@ -125,7 +123,7 @@ def _train(
             " are not frozen, so nothing would be trained; give another group a factor above 0, or leave the stage out"
         )
     checkpoint = last_intact(training.folder, training.say)
-    trained = spread_copy(model, checkpoint, training) if training.shared.sharding == "fsdp" else model
+    trained = spread_copy(model, checkpoint, recipe.lora_rank) if training.shared.sharding == "fsdp" else model
     trainer = HardwareAwareTrainer(
         training=training, teacher=teacher, model=trained, args=_arguments(training), **_texts(data, training)
     )
@@ -158,31 +156,6 @@ def _train(
         )
     per_step = context * recipe.batch_size * recipe.accumulate * trainer.args.world_size
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
-
-
-def spread_copy(model: PreTrainedModel, checkpoint: Path | None, training: Training) -> PreTrainedModel:
-    """A copy to be spread over the processes, with the weights of the point that training goes on from; meanwhile the
-    model itself waits in the memory of the CPU.
-
-    Raises:
-        RunError: a model that cannot be spread.
-    """
-    setting = f"trainer.sharding={training.shared.sharding}"
-    if training.recipe.lora_rank:
-        raise RunError(
-            f"{setting}: low-rank adapters are small enough for every process; set trainer.sharding=none, or"
-            f" trainer.{training.recipe_name}.lora_rank=0"
-        )
-    if has_static(model):
-        raise RunError(f"{setting}: static tiles cannot be spread over processes; set trainer.sharding=none")
-    copied = copy.deepcopy(model)
-    if checkpoint is not None:
-        lacking = copied.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
-        unknown = [*lacking.unexpected_keys, *(set(lacking.missing_keys) - set(copied.all_tied_weights_keys))]
-        if unknown:
-            raise RunError(f"{checkpoint} is of another model ({unknown[0]}); give restart=true to begin anew")
-    model.to("cpu")  # type: ignore[arg-type]
-    return copied
 
 
 def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
