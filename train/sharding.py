@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -36,6 +36,13 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def give_back(model: nn.Module) -> None:
+    """Leave each process its share alone; a pass without gradients leaves what is outside of the layers whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def whole(x: Tensor) -> Tensor:
     """A tensor with the shares of all processes, which must all ask for it."""
     return x.full_tensor() if isinstance(x, DTensor) else x
@@ -43,6 +50,7 @@ def whole(x: Tensor) -> Tensor:
 
 def whole_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Name and whole tensor of all that a model's file holds, one after the other; all processes must ask."""
+    give_back(model)
     for name, x in model.state_dict().items():
         yield name, whole(x.detach())
 
@@ -51,6 +59,7 @@ def whole_state(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
     """All that a model's file holds, on the CPU of the processes that `keep` it; tensors that are one stay one, so that
     they are written once."""
     found: dict[str, Tensor] = {}
+    give_back(model)
     shares = dict(model.named_parameters(remove_duplicate=False))
     seen: dict[int, str] = {}
     for name, x in whole_tensors(model):
@@ -101,6 +110,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
 def _names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """Names of the parameters of each group."""
+    give_back(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 

@@ -4,16 +4,24 @@ where one of them dies."""
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.distributed.tensor import DTensor
 
 from tests.train.conftest import weights_of
 from tests.train.processes import run_together
 from train import pipeline
+from train.errors import RESUME
 from train.schema import RunConfig
+from train.sharding import give_back
+from train.trainer import HardwareAwareTrainer
 
 Compose = Callable[..., RunConfig]
 STEPS = 20
@@ -44,8 +52,44 @@ def digital(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory, compose: Compose, digital: Path) -> Path:
     """By one process, four sequences a step."""
     folder = tmp_path_factory.mktemp("alone")
-    pipeline.execute(compose(folder, "stage.name=linear", f"previous={digital}", *SHARED, *batches(4)), lambda what: None)
+    pipeline.execute(
+        compose(folder, "stage.name=linear", f"previous={digital}", *SHARED, *batches(4)), lambda what: None
+    )
     return folder
+
+
+def at_step(step: int, action: Callable[[HardwareAwareTrainer], None]) -> None:
+    """Act in this process when `step` steps are done."""
+    original = HardwareAwareTrainer.training_step
+
+    def training_step(self: HardwareAwareTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == step:
+            action(self)
+        return original(self, *args, **kwargs)
+
+    HardwareAwareTrainer.training_step = training_step  # type: ignore[method-assign]
+
+
+def kill_the_second(rank: int) -> None:
+    """Without warning, two steps after the run's first point to resume from."""
+    if rank == 1:
+        at_step(12, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def look_at_shares(rank: int) -> None:
+    """That weights and optimiser state are spread."""
+
+    def look(trainer: HardwareAwareTrainer) -> None:
+        assert trainer.model is not None and trainer.optimizer is not None
+        give_back(trainer.model)
+        weights = dict(trainer.model.named_parameters())
+        assert all(isinstance(x, DTensor) for x in weights.values())
+        here = sum(x.to_local().numel() for x in weights.values())  # type: ignore[attr-defined]
+        assert here < 0.6 * sum(x.numel() for x in weights.values())
+        moments = [state["exp_avg"] for state in trainer.optimizer.state.values()]
+        assert moments and all(isinstance(x, DTensor) for x in moments)
+
+    at_step(1, look)
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -89,10 +133,60 @@ def test_a_model_spread_over_two_processes_trains_as_one(
     overrides = smoke(
         tmp_path / "two", "stage=linear", f"previous={digital}", *SHARED, *batches(2), "trainer.sharding=fsdp"
     )
-    assert run_together(overrides, tmp_path / "logs") == [0, 0], (tmp_path / "logs" / "0.txt").read_text()
+    assert run_together(overrides, tmp_path / "logs", before=look_at_shares) == [0, 0], (
+        tmp_path / "logs" / "0.txt"
+    ).read_text()
     assert_same_run(alone, tmp_path / "two")
     one, two = weights_of(alone / "linear"), weights_of(tmp_path / "two" / "linear")
     assert {name: x.shape for name, x in one.items()} == {name: x.shape for name, x in two.items()}
     start = weights_of(digital / "digital")
     way = sum(float((one[name] - start[name]).square().sum()) for name in start) ** 0.5
     assert sum(float((one[name] - two[name]).square().sum()) for name in start) ** 0.5 < 0.02 * way
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_where_one_dies_the_other_says_so_and_one_alone_goes_on(
+    tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose, alone: Path, digital: Path, sharding: str
+) -> None:
+    common = ["stage=linear", f"previous={digital}", *SHARED]
+    started = time.monotonic()
+    overrides = smoke(tmp_path / "run", *common, *batches(2), f"trainer.sharding={sharding}")
+    codes = run_together(overrides, tmp_path / "logs", before=kill_the_second)
+    assert time.monotonic() - started < 100
+    said = (tmp_path / "logs" / "0.txt").read_text()
+    assert codes == [RESUME, -signal.SIGKILL], said
+    assert "Traceback" not in said
+    (line,) = (line for line in said.splitlines() if line.startswith("stopped:"))
+    assert "process 0 of 2: another process of this run ended or does not answer" in line
+    heard: list[str] = []
+    where = [f"stage.name={word.removeprefix('stage=')}" if word.startswith("stage=") else word for word in common]
+    pipeline.execute(compose(tmp_path / "run", *where, *batches(4)), lambda what: heard.append(str(what)))
+    assert not any("other settings" in line for line in heard), heard
+    assert len(curve(tmp_path / "run", "loss")) == STEPS
+    assert_same_run(alone, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_share_what_one_alone_began(
+    tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose, alone: Path, digital: Path
+) -> None:
+    """A point of one process, resumed by two that share the model."""
+
+    def stop(trainer: HardwareAwareTrainer) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(HardwareAwareTrainer, "training_step", HardwareAwareTrainer.training_step)  # put back
+        at_step(12, stop)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.execute(
+                compose(tmp_path / "run", "stage.name=linear", f"previous={digital}", *SHARED, *batches(4)),
+                lambda what: None,
+            )
+    overrides = smoke(
+        tmp_path / "run", "stage=linear", f"previous={digital}", *SHARED, *batches(2), "trainer.sharding=fsdp"
+    )
+    assert run_together(overrides, tmp_path / "logs") == [0, 0], (tmp_path / "logs" / "0.txt").read_text()
+    assert "other settings" not in (tmp_path / "logs" / "0.txt").read_text()
+    assert_same_run(alone, tmp_path / "run")
