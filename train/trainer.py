@@ -146,6 +146,8 @@ def _train(
             trainer.noise.take_off()
             # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
             trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
+            if training.shared.activation_checkpointing:
+                trained.activation_checkpointing_disable()
     if trained is not model:
         take_over(model, trained)
         model.to(trainer.args.device)  # type: ignore[arg-type]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import GPT2LMHeadModel
 
 import aimc
-from aimc.hardware import Hardware
+from aimc.hardware import Hardware, Noise
 from aimc.models import gain_cell_layers, hardware_of, has_arrays, is_digital, machine_of
+from aimc.models.arrays import set_draws, set_generator
 from tests.conftest import tiny_gpt2
 
 
@@ -55,3 +57,42 @@ def test_a_layer_hands_out_no_hardware_of_its_own(model: GPT2LMHeadModel, hardwa
     layer.hardware = given = hardware_of(model)
     given.noise.write_v = 0.4
     assert layer.hardware == hardware and layer.machine.noise == hardware.noise
+
+
+def gradients(model: GPT2LMHeadModel, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    model(tokens, labels=tokens, use_cache=False).loss.backward()
+    return {name: x.grad.clone() for name, x in model.named_parameters() if x.grad is not None}
+
+
+@pytest.mark.parametrize("backend", ["eager", "blocked"])
+def test_checkpointed_layers_meet_the_same_noise_again(
+    model: GPT2LMHeadModel, hardware: Hardware, backend: str
+) -> None:
+    """Also beside a generator of the model's own, which checkpointing could not put back."""
+    hardware.backend = backend
+    hardware.noise = Noise(write_v=0.02, read_qk=0.05, read_av=0.05)
+    aimc.convert(model, hardware)
+    set_generator(model, torch.Generator().manual_seed(0))
+    set_draws(model, 11, 5)
+    model.train()
+    tokens = torch.randint(model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(1))
+    kept = gradients(model, tokens)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    again = gradients(model, tokens)
+    assert kept.keys() == again.keys() and all(again[name].equal(kept[name]) for name in kept)
+    set_draws(model, 12, 5)
+    assert any(not x.equal(kept[name]) for name, x in gradients(model, tokens).items())
+    set_draws(model, None)
+    with pytest.raises(ValueError, match="gradient checkpointing"):
+        gradients(model, tokens)
+
+
+def test_chips_are_measured_on_noise_of_their_own(model: GPT2LMHeadModel, hardware: Hardware) -> None:
+    hardware.noise = Noise(read_qk=0.2)
+    aimc.convert(model, hardware)
+    tokens = torch.randint(model.config.vocab_size, (64,), generator=torch.Generator().manual_seed(1))
+    before = aimc.perplexity(model, tokens, context=16, stride=16, chips=2).per_chip
+    set_draws(model, 11)
+    assert aimc.perplexity(model, tokens, context=16, stride=16, chips=2).per_chip == before
+    assert {int(layer.draws[0]) for _, layer in gain_cell_layers(model) if layer.draws is not None} == {11}

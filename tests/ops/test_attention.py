@@ -7,7 +7,8 @@ import torch
 from aimc import presets
 from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.effects.noise import Chip
+from aimc.ops.effects.noise import Chip, draw_seed
+from aimc.ops.effects.noise import draws_of as noise_draws
 from tests.ops.draws import draws_of
 from tests.ops.reference import ring_buffer
 
@@ -423,3 +424,38 @@ def test_padding_that_does_not_fit(padding, error):
 def test_frozen_noise_needs_a_chip(name):
     with pytest.raises(ValueError, match=rf"noise\.{name}.*chip=Chip"):
         gain_cell_attention(*inputs(9), machine(noise=Noise(**{name: 0.1})))
+
+
+def test_the_noise_of_a_sequence_is_its_own_whatever_batch_it_is_read_in():
+    hardware = machine(noise=ALL_NOISE)
+    q, k, v = inputs(20, B=4, dtype=torch.float32)
+    chip = Chip(seed=3)
+
+    def read(part: slice, first: int, seed: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+        query = q[part].clone().requires_grad_()
+        draws = noise_draws(seed, first)
+        out = gain_cell_attention(query, k[part], v[part], hardware, chip=chip, draws=draws)
+        out.square().sum().backward()
+        return out.detach(), query.grad
+
+    whole, gradient = read(slice(0, 4), 40)
+    for part in (slice(0, 1), slice(1, 3), slice(3, 4)):
+        out, of_query = read(part, 40 + part.start)
+        torch.testing.assert_close(out, whole[part], atol=1e-6, rtol=0)
+        torch.testing.assert_close(of_query, gradient[part], atol=1e-5, rtol=1e-5)
+    assert (read(slice(0, 4), 41)[0] - whole).abs().max() > 1e-3  # other sequences
+    assert (read(slice(0, 4), 40, seed=8)[0] - whole).abs().max() > 1e-3
+
+
+def test_draws_are_the_generators_where_sequences_count_from_zero():
+    hardware = machine(noise=Noise(write_v=0.02, read_qk=0.03))
+    x = inputs(20, B=2)
+    seed = int(draw_seed(torch.Generator().manual_seed(5), torch.device("cpu")))
+    drawn = gain_cell_attention(*x, hardware, generator=torch.Generator().manual_seed(5))
+    assert gain_cell_attention(*x, hardware, draws=noise_draws(seed)).equal(drawn)
+
+
+@pytest.mark.parametrize(("seed", "first"), [(-1, 0), (2**63, 0), (0, -1), (0, 2**31)])
+def test_draws_outside_their_range_are_refused(seed, first):
+    with pytest.raises(ValueError, match=f"seed={seed}, first_sequence={first}: .* give such numbers"):
+        noise_draws(seed, first)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from aimc import presets
 from aimc.hardware import Array, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
-from aimc.ops.effects.noise import Chip
+from aimc.ops.effects.noise import Chip, draws_of
 from aimc.ops.scaling import Affine, Scaling
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
@@ -97,3 +97,14 @@ def test_threshold_and_full_scales_of_heads():
         assert expected.abs().max() > 0, name
         error = (results[1][name] - expected).abs().max() / expected.abs().max()
         assert error <= 1e-5, f"{name}: relative error {error:.1e}"
+
+
+def test_the_noise_of_a_sequence_is_its_own_whatever_batch_it_is_read_in():
+    hardware = presets.gain_cell_cmos()
+    hardware.array = Array(window=32, rows=16, saturation_qk=30.0, saturation_av=12.0)
+    hardware.noise, hardware.readout.n_levels = Noise(write_v=0.02, read_qk=0.03, read_av=0.04), None
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.rand(2, 1, 20, 16, generator=g).to(DEVICE) for _ in range(3))
+    eager = gain_cell_attention(q, k, v, replace(hardware, backend="eager"), draws=draws_of(7, 40))
+    second = gain_cell_attention(q[1:], k[1:], v[1:], replace(hardware, backend="triton"), draws=draws_of(7, 41))
+    torch.testing.assert_close(second, eager[1:], atol=2e-4, rtol=1e-3)

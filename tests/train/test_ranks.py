@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from tests.train.conftest import weights_of
+from tests.train.conftest import same_weights, weights_of
 from tests.train.processes import run_together
 from train import pipeline
 from train.errors import RESUME
@@ -123,6 +123,13 @@ def test_micro_steps_are_one_batch(tmp_path: Path, compose: Compose, alone: Path
         compose(tmp_path, "stage.name=linear", f"previous={digital}", *SHARED, *batches(1, 4)), lambda what: None
     )
     assert_same_run(alone, tmp_path)
+
+
+def test_checkpointed_activations_train_the_same(tmp_path: Path, compose: Compose, alone: Path, digital: Path) -> None:
+    settings = [*SHARED, *batches(4), "trainer.activation_checkpointing=true"]
+    pipeline.execute(compose(tmp_path, "stage.name=linear", f"previous={digital}", *settings), lambda what: None)
+    assert_same_run(alone, tmp_path)
+    assert same_weights(weights_of(tmp_path / "linear"), weights_of(alone / "linear"))
 
 
 @pytest.mark.slow
