@@ -3,6 +3,8 @@ what is said where one of them dies."""
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,8 +35,9 @@ def join(trainer: TrainerConfig) -> PartialState:
     """This process among those of the run; the only one where no launcher started several.
 
     Raises:
-        RunError: sharded training by one process.
+        RunError: sharded training by one process, or processes of SLURM that cannot find each other.
     """
+    _from_slurm()
     on_cpu = trainer.device == "cpu" or not torch.cuda.is_available()
     state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=trainer.timeout_s))
     if trainer.sharding != "none" and state.num_processes == 1:
@@ -43,6 +46,33 @@ def join(trainer: TrainerConfig) -> PartialState:
             " start several with torchrun --nproc-per-node=N -m train …, or set trainer.sharding=none"
         )
     return state
+
+
+def _from_slurm() -> None:
+    """Where `srun`, and not `torchrun`, started several processes: what `torchrun` would have told each of them."""
+    n = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if n == "1" or "RANK" in os.environ:
+        return
+    nodes = os.environ.get("SLURM_STEP_NODELIST", "")
+    try:
+        found = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True, timeout=30
+        )
+        first = found.stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        raise RunError(
+            f"SLURM started {n} processes on {nodes}, and scontrol does not say which node is the first ({error}), so"
+            " they cannot meet; start them with torchrun, or as one process (srun --ntasks=1)"
+        ) from error
+    job = int(os.environ["SLURM_JOB_ID"])
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": n,
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": os.environ["SLURM_STEP_TASKS_PER_NODE"].partition("(")[0].partition(",")[0],
+        "MASTER_ADDR": first,
+        "MASTER_PORT": os.environ.get("MASTER_PORT", str(20000 + job % 20000)),
+    }
 
 
 @contextmanager

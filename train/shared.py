@@ -4,6 +4,8 @@ however many there are, and a model that is spread over them, saved and resumed 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,6 +46,33 @@ def spread_copy(model: PreTrainedModel, checkpoint: Path | None, lora_rank: int)
     return copied
 
 
+@contextmanager
+def checkpointed(model: PreTrainedModel, is_on: bool) -> Iterator[None]:
+    """A model whose layers keep their input alone and compute again for their gradients, while the block runs. What it
+    does again meets the same noise: the trainer chooses that for each pass, and dropout's generator is put back.
+
+    Raises:
+        RunError: a model that cannot.
+    """
+    if not is_on:
+        yield
+        return
+    # The older of the two names goes with transformers 6.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise RunError(
+            f"trainer.activation_checkpointing=true: {error}; set it to false, and a smaller batch_size with a larger"
+            " accumulate where memory is short"
+        ) from error
+    try:
+        yield
+    finally:
+        disable()
+
+
 class SharedTrainer(Trainer):
     """Trainer of one process among any number.
 
@@ -55,6 +84,11 @@ class SharedTrainer(Trainer):
     def __init__(self, *, is_sharded: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.is_sharded = is_sharded
+        if is_sharded and not hasattr(self, "is_distributed_loading_by_transformers"):
+            raise RunError(
+                "trainer.sharding=fsdp: this version of transformers would average gradients twice; update it (pip"
+                " install -U transformers), or set trainer.sharding=none"
+            )
         if is_sharded:
             sharding.shard(cast(PreTrainedModel, self.model), self.args.device)
             # The parent's word for a model that brings its own sharding: no wrapper, nor gradients averaged again.

@@ -29,7 +29,7 @@ from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
 from .resume import PARTIAL, keep, last_intact
 from .sharding import take_over, whole
-from .shared import SharedTrainer, spread_copy
+from .shared import SharedTrainer, checkpointed, spread_copy
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
@@ -140,14 +140,12 @@ def _train(
             # Noise and dropout of its own on every process.
             torch.manual_seed(training.seed + trainer.args.process_index)
         try:
-            with interrupt:
+            with interrupt, checkpointed(trained, training.shared.activation_checkpointing):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             trainer.noise.take_off()
             # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
             trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
-            if training.shared.activation_checkpointing:
-                trained.activation_checkpointing_disable()
     if trained is not model:
         take_over(model, trained)
         model.to(trainer.args.device)  # type: ignore[arg-type]
@@ -209,8 +207,6 @@ def _arguments(training: Training) -> TrainingArguments:
         bf16=shared.precision == "bf16",
         fp16=shared.precision == "fp16",
         use_cpu=on_cpu,
-        activation_checkpointing=shared.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if shared.activation_checkpointing else None,
         dataloader_num_workers=shared.workers,
         ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
         dataloader_drop_last=True,

@@ -15,12 +15,16 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from tests.train.conftest import same_weights, weights_of
+from tests.conftest import tiny_gpt2
+from tests.train.conftest import english, same_weights, weights_of
 from tests.train.processes import run_together
 from train import pipeline
-from train.errors import RESUME
+from train.errors import RESUME, RunError
+from train.ranks import _from_slurm
+from train.record import is_same
 from train.schema import RunConfig
 from train.sharding import give_back
+from train.shared import checkpointed
 from train.trainer import HardwareAwareTrainer
 
 Compose = Callable[..., RunConfig]
@@ -42,18 +46,27 @@ def batches(size: int, accumulate: int = 1) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def digital(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of all runs, on a text that is read more than once."""
+    folder = tmp_path_factory.mktemp("short")
+    for split, start, size in (("train", 0, 4000), ("valid", 4000, 3000), ("test", 7000, 3000)):
+        (folder / f"{split}.txt").write_text(english(size, start), encoding="utf-8")
+    return [*SHARED, f"data.path={folder}"]
+
+
+@pytest.fixture(scope="module")
+def digital(tmp_path_factory: pytest.TempPathFactory, compose: Compose, shared: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("digital")
-    pipeline.execute(compose(folder, "stage.name=digital", "model.dropout=0"), lambda what: None)
+    pipeline.execute(compose(folder, "stage.name=digital", "model.dropout=0", *shared), lambda what: None)
     return folder
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, compose: Compose, digital: Path) -> Path:
+def alone(tmp_path_factory: pytest.TempPathFactory, compose: Compose, shared: list[str], digital: Path) -> Path:
     """By one process, four sequences a step."""
     folder = tmp_path_factory.mktemp("alone")
     pipeline.execute(
-        compose(folder, "stage.name=linear", f"previous={digital}", *SHARED, *batches(4)), lambda what: None
+        compose(folder, "stage.name=linear", f"previous={digital}", *shared, *batches(4)), lambda what: None
     )
     return folder
 
@@ -111,22 +124,26 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_as_one(
-    tmp_path: Path, smoke: Callable[..., list[str]], alone: Path, digital: Path
+    tmp_path: Path, smoke: Callable[..., list[str]], shared: list[str], alone: Path, digital: Path
 ) -> None:
-    overrides = smoke(tmp_path / "two", "stage=linear", f"previous={digital}", *SHARED, *batches(2))
+    overrides = smoke(tmp_path / "two", "stage=linear", f"previous={digital}", *shared, *batches(2))
     assert run_together(overrides, tmp_path / "logs") == [0, 0], (tmp_path / "logs" / "1.txt").read_text()
     assert_same_run(alone, tmp_path / "two")
 
 
-def test_micro_steps_are_one_batch(tmp_path: Path, compose: Compose, alone: Path, digital: Path) -> None:
+def test_micro_steps_are_one_batch(
+    tmp_path: Path, compose: Compose, shared: list[str], alone: Path, digital: Path
+) -> None:
     pipeline.execute(
-        compose(tmp_path, "stage.name=linear", f"previous={digital}", *SHARED, *batches(1, 4)), lambda what: None
+        compose(tmp_path, "stage.name=linear", f"previous={digital}", *shared, *batches(1, 4)), lambda what: None
     )
     assert_same_run(alone, tmp_path)
 
 
-def test_checkpointed_activations_train_the_same(tmp_path: Path, compose: Compose, alone: Path, digital: Path) -> None:
-    settings = [*SHARED, *batches(4), "trainer.activation_checkpointing=true"]
+def test_checkpointed_activations_train_the_same(
+    tmp_path: Path, compose: Compose, shared: list[str], alone: Path, digital: Path
+) -> None:
+    settings = [*shared, *batches(4), "trainer.activation_checkpointing=true"]
     pipeline.execute(compose(tmp_path, "stage.name=linear", f"previous={digital}", *settings), lambda what: None)
     assert_same_run(alone, tmp_path)
     assert same_weights(weights_of(tmp_path / "linear"), weights_of(alone / "linear"))
@@ -134,11 +151,11 @@ def test_checkpointed_activations_train_the_same(tmp_path: Path, compose: Compos
 
 @pytest.mark.slow
 def test_a_model_spread_over_two_processes_trains_as_one(
-    tmp_path: Path, smoke: Callable[..., list[str]], alone: Path, digital: Path
+    tmp_path: Path, smoke: Callable[..., list[str]], shared: list[str], alone: Path, digital: Path
 ) -> None:
     """FSDP2; the model in its folder is whole, and its scalers are as they were trained."""
     overrides = smoke(
-        tmp_path / "two", "stage=linear", f"previous={digital}", *SHARED, *batches(2), "trainer.sharding=fsdp"
+        tmp_path / "two", "stage=linear", f"previous={digital}", *shared, *batches(2), "trainer.sharding=fsdp"
     )
     assert run_together(overrides, tmp_path / "logs", before=look_at_shares) == [0, 0], (
         tmp_path / "logs" / "0.txt"
@@ -154,9 +171,15 @@ def test_a_model_spread_over_two_processes_trains_as_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "fsdp"])
 def test_where_one_dies_the_other_says_so_and_one_alone_goes_on(
-    tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose, alone: Path, digital: Path, sharding: str
+    tmp_path: Path,
+    smoke: Callable[..., list[str]],
+    compose: Compose,
+    shared: list[str],
+    alone: Path,
+    digital: Path,
+    sharding: str,
 ) -> None:
-    common = ["stage=linear", f"previous={digital}", *SHARED]
+    common = ["stage=linear", f"previous={digital}", *shared]
     started = time.monotonic()
     overrides = smoke(tmp_path / "run", *common, *batches(2), f"trainer.sharding={sharding}")
     codes = run_together(overrides, tmp_path / "logs", before=kill_the_second)
@@ -176,7 +199,7 @@ def test_where_one_dies_the_other_says_so_and_one_alone_goes_on(
 
 @pytest.mark.slow
 def test_two_share_what_one_alone_began(
-    tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose, alone: Path, digital: Path
+    tmp_path: Path, smoke: Callable[..., list[str]], compose: Compose, shared: list[str], alone: Path, digital: Path
 ) -> None:
     """A point of one process, resumed by two that share the model."""
 
@@ -188,12 +211,62 @@ def test_two_share_what_one_alone_began(
         at_step(12, stop)
         with pytest.raises(KeyboardInterrupt):
             pipeline.execute(
-                compose(tmp_path / "run", "stage.name=linear", f"previous={digital}", *SHARED, *batches(4)),
+                compose(tmp_path / "run", "stage.name=linear", f"previous={digital}", *shared, *batches(4)),
                 lambda what: None,
             )
     overrides = smoke(
-        tmp_path / "run", "stage=linear", f"previous={digital}", *SHARED, *batches(2), "trainer.sharding=fsdp"
+        tmp_path / "run", "stage=linear", f"previous={digital}", *shared, *batches(2), "trainer.sharding=fsdp"
     )
     assert run_together(overrides, tmp_path / "logs") == [0, 0], (tmp_path / "logs" / "0.txt").read_text()
     assert "other settings" not in (tmp_path / "logs" / "0.txt").read_text()
     assert_same_run(alone, tmp_path / "run")
+
+
+def test_sharding_by_one_process_is_refused(tmp_path: Path, compose: Compose) -> None:
+    with pytest.raises(RunError, match=r"trainer\.sharding=fsdp: this is one process.*torchrun"):
+        pipeline.execute(compose(tmp_path, "stage.name=digital", "trainer.sharding=fsdp"), lambda what: None)
+
+
+def test_a_model_that_cannot_compute_again_says_so() -> None:
+    model = tiny_gpt2()
+    model.supports_gradient_checkpointing = False
+    with (
+        pytest.raises(RunError, match=r"trainer\.activation_checkpointing=true: .*; set it to false"),
+        checkpointed(model, True),
+    ):
+        pass
+
+
+def test_a_batch_is_the_same_however_it_is_shared() -> None:
+    recipe = {"batch_size": 4, "accumulate": 2, "steps": 5}
+    settings = {"seed": 0, "trainer": {"linear": recipe, "precision": "fp32"}}
+    for size, accumulate, processes in ((8, 1, 1), (2, 2, 2), (1, 1, 8)):
+        other = {"linear": recipe | {"batch_size": size, "accumulate": accumulate}, "precision": "fp32"}
+        assert is_same(settings, {"seed": 0, "trainer": other, "processes": processes})
+        assert not is_same(settings, {"seed": 0, "trainer": other, "processes": processes + 1})
+    assert not is_same(settings, {**settings, "seed": 1})
+    assert not is_same(None, settings)
+
+
+def test_processes_of_slurm_are_told_what_torchrun_would_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {
+        "SLURM_STEP_NUM_TASKS": "16",
+        "SLURM_STEP_NODELIST": "gpu[03-04]",
+        "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+        "SLURM_PROCID": "11",
+        "SLURM_LOCALID": "3",
+        "SLURM_JOB_ID": "1234567",
+    }
+    wanted = {"RANK": "11", "LOCAL_RANK": "3", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "gpu03"}
+    monkeypatch.setattr(os, "environ", {**os.environ, **given, "PATH": str(tmp_path)})
+    with pytest.raises(RunError, match="scontrol does not say which node is the first.*torchrun"):
+        _from_slurm()
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames gpu[03-04]" ] && printf "gpu03\\ngpu04\\n"\n')
+    scontrol.chmod(0o755)
+    _from_slurm()
+    assert {name: os.environ[name] for name in wanted} == wanted
+    assert 20000 <= int(os.environ["MASTER_PORT"]) < 40000
+    os.environ["SLURM_PROCID"] = "5"
+    _from_slurm()  # torchrun, or an earlier stage, has said who this is
+    assert os.environ["RANK"] == "11"
