@@ -4,9 +4,10 @@ what is said where one of them dies."""
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -39,13 +40,28 @@ def join(trainer: TrainerConfig) -> PartialState:
     """
     _from_slurm()
     on_cpu = trainer.device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=on_cpu, timeout=timedelta(seconds=trainer.timeout_s))
+    timeout = timedelta(seconds=trainer.timeout_s)
+    _meet_again("gloo" if on_cpu else "nccl", timeout)
+    state = PartialState(cpu=on_cpu, timeout=timeout)
     if trainer.sharding != "none" and state.num_processes == 1:
         raise RunError(
             f"trainer.sharding={trainer.sharding}: this is one process, and there is nobody to share the model with;"
             " start several with torchrun --nproc-per-node=N -m train …, or set trainer.sharding=none"
         )
     return state
+
+
+def _meet_again(backend: str, timeout: timedelta) -> None:
+    """After `torchrun --max-restarts` started all processes anew: where the dead ones met lie their addresses still, on
+    which the new ones would wait, so they meet in another place of the same store (torch 2.13)."""
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if attempt == 0 or distributed.is_initialized():
+        return
+    n = int(os.environ["WORLD_SIZE"])
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = distributed.PrefixStore(f"attempt_{attempt}", distributed.TCPStore(host, port, n, False, timeout))
+    rank = int(os.environ["RANK"])
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=n, timeout=timeout)
 
 
 def _from_slurm() -> None:
@@ -104,6 +120,8 @@ def together() -> Iterator[None]:
         told = str(error).partition("\n")[0]
         if not state.use_distributed or not any(sign in str(error).lower() for sign in _SIGNS):
             raise
+        with suppress(ValueError):  # not the main thread
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which comes a moment later
         raise LostRank(
             f"process {state.process_index} of {state.num_processes}: another process of this run ended or does not"
             f" answer ({told.strip()}); what it said is above or in the log of its node; the last point to resume from"

@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from tests.conftest import tiny_gpt2
+from tests.conftest import REPOSITORY, tiny_gpt2
 from tests.train.conftest import english, same_weights, weights_of
 from tests.train.processes import run_together
 from train import pipeline
@@ -270,3 +272,37 @@ def test_processes_of_slurm_are_told_what_torchrun_would_tell(tmp_path: Path, mo
     os.environ["SLURM_PROCID"] = "5"
     _from_slurm()  # torchrun, or an earlier stage, has said who this is
     assert os.environ["RANK"] == "11"
+
+
+SCRIPT = """
+import os, runpy, signal
+from train.trainer import HardwareAwareTrainer
+original = HardwareAwareTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if self.state.global_step == 3 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "1":
+        assert self.state.global_step >= 2  # from the last point on
+    return original(self, *args, **kwargs)
+HardwareAwareTrainer.training_step = training_step
+runpy.run_module("train", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_starts_all_again_where_one_died(tmp_path: Path, smoke: Callable[..., list[str]]) -> None:
+    file = tmp_path / "main.py"
+    file.write_text(SCRIPT)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, "--max-restarts", "1", str(file), *smoke(tmp_path / "out", "stage=digital")],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("digital: running") == 2
+    assert done.stderr.count("stopped: process 0 of 2: another process of this run ended") == 1
+    assert (tmp_path / "out" / "digital" / "model.safetensors").exists()
