@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-GUESTS = {"aimc.static.layer": "aihwkit", "aimc.ops.triton.cell": "triton", "aimc.ops.triton.kernels": "triton"}
-"""Modules behind a door that asks for their package first (`aimc.static.install`, `aimc.ops.triton.launch`)."""
+GUESTS = {"aimc.static.layer": "aihwkit"} | {
+    f"aimc.ops.triton.{name}": "triton" for name in ("kernels", "noise", "reads", "writes")
+}
+"""Modules behind a door that asks for their package first (`aimc.static.install`, `aimc.ops.triton.check`)."""
 TRAIN = ("accelerate", "datasets", "hydra", "rich", "tokenizers", "wandb")
 """What the pipeline imports, much of it only when a run comes to it."""
 REPORTED = ("torch", "numpy", "scipy", "transformers", "safetensors", "matplotlib", "tokenizers", "hydra-core")

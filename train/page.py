@@ -22,7 +22,7 @@ from .page_style import CSS, SCRIPT
 from .page_views import Section, Table, headlines, samples_section, sections_of, stages_section
 from .study_run import FORMAT, RESULTS
 from .study_tables import percent
-from .tables import Say
+from .tables import Say, warned
 
 if TYPE_CHECKING:
     from .study_schema import PageConfig
@@ -73,7 +73,7 @@ def write(settings: PageConfig, studies: dict[str, Study], say: Say) -> Path:
     """The page, and PNG and CSV of each chart."""
     for name, study in studies.items():
         if missing := missing_parts(study):
-            say(f"[yellow]{name}[/]: {', '.join(missing)} not measured yet; the study's own command goes on with it")
+            say(f"{warned(name)}: {', '.join(missing)} not measured yet; the study's own command goes on with it")
     first = next(iter(studies.values()))
     title = settings.title or f"Study of {first['checkpoint']}"
     body = [_comparison(studies)] if len(studies) > 1 else []

@@ -29,7 +29,7 @@ from .errors import RunError
 from .files import write_json
 from .study_bench import open_bench, seconds_of_training
 from .study_samples import samples
-from .tables import Say
+from .tables import Say, bold, warned
 
 if TYPE_CHECKING:
     from .study_schema import StudyConfig
@@ -101,7 +101,7 @@ def execute(runner: Runner, settings: StudyConfig, say: Say) -> None:
     plan = plan_of(runner, settings)
     if runner.workers > 1:
         torch.set_num_threads(1)  # what is timed here is one of several processes
-    say(f"[bold]study[/] of {settings.checkpoint}: {_words(runner, plan)}")
+    say(f"{bold('study')} of {settings.checkpoint}: {_words(runner, plan)}")
     per_pass = seconds_of_pass(runner.bench, Point(hardware=plan.machine))
     expected = _expected(runner, plan, settings, per_pass)
     say(f"  {expected} on {runner.workers} processes ({per_pass:.2g} s a pass)")
@@ -244,9 +244,9 @@ def _tell(runner: Runner, settings: StudyConfig, seconds: float, say: Say) -> No
     )
     if runner.cache is not None and runner.cache.spoilt:
         say(
-            f"[yellow]{len(runner.cache.spoilt)} cached files were damaged and have been measured again[/]:"
+            f"{warned(str(len(runner.cache.spoilt)))} cached files were damaged and have been measured again:"
             f" {', '.join(runner.cache.spoilt[:5])}"
         )
     reasons = Counter(failure.reason for failure in runner.failures)
     for reason, count in reasons.most_common(5):
-        say(f"[yellow]{count} measurements failed[/]: {reason}")
+        say(f"{warned(f'{count} measurements failed')}: {reason}")

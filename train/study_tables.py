@@ -15,6 +15,7 @@ from aimc.circuit.cost.report import si
 from aimc.evaluate.study.effects import Effect, written
 
 from .files import write_text
+from .tables import warned
 
 MOST_ROWS = 20
 """Of a table on the terminal; the files have all."""
@@ -31,7 +32,7 @@ def shown(results: dict[str, Any]) -> Iterator[Table | str]:
     }
     for part, found in results.items():
         if isinstance(found, dict) and "error" in found:
-            yield f"[yellow]{part}[/]: not measured, {found['error']}"
+            yield f"{warned(part)}: not measured, {found['error']}"
         else:
             yield tables[part](found)
 

@@ -49,7 +49,7 @@ def test_a_mark_what_stands_behind_it_and_the_mark_again() -> None:
         assert wanted[-1] == text[text.index(MARK) + 1]
 
 
-@pytest.mark.parametrize("task", TASKS.values(), ids=str)
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 def test_same_seed_same_texts(task: Any) -> None:
     assert torch.equal(task.draw(9, generator(1)).ids, task.draw(9, generator(1)).ids)
     assert not torch.equal(task.draw(9, generator(1)).ids, task.draw(9, generator(2)).ids)

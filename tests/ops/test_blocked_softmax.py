@@ -119,6 +119,8 @@ CASES: dict[str, dict[str, object]] = {
         "noise": ALL_NOISE,
         "features": Features(normalise_queries=True),
     },
+    "pruned, gone within a token": PRUNED
+    | {"leakage": Leakage(tau_s=1.0, token_time_s=50.0), "protection": Protection(n_sink=2, n_recent=5)},
     "pruned and protected": PRUNED | {"protection": Protection(n_sink=2, n_recent=5)},
     "hard sigmoid, protected": {
         "activation": "hard_sigmoid",

@@ -10,7 +10,7 @@ import torch
 
 from aimc import presets
 from aimc.hardware import Array, Converter, Hardware, Noise, Normaliser, Protection
-from aimc.ops.attention import choose_backend, gain_cell_attention
+from aimc.ops.attention import gain_cell_attention
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 
@@ -108,10 +108,3 @@ def test_a_query_that_meets_next_to_nothing_is_not_blown_up() -> None:
     x = inputs(20)
     x[9].data.fill_(50.0)  # no key passes
     assert attended(x, replace(hardware, noise=Noise(read_av=0.001))).abs().max() < 1.0
-
-
-def test_triton_says_what_it_lacks() -> None:
-    query = torch.zeros(1, 1, 4, 16)
-    for changes, name in (({"threshold": False}, "normaliser"), ({"normaliser": Normaliser()}, "threshold")):
-        with pytest.raises(ValueError, match=f"hardware.{name}"):
-            choose_backend(query, replace(machine(backend="triton"), **changes))

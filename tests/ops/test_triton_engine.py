@@ -74,3 +74,26 @@ def test_equals_eager_with_scalers_levels_and_padding(noise, scaled):
     for name, expected in eager.items():
         error = (triton[name] - expected).abs().max() / expected.abs().max()
         assert error <= 1e-5, f"{name}: relative error {error:.1e}"
+
+
+def test_threshold_and_full_scales_of_heads():
+    T, hardware = 40, presets.gain_cell_normalised()
+    hardware.array = Array(window=32, rows=16, saturation_qk=30.0, saturation_av=12.0, full_scales="head")
+    hardware.threshold, hardware.leakage = True, Leakage(tau_s=1.0, token_time_s=0.01)
+    hardware.readout.n_levels = hardware.normaliser.counter.n_levels = None
+    g = torch.Generator().manual_seed(0)
+    data = [2.0 * torch.rand(1, 2, T, 32, generator=g) - 1.0, *(torch.rand(1, 1, T, 32, generator=g) for _ in "kv")]
+    upstream = torch.randn(1, 2, T, 32, generator=g).to(DEVICE)
+    results = []
+    for backend in ("eager", "triton"):
+        q, k, v = (t.to(DEVICE, copy=True).requires_grad_() for t in data)
+        of_heads = {"pulse_threshold": [0.05, -0.1], "full_scale_qk": [1.0, 0.7], "full_scale_av": [0.8, 1.2]}
+        scaling = Scaling(None, None, None, **{name: torch.tensor(x, device=DEVICE) for name, x in of_heads.items()})
+        threshold = scaling.pulse_threshold.requires_grad_()
+        out = gain_cell_attention(q, k, v, replace(hardware, backend=backend), scaling=scaling)
+        grads = torch.autograd.grad(out, (q, k, v, threshold), upstream)
+        results.append({"out": out.detach()} | dict(zip((*NAMES[:3], "threshold"), grads, strict=True)))
+    for name, expected in results[0].items():
+        assert expected.abs().max() > 0, name
+        error = (results[1][name] - expected).abs().max() / expected.abs().max()
+        assert error <= 1e-5, f"{name}: relative error {error:.1e}"

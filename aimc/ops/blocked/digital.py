@@ -45,7 +45,7 @@ class Digital:
 
     def __init__(self, call: Call, span: Span, sink: Tensor) -> None:
         heads = call.heads
-        self.call, self.sink = call, sink
+        self.call, self.sink, self.stop = call, sink, span.stop
         self.n_recent = heads.hardware.protection.n_recent
         self.pruned = heads.hardware.activation == "pruned_softmax"
         held = sink[:, : span.stop].any(dim=0)
@@ -80,8 +80,8 @@ class Digital:
         wanted = self.sink[:, tokens].any(dim=0)
         wanted = wanted | (tokens > run.start - self.n_recent) if self.n_recent else wanted
         wanted &= tokens < run.stop
-        if self.pruned:  # columns for which there is no token take the last one; no query sees them
-            columns = run.tokens.clamp(max=heads.n_tokens - 1)
+        if self.pruned:  # columns for which there is no token yet take the last one; no query sees them
+            columns = run.tokens.clamp(max=self.stop - 1)
             wanted &= tokens < (run.first if run.oldest is None else run.oldest)
             at = torch.cat([torch.searchsorted(tokens, columns), wanted.nonzero()[:, 0]])
         else:
@@ -92,7 +92,7 @@ class Digital:
         if self.call.key_padding is not None:
             protected = protected & ~self.call.key_padding[:, None, None, tokens]
         if self.pruned:
-            protected[..., : run.n_columns] &= run.tokens < heads.n_tokens
+            protected[..., : run.n_columns] &= run.tokens < self.stop
         return DigitalRead(at, self.keys[:, at], self.values[:, at], protected, self.sink)
 
     def gather(self, read: DigitalRead, of_keys: Tensor, of_values: Tensor) -> None:

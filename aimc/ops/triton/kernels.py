@@ -289,9 +289,9 @@ def _add_products(sums, weights, x, decay, STACK: tl.constexpr, SPEC: tl.constex
         if j > 0:
             x = x * decay
         if STACK.bits >> j & 1:
-            added = added + (dot(weights, x, sums[j - STACK.first], SPEC),)
+            added = added + (dot(weights, x, sums[j - STACK.first], SPEC),)  # type: ignore[assignment]
         elif j >= STACK.first:
-            added = added + (sums[j - STACK.first],)
+            added = added + (sums[j - STACK.first],)  # type: ignore[assignment]
     return added
 
 
@@ -300,7 +300,7 @@ def _zeros(STACK: tl.constexpr, SPEC: tl.constexpr):
     LENGTH: tl.constexpr = STACK.length
     sums = ()
     for _ in tl.static_range(LENGTH):
-        sums = sums + (tl.full((SPEC.rows, SPEC.padded_size), 0.0, tl.float32),)
+        sums = sums + (tl.full((SPEC.rows, SPEC.padded_size), 0.0, tl.float32),)  # type: ignore[assignment]
     return sums
 
 

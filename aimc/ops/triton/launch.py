@@ -120,8 +120,10 @@ def triton_backward(grad: Tensor, inputs: Inputs) -> Gradients:
         spec, how = _spec(inputs, "stored_gradient")
         stored_gradient_kernel[(-(-tokens // spec.rows), shape[1], batch)](*args, d_keys, d_values, spec, **how)
     of_threshold = None if by_query is None else by_query.sum(dim=(0, 2))
-    grads = d_pulses, d_keys, d_values, of_threshold
-    return Gradients(*(x if scale is None or x is None else x * scale for x in grads))
+    if scale is not None:
+        d_pulses, d_keys, d_values = d_pulses * scale, d_keys * scale, d_values * scale
+        of_threshold = None if of_threshold is None else of_threshold * scale
+    return Gradients(d_pulses, d_keys, d_values, of_threshold)
 
 
 def _forward(inputs: Inputs, dtype: torch.dtype, *, keep: bool) -> tuple[Tensor, Table, Kept | None]:
@@ -159,14 +161,16 @@ def _machine(inputs: Inputs) -> Machine:
     from aimc.ops.triton.spec import Columns, Levels, Machine, OfHeads
 
     hardware, padding = inputs.hardware, inputs.key_padding
-    columns = [
+    of_qk, of_av, of_sum = (
         Columns(*(None if x is None else x.contiguous() for x in pair))
         for pair in (inputs.columns_qk, inputs.columns_av, inputs.columns_of_sum)
-    ]
+    )
     return Machine(
-        inputs.keys,
-        inputs.values,
-        *columns,
+        key_operands=inputs.keys,
+        value_operands=inputs.values,
+        columns_qk=of_qk,
+        columns_av=of_av,
+        columns_of_sum=of_sum,
         of_heads=OfHeads(inputs.full_scale_av, inputs.threshold),
         padding=None if padding is None else padding.contiguous().view(torch.uint8),
         seed=inputs.seed,

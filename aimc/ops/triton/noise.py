@@ -37,8 +37,9 @@ def _lane(first: tl.constexpr, stream: tl.constexpr, machine, array: tl.constexp
 
 @triton.jit
 def _normal(radial, angular, number):
-    """Box-Muller behind two lanes that have absorbed all but the last coordinate, `number`: the numbers i and i + 8 of a
-    group of 16 are the cosine and the sine of one pair. The maximum guards a fast logarithm that comes out above zero.
+    """Box-Muller behind two lanes that have absorbed all but the last coordinate, `number`: the numbers i and i + 8 of
+    a group of 16 are the cosine and the sine of one pair. The maximum guards a fast logarithm that comes out above
+    zero.
 
     Each number has its pair for itself. To make both of a pair at once saves a hash and a logarithm, but to bring them
     in order takes a transposition inside the registers, which Triton 3.6 gets wrong beside a mask of columns.
@@ -52,8 +53,8 @@ def _normal(radial, angular, number):
 
 @triton.jit
 def _cosine(turn):
-    """Of an angle in units of 2π·2^-24 between -2^22 and 2^24: of the distance to the nearest whole turn, as the sine of
-    what is left of it to a quarter, whose series to the eleventh power is off by 6e-8 at most."""
+    """Of an angle in units of 2π·2^-24 between -2^22 and 2^24: of the distance to the nearest whole turn, as the sine
+    of what is left of it to a quarter, whose series to the eleventh power is off by 6e-8 at most."""
     turn = tl.where(turn > 8388608, turn - 16777216, turn)  # -2^23 … 2^23
     x = (4194304 - tl.abs(turn)).to(tl.float32) * 3.7450703188170945e-07  # 2π·2^-24
     y = x * x

@@ -52,7 +52,9 @@ class Given:
         """For a kernel."""
         from aimc.ops.triton.spec import Source
 
-        return Source(self.x, *self.x.stride()[:3], self.x.shape[2], *(self.affine or (None, None)))
+        (of_batch, of_head, of_token, _), n_tokens = self.x.stride(), self.x.shape[2]
+        scale, offset = self.affine or (None, None)
+        return Source(self.x, of_batch, of_head, of_token, n_tokens, scale, offset)
 
     def sizes(self) -> dict[str, object]:
         """Those of a :class:`aimc.ops.triton.spec.WriteSpec`."""

@@ -58,8 +58,8 @@ def _converted(scaled, DAC: tl.constexpr):
 
 @triton.jit
 def _at_converter(grad, x, scaled, source, sums, t, features, head, batch, SPEC: tl.constexpr):
-    """Straight through the converter, inside its range, and through the scaler: the gradient of what was given `[T, D]`;
-    what a program adds to those of the scaler's two numbers goes to `sums` `[2, B, H, blocks]`."""
+    """Straight through the converter, inside its range, and through the scaler: the gradient of what was given `[T,
+    D]`; what a program adds to those of the scaler's two numbers goes to `sums` `[2, B, H, blocks]`."""
     DAC: tl.constexpr = SPEC.dac
     inside = _inside(t, features, source, SPEC) & (scaled >= DAC.v_min) & (scaled <= DAC.v_max)
     grad = tl.where(inside, grad, 0.0)
