@@ -36,7 +36,10 @@ PICTURES = {
 }
 NEEDS_AIHWKIT = ("06_whole_chip",)
 NEEDS_SMOLLM2 = ("07_a_real_model",)
-SLOW = ("01_first_steps", "02_generation", "06_whole_chip", "07_a_real_model", "08_which_nonideality")
+SLOW = (
+    *("01_first_steps", "02_generation", "05_cost_and_tradeoffs", "06_whole_chip", "07_a_real_model"),
+    "08_which_nonideality",
+)
 """A minute and more: `make slow` runs them."""
 SMOLLM2 = REPOSITORY / "data/models/SmolLM2-135M"
 """Where `make real` puts it."""
