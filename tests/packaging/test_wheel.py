@@ -73,9 +73,9 @@ def test_a_wrong_command_is_one_line(site: Path, tmp_path: Path) -> None:
     ("command", "field"), [("train", "output_dir:"), ("evaluate", "with_perplexity:"), ("chip", "with_curve:")]
 )
 def test_each_command_finds_its_configs(site: Path, tmp_path: Path, command: str, field: str) -> None:
-    done = installed(site, tmp_path, command, "--help")
+    done = installed(site, tmp_path, command, "--cfg", "job")
     assert done.returncode == 0, done.stderr
-    assert field in done.stdout and "data: embedded," in done.stdout
+    assert field in done.stdout
 
 
 def test_a_run_and_its_evaluation_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
