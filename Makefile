@@ -7,7 +7,7 @@ OLDEST := .venv-oldest
 
 TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext-2))
 
-.PHONY: setup demo real test slow faults bench lint format oldest clean
+.PHONY: setup demo real test slow faults bench docs lint format oldest clean
 
 setup: $(INSTALLED)
 
@@ -45,6 +45,11 @@ faults: setup
 bench: setup
 	$(BIN)/python -m benchmarks$(if $(BASE),.compare --commit '$(BASE)')
 
+# The pages of docs/ as a site, for a browser: build/site/index.html. Without a network, once its tools are there.
+docs: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +72,4 @@ oldest:
 	$(OLDEST)/bin/python .ci/import_all.py --train
 
 clean:
-	rm -rf $(VENV) $(OLDEST) data checkpoints/demo checkpoints/run
+	rm -rf $(VENV) $(OLDEST) build data checkpoints/demo checkpoints/run
