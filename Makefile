@@ -14,7 +14,7 @@ setup: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aimc needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,gguf,fast,study,notebooks,static,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,gguf,fast,study,notebooks,static,docs,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --only-binary aihwkit --no-deps aihwkit || \
 	  echo "no wheel of aihwkit for this Python and machine: everything but static tiles works, and their tests are skipped"
 	@touch $@
@@ -47,7 +47,6 @@ bench: setup
 
 # The pages of docs/ as a site, for a browser: build/site/index.html. Without a network, once its tools are there.
 docs: setup
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lint: setup
