@@ -7,14 +7,14 @@ OLDEST := .venv-oldest
 
 TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext-2))
 
-.PHONY: setup demo real test slow faults bench lint format oldest clean
+.PHONY: setup demo real test slow faults bench docs lint format oldest clean
 
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aimc needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,gguf,fast,study,notebooks,static,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,gguf,fast,study,notebooks,static,docs,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --only-binary aihwkit --no-deps aihwkit || \
 	  echo "no wheel of aihwkit for this Python and machine: everything but static tiles works, and their tests are skipped"
 	@touch $@
@@ -45,6 +45,10 @@ faults: setup
 bench: setup
 	$(BIN)/python -m benchmarks$(if $(BASE),.compare --commit '$(BASE)')
 
+# The pages of docs/ as a site, for a browser: build/site/index.html. Without a network, once its tools are there.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,4 +71,4 @@ oldest:
 	$(OLDEST)/bin/python .ci/import_all.py --train
 
 clean:
-	rm -rf $(VENV) $(OLDEST) data checkpoints/demo checkpoints/run
+	rm -rf $(VENV) $(OLDEST) build data checkpoints/demo checkpoints/run

@@ -20,6 +20,7 @@ SAYS = {
     "04_attention_by_hand": r"ring: digital sum, token by token: by hand = operator, 576 numbers",
     "05_cost_and_tradeoffs": r"total +6\.15 nJ +100\.0 % +65 ns +100\.0 % +0\.5 mm²",
     "07_a_real_model": r"6-bit storage and inputs +perplexity +[0-9.]+ = 1\.0[0-4]",
+    "08_which_nonideality": r"(?s)costs most: \+.*the ranking once more: 0 passes measured, \d+ read from the cache",
     "06_whole_chip": r"on noiseless tiles: [0-9.]+e-0[5-9]\s+after to_digital, to the bit: True",
 }
 TABLES = {"02_generation": 3}
@@ -31,10 +32,14 @@ PICTURES = {
     "05_cost_and_tradeoffs": 5,
     "06_whole_chip": 2,
     "07_a_real_model": 1,
+    "08_which_nonideality": 4,
 }
 NEEDS_AIHWKIT = ("06_whole_chip",)
 NEEDS_SMOLLM2 = ("07_a_real_model",)
-SLOW = ("01_first_steps", "02_generation", "06_whole_chip", "07_a_real_model")
+SLOW = (
+    *("01_first_steps", "02_generation", "05_cost_and_tradeoffs", "06_whole_chip", "07_a_real_model"),
+    "08_which_nonideality",
+)
 """A minute and more: `make slow` runs them."""
 SMOLLM2 = REPOSITORY / "data/models/SmolLM2-135M"
 """Where `make real` puts it."""

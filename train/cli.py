@@ -55,7 +55,7 @@ def usage() -> str:
     return (
         "usage: aimc COMMAND [group=choice] [field=value] …\n\n"
         f"{table}\n"
-        "aimc COMMAND --help lists all groups and fields, aimc COMMAND --cfg job the config that a line composes.\n"
+        "aimc COMMAND --help says more on one screen, aimc COMMAND --cfg job all fields of what a line composes.\n"
         'Completion by tab: eval "$(aimc -sc install=bash)"; fish and zsh likewise.\n'
     )
 

@@ -27,6 +27,7 @@ from .door import guard
 from .effects import require_effect
 from .errors import RESUME, RunError
 from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
+from .screens import screen
 from .spellings import respelled
 from .study_schema import PageConfig, StudyConfig
 from .sweep import folder_of_job
@@ -57,6 +58,9 @@ def command_line(name: str, schema: type[Settings], work: Callable[[Settings], N
         run_command(lambda: work(_settings(config, schema)))
 
     def main() -> None:
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            sys.stdout.write(screen(name, CONF))
+            return
         sys.argv[1:], warnings = respelled(sys.argv[1:], name)
         for warning in warnings:
             sys.stderr.write(f"warning: {warning}\n")

@@ -29,6 +29,7 @@ from .errors import RunError
 from .files import write_json
 from .study_bench import open_bench, seconds_of_training
 from .study_samples import samples
+from .study_wandb import log_study
 from .tables import Say, bold, warned
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def execute(runner: Runner, settings: StudyConfig, say: Say) -> None:
         written = samples(runner.bench, plan.machine, settings.sample_tokens, settings.checkpoint)
         file = settings.folder / RESULTS
         write_json(file, {**json.loads(file.read_text(encoding="utf-8")), "samples": written})
+    if settings.logger.name == "wandb":
+        log_study(settings, results)
     for line in study_tables.shown(results):
         say(line)
     _tell(runner, settings, time.perf_counter() - started, say)

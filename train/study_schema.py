@@ -14,6 +14,7 @@ from aimc.hardware import Noise
 from .errors import RunError
 from .fields import check, choice, number
 from .recipe import Recipe
+from .schema import LoggerConfig
 from .source import DataConfig
 
 
@@ -79,6 +80,8 @@ class StudyConfig:
     """True: measure again what is cached."""
     seed: int = number(0, least=0)
     """Of the bootstrap, of training and of a search."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    """`wandb`: tables, plots and files as a run of job type `study`, too."""
     output_dir: str | None = None
     """Folder of results; null: `study/` beside the checkpoint's files."""
 

@@ -17,6 +17,8 @@ from aimc.plot.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_axes
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, "#CC79A7", "#8C6D31", "#7B4FA3", "#666666", "#1B7F79", "#B8860B")
 """Of the series of a chart, in order."""
 KINDS = ("bars", "curves", "strip", "heat")
+MOST_INSIDE = 6
+"""Series whose names have room inside the axes; more stand beside them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,7 +75,8 @@ def figure_of(chart: Chart) -> Figure:
     if chart.kind in ("bars", "strip"):
         figure.set_size_inches(7.0, 1.4 + 0.42 * len(_names(chart)))
     if len(chart.series) > 1 and chart.kind != "strip":
-        axes.legend(frameon=False, fontsize="small")
+        beside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+        axes.legend(frameon=False, fontsize="small", **(beside if len(chart.series) > MOST_INSIDE else {}))
     return figure
 
 

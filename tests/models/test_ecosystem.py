@@ -125,7 +125,7 @@ def test_compiled_model(family: str, activation: str, backend: str) -> None:
 @pytest.mark.parametrize(
     ("family", "activation", "backend"),
     [
-        ("llama", "hard_sigmoid", "aot_eager"),
+        pytest.param("llama", "hard_sigmoid", "aot_eager", marks=slow),
         pytest.param("llama", "softmax", "aot_eager", marks=slow),
         pytest.param("gpt2", "hard_sigmoid", "aot_eager", marks=slow),
         pytest.param("gpt2", "softmax", "aot_eager", marks=slow),

@@ -105,7 +105,9 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-SHIPPED = sorted(path.parent for path in (REPOSITORY / "checkpoints").glob("*/*/config.json"))
+SHIPPED = sorted(
+    path.parent for name in ("direct", "shipped") for path in (REPOSITORY / "checkpoints" / name).glob("*/config.json")
+)
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)

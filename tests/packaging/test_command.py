@@ -59,7 +59,10 @@ def test_without_the_extra_the_line_that_installs_it() -> None:
         ("aimc ", {"train", "evaluate", "real", "chip", "characterise", "study", "report", "fetch"}),
         ("aimc ev", {"evaluate"}),
         ("aimc train exp", {"experiment="}),
-        ("aimc train experiment=s", {"experiment=shipped", "experiment=smoke", "experiment=smollm2"}),
+        (
+            "aimc train experiment=s",
+            {"experiment=shipped", "experiment=smoke", "experiment=smollm2", "experiment=smollm2_gpu"},
+        ),
         ("aimc train experiment=smoke hardware.array.r", {"hardware.array.rows="}),
         ("aimc evaluate nonideality=", {"nonideality=none", "nonideality=typical"}),
         ("aimc chip with_", {"with_curve="}),

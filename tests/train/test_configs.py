@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from train.command import launch
 from train.configs import checked
 from train.errors import RunError
 from train.schema import EvaluationConfig, RunConfig, WholeChipConfig
+from train.screens import SCREENS, screen
 
 CONF = REPOSITORY / "conf"
 CHOICES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -286,3 +288,11 @@ def test_the_command_ends_with_one_line_and_status_1(module: str, overrides: lis
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_help_is_one_screen_and_its_examples_compose(name: str) -> None:
+    words = screen(name, CONF)
+    assert len(words.splitlines()) <= 26 and "--cfg job" in words
+    for example in SCREENS[name].examples:
+        compose_config(name, *shlex.split(example.partition("  #")[0]))

@@ -29,6 +29,7 @@ from train.errors import RunError
 from train.report_page import report
 from train.study import study
 from train.study_schema import PageConfig, StudyConfig
+from train.study_wandb import log_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync")
@@ -248,6 +249,25 @@ def test_two_studies_into_one_folder(compose: Compose, tmp_path: Path) -> None:
 
     with one_job(tmp_path, print), pytest.raises(RunError, match="another job writes into it"):
         study(compose(tmp_path))
+
+
+@pytest.mark.slow
+def test_wandb_has_tables_config_and_files(done: Path, compose: Compose, tmp_path: Path) -> None:
+    """What an offline run holds is read back from its own transaction log."""
+    settings = compose(tmp_path, "logger=wandb")
+    shutil.copy(done / "study.json", tmp_path)
+    results = results_of(done)["results"]
+    log_study(settings, results)
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    written = b"".join(file.read_bytes() for file in run.rglob("*") if file.is_file())
+    assert all(part.encode() in written for part in results) and b"rise_alone" in written
+    assert settings.checkpoint.encode() in written and b"study.json" in written
+
+
+def test_wandb_never_costs_a_study(done: Path, compose: Compose, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr("train.study_wandb._log_run", lambda *_: 1 / 0)
+    log_study(compose(tmp_path, "logger=wandb"), results_of(done)["results"])
+    assert "logger=wandb: ZeroDivisionError" in caplog.text and str(tmp_path) in caplog.text
 
 
 def page_of(*words: str) -> PageConfig:

@@ -7,6 +7,7 @@ is counter-based), so that nothing but the inputs has to be kept.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ NOISY_LAUNCHES = {"forward": Launch(64, 4, 1), "pulse_gradient": Launch(64, 4, 1
 """The same with read noise, whose generator needs registers."""
 FULL_LAUNCHES = {"forward": Launch(32, 8, 1), "pulse_gradient": Launch(32, 8, 1), "stored_gradient": Launch(16, 8, 1)}
 """With float32 operands."""
+PIPELINE_BYTES = 150_000
+"""Shared memory of a program with which loads are pipelined."""
 
 
 class Inputs(NamedTuple):
@@ -225,7 +228,16 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
         reloads=dtype == torch.float32,
         precision="tf32x3",  # three products of tensor cores, whose float32 has 10 bits, come close to its 23
     )
-    return spec, {"num_warps": how.warps, "num_stages": how.stages}
+    return spec, {"num_warps": how.warps, "num_stages": how.stages if _has_room(inputs.pulses.device) else 1}
+
+
+@functools.cache
+def _has_room(device: torch.device) -> bool:
+    """Whether a program may have the shared memory that a pipeline of loads takes: on a data centre's card, not on a
+    consumer's, where it has 99 KiB."""
+    if device.type != "cuda":
+        return True
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= PIPELINE_BYTES
 
 
 def _scaled(grad: Tensor, operand_dtype: torch.dtype) -> tuple[Tensor, Table]:

@@ -192,6 +192,7 @@ def span(powers: tuple[int, ...]) -> int:
     return powers[-1] - powers[0] + 1
 
 
+@functools.cache
 def stack(powers: tuple[int, ...]) -> Stack:
     """For a kernel."""
     from aimc.ops.triton.spec import Stack
