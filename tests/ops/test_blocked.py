@@ -271,8 +271,8 @@ def test_registered_operator_says_what_it_returns(dtype):
         torch.ones(4),
         *[None] * 4,
     ]
-    seed, padding = torch.tensor(7), torch.zeros(2, 20, dtype=torch.bool)
-    rest = (*affines, *of_heads, padding, seed, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
+    draws, padding = torch.tensor([7, 3]), torch.zeros(2, 20, dtype=torch.bool)
+    rest = (*affines, *of_heads, padding, draws, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
     for check in ("test_schema", "test_faketensor"):
         torch.library.opcheck(_forward, (q, k, v, *rest), test_utils=check)
         torch.library.opcheck(_backward, (torch.rand(2, 20, 4, 8, dtype=dtype), q, k, v, *rest), test_utils=check)
