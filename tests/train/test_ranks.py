@@ -306,3 +306,19 @@ def test_torchrun_starts_all_again_where_one_died(tmp_path: Path, smoke: Callabl
     assert done.stdout.count("digital: running") == 2
     assert done.stderr.count("stopped: process 0 of 2: another process of this run ended") == 1
     assert (tmp_path / "out" / "digital" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_run_the_pipeline_as_one(tmp_path: Path, smoke: Callable[..., list[str]]) -> None:
+    """From scratch to the report: training, calibration, layer-wise start and measurement over chips."""
+    settings = ["model.dropout=0", "stage.with_softmax=false", "nonideality=typical", "recipe=direct"]
+    for n in (1, 2):
+        sizes = [f"trainer.{recipe}.batch_size={4 // n}" for recipe in ("digital", "match", "finetune")]
+        overrides = smoke(tmp_path / str(n), *settings, *sizes)
+        assert run_together(overrides, tmp_path / "logs", n=n) == [0] * n, (tmp_path / "logs" / "0.txt").read_text()
+    for stage in ("digital", "control", "matched", "finetuned"):
+        one, two = (json.loads((tmp_path / str(n) / stage / "stage.json").read_text()) for n in (1, 2))
+        assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-5), stage
+    one, two = (json.loads((tmp_path / str(n) / "report" / "results.json").read_text()) for n in (1, 2))
+    chips = [results["per_chip"]["all"] for results in (one, two)]
+    assert len(chips[0]) == 2 and chips[1] == pytest.approx(chips[0], rel=1e-5)
