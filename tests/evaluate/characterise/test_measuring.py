@@ -91,9 +91,10 @@ def test_work_is_that_of_the_weights_and_more(measured: tuple[PreTrainedModel, P
     assert point.prompt.flops > 0.5 * LENGTH * (weights - 2 * 64 * 32), "the head sees the last token alone"
 
 
+@pytest.mark.slow
 def test_classes_add_up_to_the_clock() -> None:
-    """Within 2 %; another process may come between the clock and the call, so the best of a few."""
-    model, tokens = build("gpt2"), torch.zeros(1, 64, dtype=torch.int64)
+    """Within 2 %, which a quiet machine shows: another process may come between the clock and the call."""
+    model, tokens = build("gpt2"), torch.zeros(1, 256, dtype=torch.int64)
     gaps = [1.0]
     while min(gaps) > 0.02 and len(gaps) < 6:
         with torch.no_grad():
