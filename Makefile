@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 
@@ -11,15 +12,21 @@ TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+# What runs a pipeline.
+$(RUNNABLE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aimc needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,fast]'
+	@touch $@
+
+# What tests, notebooks, static tiles and the site need beside that.
+$(INSTALLED): $(RUNNABLE)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,gguf,fast,study,notebooks,static,docs,dev]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --only-binary aihwkit --no-deps aihwkit || \
 	  echo "no wheel of aihwkit for this Python and machine: everything but static tiles works, and their tests are skipped"
 	@touch $@
 
-demo: setup
+demo: $(RUNNABLE)
 	$(BIN)/python -m train experiment=shipped restart=true
 
 # A language model that people know, from the package index, on analog arrays: what a few effects cost and what each remedy buys, on little
