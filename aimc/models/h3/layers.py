@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from aimc.models.h3.config import H3Config
 from aimc.models.h3.state_space import DiagonalStateSpace, ShiftStateSpace
 from aimc.models.recurrent.attention import FusedAttention
 from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
+from aimc.models.recurrent.layer import ResidualLayer
 from aimc.models.recurrent.names import ATTENTION
 
 
@@ -67,7 +65,7 @@ class H3Mlp(nn.Module):
         return self.fc2(gelu(self.fc1(hidden_states), approximate="tanh"))
 
 
-class H3Layer(GradientCheckpointingLayer):
+class H3Layer(ResidualLayer):
     """Norm and mixer (state spaces or attention), norm and feed-forward network, each on its residual branch."""
 
     def __init__(self, config: H3Config, layer_idx: int):
@@ -85,25 +83,11 @@ class H3Layer(GradientCheckpointingLayer):
         self.mlp = H3Mlp(config)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """`[B, T, E]` to `[B, T, E]`."""
-        normed = self.norm1(hidden_states)
-        if self.has_attention:
-            mixed, _ = self.mixer(
-                hidden_states=normed,
-                position_embeddings=position_embeddings,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        else:
-            mixed = self.mixer(normed, attention_mask, past_key_values)
-        hidden_states = hidden_states + self.dropout(mixed)
-        return hidden_states + self.dropout(self.mlp(self.norm2(hidden_states)))
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        return self.norm1, self.norm2
+
+    def attention(self) -> nn.Module:
+        return self.mixer
+
+    def mixed(self, normed: Tensor, padding_mask: Tensor | None, past_key_values: Cache | None) -> Tensor:
+        return self.mixer(normed, padding_mask, past_key_values)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from aimc.models.recurrent.attention import FusedAttention
 from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
+from aimc.models.recurrent.layer import ResidualLayer
 from aimc.models.recurrent.modal import modal_filter
 from aimc.models.recurrent.names import ATTENTION
 from aimc.models.striped_hyena.config import StripedHyenaConfig
@@ -106,7 +104,7 @@ class HyenaFilter(nn.Module):
         return tuple(part.flatten(1, 2) for part in z.unflatten(1, (self.n_heads, 3, -1)).unbind(2))
 
 
-class StripedHyenaLayer(GradientCheckpointingLayer):
+class StripedHyenaLayer(ResidualLayer):
     """Norm and mixer (long convolution or attention), norm and feed-forward network, each on its residual branch."""
 
     def __init__(self, config: StripedHyenaConfig, layer_idx: int):
@@ -129,25 +127,11 @@ class StripedHyenaLayer(GradientCheckpointingLayer):
         self.mlp = StripedHyenaMlp(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None = None,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """`[B, T, E]` to `[B, T, E]`."""
-        normed = self.pre_norm(hidden_states)
-        if self.has_attention:
-            mixed, _ = self.inner_mha_cls(
-                hidden_states=normed,
-                position_embeddings=position_embeddings,
-                attention_mask=attention_mask,
-                past_key_values=past_key_values,
-                **kwargs,
-            )
-        else:
-            mixed = self.out_filter_dense(self.filter(self.projections(normed), attention_mask, past_key_values))
-        hidden_states = hidden_states + self.dropout(mixed)
-        return hidden_states + self.dropout(self.mlp(self.post_norm(hidden_states)))
+    def norms(self) -> tuple[nn.Module, nn.Module]:
+        return self.pre_norm, self.post_norm
+
+    def attention(self) -> nn.Module:
+        return self.inner_mha_cls
+
+    def mixed(self, normed: Tensor, padding_mask: Tensor | None, past_key_values: Cache | None) -> Tensor:
+        return self.out_filter_dense(self.filter(self.projections(normed), padding_mask, past_key_values))

@@ -58,9 +58,10 @@ class _Prepared(NamedTuple):
             x.flatten().contiguous() if isinstance(x, Tensor) else numbers((x,) * heads.n_heads, heads.device)
             for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
         )
+        draws = heads.draws
         query = Given(call.query, scaling.query, hardware.input_dac)
-        keys = Cells(ArrayId.QK, Given(call.key, scaling.key, hardware.storage_dac), heads)
-        values = Cells(ArrayId.AV, Given(call.value, scaling.value, hardware.storage_dac), heads)
+        keys = Cells(ArrayId.QK, Given(call.key, scaling.key, hardware.storage_dac), heads, draws)
+        values = Cells(ArrayId.AV, Given(call.value, scaling.value, hardware.storage_dac), heads, draws)
         columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
         if hardware.noise.column_gain or hardware.noise.column_offset:
             slots = torch.arange(hardware.array.window, device=heads.device)
@@ -80,7 +81,7 @@ class _Prepared(NamedTuple):
             full_scale_av=full_scale_av,
             threshold=None if threshold is None else threshold.detach().float().contiguous(),
             key_padding=call.key_padding,
-            draws=heads.draws,
+            draws=draws,
             layer=heads.layer,
             hardware=hardware,
         )

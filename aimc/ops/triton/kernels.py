@@ -33,9 +33,8 @@ from aimc.ops.triton.reads import (
     shared,
     value_of,
 )
-from aimc.ops.triton.spec import Spec
 
-__all__ = ["Spec", "forward_kernel", "pulse_gradient_kernel", "stored_gradient_kernel"]
+__all__ = ["forward_kernel", "pulse_gradient_kernel", "stored_gradient_kernel"]
 
 
 @triton.jit

@@ -79,8 +79,8 @@ class Given:
 class Cells:
     """The cells of one array, and what is written to them."""
 
-    def __init__(self, array: ArrayId, given: Given, heads: Heads) -> None:
-        self.array, self.given, self.heads = array, given, heads
+    def __init__(self, array: ArrayId, given: Given, heads: Heads, draws: Tensor) -> None:
+        self.array, self.given, self.heads, self.draws = array, given, heads, draws
         slots = torch.arange(heads.hardware.array.window, device=heads.device)
         coefficients = heads.coefficients(array, slots)
         self.differ = any(isinstance(c, Tensor) for c in coefficients)
@@ -130,14 +130,15 @@ class Cells:
             heads.decay_per_token,
             heads.hardware.noise.write_v,
             heads.cell.surrogate_slope,
-            heads.draws,
+            self.draws,
             heads.layer,
         )
 
 
 def pulses_of(given: Given, full_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Pulse widths over the full scale of the first array of each head `[H]`, `[B, H, T, D]`."""
-    from aimc.ops.triton.writes import WriteSpec, pulses_kernel
+    from aimc.ops.triton.spec import WriteSpec
+    from aimc.ops.triton.writes import pulses_kernel
 
     pulses = torch.empty(given.x.shape, dtype=dtype, device=given.x.device)
     if pulses.numel():
@@ -147,7 +148,8 @@ def pulses_of(given: Given, full_scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def pulse_gradient(grad: Tensor, given: Given, full_scale: Tensor) -> tuple[Tensor, Tensor]:
     """From the gradient of :func:`pulses_of` to that of the queries, `[B, H, T, D]`, and of their scaler, `[2, H]`."""
-    from aimc.ops.triton.writes import WriteSpec, pulse_gradient_at_dac
+    from aimc.ops.triton.spec import WriteSpec
+    from aimc.ops.triton.writes import pulse_gradient_at_dac
 
     d_x, sums = given.gradients()
     if d_x.numel():

@@ -11,9 +11,6 @@ import triton
 import triton.language as tl
 
 from aimc.ops.triton.noise import read_noise_av, read_noise_of_sum, read_noise_qk
-from aimc.ops.triton.spec import Counter, Spec
-
-__all__ = ["Counter", "Spec"]
 
 _ROUNDER = tl.constexpr(12582912.0)  # 1.5·2^23: adding it leaves no bit behind the point, halves go to even
 
@@ -77,7 +74,7 @@ def decay_since(t, block, machine, SPEC: tl.constexpr):
 
 @triton.jit
 def dot(a, b, sum, SPEC: tl.constexpr):
-    """`sum + a·b`, factors in the operands' dtype; `sum` None: zero."""
+    """`sum + a·b`, factors in the operands' dtype."""
     a, b = a.to(SPEC.operand_dtype).to(SPEC.dot_dtype), b.to(SPEC.operand_dtype).to(SPEC.dot_dtype)
     return tl.dot(a, b, acc=sum, input_precision=SPEC.precision, out_dtype=tl.float32)
 

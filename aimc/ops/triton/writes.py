@@ -13,9 +13,8 @@ import triton.language as tl
 
 from aimc.ops.triton.noise import write_noise
 from aimc.ops.triton.reads import rounded
-from aimc.ops.triton.spec import WriteSpec
 
-__all__ = ["WriteSpec", "pulse_gradient_at_dac", "pulses_kernel", "stored_gradient_at_dac", "write_kernel"]
+__all__ = ["pulse_gradient_at_dac", "pulses_kernel", "stored_gradient_at_dac", "write_kernel"]
 
 
 @triton.jit
