@@ -9,6 +9,7 @@ from aimc.hardware import Hardware
 
 from .errors import RunError
 from .fields import check, choice, number
+from .plausible import require_plausible
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,9 +48,12 @@ class CharacteriseConfig:
     """Folder of table, CSV, JSON and figure."""
     seed: int = number(0, least=0)
     """Of random weights and prompts."""
+    implausible: bool = False
+    """True: physical quantities outside the ranges of `train/plausible.py` are meant."""
 
     def __post_init__(self) -> None:
         check(self)
+        require_plausible(self)
         if not self.models:
             raise RunError("models=[]: nothing to measure; give at least one, for example models=[gpt2_tiny]")
         if not self.lengths or min(self.lengths) < 8:

@@ -69,7 +69,7 @@ def command_line(name: str, schema: type[Settings], work: Callable[[Settings], N
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             if composed:  # a mistake in the program
                 raise
-            sys.exit(f"error: {' '.join(str(error).split())}; check the command line: {shlex.join(sys.argv[1:])}")
+            sys.exit(f"error: {printable(' '.join(str(error).split()))}{printable(_typed())}")
 
     return main
 
@@ -100,7 +100,19 @@ def launch(main: Callable[[], None]) -> None:
         ]
         if "hydra/launcher/" in (words := "; ".join([*(line.rstrip(".;") for line in told), *_keys_there(error)])):
             words = f"{told[0]}: pip install 'aimc[study]' for joblib, hydra-submitit-launcher for SLURM"
-        sys.exit(f"error: {words}")
+        if not any(word.partition("=")[0].lstrip("+~") in words for word in sys.argv[1:]):
+            words += _typed()
+        sys.exit(f"error: {printable(words)}")
+
+
+def _typed() -> str:
+    """For a message that does not say which setting it is about."""
+    return f"; check the command line: {shlex.join(sys.argv[1:])}" if sys.argv[1:] else ""
+
+
+def printable(text: str) -> str:
+    """A text on one line that no terminal takes for a command: what cannot be printed is shown by its number."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _keys_there(error: BaseException) -> list[str]:
@@ -130,7 +142,7 @@ def run_command(work: Callable[[], None]) -> None:
     try:
         _told(work)
     except RunError as error:
-        sys.stderr.write(f"{'stopped' if error.status == RESUME else 'error'}: {error}\n")
+        sys.stderr.write(f"{'stopped' if error.status == RESUME else 'error'}: {printable(str(error))}\n")
         sys.exit(error.status)
     except KeyboardInterrupt as stop:
         what = f" by {stop}" if str(stop) else ""

@@ -13,6 +13,7 @@ from aimc.hardware import Noise
 
 from .errors import RunError
 from .fields import check, choice, number
+from .plausible import require_plausible
 from .recipe import Recipe
 from .schema import LoggerConfig
 from .source import DataConfig
@@ -84,9 +85,12 @@ class StudyConfig:
     """`wandb`: tables, plots and files as a run of job type `study`, too."""
     output_dir: str | None = None
     """Folder of results; null: `study/` beside the checkpoint's files."""
+    implausible: bool = False
+    """True: physical quantities outside the ranges of `train/plausible.py` are meant."""
 
     def __post_init__(self) -> None:
         check(self)
+        require_plausible(self)
         for name in ("specification", "grid"):
             axes = getattr(self, name)
             if axes is not None and not (isinstance(axes, dict) and axes):

@@ -7,6 +7,9 @@ from typing import TypedDict
 
 from aimc.hardware.checks import require
 
+MOST, MOST_SEED = 10**12, 2**62
+"""Counts beyond overflow, and so do numbers of chips."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Measurement:
@@ -27,13 +30,13 @@ class Measurement:
 
     def __post_init__(self) -> None:
         for name, least in (("context", 2), ("stride", 1), ("batch_size", 1), ("tokens", 2), ("chips", 1), ("seed", 0)):
-            value = getattr(self, name)
-            is_whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            value, most = getattr(self, name), MOST_SEED if name == "seed" else MOST
+            is_whole = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
             require(
                 is_whole or (value is None and name in ("context", "stride", "tokens")),
                 name,
                 value,
-                f"must be a whole number of at least {least}",
+                f"must be a whole number of at least {least} and at most {most:g}",
                 f"give {least} or more",
             )
         if self.context is not None and self.stride is not None:
