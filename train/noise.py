@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,13 @@ class NoiseSchedule(TrainerCallback):
                 yield
         finally:
             set_draws(self.model, None)
+
+    def facts(self, step: int) -> dict[str, Any]:
+        """What the passes of a step meet, to do it again, see `train/replay.py`; `noise` and `chip` None: the
+        hardware's own."""
+        noise = asdict(self.nonideality.scaled(self.scale(step))) if self.is_on else None
+        chip = self.chip(step) if self.is_on else None
+        return {"noise": noise, "chip": chip, "noise_seed": _drawn(self.seed, step, TRAINING)}
 
     def logged(self, step: int) -> dict[str, float]:
         """For the log, after `step` steps: the scale that the last one met."""

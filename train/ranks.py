@@ -18,7 +18,7 @@ from torch import distributed
 from .errors import RESUME, RunError
 
 if TYPE_CHECKING:
-    from .schema import TrainerConfig
+    from .trainer_schema import TrainerConfig
 
 PATIENCE = timedelta(days=7)
 """How long all wait while one prepares the text; a process that dies meanwhile is noticed at once."""

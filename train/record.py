@@ -104,6 +104,10 @@ def _of_training(run: Run) -> dict[str, Any]:
     stage, trainer, data = run.stage, run.config.trainer, run.config.data
     recipes = {name: trainer.recipe(name) for name in stage.recipes}
     settings: dict[str, Any] = {}
+    if recipes and trainer.best == "loaded":
+        settings["best"] = trainer.best
+    if recipes and trainer.on_spike == "skip":
+        settings["skipped"] = {"deviations": trainer.spike_deviations, "window": trainer.spike_window}
     if recipes and not stage.analog and stage.needs is not None and trainer.distill_control:
         settings["distill_control"] = True
     if stage.analog and any(recipe.noise.scale for recipe in recipes.values()):

@@ -171,6 +171,7 @@ class Run:
             callbacks=[WandbLog(config.logger.project, config.folder)] if in_wandb else [],
             nonideality=config.nonideality,
             heartbeat=config.folder / HEARTBEAT,
+            spikes=config.folder / "spikes" / (self.stage.name if recipe is None else f"{self.stage.name}-{name}"),
             say=self.say,
         )
         data = self.training_text() if training.recipe.steps else self.data

@@ -13,17 +13,15 @@ from aimc.static.presets import PRESETS
 from .errors import RunError
 from .fields import check, choice, number, with_fields
 from .plausible import require_plausible
-from .recipe import Recipe
 from .scratch import FAMILIES, OPTIONAL
 from .source import DataConfig
 from .stages import RECIPES, ROUTES, STAGES, SWITCHES
 from .stages.stage import Stage
+from .trainer_schema import TrainerConfig
 
 STAGE_NAMES = (*STAGES, "evaluate", "pipeline")
 STARTS = ("statistics", "published")
-PRECISIONS = ("fp32", "bf16", "fp16")
 LOGGERS = ("none", "wandb")
-SHARDING = ("none", "fsdp")
 
 
 def _run_measurement() -> Measurement:
@@ -81,42 +79,6 @@ class ModelConfig:
             raise RunError(f"n_kv_head={self.n_kv_head}: must divide model.n_head={self.n_head}")
         if self.n_embd % self.n_head:
             raise RunError(f"n_embd={self.n_embd}: must be a multiple of model.n_head={self.n_head}")
-
-
-@dataclass(slots=True, kw_only=True)
-@with_fields({name: (Recipe, field(default_factory=Recipe)) for name in RECIPES})
-class TrainerConfig:
-    """A recipe by the name of each stage that has one of its own, and what they share. The control stage repeats linear
-    and finetune, digitally."""
-
-    precision: str = choice("fp32", PRECISIONS)
-    """`fp32`, `bf16` or `fp16` autocast; the emulated hardware computes in float32 in all of them."""
-    eval_tokens: int = number(32768, least=1)
-    """Validation tokens of the measurements while training."""
-    device: str = choice("auto", ("auto", "cpu"))
-    """`auto` (a GPU where there is one) or `cpu`."""
-    keep_points: int = number(2, least=1)
-    """Points to resume from that are kept, the newest ones; with two, one is left where the other is damaged."""
-    sharding: str = choice("none", SHARDING)
-    """Of several processes (`torchrun`): `none`, each holds the whole model and they average gradients; or `fsdp`, each
-    holds a share of weights, gradients and optimiser state (PyTorch's FSDP2), for models too large for one device."""
-    activation_checkpointing: bool = False
-    """True: activations inside the layers are computed again in the backward pass, under the same noise, which takes
-    less memory and a third more time."""
-    workers: int = number(0, least=0, most=1024)
-    """Processes a rank that read the training text; 0: none, the rank reads itself. The order is the same."""
-    timeout_s: float = number(600.0, above=0)
-    """Seconds that a process waits for the others before it gives them up as dead; one that ends is noticed at once."""
-    distill_control: bool = False
-    """True: the control learns from the digital model by the recipes' own `distillation` and `hidden_weight`, as the
-    analog models do; False: from the text alone."""
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    def recipe(self, name: str) -> Recipe:
-        """The recipe of the stage of that name."""
-        return getattr(self, name)
 
 
 @dataclass(slots=True, kw_only=True)

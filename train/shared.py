@@ -38,12 +38,21 @@ def spread_copy(model: PreTrainedModel, checkpoint: Path | None, lora_rank: int)
         raise RunError("trainer.sharding=fsdp: static tiles cannot be spread over processes; set trainer.sharding=none")
     copied = copy.deepcopy(model)
     if checkpoint is not None:
-        lacking = copied.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
-        unknown = [*lacking.unexpected_keys, *(set(lacking.missing_keys) - set(copied.all_tied_weights_keys))]
-        if unknown:
-            raise RunError(f"{checkpoint} is of another model ({unknown[0]}); give restart=true to begin anew")
+        load_whole(copied, checkpoint)
     model.to("cpu")  # type: ignore[arg-type]
     return copied
+
+
+def load_whole(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Give a model the weights of a point to resume from.
+
+    Raises:
+        RunError: it is of another model.
+    """
+    lacking = model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    unknown = [*lacking.unexpected_keys, *(set(lacking.missing_keys) - set(model.all_tied_weights_keys))]
+    if unknown:
+        raise RunError(f"{checkpoint} is of another model ({unknown[0]}); give restart=true to begin anew")
 
 
 @contextmanager

@@ -68,8 +68,8 @@ class _Training:
     def __call__(self, model: PreTrainedModel, machine: Hardware) -> None:
         import aimc
 
-        from .schema import TrainerConfig
         from .trainer import Training, train
+        from .trainer_schema import TrainerConfig
 
         quiet = replace(machine, noise=aimc.Noise())
         aimc.set_hardware(model, quiet)

@@ -4,7 +4,6 @@ reach."""
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from accelerate import PartialState
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from aimc.hardware import Noise
 from aimc.static.tiles import follow_optimizer, has_static
 
-from .callbacks import Heartbeat, Progress, StopOnSignal
+from .alarms import Alarms
+from .arguments import arguments_of, texts_of
+from .callbacks import Heartbeat, Progress, SaveBest, StopOnSignal
 from .clock import Clock, is_over
 from .distillation import divergence, hidden_distance, require_teacher
 from .errors import RESUME, RunError
@@ -27,15 +27,16 @@ from .files import remove, saving
 from .groups import frozen, set_rates
 from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
-from .resume import PARTIAL, keep, last_intact
+from .resume import PARTIAL, best_intact, keep, last_intact, step_of
 from .sharding import take_over, whole
-from .shared import SharedTrainer, checkpointed, spread_copy
+from .shared import SharedTrainer, checkpointed, load_whole, spread_copy
+from .spikes import SpikeWatch
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
 if TYPE_CHECKING:
     from .recipe import Recipe
-    from .schema import TrainerConfig
+    from .trainer_schema import TrainerConfig
 
 
 class Diverged(RunError):
@@ -77,6 +78,8 @@ class Training:
     """Gets a line for what was found damaged."""
     nonideality: Noise = field(default_factory=Noise)
     """What the recipe's `noise.scale` scales."""
+    spikes: Path | None = None
+    """Folder of the steps that were far outside of what came before; None: none is saved."""
 
 
 def train(
@@ -124,8 +127,15 @@ def _train(
         )
     checkpoint = last_intact(training.folder, training.say)
     trained = spread_copy(model, checkpoint, recipe.lora_rank) if training.shared.sharding == "fsdp" else model
+    shared = training.shared
+    alarms = Alarms(model, clip=shared.alarm_clip, drift=shared.alarm_drift, say=training.say)
     trainer = HardwareAwareTrainer(
-        training=training, teacher=teacher, model=trained, args=_arguments(training), **_texts(data, training)
+        training=training,
+        teacher=teacher,
+        alarms=alarms,
+        model=trained,
+        args=arguments_of(training),
+        **texts_of(data, training),
     )
     interrupt = StopOnSignal()
     beating = [] if training.heartbeat is None else [Heartbeat(training.heartbeat, training.stage)]
@@ -154,83 +164,41 @@ def _train(
             f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder}; the"
             " same command goes on from there"
         )
+    if training.shared.best == "loaded":
+        _load_best(trainer, model)
     per_step = context * recipe.batch_size * recipe.accumulate * trainer.args.world_size
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
 
 
-def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
-    """Training and validation text in sequences, enough of both."""
-    recipe, context = training.recipe, training.context
-    texts = {
-        "train_dataset": data.training_blocks(context),
-        "eval_dataset": Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens),
-    }
-    if not len(texts["eval_dataset"]):
-        raise RunError(
-            f"trainer.eval_tokens={training.shared.eval_tokens}: fewer than one sequence of {context} tokens; give"
-            f" {context} or more"
-        )
-    if len(texts["train_dataset"]) < recipe.batch_size * PartialState().num_processes:
-        n_tokens = len(texts["train_dataset"]) * context if data.written is not None else len(data.splits["train"])
-        raise RunError(
-            f"the training text holds {n_tokens} tokens, fewer than one batch of {recipe.batch_size} ×"
-            f" {context}; give more text or set trainer.{training.recipe_name}.batch_size lower"
-        )
-    return texts
-
-
-def _arguments(training: Training) -> TrainingArguments:
-    recipe, shared = training.recipe, training.shared
-    on_cpu = shared.device == "cpu" or not torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(training.folder),
-        max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size,
-        per_device_eval_batch_size=recipe.batch_size,
-        gradient_accumulation_steps=recipe.accumulate,
-        learning_rate=recipe.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": recipe.min_lr_ratio},
-        warmup_steps=min(recipe.warmup_steps, recipe.steps // 2),
-        weight_decay=recipe.weight_decay,
-        adam_beta1=recipe.beta1,
-        adam_beta2=recipe.beta2,
-        max_grad_norm=recipe.max_grad_norm,
-        logging_steps=recipe.log_every,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=recipe.eval_every,
-        prediction_loss_only=True,
-        save_steps=recipe.save_every,
-        seed=training.seed,
-        data_seed=training.data_seed,
-        bf16=shared.precision == "bf16",
-        fp16=shared.precision == "fp16",
-        use_cpu=on_cpu,
-        dataloader_num_workers=shared.workers,
-        ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=not on_cpu,
-        ddp_find_unused_parameters=False,
-        disable_tqdm=not sys.stderr.isatty(),
-        report_to="none",
-        run_name=training.run_name,
-    )
+def _load_best(trainer: HardwareAwareTrainer, model: PreTrainedModel) -> None:
+    """Give the model the weights of the step with the lowest validation loss."""
+    losses, last, say = trainer.validation_losses(), trainer.state.global_step, trainer.training.say
+    point = best_intact(trainer.training.folder, losses)
+    if point is None or step_of(point) == last:
+        return
+    if trainer.is_sharded:
+        load_whole(model, point)
+    else:
+        trainer._load_from_checkpoint(str(point))
+    best = step_of(point)
+    say(f"  validation loss was lowest, {losses[best]:.4f}, after step {best} of {last}: ends with the weights of then")
 
 
 class HardwareAwareTrainer(SharedTrainer):
     """Trainer that stops at the first non-finite loss, decays matrices only, and logs what the hardware does."""
 
-    def __init__(self, training: Training, teacher: PreTrainedModel | None, **kwargs: Any):
+    def __init__(self, training: Training, teacher: PreTrainedModel | None, alarms: Alarms, **kwargs: Any):
         super().__init__(is_sharded=training.shared.sharding == "fsdp", **kwargs)
-        self.training = training
+        self.training, self.alarms = training, alarms
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
         self.noise = NoiseSchedule(
             cast(PreTrainedModel, self.model), training.recipe, training.nonideality, training.seed
         )
         self.clock = Clock(training.recipe.steps, training.recipe.minutes)
-        self.add_callback(self.noise)
-        self.add_callback(self.clock)
+        self.spikes = SpikeWatch(training, self.noise, self._diverged)
+        best = [SaveBest(self.validation_losses)] if training.shared.best == "loaded" else []
+        for callback in (self.noise, self.clock, self.spikes, *best):
+            self.add_callback(callback)
         self._last_log = (time.perf_counter(), 0)
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -307,9 +275,19 @@ class HardwareAwareTrainer(SharedTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self.noise.draw(self.state.global_step, self.training.recipe.batch_size, self.args, TRAINING)
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss became {loss.item()} at step {self.state.global_step + 1}")
+        inputs = args[1] if len(args) > 1 else kwargs["inputs"]
+        self.spikes.saw(inputs["input_ids"], loss)
         return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent, just before the optimiser's step."""
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self.spikes.step.gradient = float(whole(norm) if isinstance(norm, torch.Tensor) else norm)
+        return norm
+
+    def validation_losses(self) -> dict[int, float]:
+        """By step."""
+        return {int(line["step"]): line["eval_loss"] for line in self.state.log_history if "eval_loss" in line}
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """As the parent, but whole or not at all; and not if the last update broke the weights: a finite loss can have
@@ -325,7 +303,9 @@ class HardwareAwareTrainer(SharedTrainer):
             self._only_once(lambda: remove(folder / PARTIAL))
             try:
                 super()._save_checkpoint(model, trial)
-                self._only_once(lambda: keep(folder, self.state.global_step, self.training.shared.keep_points))
+                losses = self.validation_losses() if self.training.shared.best != "off" else {}
+                n_kept = self.training.shared.keep_points
+                self._only_once(lambda: keep(folder, self.state.global_step, n_kept, losses))
             except BaseException:
                 remove(folder / PARTIAL)  # on a full disk, room for the next try
                 raise
@@ -341,11 +321,12 @@ class HardwareAwareTrainer(SharedTrainer):
             work()
         self.accelerator.wait_for_everyone()
 
-    def _diverged(self, what: str) -> Diverged:
+    def _diverged(self, what: str, saved: str = "") -> Diverged:
         last = last_intact(Path(str(self.args.output_dir)), self.training.say)
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
         return Diverged(
             f"stage {self.training.stage}: {what}; {kept}; lower trainer.{self.training.recipe_name}.learning_rate"
+            f"{saved}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -367,7 +348,8 @@ class HardwareAwareTrainer(SharedTrainer):
                 logs["perplexity"] = math.exp(min(logs["loss"], 30.0))
             validation = cast(Blocks, self.eval_dataset)
             sample = torch.stack([validation[i]["input_ids"] for i in range(min(2, len(validation)))])
-            logs.update(hardware_metrics(cast(PreTrainedModel, self.model), sample))
+            logs.update(metrics := hardware_metrics(model := cast(PreTrainedModel, self.model), sample))
+            logs.update(self.alarms.look(model, metrics))
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 30.0))
             logs.update(self.noise.logged_evaluation(self.state.global_step))

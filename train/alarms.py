@@ -1,0 +1,75 @@
+"""What the hardware does while a model trains that nobody would see in the loss: counters that are full, scalers that
+run away. Each is told once a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aimc.models.arrays import gain_cell_layers
+from aimc.nn.attention import PARTS
+
+from .sharding import whole
+from .tables import warned
+
+COUNTERS = {
+    "clip/A": "sub-tile counters (A)",
+    "clip/S": "score converters (S)",
+    "clip/S_full": "charge-to-pulse circuits (S)",
+    "clip/normaliser": "normaliser counters",
+}
+"""What counts, by the name of its clip fraction."""
+
+
+class Alarms:
+    """Watches what is logged.
+
+    Args:
+        model: as training begins; drift is counted from there, also after an interruption.
+        clip: share of full reads above which a counter is told of.
+        drift: factor above which a scaler is.
+        say: gets a line for each.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, clip: float, drift: float, say: Callable[[Any], None]) -> None:
+        self.clip, self.drift, self.say = clip, drift, say
+        self._start = {key: scale.clone() for key, scale in _scales(model).items()}
+        self._told: set[str] = set()
+
+    def look(self, model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, float]:
+        """Tell of what is out of bounds; returns, for the log, the largest factor by which a head's scaler has changed,
+        by part."""
+        for name, words in COUNTERS.items():
+            if (full := metrics.get(name, 0.0)) > self.clip:
+                self._tell(name, f"{words} are full in {full:.1%} of their reads, and what is above is lost")
+        drifts: dict[str, float] = {}
+        for (layer, part), scale in _scales(model).items():
+            changes = (scale / self._start[layer, part]).abs().log().abs().exp()
+            change, head = float(changes.max()), int(changes.argmax())
+            drifts[f"drift/{part}"] = max(change, drifts.get(f"drift/{part}", 1.0))
+            if change > self.drift:
+                self._tell(
+                    f"drift/{part}",
+                    f"the {part} scaler of layer {layer}, head {head} has changed by a factor of {change:.1f}; a lower"
+                    " learning_rates.scalers holds it",
+                )
+        return drifts
+
+    def _tell(self, name: str, words: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            self.say(f"  {warned(words)}")
+
+
+@torch.no_grad()
+def _scales(model: PreTrainedModel) -> dict[tuple[int, str], Tensor]:
+    """Gains of each layer's heads `[H]`, on the CPU."""
+    return {
+        (layer.layer, part): whole(layer.scaler(part).scale.detach()).float().cpu()
+        for _, layer in gain_cell_layers(model)
+        for part in PARTS
+    }
