@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from netrc import NetrcParseError, netrc
@@ -22,7 +23,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from aimc.models.hub import server_answers
 
-from .files import write_json
+from .files import read_object, write_json
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """What asks a job to end: Ctrl-C; a scheduler or container that takes its machine away; a terminal that closes."""
@@ -136,11 +137,17 @@ class WandbLog(WandbCallback):
     """Weights & Biases as transformers feeds it: one run a stage, in `<folder>/wandb`, offline unless logged in.
 
     A logger must not cost a training run: whatever fails in it is told once, and the run goes on without it.
+
+    Args:
+        project: name there.
+        folder: that gets the folder `wandb`.
+        id_file: that keeps the run's id: training that is given again goes on in the same run, online and, once it is
+            sent (`wandb sync --append`), offline. It goes with the points to resume from.
     """
 
-    def __init__(self, project: str, folder: Path) -> None:
+    def __init__(self, project: str, folder: Path, id_file: Path) -> None:
         super().__init__()
-        self.project, self.folder = project, folder
+        self.project, self.folder, self.id_file = project, folder, id_file
         self.failed = False
 
     def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
@@ -149,7 +156,17 @@ class WandbLog(WandbCallback):
                 if self._wandb.run is not None:
                     self._wandb.finish()
                 mode: Any = os.environ.get("WANDB_MODE") or wandb_mode()
-                self._wandb.init(project=self.project, dir=str(self.folder), name=args.run_name, mode=mode)
+                known = (read_object(self.id_file) or {}).get("id")
+                self._wandb.init(
+                    project=self.project,
+                    dir=str(self.folder),
+                    name=args.run_name,
+                    mode=mode,
+                    id=known if isinstance(known, str) and known.isalnum() else uuid.uuid4().hex[:8],
+                    resume=None if mode == "offline" else "allow",  # there, nobody knows what is on the server
+                )
+                assert self._wandb.run is not None
+                write_json(self.id_file, {"id": self._wandb.run.id})
             super(WandbLog, self).setup(args, state, model, **kwargs)
 
         self._try(start)

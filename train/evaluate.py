@@ -16,17 +16,22 @@ def evaluate(settings: EvaluationConfig) -> None:
     from . import evaluation, harness, tables  # seconds to import; a wrong config is refused before that
     from .files import require_writable
     from .lock import one_job
+    from .ranks import first_alone, join, together
+    from .trainer_schema import TrainerConfig
 
-    say, folder = tables.terminal(), settings.folder
+    folder = settings.folder
+    state = join(TrainerConfig())
+    say = tables.terminal() if state.is_main_process else tables.silent
     tasks = harness.load_tasks(settings)
     model = evaluation.model_of(settings.checkpoint, settings.nonideality)
     digital = evaluation.digital_of(settings, model) if settings.with_digital else None
     require_writable(folder)
-    with one_job(folder, say):
+    with one_job(folder, say, main_process=state.is_main_process), together():
         if not tasks or settings.with_perplexity:
-            text, measurement = evaluation.text_of(settings, model.config)
+            with first_alone(state):  # one process tokenises, the others find it done
+                text, measurement = evaluation.text_of(settings, model.config, say)
             evaluation.measure(model, text, measurement, settings, digital, say)
-        if tasks:
+        if tasks and state.is_main_process:
             harness.score(model, tasks, settings, digital, say)
     say(f"Results are in {folder}.")
 

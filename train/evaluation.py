@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -24,8 +25,9 @@ from aimc.models.substrates import substrates_under
 from .errors import RunError
 from .models import load_any, on_accelerator
 from .pretrained import load_digital
+from .ranks import everyone
 from .report import add_results, write_results
-from .tables import Say, ablation_table, agreement_table, announced, sweep_table, terminal
+from .tables import Say, ablation_table, agreement_table, announced, sweep_table
 from .tokens import prepare, require_vocabulary
 from .windows import placed
 
@@ -57,14 +59,14 @@ def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
     return on_accelerator(model)
 
 
-def text_of(settings: EvaluationConfig, model: PretrainedConfig) -> tuple[Tensor, Measurement]:
+def text_of(settings: EvaluationConfig, model: PretrainedConfig, say: Say) -> tuple[Tensor, Measurement]:
     """The text, int64 `[N]`, in the model's own tokens, and the measurement with its windows settled.
 
     Raises:
         RunError: unusable text, windows or tokenizer.
     """
     measurement = placed(settings.measure, settings.data, model)
-    data = prepare(settings.data, settings.checkpoint, measurement.context or 1, terminal())
+    data = prepare(settings.data, settings.checkpoint, measurement.context or 1, say)
     require_vocabulary(data.tokenizer, model, settings.checkpoint)
     return data.tensor(settings.split, measurement.tokens), measurement
 
@@ -109,20 +111,24 @@ def measure(
     digital model; write and show it."""
     without, against = {}, {}
     if has_arrays(model):
-        sweep = nonideality_sweep(model, text, settings.nonideality, measurement, on_result=announced(say))
+        sweep = nonideality_sweep(
+            model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
+        )
         if settings.ablate:
             without = {
                 name if name == "all effects" else f"without {name}": float(value)
                 for name, value in ablation(model, text, measurement).items()
             }
     else:
-        sweep = {"clean": perplexity(model, text, measurement)}
+        sweep = {"clean": perplexity(model, text, measurement, ranks=everyone())}
     say(sweep_table(sweep))
     if without:
         say(ablation_table(without))
     if digital is not None:
         against = {name: _agreement(model, digital, text, measurement, noise) for name, noise in _cases(settings)}
         say(agreement_table(against, digital.name))
+    if not PartialState().is_main_process:
+        return
     write_results(settings.folder, without, sweep)
     if digital is not None:
         rows = {name: asdict(row) for name, row in against.items()}

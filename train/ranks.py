@@ -9,11 +9,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from torch import distributed
+
+from aimc.models.ranks import ALONE, Ranks
 
 from .errors import RESUME, RunError
 
@@ -89,6 +92,19 @@ def _from_slurm() -> None:
         "MASTER_ADDR": first,
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(20000 + job % 20000)),
     }
+
+
+def everyone() -> Ranks:
+    """All processes of the run, for what they share between its trainings, however long one has to wait."""
+    state = PartialState()
+    if not state.use_distributed:
+        return ALONE
+    return Ranks(state.process_index, state.num_processes, _patient_group())
+
+
+@cache
+def _patient_group() -> Any:
+    return distributed.new_group(timeout=PATIENCE, backend="gloo")
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from aimc.evaluate.sweeps import nonideality_sweep
 from .errors import RunError
 from .files import write_json, write_text
 from .models import load_analog
+from .ranks import everyone
 from .record import history_of, record_of
 from .run import Run
 from .stages import ROUTES, STAGES
@@ -47,6 +48,7 @@ def evaluate_run(run: Run) -> None:
         run.config.nonideality,
         run.measurement,
         on_result=announced(run.say),
+        ranks=everyone(),
     )
     if not PartialState().is_main_process:
         return

@@ -23,6 +23,7 @@ from .errors import RunError
 from .generated import write_text
 from .models import digest_of, load_analog
 from .pretrained import load_digital
+from .ranks import everyone
 from .stages import STAGES
 from .stages.stage import Stage
 from .tables import warned
@@ -141,6 +142,11 @@ class Run:
             )
         return list(tokens.view(count, size, self.context))
 
+    def own_batches(self) -> list[Tensor]:
+        """Those of :meth:`batches` that this process measures statistics on; they are put together exactly."""
+        batches, ranks = self.batches(), everyone()
+        return [batches[number] for number in ranks.mine(range(len(batches)))] if len(batches) >= ranks.n else batches
+
     def sequences(self, recipe: str) -> list[Tensor]:
         """Training text of a recipe, in batches as it trains on them: int64 `[B, T]`, in an order drawn from the seed;
         as many as it has steps, or the whole text where that is less."""
@@ -157,6 +163,7 @@ class Run:
     ) -> list[dict[str, float]]:
         """Train in place by a recipe, the stage's own unless named; returns the log, see :func:`train`."""
         name, config = recipe or self.stage.name, self.config
+        work = self.work if recipe is None else self.work / name
         in_wandb = config.logger.name == "wandb"
         training = Training(
             stage=self.stage.name,
@@ -166,9 +173,9 @@ class Run:
             context=self.context,
             seed=config.seed,
             data_seed=config.seed + STAGES[name].data_order,
-            folder=self.work if recipe is None else self.work / name,
+            folder=work,
             run_name=f"{config.folder.name}-{self.stage.name}",
-            callbacks=[WandbLog(config.logger.project, config.folder)] if in_wandb else [],
+            callbacks=[WandbLog(config.logger.project, config.folder, work / "wandb.json")] if in_wandb else [],
             nonideality=config.nonideality,
             heartbeat=config.folder / HEARTBEAT,
             spikes=config.folder / "spikes" / (self.stage.name if recipe is None else f"{self.stage.name}-{name}"),
@@ -180,12 +187,12 @@ class Run:
     def validate(self, model: PreTrainedModel) -> float:
         """Perplexity on the validation text in sequences as they are trained on."""
         text = self.data.tensor("valid", self.config.trainer.eval_tokens)
-        return float(aimc.perplexity(model, text, context=self.context, stride=self.context))
+        return float(aimc.perplexity(model, text, context=self.context, stride=self.context, ranks=everyone()))
 
     def measure(self, model: PreTrainedModel) -> float:
         """Held-out perplexity, clean."""
         noise = aimc.Noise() if has_arrays(model) else None
-        return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1))
+        return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1, ranks=everyone()))
 
     def clip_fractions(self, model: PreTrainedModel) -> dict[str, float]:
         """How often a value meets a bound of the hardware, on a batch of the training text; says where a normaliser's

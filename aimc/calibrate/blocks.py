@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from aimc.calibrate.observation import require_same_heads
 from aimc.models.arrays import gain_cell_layers, hardware_of, has_arrays, n_layers_of
 from aimc.models.families import AttentionLayer, attention_layers
+from aimc.models.ranks import ALONE, Ranks
 from aimc.nn.attention import GainCellAttention
 
 
@@ -169,18 +170,21 @@ def student_output(block: Block, call: Call, mask: Tensor | None) -> Tensor:
     return output_of(block.student(**inputs | {"attention_mask": mask}))
 
 
-def relative_error(output: Tensor, target: Tensor, real: Tensor | None) -> Tensor:
+def relative_error(output: Tensor, target: Tensor, real: Tensor | None, ranks: Ranks = ALONE) -> Tensor:
     """Squared error of `[B, T, features]` over the power of the target, a scalar in float32.
 
     Args:
+        output: of the block.
+        target: what it should be.
         real: `[B, T]`, not zero where tokens are no padding; None: all.
+        ranks: processes whose targets' power it is; their errors are what, together, makes the error.
     """
     target = target.float()
     error = (output.float() - target).square()
     power = target.square()
     if real is not None:
         error, power = error * real[..., None], power * real[..., None]
-    return error.sum() / power.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return error.sum() / ranks.total(power.sum()).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 @contextmanager

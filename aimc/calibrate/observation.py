@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 from aimc.models.arrays import gain_cell_layers
 from aimc.models.families import layer_number
 from aimc.models.modes import evaluating
+from aimc.models.ranks import all_ranks, exact_sum
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import PARTS, GainCellAttention
 from aimc.ops.attention import Details
@@ -25,39 +27,41 @@ Batches = Iterable[Tensor | dict[str, Tensor]]
 
 @dataclass(slots=True)
 class Moments:
-    """Running count, sum and sum of squares of a quantity, per head, in float64."""
+    """Count, sum and sum of squares of a quantity, per head, in float64: exact over batches, in whatever order they
+    come and however many processes have read them."""
 
-    count: float = 0.0
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    counts: list[float] = field(default_factory=list)
+    """A batch each."""
+    totals: list[Tensor] = field(default_factory=list)
+    """`[H]` each."""
+    squares: list[Tensor] = field(default_factory=list)
 
     def add(self, x: Tensor) -> None:
         """Take in `[B, H, T, D]`."""
         x = x.detach().double()
-        self.count += x.numel() / x.shape[1]
-        self.total = self.total + x.sum(dim=(0, 2, 3)).cpu()
-        self.squares = self.squares + x.square().sum(dim=(0, 2, 3)).cpu()
+        self.counts.append(x.numel() / x.shape[1])
+        self.totals.append(x.sum(dim=(0, 2, 3)).cpu())
+        self.squares.append(x.square().sum(dim=(0, 2, 3)).cpu())
 
-    def reduce(self) -> None:
-        """Sum over the processes of a data-parallel run, so that each sees the statistics of all batches."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            packed = torch.cat([torch.tensor([self.count], dtype=torch.float64), self.total, self.squares])
-            if torch.distributed.get_backend() == "nccl":
-                packed = packed.cuda()
-            torch.distributed.all_reduce(packed)
-            packed = packed.cpu()
-            self.count = float(packed[0])
-            self.total, self.squares = packed[1:].chunk(2)
+    @property
+    def count(self) -> float:
+        """Values a head."""
+        return math.fsum(self.counts)
+
+    @property
+    def n_heads(self) -> int:
+        """Heads that were seen."""
+        return self.totals[0].numel()
 
     @property
     def mean(self) -> Tensor:
         """`[H]`."""
-        return self.total / self.count
+        return exact_sum(self.totals) / self.count
 
     @property
     def std(self) -> Tensor:
         """`[H]`, of the population."""
-        return (self.squares / self.count - self.mean.square()).clamp(min=0).sqrt()
+        return (exact_sum(self.squares) / self.count - self.mean.square()).clamp(min=0).sqrt()
 
 
 LayerMoments = dict[str, Moments]
@@ -216,9 +220,18 @@ def _observed_attention(
 
 
 def _reduced(moments: dict[int, LayerMoments]) -> dict[int, LayerMoments]:
-    if not moments or any(of_part.count == 0 for of_layer in moments.values() for of_part in of_layer.values()):
+    """With the batches of all processes of a data-parallel run, so that each sees the same statistics."""
+    ranks = all_ranks()
+    if ranks.n > 1:
+        of_ranks = ranks.united({ranks.number: moments})
+        moments = {number: {part: Moments() for part in of_layer} for x in of_ranks for number, of_layer in x.items()}
+        for of_rank in of_ranks:
+            for number, of_layer in of_rank.items():
+                for part, found in of_layer.items():
+                    both = moments[number][part]
+                    both.counts += found.counts
+                    both.totals += found.totals
+                    both.squares += found.squares
+    if not moments or any(not of_part.counts for of_layer in moments.values() for of_part in of_layer.values()):
         raise ValueError("no batch was given, so there are no statistics; pass at least one batch of token ids [B, T]")
-    for of_layer in moments.values():
-        for of_part in of_layer.values():
-            of_part.reduce()
     return moments

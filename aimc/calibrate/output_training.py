@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from aimc.calibrate.blocks import Block, Call, learning, relative_error, run_decoder, student_output, watching
+from aimc.models.ranks import ALONE, Ranks
 
 LAST_RATE = 0.01
 """Learning rate of the last step, as a share of the first."""
@@ -72,10 +74,18 @@ class Training:
 
 
 class Trainer:
-    """One optimiser a block; all blocks step on the same batch."""
+    """One optimiser a block; all blocks step on the same batch, of which each process has some rows."""
 
-    def __init__(self, model: PreTrainedModel, reference: PreTrainedModel, blocks: list[Block], training: Training):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        reference: PreTrainedModel,
+        blocks: list[Block],
+        training: Training,
+        ranks: Ranks = ALONE,
+    ):
         self.model, self.reference, self.blocks, self.training = model, reference, blocks, training
+        self.ranks = ranks
         self._started: float | None = None
         rates = (training.scaler_learning_rate, training.learning_rate)
         self.optimisers = [
@@ -96,7 +106,11 @@ class Trainer:
         now = perf_counter()
         if self._started is None:
             self._started = now
-        return self.training.share(number, now - self._started)
+        spent_s = now - self._started
+        if self.ranks.n > 1 and self.training.minutes is not None:  # all must stop at the same step
+            device = next(self.model.parameters()).device
+            spent_s = float(self.ranks.total(torch.tensor(spent_s, device=device))) / self.ranks.n
+        return self.training.share(number, spent_s)
 
     def step(self, number: int, batch: dict[str, Tensor]) -> float:
         """Every block takes step `number` on the batch; returns the mean of their errors before it."""
@@ -154,11 +168,20 @@ class Trainer:
 
     def _learn(self, i: int, output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         parameters, optimiser = self.blocks[i].parameters, self.optimisers[i]
-        error = relative_error(output, target, mask)
-        gradients = torch.autograd.grad(error, parameters, allow_unused=True)
+        error = relative_error(output, target, mask, self.ranks)
+        gradients = self._summed(torch.autograd.grad(error, parameters, allow_unused=True))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         nn.utils.clip_grad_norm_(parameters, self.training.max_grad_norm)
         optimiser.step()
         optimiser.zero_grad()
-        return error.detach()
+        return self.ranks.total(error.detach())
+
+    def _summed(self, gradients: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Over all processes, in one message."""
+        if self.ranks.n == 1:
+            return gradients
+        known = [gradient for gradient in gradients if gradient is not None]
+        flat = self.ranks.total(torch.cat([gradient.flatten() for gradient in known]))
+        parts = iter(flat.split([gradient.numel() for gradient in known]))
+        return [None if gradient is None else next(parts).view_as(gradient) for gradient in gradients]

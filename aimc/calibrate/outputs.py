@@ -21,7 +21,9 @@ from aimc.calibrate.observation import Batches
 from aimc.calibrate.output_report import OutputMatching
 from aimc.calibrate.output_training import Trainer, Training
 from aimc.calibrate.output_variance import measured
+from aimc.models.arrays import hardware_of
 from aimc.models.modes import evaluating
+from aimc.models.ranks import ALONE, Ranks
 
 MIN_FALL = 0.01
 """Share by which the error has to fall from one stretch of `patience` steps to the next for training to go on."""
@@ -42,6 +44,7 @@ def match_outputs(
     patience: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    ranks: Ranks = ALONE,
 ) -> OutputMatching:
     """Train the attention blocks of a converted model, each by itself, to give the outputs of its digital origin.
 
@@ -71,6 +74,8 @@ def match_outputs(
             many before, or go on to the own stream if that is still to come; None: make all steps.
         seed: of the order of the batches, and of noise. Torch's global random state is put back.
         progress: show a bar on a terminal.
+        ranks: processes that share the rows of each batch; each must call this with the same arguments, and ends with
+            the same model, up to rounding that of one process. Hardware with noise is not shared: each does it all.
 
     Returns:
         Errors and explained variance per layer and head before and after, both on the first batch, and the curve.
@@ -93,7 +98,7 @@ def match_outputs(
     blocks = paired_blocks(model, reference)
     text = _checked(batches, reference)
     started = time.perf_counter()
-    trainer = Trainer(model, reference, blocks, training)
+    trainer = Trainer(model, reference, blocks, training, _able(ranks, model, text))
     report = OutputMatching()
     with evaluating(model), evaluating(reference), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -113,7 +118,7 @@ def _train(trainer: Trainer, text: list[dict[str, Tensor]], seed: int, report: O
             errors: list[float] = []
             for step in phase:
                 batch = text[next(order)]
-                errors.append(trainer.step(step, batch))
+                errors.append(trainer.step(step, _rows_of(batch, trainer.ranks)))
                 report.history.append(errors[-1])
                 report.n_tokens += _n_tokens(batch)
                 bar.set_postfix(error=f"{errors[-1]:.3f}", refresh=False)
@@ -125,6 +130,16 @@ def _train(trainer: Trainer, text: list[dict[str, Tensor]], seed: int, report: O
                     break
             if phase is phases[0] and phases[1]:
                 report.own_stream_from = report.steps
+
+
+def _able(ranks: Ranks, model: PreTrainedModel, text: list[dict[str, Tensor]]) -> Ranks:
+    """The processes, where a batch can be shared by them: noise is drawn for a whole one."""
+    is_noisy = bool(hardware_of(model).noise.active())
+    return ALONE if is_noisy or any(len(batch["input_ids"]) < ranks.n for batch in text) else ranks
+
+
+def _rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    return {name: x[ranks.number :: ranks.n] for name, x in batch.items()}
 
 
 def _is_level(errors: list[float], patience: int | None) -> bool:

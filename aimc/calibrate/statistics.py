@@ -87,8 +87,8 @@ def match_statistics(
 
     `a ← a·(σ*/σ)^damping` and `b` so that the mean moves by `damping·(μ* − μ)`, per layer and head, where σ and μ are
     measured on the scaled q, k and v (before the converters) and on the scaled output. Upstream layers move the
-    statistics of those downstream, so it is iterated. Deterministic; in a data-parallel run every process must call it
-    and all end with the same scalers.
+    statistics of those downstream, so it is iterated. Deterministic; in a data-parallel run every process must call it,
+    each with batches of its own, and all end with the same scalers, to the bit those of one process with all batches.
 
     Args:
         model: converted; its scalers change in place.
@@ -164,7 +164,7 @@ def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches:
 def _check_same_shape(model: PreTrainedModel, target: dict[int, LayerMoments]) -> None:
     """The same layers, with the same heads: statistics of another layer would be matched without a word."""
     own = {layer.layer: [len(layer.scaler(part).scale) for part in PARTS] for _, layer in gain_cell_layers(model)}
-    wanted = {number: [of_layer[part].total.numel() for part in PARTS] for number, of_layer in target.items()}
+    wanted = {number: [of_layer[part].n_heads for part in PARTS] for number, of_layer in target.items()}
     if own.keys() != wanted.keys():
         raise ValueError(
             f"the model has layers {_numbers(own)} on arrays and the reference {_numbers(wanted)}; use a reference of"

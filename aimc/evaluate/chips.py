@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from aimc.hardware import Noise
 from aimc.models.arrays import gain_cell_layers, has_arrays, set_chip, set_draws, set_generator, write_record
 from aimc.models.gsa import SlotArrays, slot_arrays
+from aimc.models.ranks import Ranks
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import GainCellAttention
 from aimc.static.tiles import seeded, static_layers
@@ -49,6 +50,11 @@ class chips_of:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+    def only(self, ranks: Ranks) -> chips_of:
+        """The same less the chips that other processes take."""
+        self.numbers = ranks.mine(self.numbers)
+        return self
 
     def __iter__(self) -> Iterator[int]:
         with noise_of(self.model, self.noise):

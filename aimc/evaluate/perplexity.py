@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from aimc.evaluate.chips import chips_of
+from aimc.evaluate.chips import chips_of, is_random
 from aimc.evaluate.estimates import exp_mean_of
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.windows import UNSCORED, checked_tokens, window_of, windows, windows_together
 from aimc.hardware import Noise
 from aimc.models.modes import evaluating
+from aimc.models.ranks import ALONE, Ranks
 
 
 @dataclass(slots=True, kw_only=True)
@@ -55,6 +56,7 @@ def perplexity(
     measurement: Measurement | None = None,
     *,
     nonideality: Noise | None = None,
+    ranks: Ranks = ALONE,
     **fields: Unpack[MeasurementFields],
 ) -> Perplexity:
     """Strided perplexity on a text.
@@ -67,6 +69,8 @@ def perplexity(
         tokens: int64 `[N]`, the text.
         measurement: windows, chips and how much of the text; None: one chip, the whole text.
         nonideality: noise of this measurement in place of the hardware's own; None: the hardware's own.
+        ranks: processes that share the chips, or the text of a single one; each must call this, and has what one alone
+            would have, to the bit.
         fields: `context`, `stride`, `batch_size`, `chips`, `seed` in place of the measurement's.
 
     Raises:
@@ -75,22 +79,27 @@ def perplexity(
     """
     measurement = measurement_of(measurement, fields)
     context, stride = window_of(model, measurement)
-    return perplexity_of(token_losses(model, tokens, measurement, nonideality), context, stride)
+    return perplexity_of(token_losses(model, tokens, measurement, nonideality, ranks), context, stride)
 
 
 def token_losses(
-    model: PreTrainedModel, tokens: Tensor, measurement: Measurement, nonideality: Noise | None = None
+    model: PreTrainedModel,
+    tokens: Tensor,
+    measurement: Measurement,
+    nonideality: Noise | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Tensor]:
     """What a perplexity is made of: losses in nat, `[N − 1]` in the text's order, one tensor a chip. Arguments and
     errors are those of :func:`perplexity`."""
     context, stride = window_of(model, measurement)
     tokens = checked_tokens(model, tokens)[: measurement.tokens]
     together = windows_together(model, context, measurement.batch_size)
+    chips = chips_of(model, measurement.chips, nonideality, measurement.seed)
+    by_text = ranks if not is_random(model, nonideality) else ALONE  # noise goes through a text in order
+    mine = chips if by_text is ranks else chips.only(ranks)
     with evaluating(model):
-        return [
-            _losses(model, tokens, context, stride, together)
-            for _ in chips_of(model, measurement.chips, nonideality, measurement.seed)
-        ]
+        losses = {chip: _losses(model, tokens, context, stride, together, by_text) for chip in mine}
+    return list(losses.values()) if by_text is ranks else ranks.united(losses)
 
 
 def perplexity_of(losses: Sequence[Tensor], context: int, stride: int) -> Perplexity:
@@ -120,14 +129,17 @@ def over_chips(per_chip: Sequence[float], *, n_tokens: int, context: int, stride
 
 
 @torch.no_grad()
-def _losses(model: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int) -> Tensor:
-    """Negative log-likelihood of each scored token in nat, `[N − 1]`, in the order of the text."""
+def _losses(model: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int, ranks: Ranks) -> Tensor:
+    """Negative log-likelihood of each scored token in nat, `[N − 1]`, in the order of the text; each process computes
+    some of the batches."""
     device = next(model.parameters()).device
-    parts = []
-    for inputs, targets in windows(tokens, context, stride, batch_size):
+    parts = {}
+    for number, (inputs, targets) in enumerate(windows(tokens, context, stride, batch_size)):
+        if number % ranks.n != ranks.number:
+            continue
         logits = model(inputs.to(device), use_cache=False).logits.float()
         losses = cross_entropy(
             logits.transpose(1, 2), targets.to(device), ignore_index=UNSCORED, reduction="none"
         )  # [B, C]
-        parts.append(losses.cpu()[targets != UNSCORED])
-    return torch.cat(parts).double()
+        parts[number] = losses.cpu()[targets != UNSCORED]
+    return torch.cat(ranks.united(parts)).double()

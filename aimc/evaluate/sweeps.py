@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import Noise
+from aimc.models.ranks import ALONE, Ranks
 
 
 def nonideality_sweep(
@@ -20,6 +21,7 @@ def nonideality_sweep(
     measurement: Measurement | None = None,
     *,
     on_result: Callable[[str, Perplexity], None] | None = None,
+    ranks: Ranks = ALONE,
     **fields: Unpack[MeasurementFields],
 ) -> dict[str, Perplexity]:
     """Perplexity clean, under each non-ideality alone, and under all together.
@@ -32,6 +34,7 @@ def nonideality_sweep(
         nonideality: the sizes of the non-idealities.
         measurement: as for :func:`aimc.perplexity`; None: four chips.
         on_result: called after each row.
+        ranks: processes that share the chips; each must call this.
         fields: of the measurement, in place of its own.
 
     Returns:
@@ -41,7 +44,7 @@ def nonideality_sweep(
     cases = {"clean": Noise()} | {name: nonideality.only(name) for name in nonideality.active()} | {"all": nonideality}
     rows = {}
     for name, noise in cases.items():
-        rows[name] = perplexity(model, tokens, measurement, nonideality=noise)
+        rows[name] = perplexity(model, tokens, measurement, nonideality=noise, ranks=ranks)
         if on_result is not None:
             on_result(name, rows[name])
     return rows

@@ -9,6 +9,7 @@ import logging
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,24 @@ def test_wandb_writes_an_offline_run_a_stage(tmp_path: Path, logged_out: None, c
     ):
         assert text in contents, text
     assert wandb.run is None
+
+
+def test_wandb_goes_on_in_the_same_run(
+    tmp_path: Path, logged_out: None, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: HardwareAwareTrainer, *args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    steps = HardwareAwareTrainer.training_step
+    monkeypatch.setattr(HardwareAwareTrainer, "training_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(compose(tmp_path, "stage.name=digital", "logger=wandb"))
+    wandb.finish()
+    monkeypatch.setattr(HardwareAwareTrainer, "training_step", steps)
+    time.sleep(1)  # their folders go by the second
+    run(compose(tmp_path, "stage.name=digital", "logger=wandb"))
+    folders = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(folders) == 2 and len({name.rpartition("-")[2] for name in folders}) == 1, folders
 
 
 @pytest.mark.parametrize("broken", ["wandb.init", "transformers.integrations.WandbCallback.on_log"])

@@ -36,7 +36,7 @@ def run(run: Run) -> StageResult:
     report = aimc.match_statistics(
         result.model,
         reference=reference,
-        batches=run.batches(),
+        batches=run.own_batches(),
         iterations=settings.adapt_iterations,
         damping=settings.adapt_damping,
         tolerance=settings.adapt_tolerance,

@@ -25,7 +25,7 @@ def run(run: Run) -> StageResult:
     run.say(converted(result.model, linearised(run.config.hardware)))
     result.perplexity["linear cell, published start"] = run.measure(result.model)
     if run.config.stage.start == "statistics":
-        report = aimc.initialise_scalers(result.model, reference, run.batches())
+        report = aimc.initialise_scalers(result.model, reference, run.own_batches())
         result.notes["output matching"] = str(report)
         result.perplexity["linear cell, statistics start"] = run.measure(result.model)
     result.history = run.train(result.model, teacher=run.teacher())

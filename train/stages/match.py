@@ -18,12 +18,13 @@ def run(run: Run) -> StageResult:
     import aimc
 
     from ..models import converted
+    from ..ranks import everyone
 
     reference, recipe = run.model_of("digital"), run.config.trainer.recipe("match")
     result = StageResult(copy.deepcopy(reference))
     run.say(converted(result.model, run.config.hardware))
     result.perplexity["nonlinear cell, straight from digital"] = run.measure(result.model)
-    aimc.initialise_scalers(result.model, reference, run.batches())
+    aimc.initialise_scalers(result.model, reference, run.own_batches())
     result.perplexity["nonlinear cell, statistics start"] = run.measure(result.model)
     if recipe.steps:
         factors = recipe.learning_rates
@@ -38,6 +39,7 @@ def run(run: Run) -> StageResult:
             max_grad_norm=recipe.max_grad_norm,
             seed=run.config.seed,
             progress=True,
+            ranks=everyone(),
         )
         run.say(str(report))
         per_step = report.n_tokens // report.steps
