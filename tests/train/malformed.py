@@ -25,6 +25,7 @@ from train.command import command_line, launch, run_command
 from train.configs import checked
 from train.effects import require_effect
 from train.schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
+from train.spellings import in_quotes, respelled
 from train.study_schema import PageConfig, StudyConfig
 
 SCHEMAS: dict[str, tuple[type, list[str]]] = {
@@ -85,13 +86,6 @@ def _is_union(hint: Any) -> bool:
     return NoneType in get_args(hint)
 
 
-def quoted(text: str) -> str:
-    """A text as Hydra reads it back."""
-    escaped = text.replace("'", "\\'")
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{chr(92) * trailing}'"
-
-
 WORDS = st.sampled_from(
     ["abc", "nan", "inf", "-inf", "1e400", "0x10", "1_0", "💥", "[]", "a b", "-", "${", "}", "\\", "'"]
 )
@@ -111,7 +105,7 @@ NOT_A_NUMBER = st.one_of(
     CONTAINERS,
     NOWHERE,
     st.sampled_from(["nan", "inf", "-inf", "1e400", "true", "''"]),
-    TEXT.filter(lambda text: not _is_number(text)).map(quoted),
+    TEXT.filter(lambda text: not _is_number(text)).map(in_quotes),
 )
 TOO_LARGE = st.one_of(st.integers(10**13, 10**60).map(str), st.integers(-(10**60), -(10**13)).map(str))
 SIGNED = ("v_min", "v_max", "inl", "coefficients", "positions")
@@ -154,7 +148,7 @@ def wrong_words(draw: st.DrawFn, through_hydra: bool = False) -> Word:
     sign = draw(st.sampled_from(["", "", "", "+", "++"]))
     if dataclasses.is_dataclass(place.kind) and draw(st.booleans()):
         key = draw(st.sampled_from(["stepz", "x1", "_target_", "n-layer", "_"]))
-        return Word(place.config, key, f"{sign}{place.name}.{key}={draw(NUMBERS | TEXT.map(quoted))}", through_hydra)
+        return Word(place.config, key, f"{sign}{place.name}.{key}={draw(NUMBERS | TEXT.map(in_quotes))}", through_hydra)
     value = draw(wrong_values(place.kind))
     if through_hydra:
         return Word(place.config, place.name, f"{sign}{place.name}={value}", True)
@@ -166,7 +160,7 @@ def any_words(draw: st.DrawFn) -> Word:
     """A word with any value, right or wrong, at any field, and with it any other sign of Hydra's."""
     place = draw(st.sampled_from(places()))
     value = draw(
-        st.one_of(NUMBERS, TEXT.map(quoted), TEXT, CONTAINERS, NOWHERE, st.sampled_from(["null", "${seed}", ""]))
+        st.one_of(NUMBERS, TEXT.map(in_quotes), TEXT, CONTAINERS, NOWHERE, st.sampled_from(["null", "${seed}", ""]))
     )
     sign = draw(st.sampled_from(["", "", "", "", "+", "++", "~"]))
     return Word(place.config, place.name, f"{sign}{place.name}={value}")
@@ -211,12 +205,13 @@ def _into_composed(word: Word) -> None:
     """What Hydra and the door do with a field's word, into what was composed once."""
 
     def work() -> None:
-        overrides = OverridesParser.create().parse_overrides([word.text])
+        words, _ = respelled([word.text], word.config)
+        overrides = OverridesParser.create().parse_overrides(words)
         config = copy.deepcopy(_composed(word.config))
         OmegaConf.set_struct(config, True)
         ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
         settings = checked(config, SCHEMAS[word.config][0])
-        require_effect(settings, [word.text])
+        require_effect(settings, words)
 
     with _typed(word):
         launch(lambda: run_command(work))

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from aimc.hardware import ConfigError, Hardware, Noise
 from tests.train.conftest import command
 from train.characterise_config import CharacteriseConfig
 from train.errors import RunError
-from train.schema import EvaluationConfig, Recipe, RunConfig, StageConfig, StaticConfig, WholeChipConfig
+from train.recipe import Recipe
+from train.schema import EvaluationConfig, RunConfig, StageConfig, StaticConfig, WholeChipConfig
 from train.spellings import OLD, respelled
 
 
@@ -90,3 +92,17 @@ def test_the_command_takes_an_old_spelling() -> None:
     done = command("train.evaluate", "checkpoint=x", "chips=7", "--cfg", "job")
     assert done.returncode == 0 and "chips: 7" in done.stdout
     assert done.stderr.strip() == "warning: chips is now measure.chips; the old spelling goes with the next version"
+
+
+@pytest.mark.parametrize("text", ["/a/o[/]ü", "it's", "x\\'", "x\\", "größe", "[1,2", "a=b", "{", "a,ü", "'", "💥\\\\"])
+def test_a_text_that_hydra_cannot_read_is_taken_as_it_is(text: str) -> None:
+    (word,), _ = respelled([f"output_dir={text}"], "run")
+    (override,) = OverridesParser.create().parse_overrides([word])
+    assert override.value() == text
+
+
+@pytest.mark.parametrize(
+    "word", ["seed=1,2", "output_dir='a b'", "~seed", "--help", "lengths=[1,2]", "a=${b}", "+a.b={c:d}"]
+)
+def test_what_hydra_can_read_stays(word: str) -> None:
+    assert respelled([word], "run")[0] == [word]
