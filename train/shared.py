@@ -4,8 +4,10 @@ however many there are, and a model that is spread over them, saved and resumed 
 from __future__ import annotations
 
 import copy
+import signal
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from aimc.static.tiles import has_static
 
 from . import sharding
-from .errors import RunError
+from .errors import RESUME, RunError
 from .tokens import Blocks, Mixed
 
 
@@ -80,6 +82,43 @@ def checkpointed(model: PreTrainedModel, is_on: bool) -> Iterator[None]:
         yield
     finally:
         disable()
+
+
+_DIED = "DataLoader worker"
+"""How torch's words for a dead one begin."""
+
+
+class LostWorker(RunError):
+    """A process that reads the text died."""
+
+    status = RESUME
+
+
+@contextmanager
+def reading(stage: str, workers: int) -> Iterator[None]:
+    """Around a training whose text other processes read.
+
+    Raises:
+        LostWorker: one of them died.
+    """
+    try:
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            with suppress(ValueError):  # not the main thread
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch tells by it of each that ends
+            frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+            if not workers or "_try_get_data" not in frames:
+                raise
+            raise RuntimeError(f"{_DIED}: {error or type(error).__name__}") from error  # its pipe broke first
+    except RuntimeError as error:  # or what torch tells, also while the pipe is looked into
+        if _DIED not in str(error):
+            raise
+        raise LostWorker(
+            f"stage {stage}: a process that reads the text died ({str(error).splitlines()[0].strip()}), for lack of"
+            " memory perhaps; the last point to resume from is intact, and the same command goes on from there;"
+            " trainer.workers=0 reads without"
+        ) from error
 
 
 class SharedTrainer(Trainer):

@@ -29,7 +29,7 @@ from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
 from .resume import PARTIAL, best_intact, keep, last_intact, step_of
 from .sharding import take_over, whole
-from .shared import SharedTrainer, checkpointed, load_whole, spread_copy
+from .shared import SharedTrainer, checkpointed, load_whole, reading, spread_copy
 from .spikes import SpikeWatch
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
@@ -150,7 +150,11 @@ def _train(
             # Noise and dropout of its own on every process.
             torch.manual_seed(training.seed + trainer.args.process_index)
         try:
-            with interrupt, checkpointed(trained, training.shared.activation_checkpointing):
+            with (
+                interrupt,
+                checkpointed(trained, shared.activation_checkpointing),
+                reading(training.stage, shared.workers),
+            ):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             trainer.noise.take_off()
