@@ -27,9 +27,10 @@ from .files import remove, saving
 from .groups import frozen, set_rates
 from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
-from .resume import PARTIAL, keep, last_intact
+from .resume import PARTIAL, PREFIX, keep, last_intact
 from .sharding import take_over, whole
 from .shared import SharedTrainer, checkpointed, spread_copy
+from .streaming import Stream
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
@@ -124,9 +125,12 @@ def _train(
         )
     checkpoint = last_intact(training.folder, training.say)
     trained = spread_copy(model, checkpoint, recipe.lora_rank) if training.shared.sharding == "fsdp" else model
-    trainer = HardwareAwareTrainer(
-        training=training, teacher=teacher, model=trained, args=_arguments(training), **_texts(data, training)
-    )
+    texts = _texts(data, training)
+    arguments = _arguments(training, isinstance(texts["train_dataset"], Stream))
+    trainer = HardwareAwareTrainer(training=training, teacher=teacher, model=trained, args=arguments, **texts)
+    text = trainer.train_dataset
+    if isinstance(text, Stream) and checkpoint is not None:
+        text.go_on(checkpoint, lambda: trainer._load_rng_state(str(checkpoint)))
     interrupt = StopOnSignal()
     beating = [] if training.heartbeat is None else [Heartbeat(training.heartbeat, training.stage)]
     for callback in (interrupt, *beating, *training.callbacks):
@@ -143,6 +147,8 @@ def _train(
             with interrupt, checkpointed(trained, training.shared.activation_checkpointing):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
+            if isinstance(text, Stream):
+                text.close()
             trainer.noise.take_off()
             # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
             trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
@@ -158,28 +164,26 @@ def _train(
     return [{**line, "tokens": line["step"] * per_step} for line in trainer.state.log_history]
 
 
-def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
+def _texts(data: TokenData, training: Training) -> dict[str, Blocks | Mixed | Stream]:
     """Training and validation text in sequences, enough of both."""
     recipe, context = training.recipe, training.context
-    texts = {
-        "train_dataset": data.training_blocks(context),
-        "eval_dataset": Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens),
-    }
-    if not len(texts["eval_dataset"]):
+    text = data.training_blocks(context, training.data_seed)
+    validation = Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens)
+    if not len(validation):
         raise RunError(
             f"trainer.eval_tokens={training.shared.eval_tokens}: fewer than one sequence of {context} tokens; give"
             f" {context} or more"
         )
-    if len(texts["train_dataset"]) < recipe.batch_size * PartialState().num_processes:
-        n_tokens = len(texts["train_dataset"]) * context if data.written is not None else len(data.splits["train"])
+    if not isinstance(text, Stream) and len(text) < recipe.batch_size * PartialState().num_processes:
+        n_tokens = len(text) * context if data.written is not None else len(data.splits["train"])
         raise RunError(
             f"the training text holds {n_tokens} tokens, fewer than one batch of {recipe.batch_size} ×"
             f" {context}; give more text or set trainer.{training.recipe_name}.batch_size lower"
         )
-    return texts
+    return {"train_dataset": text, "eval_dataset": validation}
 
 
-def _arguments(training: Training) -> TrainingArguments:
+def _arguments(training: Training, is_streamed: bool) -> TrainingArguments:
     recipe, shared = training.recipe, training.shared
     on_cpu = shared.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
@@ -208,6 +212,7 @@ def _arguments(training: Training) -> TrainingArguments:
         fp16=shared.precision == "fp16",
         use_cpu=on_cpu,
         dataloader_num_workers=shared.workers,
+        ignore_data_skip=is_streamed,  # a stream goes to its place by itself, without reading what is before it
         ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
         dataloader_drop_last=True,
         dataloader_pin_memory=not on_cpu,
@@ -325,10 +330,18 @@ class HardwareAwareTrainer(SharedTrainer):
             self._only_once(lambda: remove(folder / PARTIAL))
             try:
                 super()._save_checkpoint(model, trial)
+                self._only_once(self._save_place)
                 self._only_once(lambda: keep(folder, self.state.global_step, self.training.shared.keep_points))
             except BaseException:
                 remove(folder / PARTIAL)  # on a full disk, room for the next try
                 raise
+
+    def _save_place(self) -> None:
+        """Where a streamed text is to go on."""
+        step = self.state.global_step
+        if isinstance(self.train_dataset, Stream):
+            written = Path(self._get_output_dir(None)) / f"{PREFIX}{step}"
+            self.train_dataset.save(written, step * self.get_total_train_batch_size(self.args))
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the parent writes a checkpoint."""
@@ -354,7 +367,9 @@ class HardwareAwareTrainer(SharedTrainer):
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             before, step_before = self._last_log
-            per_step = self.get_total_train_batch_size(self.args) * cast(Blocks | Mixed, self.train_dataset).context
+            per_step = (
+                self.get_total_train_batch_size(self.args) * cast(Blocks | Mixed | Stream, self.train_dataset).context
+            )
             if step_before:
                 logs["tokens_per_s"] = (step - step_before) * per_step / (now - before)
             self._last_log = (now, step)
