@@ -106,14 +106,14 @@ def test_order_goes_on_where_it_stopped(read: Callable[..., list[list[int]]], ki
 
 
 def dealt(training: Training, data: TokenData, model: Any, n: int, passes: int) -> list[list[int]]:
-    """First token of each sequence that `n` processes are dealt by the trainer's own loaders, pass by pass, in the order
-    in which they see them together."""
+    """First token of each sequence that `n` processes are dealt by the trainer's own loaders, pass by pass, in the
+    order in which they see them together."""
     batches: list[list[list[list[int]]]] = []
     for rank in range(n):
+        arguments = _arguments(training, False)  # finds out how many there are
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(PartialState._shared_state, "num_processes", n)
             patch.setitem(PartialState._shared_state, "process_index", rank)
-            arguments = _arguments(training, False)
             trainer = HardwareAwareTrainer(
                 training=training, teacher=None, model=model, args=arguments, **_texts(data, training)
             )
@@ -138,7 +138,6 @@ def dealt(training: Training, data: TokenData, model: Any, n: int, passes: int) 
 def test_order_is_the_same_for_any_number_of_processes(compose: Compose, tmp_path: Path) -> None:
     """Of one, two and four, over shards, the ends of which lie within sequences."""
     context, n = 8, 42
-    PartialState()
     tokens = np.repeat(np.arange(n, dtype=np.uint16), context)
     orders = []
     for size, processes in ((4, 1), (2, 2), (1, 4)):
