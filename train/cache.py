@@ -63,7 +63,7 @@ def kept(folder: Path, make: Callable[[Path], None], say: Say, mend: Mend | None
             partial.mkdir(exist_ok=True)
             make(partial)
             finish(partial)
-            _note_large(partial)
+            note_large(partial)
             if folder.exists():  # another machine was faster
                 remove(partial)
             else:
@@ -87,7 +87,7 @@ def _damages(folder: Path) -> list[tuple[str, str]] | None:
 
     found = list(damages(folder, read=is_read))
     if not found:
-        _note_large(folder)
+        note_large(folder)
     return found
 
 
@@ -103,7 +103,7 @@ def _mended(folder: Path, damaged: list[tuple[str, str]], mend: Mend, say: Say) 
             say(f"{folder}: the text is not what it was; all of it is tokenised again")
             remove(folder)
             return False
-    _note_large(folder)
+    note_large(folder)
     return True
 
 
@@ -111,7 +111,8 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob(f"*{SHARD}"))
 
 
-def _note_large(folder: Path) -> None:
+def note_large(folder: Path) -> None:
+    """Note of a folder of large files that they are what they were."""
     if _size(folder) <= LARGE:
         return
     large = {path.name: path.stat().st_mtime_ns for path in folder.glob(f"*{SHARD}")}

@@ -18,8 +18,14 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from aimc.static.tiles import has_static
 
 from . import sharding
-from .errors import RunError
+from .errors import RESUME, RunError
 from .tokens import Blocks, Mixed
+
+
+class ReaderDied(RunError):
+    """A process that reads the training text was killed."""
+
+    status = RESUME
 
 
 def spread_copy(model: PreTrainedModel, checkpoint: Path | None, lora_rank: int) -> PreTrainedModel:
@@ -71,6 +77,26 @@ def checkpointed(model: PreTrainedModel, is_on: bool) -> Iterator[None]:
         yield
     finally:
         disable()
+
+
+@contextmanager
+def readers(workers: int) -> Iterator[None]:
+    """Around training that `trainer.workers` read the text for.
+
+    Raises:
+        ReaderDied: one of them was killed.
+    """
+    try:
+        yield
+    except (RuntimeError, RunError) as error:
+        # It comes wherever the process is when the system tells it, also while a point is written.
+        if not (workers and any(str(e).startswith("DataLoader worker (pid") for e in (error, error.__cause__))):
+            raise
+        raise ReaderDied(
+            f"trainer.workers={workers}: a process that reads the training text was killed, by the system where memory"
+            " is short; the last point to resume from is intact, and the same command goes on from there, with fewer"
+            " where you set trainer.workers lower"
+        ) from error
 
 
 class SharedTrainer(Trainer):

@@ -29,7 +29,7 @@ from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
 from .resume import PARTIAL, PREFIX, keep, last_intact
 from .sharding import take_over, whole
-from .shared import SharedTrainer, checkpointed, spread_copy
+from .shared import SharedTrainer, checkpointed, readers, spread_copy
 from .streaming import Stream
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
@@ -144,7 +144,8 @@ def _train(
             # Noise and dropout of its own on every process.
             torch.manual_seed(training.seed + trainer.args.process_index)
         try:
-            with interrupt, checkpointed(trained, training.shared.activation_checkpointing):
+            recomputed = checkpointed(trained, training.shared.activation_checkpointing)
+            with interrupt, readers(training.shared.workers), recomputed:
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
             if isinstance(text, Stream):
