@@ -18,6 +18,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, default_data_co
 
 from aimc.models.manifest import MANIFEST, checksum
 from benchmarks.machine import provenance
-from train import corpus, encoding, shards
+from train import encoding, shards
 from train.cache import PROGRESS, note_large
 from train.schema import DataConfig
 from train.tokens import Blocks, prepare, train_tokenizer
@@ -54,11 +55,26 @@ class Start:
     """More of memory in use at its peak, mapped files included."""
 
 
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A text, tokenised."""
+
+    megabytes: float
+    tokens: int
+    seconds: float
+    own_s: float
+    """CPU seconds of the process that reads and writes."""
+    others_s: float
+    """Of those that tokenise."""
+    start_s: float
+    """Before the first tokens."""
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables; 1 where the loader misses what is wanted of it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data_path", description=__doc__)
     parser.add_argument("--workers", type=int, nargs="*", default=(1, 2), help="processes that tokenise")
-    parser.add_argument("--megabytes", type=float, default=12.0, help="of text that is tokenised")
+    parser.add_argument("--megabytes", type=float, default=24.0, help="of text that is tokenised")
     parser.add_argument("--text", type=Path, help="a text file; otherwise the documentation inside CPython")
     parser.add_argument("--tokenizer", help="a folder; otherwise one that is trained on that documentation")
     parser.add_argument("--batches", type=int, default=200)
@@ -67,9 +83,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     where = provenance("cpu")
     console.print(f"{where['device']}, {where['cores']} cores, load {where['load']}, torch {where['torch']}")
-    if options.workers:
-        console.print(tokenising(options.text, options.tokenizer, options.megabytes, options.workers))
     with tempfile.TemporaryDirectory() as folder:
+        if options.workers:
+            wanted = (options.text, options.tokenizer, options.megabytes, options.workers)
+            console.print(tokenising(Path(folder), *wanted))
         delivered = {n: loading(Path(folder), options.batches, n) for n in (0, 1)}
         start = starting(Path(folder), options.gigabytes)
     table = Table("trainer.workers", "tokens/s", f"× GPT-2 small on an H200 ({TAKEN / 1e3:.0f} k tokens/s, estimated)")
@@ -85,44 +102,55 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if reached else 1
 
 
-def tokenising(text: Path | None, folder: str | None, megabytes: float, workers: list[int]) -> Table:
-    """Speed by number of processes, once they run."""
+def tokenising(folder: Path, text: Path | None, tokenizer: str | None, megabytes: float, workers: list[int]) -> Table:
+    """A dataset of documents of 4,500 characters, read, tokenised and written by several numbers of processes."""
+    import datasets
+
+    datasets.disable_progress_bars()
     found = [text.read_text(encoding="utf-8")] if text else list(import_module("pydoc_data.topics").topics.values())
     found = [document[at : at + 4500] for document in found for at in range(0, len(document), 4500)]
-    tokenizer = AutoTokenizer.from_pretrained(folder) if folder else train_tokenizer(found, 8192)
-    table = Table("data.workers", "MB/s of text", "tokens/s", "start, s")
+    known = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else train_tokenizer(found, 8192)
+    n_documents = int(megabytes * 1e6 / statistics.mean(len(document.encode()) for document in found))
+    rows = {"text": list(islice(cycle(found), n_documents))}
+    datasets.Dataset.from_dict(rows).to_parquet(folder / "train.parquet")
+    table = Table("data.workers", "MB/s", "tokens/s", "CPU s a MB: tokenise", "read and write", "start, s")
     for n in workers:
-        size, n_tokens, seconds, start = _tokenising(found, tokenizer, megabytes, n)
-        table.add_row(str(n), f"{size / seconds / 1e6:.2f}", f"{n_tokens / seconds / 1e3:.0f} k", f"{start:.1f}")
+        one = _tokenising(folder, known, sum(map(len, map(str.encode, rows["text"]))) / n_documents, n)
+        table.add_row(
+            str(n),
+            f"{one.megabytes / one.seconds:.2f}",
+            f"{one.tokens / one.seconds / 1e3:.0f} k",
+            f"{(one.others_s if n > 1 else one.own_s) / one.megabytes:.3f}",
+            f"{one.own_s / one.megabytes:.3f}" if n > 1 else "in that",
+            f"{one.start_s:.1f}",
+        )
     return table
 
 
-def _tokenising(
-    documents: list[str], tokenizer: PreTrainedTokenizerBase, megabytes: float, workers: int
-) -> tuple[int, int, float, float]:
-    """Bytes and tokens behind the first batches, seconds that they took, and seconds before them."""
-
-    def batches() -> Iterator[corpus.Batch]:
-        endless, size, mark = cycle(documents), 0, corpus.Mark()
-        while size < megabytes * 1e6:
-            batch = [("train", text) for text in islice(endless, 64)]
-            size += sum(len(text) for _, text in batch)
-            yield corpus.Batch(batch, mark, mark)
-
+def _tokenising(folder: Path, tokenizer: PreTrainedTokenizerBase, document_bytes: float, workers: int) -> Tokenised:
+    """Behind the first batches, when all work."""
+    config = DataConfig(kind="hub", dataset=str(folder / "train.parquet"), workers=workers, cache_dir=str(folder))
     alone, encoding.ALONE = encoding.ALONE, 0 if workers > 1 else encoding.ALONE
+    place = Path(tempfile.mkdtemp(dir=folder))
     try:
         began = time.perf_counter()
-        done = encoding.encoded(batches(), tokenizer, np.dtype(np.uint16), workers)
-        for _ in islice(done, 2 * workers):  # until all of them work
-            pass
-        started = time.perf_counter()
-        size = n_tokens = 0
-        for batch, tokens in done:
-            size += sum(len(text.encode()) for _, text in batch.documents)
-            n_tokens += sum(map(len, tokens))
-        return size, n_tokens, time.perf_counter() - started, started - began
+        done = shards.tokenise(config, tokenizer, np.dtype(np.uint16), place)
+        first = max(n for n, _ in islice(done, workers))
+        started, own, others = time.perf_counter(), time.process_time(), _of_others()
+        total, n_tokens = first, 0
+        for n_documents, tokens in done:
+            total, n_tokens = n_documents, n_tokens + tokens
+            end, own_end, others_end = time.perf_counter(), time.process_time(), max(others, _of_others())
+        size = (total - first) * document_bytes / 1e6
+        return Tokenised(size, n_tokens, end - started, own_end - own, others_end - others, started - began)
     finally:
         encoding.ALONE = alone
+
+
+def _of_others() -> float:
+    """CPU seconds of the processes that tokenise."""
+    times = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    return sum(spent.user + spent.system for spent in times)
 
 
 def loading(folder: Path, batches: int, workers: int, size: int = 2**26) -> float:

@@ -100,7 +100,7 @@ def _mended(folder: Path, damaged: list[tuple[str, str]], mend: Mend, say: Say) 
         say(f"{folder}: {name} {how}; it is made again")
     with saving(folder.parent, SETTING):
         if not mend(folder, names):
-            say(f"{folder}: the text is not what it was; all of it is tokenised again")
+            say(f"{folder}: it cannot be made again as it was; all of the text is tokenised again")
             remove(folder)
             return False
     note_large(folder)

@@ -209,10 +209,10 @@ def _ahead(items: Generator[Any, None, None]) -> Generator[Any, None, None]:
         thread.join()
 
 
-def write_head(config: DataConfig, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path) -> None:
-    """Write the first `config.head_tokens` tokens of each split, or all where there are fewer, into a folder. Test and
-    validation text are the dataset's own parts, or, where it lacks one of them, documents that are held out by the hash
-    of their text and that no stream trains on."""
+def write_head(config: DataConfig, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path) -> str:
+    """Write the first `config.head_tokens` tokens of each split, or all where there are fewer, into a folder; returns
+    where test and validation text come from: the dataset's own parts, or, where it lacks one of them, documents that
+    are held out by the hash of their text and that no stream trains on."""
     remove(folder / PROGRESS)
     assert config.dataset is not None
     source = corpus.Hub(config.dataset, config.dataset_config, config.column)
@@ -233,6 +233,9 @@ def write_head(config: DataConfig, tokenizer: PreTrainedTokenizerBase, dtype: np
         if not n_documents:
             raise RunError("the text is empty: there is no document in it; check data.dataset")
         files.commit(n_documents, **{_CUT: sorted(full)})
+    if source.has_splits:
+        return "the dataset's own parts"
+    return f"{corpus.HELD_OUT_PERCENT} of a hundred documents each, by the hash of their text, left out of training"
 
 
 def cut_in(folder: Path) -> frozenset[str]:

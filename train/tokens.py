@@ -138,7 +138,8 @@ def prepare(config: DataConfig, model_source: str | None, context: int, say: Say
     def make(place: Path) -> None:
         if config.streaming:
             assert vocabulary is not None
-            write_head(config, vocabulary.tokenizer, _integers(vocabulary.tokenizer), place)
+            held_out = write_head(config, vocabulary.tokenizer, _integers(vocabulary.tokenizer), place)
+            say(f"data.streaming: validation and test text are the first {config.head_tokens} tokens of {held_out}")
             return
         own = _own_tokenizer(config, place) if vocabulary is None else vocabulary.tokenizer
         _tokenise(config, own, _integers(own), place)

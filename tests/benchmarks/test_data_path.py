@@ -19,6 +19,6 @@ def test_what_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.setattr(data_path, "TAKEN", 1.0)
     monkeypatch.setattr(data_path, "START_S", 60.0)
     monkeypatch.setattr(data_path.loading, "__defaults__", (2**18,))
-    assert data_path.main(["--workers", "1", "--megabytes", "0.3", "--batches", "3", "--gigabytes", "0.5"]) == 0
+    assert data_path.main(["--workers", "1", "--megabytes", "2", "--batches", "3", "--gigabytes", "0.5"]) == 0
     said = capsys.readouterr().out
     assert "data.workers" in said and "first batch of a text of 0.5 GB" in said and "reached" in said

@@ -126,7 +126,7 @@ def test_where_the_text_is_another_all_is_made_again(
     monkeypatch.setattr(corpus, "documents", other)
     said: list[str] = []
     data = prepare(text, several.parent, said=said)
-    assert len(said) == 2 and "the text is not what it was; all of it is tokenised again" in said[1]
+    assert len(said) == 2 and "it cannot be made again as it was; all of the text is tokenised again" in said[1]
     assert " not " in data.tokenizer.decode(data.tensor("train")) and damage_of(several) is None
 
 
