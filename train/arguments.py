@@ -10,39 +10,38 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from .errors import RunError
+from .streaming import Stream
 from .tokens import Blocks, Mixed, TokenData
 
 if TYPE_CHECKING:
     from .trainer import Training
 
 
-def texts_of(data: TokenData, training: Training) -> dict[str, Blocks | Mixed]:
+def texts_of(data: TokenData, training: Training) -> dict[str, Blocks | Mixed | Stream]:
     """Training and validation text in sequences, by the name of the Trainer's argument.
 
     Raises:
         RunError: too little of one.
     """
     recipe, context = training.recipe, training.context
-    texts = {
-        "train_dataset": data.training_blocks(context),
-        "eval_dataset": Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens),
-    }
-    if not len(texts["eval_dataset"]):
+    text = data.training_blocks(context, training.data_seed)
+    validation = Blocks(data.splits["valid"], context, limit=training.shared.eval_tokens)
+    if not len(validation):
         raise RunError(
             f"trainer.eval_tokens={training.shared.eval_tokens}: fewer than one sequence of {context} tokens; give"
             f" {context} or more"
         )
-    if len(texts["train_dataset"]) < recipe.batch_size * PartialState().num_processes:
-        n_tokens = len(texts["train_dataset"]) * context if data.written is not None else len(data.splits["train"])
+    if not isinstance(text, Stream) and len(text) < recipe.batch_size * PartialState().num_processes:
+        n_tokens = len(text) * context if data.written is not None else len(data.splits["train"])
         raise RunError(
             f"the training text holds {n_tokens} tokens, fewer than one batch of {recipe.batch_size} ×"
             f" {context}; give more text or set trainer.{training.recipe_name}.batch_size lower"
         )
-    return texts
+    return {"train_dataset": text, "eval_dataset": validation}
 
 
-def arguments_of(training: Training) -> TrainingArguments:
-    """A recipe in the words of transformers."""
+def arguments_of(training: Training, is_streamed: bool) -> TrainingArguments:
+    """A recipe in the words of transformers; a stream of text goes to its place by itself."""
     recipe, shared = training.recipe, training.shared
     on_cpu = shared.device == "cpu" or not torch.cuda.is_available()
     return TrainingArguments(
@@ -71,6 +70,7 @@ def arguments_of(training: Training) -> TrainingArguments:
         fp16=shared.precision == "fp16",
         use_cpu=on_cpu,
         dataloader_num_workers=shared.workers,
+        ignore_data_skip=is_streamed,
         ddp_backend="gloo" if on_cpu and PartialState().use_distributed else None,
         dataloader_drop_last=True,
         dataloader_pin_memory=not on_cpu,

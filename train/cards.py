@@ -37,7 +37,7 @@ def model_card(run: Run, record: dict[str, Any], model: PreTrainedModel) -> str:
 {run.stage.describe}
 
 - Architecture: {architecture}
-- Text: {source}; {len(run.data.splits["train"]):,} training tokens
+- Text: {source}; {run.data.extent}
 - Training in this stage: {training}
 - Command: `{record["command"]}`
 - Load: `{load}(folder)`

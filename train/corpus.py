@@ -11,13 +11,15 @@ import hashlib
 import importlib
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aimc.models.hub import hub_answers
 
-from .errors import RunError
+from .errors import RESUME, RunError
 
 if TYPE_CHECKING:
     from .schema import DataConfig
@@ -42,16 +44,71 @@ LONGEST_WORD = 1000
 """Characters without a space between them, or spaces without a character, that are tokenised together."""
 _ENDLESS = re.compile(rf"\S{{{LONGEST_WORD + 1},}}|\s{{{LONGEST_WORD + 1},}}")
 
+BATCH, BATCH_CHARACTERS = 256, 2**22
+"""Documents, or their characters, that are tokenised between two commits."""
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
+"""What reads a single file of a dataset."""
+
 Document = tuple[str, str]
+Place = dict[str, Any]
+"""Goes into JSON and back."""
 
 
-def documents(config: DataConfig) -> Iterator[Document]:
-    """The documents of the configured source, with their splits."""
+class Broken(RunError):
+    """What text comes from broke off; the same command goes on."""
+
+    status = RESUME
+
+
+def documents(config: DataConfig, place: Place | None = None) -> Iterable[Document]:
+    """The documents of the configured source, with their splits; of a :class:`Hub`, from a place on."""
     if config.text_kind == "embedded":
         return embedded()
     if config.text_kind == "text":
         return local(_required(config.path, "data.path"))
-    return hub(_required(config.dataset, "data.dataset"), config.dataset_config, config.column)
+    return Hub(_required(config.dataset, "data.dataset"), config.dataset_config, config.column, place)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place between two documents."""
+
+    documents: int = 0
+    """How many are before it."""
+    place: Place | None = None
+    """Where that is, of a source that can go there; None: it is read from the beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Consecutive documents."""
+
+    documents: list[Document]
+    before: Mark
+    after: Mark
+
+
+def batches(config: DataConfig, start: Mark) -> Iterator[Batch]:
+    """The documents behind a mark, some at a time."""
+    source = documents(config) if start.place is None else documents(config, start.place)
+    stream = islice(source, start.documents if start.place is None else 0, None)
+    while batch := _some(stream):
+        place = source.place() if isinstance(source, Hub) else None
+        after = Mark(start.documents + len(batch), place)
+        yield Batch(batch, start, after)
+        start = after
+
+
+def _some(stream: Iterator[Document]) -> list[Document]:
+    """The next ones."""
+    batch: list[Document] = []
+    size = 0
+    for document in stream:
+        batch.append(document)
+        size += len(document[1])
+        if len(batch) >= BATCH or size >= BATCH_CHARACTERS:
+            break
+    return batch
 
 
 def _required(value: str | None, name: str) -> str:
@@ -190,15 +247,80 @@ def pieces(text: str) -> list[str]:
     return [*cut, text[start:]] if start < len(text) or not cut else cut
 
 
-def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
-    """A Hugging Face dataset by hub name or local folder, streamed. Its own validation and test parts are used where it
-    has them; otherwise documents are held out by the hash of their text, so that the split does not depend on their
-    order.
+class Hub:
+    """A Hugging Face dataset by hub name, local folder or file, streamed. Its own validation and test parts are used
+    where it has them; otherwise documents are held out by the hash of their text, so that the split does not depend on
+    their order.
+
+    Args:
+        dataset: name, folder (also one of `save_to_disk`) or file.
+        config: the dataset's configuration, where it has several.
+        column: with the text.
+        place: where an earlier one stopped (:meth:`place`), and this one goes on; None: at the beginning.
 
     Raises:
         RunError: it cannot be opened (no network, no such dataset), or has no such text column.
     """
-    if not Path(dataset).exists():
+
+    def __init__(self, dataset: str, config: str | None, column: str, place: Place | None = None):
+        self.name, self.column = dataset, column
+        parts = _parts(dataset, config)
+        own = {
+            split: next((parts[s] for s in (*stems, "validation") if s in parts), None)
+            for split, stems in _SPLIT_FILES.items()
+        }
+        self.has_splits = own["valid"] is not None and own["test"] is not None
+        """Whether it brings held-out parts of its own."""
+        wanted = SPLITS if self.has_splits else SPLITS[:1]
+        self._parts: list[tuple[str, Any]] = [(split, own[split]) for split in wanted if own[split] is not None]
+        self._number = 0
+        if place is not None:
+            self._number = place["part"]
+            self._parts[self._number][1].load_state_dict(place["rows"])
+
+    def __iter__(self) -> Iterator[Document]:
+        for number in range(self._number, len(self._parts)):
+            self._number = number
+            yield from self._documents(*self._parts[number])
+
+    def part(self, split: str) -> Iterator[Document]:
+        """The documents among which those of a split are."""
+        return self._documents(*next(part for part in self._parts if part[0] == split or not self.has_splits))
+
+    def place(self) -> Place:
+        """Behind the last document that was given."""
+        return {"part": self._number, "rows": self._parts[self._number][1].state_dict()}
+
+    def _documents(self, split: str, rows: Any) -> Iterator[Document]:
+        rows = iter(rows)
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # the library raises many kinds: of networks, of files, of formats
+                raise Broken(
+                    f"data.dataset={self.name}: cannot be read on ({type(error).__name__}: {_line(error)}); what was"
+                    " read so far is kept: check the network, or that file, and give the same command again"
+                ) from error
+            if row is None:
+                return
+            if self.column not in row:
+                raise RunError(
+                    f"data.column={self.column}: the dataset has the columns {', '.join(row)}; name the one with the"
+                    " text"
+                )
+            text = row[self.column]
+            if not isinstance(text, str):
+                raise RunError(
+                    f"data.column={self.column}: a row holds {text!r:.40}, no text; name the column with the text, or"
+                    " drop such rows"
+                )
+            yield (split if self.has_splits else split_of(text)), text
+
+
+def _parts(dataset: str, config: str | None) -> Any:
+    """The dataset's parts by name, streamed."""
+    local = Path(dataset)
+    if not local.exists():
         try:
             answers = hub_answers(dataset)
         except FileNotFoundError:
@@ -211,24 +333,19 @@ def hub(dataset: str, config: str | None, column: str) -> Iterator[Document]:
     import datasets  # seconds to import
 
     try:
-        parts = datasets.load_dataset(dataset, config, streaming=True)
+        if (local / "dataset_dict.json").exists() or (local / "state.json").exists():
+            saved = datasets.load_from_disk(dataset)
+            parts = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+            return {name: x.to_iterable_dataset(max(1, len(x.cache_files))) for name, x in parts.items()}
+        if local.is_file() and (builder := _BUILDERS.get(local.suffix)):
+            return datasets.load_dataset(builder, data_files={"train": [dataset]}, streaming=True)
+        return datasets.load_dataset(dataset, config, streaming=True)
     except Exception as error:  # the library raises many kinds; all mean the same to the user
         raise RunError(
-            f"data.dataset={dataset}: cannot be opened ({type(error).__name__}: {error}); check the name and the"
+            f"data.dataset={dataset}: cannot be opened ({type(error).__name__}: {_line(error)}); check the name and the"
             " network, or use data=text with data.path"
         ) from error
-    own = {
-        split: next((parts[s] for s in (*stems, "validation") if s in parts), None)
-        for split, stems in _SPLIT_FILES.items()
-    }
-    own_split = own["valid"] is not None and own["test"] is not None
-    for split, part in own.items():
-        if part is None or (split != "train" and not own_split):
-            continue
-        for row in part:
-            if column not in row:
-                raise RunError(
-                    f"data.column={column}: the dataset has the columns {', '.join(row)}; name the one with the text"
-                )
-            text = row[column]
-            yield (split if own_split else split_of(text)), text
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -64,6 +64,11 @@ RULES: list[Rule] = [
         lambda c: c.data.text_kind == "hub",
         "the text is no dataset of the hub; set data.kind=hub",
     ),
+    (
+        ("data.head_tokens", "data.shuffled_sequences"),
+        lambda c: c.data.streaming,
+        "the whole text is tokenised and shuffled; set data.streaming=true",
+    ),
     (("data.real_kind", "data.generated.*"), lambda c: c.data.is_generated, "no text is generated; set data=generated"),
     (
         ("data.vocab_size",),

@@ -47,6 +47,9 @@ def require_all(run: Run) -> None:
         )
     if any(CALIBRATION[0] in stage.depends_on for stage in stages):
         run.batches()
+    if config.data.streaming:  # what is kept of the text is enough
+        run.data.require("test", config.measure.tokens)
+        run.data.require("valid", config.trainer.eval_tokens)
     _require_teachers(run)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from .pretrained import load_digital
 from .ranks import everyone
 from .stages import STAGES
 from .stages.stage import Stage
+from .streaming import Stream
 from .tables import warned
 from .tokens import TokenData
 from .trainer import Training, train
@@ -151,8 +153,11 @@ class Run:
         """Training text of a recipe, in batches as it trains on them: int64 `[B, T]`, in an order drawn from the seed;
         as many as it has steps, or the whole text where that is less."""
         wanted = self.config.trainer.recipe(recipe)
-        text = self.training_text().training_blocks(self.context)
+        text = self.training_text().training_blocks(self.context, self.config.seed)
         size = wanted.batch_size * wanted.accumulate * PartialState().num_processes
+        if isinstance(text, Stream):
+            rows = [row["input_ids"] for row in islice(text, wanted.steps * size)]
+            return [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
         order = torch.randperm(len(text), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
         order = order[: wanted.steps * size]
         rows = [text[i]["input_ids"] for i in order]

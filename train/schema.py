@@ -179,6 +179,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self)
         require_plausible(self)
+        if self.data.streaming and self.trainer.workers:
+            raise RunError(
+                f"trainer.workers={self.trainer.workers}: streamed text is read by the first process, which"
+                " tokenises it ahead with data.workers others; set trainer.workers=0, or data.streaming=false"
+            )
+        if self.data.streaming and self.model.source is None:
+            raise RunError(
+                "data.streaming=true: a model from scratch brings no tokenizer, and to train one takes the whole text;"
+                " set model.source, or data.streaming=false"
+            )
         for name in RECIPES:
             if self.trainer.recipe(name).noise.scale and not self.nonideality.active():
                 raise RunError(

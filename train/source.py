@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .errors import RunError
 from .fields import check, choice, number
 
 REAL_KINDS = ("embedded", "text", "hub")
@@ -49,7 +50,7 @@ class DataConfig:
     path: str | None = None
     """For `text`: a file, or a folder with train.txt, valid.txt and test.txt."""
     dataset: str | None = None
-    """For `hub`: name or local folder."""
+    """For `hub`: name, local folder, or a .jsonl, .parquet, .arrow or .csv file."""
     dataset_config: str | None = None
     """For `hub`: the dataset's configuration, where it has several."""
     column: str = "text"
@@ -65,9 +66,23 @@ class DataConfig:
     """Tokens a training sequence; null: as many as the model has positions."""
     cache_dir: str = "data"
     """Folder of the tokenised text."""
+    streaming: bool = False
+    """For `hub`: true: training text is read and tokenised while training, in windows that are shuffled, and never
+    kept; `head_tokens` of each part are. False: all of it is tokenised first, and shuffled as a whole."""
+    head_tokens: int = number(2**20, least=2)
+    """For `streaming`: tokens of training, validation and test text that are kept, for calibration and measurements."""
+    shuffled_sequences: int = number(1024, least=1)
+    """For `streaming`: sequences of a window, which are shuffled among each other."""
+    workers: int | None = number(None, least=1, most=1024)
+    """Processes that tokenise a large text (16 MB and more); null: one a CPU, 32 at most. The tokens are the same."""
 
     def __post_init__(self) -> None:
         check(self)
+        if self.streaming and self.kind != "hub":
+            raise RunError(
+                f"streaming=true: kind={self.kind} is no dataset that could be streamed; set data.kind=hub and"
+                " data.dataset, or data.streaming=false"
+            )
 
     @property
     def is_generated(self) -> bool:

@@ -5,58 +5,90 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from aimc.models.manifest import MANIFEST, damage_of
 
 from . import corpus
-from .cache import PROGRESS, SETTING, Growing, Say, kept
+from .cache import PROGRESS, SETTING, Say, kept
 from .errors import RunError
-from .files import remove, whole_folder
+from .files import read_object, remove, whole_folder
 from .pretrained import Vocabulary, vocabulary_of
+from .shards import Tokens, remake, split_of_folder, tokenise
+from .streaming import Stream, cut_in, write_head
 
 if TYPE_CHECKING:
     from .schema import DataConfig
 
 END_OF_TEXT = "<|endoftext|>"
-_BATCH = 256
-"""Documents tokenised between two commits of the progress file."""
 
 
 @dataclass
 class TokenData:
-    """Tokenised text: 1-D integer arrays, memory-mapped, one a split, and the tokenizer that made them."""
+    """Tokenised text: 1-D arrays of integers, mapped, one a split, and the tokenizer that made them."""
 
     tokenizer: PreTrainedTokenizerBase
-    splits: Mapping[str, np.ndarray]
+    splits: Mapping[str, np.ndarray | Tokens]
     fingerprint: str
     written: np.ndarray | None = None
     """What the digital model wrote to train on; None: the training text is all real."""
     share: float = 1.0
     """Share of the training sequences that is written, where something is."""
+    source: DataConfig | None = None
+    """Of training text that is streamed, of which the splits hold the head; None: the splits hold all."""
+    cut: frozenset[str] = frozenset()
+    """Splits of which they hold the head alone."""
 
-    def training_blocks(self, context: int) -> Blocks | Mixed:
-        """The training text in sequences of `context` tokens."""
+    @property
+    def extent(self) -> str:
+        """How much training text there is, in words."""
+        return "streamed" if self.source is not None else f"{len(self.splits['train']):,} training tokens"
+
+    def training_blocks(self, context: int, seed: int = 0) -> Blocks | Mixed | Stream:
+        """The training text in sequences of `context` tokens; a stream in the order that the seed draws."""
+        if self.source is not None:
+            return Stream(self.source, self.tokenizer, self.splits["train"].dtype, context, seed)
         real = Blocks(self.splits["train"], context)
         return real if self.written is None else Mixed(Blocks(self.written, context), real, self.share)
 
     def tensor(self, split: str, limit: int | None = None) -> torch.Tensor:
-        """The first `limit` tokens of a split, int64 [N]."""
+        """The first `limit` tokens of a split, int64 [N].
+
+        Raises:
+            RunError: more than are kept of a streamed text.
+        """
+        self.require(split, limit)
         return torch.from_numpy(self.splits[split][:limit].astype(np.int64))
+
+    def require(self, split: str, limit: int | None) -> None:
+        """Check that so many tokens of a split are kept, or all that there are.
+
+        Raises:
+            RunError: they are not.
+        """
+        kept_tokens = len(self.splits[split])
+        if split in self.cut and (limit is None or limit > kept_tokens):
+            assert self.source is not None
+            wanted = "all" if limit is None else limit
+            raise RunError(
+                f"data.head_tokens={self.source.head_tokens}: {wanted} tokens of the {split} part are wanted, and of"
+                f" streamed text its first {kept_tokens} are kept; ask for fewer (measure.tokens, trainer.eval_tokens,"
+                " stage.calibration_batches), set data.head_tokens higher, or data.streaming=false"
+            )
 
 
 class Blocks(torch.utils.data.Dataset):
     """Consecutive, non-overlapping stretches of `context` tokens."""
 
-    def __init__(self, tokens: np.ndarray, context: int, limit: int | None = None):
+    def __init__(self, tokens: np.ndarray | Tokens, context: int, limit: int | None = None):
         self.tokens, self.context = tokens, context
         self.length = len(tokens) // context if limit is None else min(len(tokens), limit) // context
 
@@ -100,30 +132,46 @@ def prepare(config: DataConfig, model_source: str | None, context: int, say: Say
         RunError: unreadable, empty or too short text, no tokenizer, or a cache that cannot be written.
     """
     vocabulary = None if model_source is None else vocabulary_of(model_source)
+    if config.streaming and vocabulary is None:
+        raise RunError("data.streaming=true: there is no tokenizer to stream with; name a model that brings its own")
 
     def make(place: Path) -> None:
+        if config.streaming:
+            assert vocabulary is not None
+            held_out = write_head(config, vocabulary.tokenizer, _integers(vocabulary.tokenizer), place)
+            say(f"data.streaming: validation and test text are the first {config.head_tokens} tokens of {held_out}")
+            return
         own = _own_tokenizer(config, place) if vocabulary is None else vocabulary.tokenizer
-        _tokenise(lambda: corpus.documents(config), own, _integers(own), place)
+        _tokenise(config, own, _integers(own), place)
 
-    folder = kept(Path(config.cache_dir) / _fingerprint(config, model_source, vocabulary), make, say)
+    def mend(place: Path, names: list[str]) -> bool:
+        own = AutoTokenizer.from_pretrained(place / "tokenizer") if vocabulary is None else vocabulary.tokenizer
+        return not config.streaming and remake(config, own, _integers(own), place, names)
+
+    folder = kept(Path(config.cache_dir) / _fingerprint(config, model_source, vocabulary), make, say, mend)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer") if vocabulary is None else vocabulary.tokenizer
-    dtype, splits = _integers(tokenizer), {}
+    dtype = _integers(tokenizer)
+    splits: dict[str, np.ndarray | Tokens] = {}
     for split in corpus.SPLITS:
-        file = folder / f"{split}.bin"
-        n_tokens = file.stat().st_size // dtype.itemsize if file.exists() else 0
+        splits[split] = split_of_folder(folder, split, dtype)
+        n_tokens = len(splits[split])
         if n_tokens <= context:
             raise RunError(
                 f"the {split} part of the text has {n_tokens} tokens, fewer than one context of {context}; "
                 "give more text (data.path), or a model with fewer positions"
             )
-        splits[split] = np.memmap(file, dtype=dtype, mode="r")
-    return TokenData(tokenizer, splits, folder.name)
+    if not config.streaming:
+        return TokenData(tokenizer, splits, folder.name)
+    return TokenData(tokenizer, splits, folder.name, source=config, cut=cut_in(folder))
 
 
 def _fingerprint(config: DataConfig, model_source: str | None, vocabulary: Vocabulary | None) -> str:
     kind = config.text_kind
-    other = ("cache_dir", "real_kind", "generated")  # what is written from the text, and where, does not shape it
+    # What is written from the text, where, and by how many, does not shape it.
+    other = ("cache_dir", "real_kind", "generated", "workers")
     facts: dict[str, Any] = {k: v for k, v in asdict(config).items() if k not in other}
+    if not config.streaming:
+        facts = {k: v for k, v in facts.items() if k not in ("streaming", "head_tokens", "shuffled_sequences")}
     facts |= {"kind": kind, "model": model_source}
     local = config.path if kind == "text" else config.dataset
     if local and Path(local).exists():
@@ -174,22 +222,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def _tokenise(
-    source: Callable[[], Iterator[corpus.Document]], tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path
-) -> None:
-    """Append to one file a split, committing after every batch; a run that was killed goes on from the last commit."""
-    end = tokenizer.eos_token_id
-    with Growing(folder, tuple(f"{split}.bin" for split in corpus.SPLITS)).opened() as files:
-        stream = islice(source(), files.documents, None)
-        while batch := list(islice(stream, _BATCH)):
-            pieces = [corpus.pieces(text) for _, text in batch]
-            ids = iter(tokenizer([piece for document in pieces for piece in document], verbose=False)["input_ids"])
-            for (split, _), document in zip(batch, pieces, strict=True):
-                tokens = [token for _ in document for token in next(ids)]
-                files.write(f"{split}.bin", np.asarray([*tokens, end], dtype=dtype).tobytes())
-            files.commit(len(batch))
-        if files.documents == 0:
-            raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
+def _tokenise(config: DataConfig, tokenizer: PreTrainedTokenizerBase, dtype: np.dtype, folder: Path) -> None:
+    """As :func:`tokenise`, with a bar."""
+    with tqdm(desc="  tokenising", unit=" tokens", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        for _, n_tokens in tokenise(config, tokenizer, dtype, folder):
+            bar.update(n_tokens)
+    if not (read_object(folder / PROGRESS) or {}).get("documents"):
+        raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:

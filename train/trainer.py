@@ -27,10 +27,11 @@ from .files import remove, saving
 from .groups import frozen, set_rates
 from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
-from .resume import PARTIAL, best_intact, keep, last_intact, step_of
+from .resume import PARTIAL, PREFIX, best_intact, keep, last_intact, step_of
 from .sharding import take_over, whole
 from .shared import SharedTrainer, checkpointed, load_whole, reading, spread_copy
 from .spikes import SpikeWatch
+from .streaming import Stream
 from .telemetry import hardware_metrics
 from .tokens import Blocks, Mixed, TokenData
 
@@ -129,14 +130,18 @@ def _train(
     trained = spread_copy(model, checkpoint, recipe.lora_rank) if training.shared.sharding == "fsdp" else model
     shared = training.shared
     alarms = Alarms(model, clip=shared.alarm_clip, drift=shared.alarm_drift, say=training.say)
+    texts = texts_of(data, training)
+    text = texts["train_dataset"]
     trainer = HardwareAwareTrainer(
         training=training,
         teacher=teacher,
         alarms=alarms,
         model=trained,
-        args=arguments_of(training),
-        **texts_of(data, training),
+        args=arguments_of(training, isinstance(text, Stream)),
+        **texts,
     )
+    if isinstance(text, Stream) and checkpoint is not None:
+        text.go_on(checkpoint, lambda: trainer._load_rng_state(str(checkpoint)))
     interrupt = StopOnSignal()
     beating = [] if training.heartbeat is None else [Heartbeat(training.heartbeat, training.stage)]
     for callback in (interrupt, *beating, *training.callbacks):
@@ -157,6 +162,8 @@ def _train(
             ):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         finally:
+            if isinstance(text, Stream):
+                text.close()
             trainer.noise.take_off()
             # Behind the training the model computes in the precision of its weights, as it will when it is loaded.
             trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
@@ -309,10 +316,18 @@ class HardwareAwareTrainer(SharedTrainer):
                 super()._save_checkpoint(model, trial)
                 losses = self.validation_losses() if self.training.shared.best != "off" else {}
                 n_kept = self.training.shared.keep_points
+                self._only_once(self._save_place)
                 self._only_once(lambda: keep(folder, self.state.global_step, n_kept, losses))
             except BaseException:
                 remove(folder / PARTIAL)  # on a full disk, room for the next try
                 raise
+
+    def _save_place(self) -> None:
+        """Where a streamed text is to go on."""
+        step = self.state.global_step
+        if isinstance(self.train_dataset, Stream):
+            written = Path(self._get_output_dir(None)) / f"{PREFIX}{step}"
+            self.train_dataset.save(written, step * self.get_total_train_batch_size(self.args))
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the parent writes a checkpoint."""
@@ -339,7 +354,9 @@ class HardwareAwareTrainer(SharedTrainer):
         if "loss" in logs:
             now, step = time.perf_counter(), self.state.global_step
             before, step_before = self._last_log
-            per_step = self.get_total_train_batch_size(self.args) * cast(Blocks | Mixed, self.train_dataset).context
+            per_step = (
+                self.get_total_train_batch_size(self.args) * cast(Blocks | Mixed | Stream, self.train_dataset).context
+            )
             if step_before:
                 logs["tokens_per_s"] = (step - step_before) * per_step / (now - before)
             self._last_log = (now, step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,6 +48,14 @@ def damage_of(
     folder: Path, patterns: Iterable[str] = ("*",), read: Callable[[Path], bool] = lambda path: True
 ) -> str | None:
     """The first file in a folder that is not as its manifest says, and how; None: all are, or it has no manifest.
+    Arguments are those of :func:`damages`."""
+    return next((f"{name} {what}" for name, what in damages(folder, patterns, read)), None)
+
+
+def damages(
+    folder: Path, patterns: Iterable[str] = ("*",), read: Callable[[Path], bool] = lambda path: True
+) -> Iterator[tuple[str, str]]:
+    """The files in a folder that are not as its manifest says, each with how; none where it has no manifest.
 
     Args:
         folder: of a model, a point to resume from, or tokens.
@@ -55,22 +63,22 @@ def damage_of(
         read: whether a file is read for its checksum; the size of every one is compared.
     """
     if not (folder / MANIFEST).exists():
-        return None
+        return
     try:
         listed = _listed(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} cannot be read ({type(error).__name__})"
+        yield MANIFEST, f"cannot be read ({type(error).__name__})"
+        return
     for name, (size, wanted) in listed.items():
         if not any(fnmatch(name, pattern) for pattern in patterns):
             continue
         path = folder / name
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes in place of {size}"
-        if read(path) and checksum(path) != wanted:
-            return f"{name} is not what was saved (its SHA-256 is another)"
-    return None
+            yield name, "is missing"
+        elif path.stat().st_size != size:
+            yield name, f"has {path.stat().st_size} bytes in place of {size}"
+        elif read(path) and checksum(path) != wanted:
+            yield name, "is not what was saved (its SHA-256 is another)"
 
 
 def _listed(folder: Path) -> dict[str, tuple[int, str]]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from train.files import saving, settle, whole_folder, write_json
 from train.record import record_of
 from train.resume import last_intact
 from train.schema import DataConfig, RunConfig
+from train.shared import LostWorker
 from train.trainer import HardwareAwareTrainer, Interrupted
 
 Compose = Callable[..., RunConfig]
@@ -189,6 +191,21 @@ def test_a_signal_to_end_saves_and_says_resume_me(
     run(compose(tmp_path, "stage.name=digital"))
     assert same_weights(weights_of(tmp_path / "digital"), weights_of(undisturbed))
     assert not (tmp_path / ".heartbeat.json").exists()
+
+
+def test_a_reader_that_dies_is_told_and_the_next_try_goes_on(
+    tmp_path: Path, compose: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(tmp_path, "stage.name=digital", "trainer.workers=1", "trainer.digital.save_every=1")
+    at_step(monkeypatch, 2, lambda: [os.kill(int(child.pid or 0), signal.SIGKILL) for child in active_children()])
+    with pytest.raises(
+        LostWorker, match=r"stage digital: a process that reads the text died .*trainer\.workers=0"
+    ) as stop:
+        run(config)
+    assert stop.value.status == RESUME
+    monkeypatch.undo()
+    run(config)
+    assert same_weights(weights_of(tmp_path / "digital"), weights_of(undisturbed))
 
 
 @pytest.mark.slow

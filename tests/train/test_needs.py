@@ -72,7 +72,7 @@ def test_a_dataset_without_a_network_is_one_line_in_seconds(monkeypatch: pytest.
     monkeypatch.setattr(corpus, "hub_answers", lambda name: False)
     started = time.monotonic()
     with pytest.raises(RunError, match=r"data\.dataset=someone/text: cannot be .*hub does not answer.*data\.path"):
-        list(corpus.hub("someone/text", None, "text"))
+        list(corpus.Hub("someone/text", None, "text"))
     assert time.monotonic() - started < 1
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 
 from train.models import digital_model
 from train.schema import RunConfig
+from train.shards import Tokens
 from train.tokens import TokenData, prepare
-from train.trainer import HardwareAwareTrainer, Training, train
+from train.trainer import HardwareAwareTrainer, Training, _arguments, _texts, train
 
 Compose = Callable[..., RunConfig]
 N, STEPS, PER_STEP = 22, 12, 4
@@ -101,3 +103,57 @@ def test_order_goes_on_where_it_stopped(read: Callable[..., list[list[int]]], ki
     after = read(folder="killed", size=2, accumulate=2)
     assert [a or b for a, b in zip(before, after, strict=True)] == steps
     assert not any(after[:kill_at])
+
+
+def dealt(training: Training, data: TokenData, model: Any, n: int, passes: int) -> list[list[int]]:
+    """First token of each sequence that `n` processes are dealt by the trainer's own loaders, pass by pass, in the
+    order in which they see them together."""
+    batches: list[list[list[list[int]]]] = []
+    for rank in range(n):
+        arguments = _arguments(training, False)  # finds out how many there are
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(PartialState._shared_state, "num_processes", n)
+            patch.setitem(PartialState._shared_state, "process_index", rank)
+            trainer = HardwareAwareTrainer(
+                training=training, teacher=None, model=model, args=arguments, **_texts(data, training)
+            )
+            loader = trainer.get_train_dataloader()
+            assert trainer.args.world_size == n
+            seen = []
+            for number in range(passes):
+                loader.set_epoch(number)
+                seen.append([batch["input_ids"][:, 0].tolist() for batch in loader])
+        batches.append(seen)
+    return [
+        [
+            token
+            for together in zip(*(seen[number] for seen in batches), strict=True)
+            for batch in together
+            for token in batch
+        ]
+        for number in range(passes)
+    ]
+
+
+def test_order_is_the_same_for_any_number_of_processes(compose: Compose, tmp_path: Path) -> None:
+    """Of one, two and four, over shards, the ends of which lie within sequences."""
+    context, n = 8, 42
+    tokens = np.repeat(np.arange(n, dtype=np.uint16), context)
+    orders = []
+    for size, processes in ((4, 1), (2, 2), (1, 4)):
+        config = compose(tmp_path, f"trainer.digital.batch_size={size}", "trainer.digital.steps=20", "model.dropout=0")
+        text = prepare(config.data, None, config.model.n_positions)
+        shards = Tokens([tokens[:83], tokens[83:84], tokens[84:]])
+        data = TokenData(text.tokenizer, {"train": shards, "valid": tokens}, "numbers")
+        training = Training(
+            stage="digital",
+            recipe_name="digital",
+            recipe=config.trainer.recipe("digital"),
+            shared=config.trainer,
+            context=context,
+            folder=tmp_path,
+        )
+        orders.append(dealt(training, data, digital_model(config.model, text.tokenizer, 0), processes, 2))
+    assert [len(seen) for seen in orders[0]] == [40, 40] and orders[0][0] != orders[0][1]
+    assert len(set(orders[0][0])) == 40 and orders[0][0] != sorted(orders[0][0])
+    assert orders[1] == orders[0] and orders[2] == orders[0]

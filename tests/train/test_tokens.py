@@ -91,7 +91,7 @@ def test_a_killed_tokenisation_goes_on_where_it_was(tmp_path: Path, monkeypatch:
                 read.append(number)
             yield document
 
-    monkeypatch.setattr(tokens, "_BATCH", 8)
+    monkeypatch.setattr(corpus, "BATCH", 8)
     monkeypatch.setattr(corpus, "documents", cut_off)
     with pytest.raises(KeyboardInterrupt):
         tokens.prepare(settings(folder, tmp_path / "cut"), None, 32)
@@ -154,7 +154,7 @@ def test_a_dataset_with_its_own_splits_keeps_them(tmp_path: Path) -> None:
 
 def test_a_dataset_with_training_text_only_holds_documents_out_by_their_text(tmp_path: Path) -> None:
     folder = dataset(tmp_path / "set", {"train": 120})
-    documents = list(corpus.hub(str(folder), None, "text"))
+    documents = list(corpus.Hub(str(folder), None, "text"))
     assert len(documents) == 120
     assert {split for split, _ in documents} == set(corpus.SPLITS)
     assert all(split == corpus.split_of(text) for split, text in documents)
@@ -171,7 +171,7 @@ def test_a_wrong_column_is_named_with_the_right_ones(tmp_path: Path) -> None:
 def test_a_dataset_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "no-such-set"
     with pytest.raises(RunError, match=r"data\.dataset=.*no-such-set: cannot be opened .* use data=text"):
-        list(corpus.hub(str(missing), None, "text"))
+        list(corpus.Hub(str(missing), None, "text"))
 
 
 @pytest.mark.parametrize("text", ["", "too short"])

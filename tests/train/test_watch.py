@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +17,10 @@ from tests.conftest import tiny_gpt2
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline, replay
 from train.alarms import Alarms
-from train.errors import RESUME, RunError
+from train.errors import RunError
 from train.resume import best_intact, best_of
 from train.schema import RunConfig
-from train.shared import LostWorker
 from train.spikes import LEAST, Spike, Usual, _but_newest
-from train.tokens import Blocks
 from train.trainer import Diverged, HardwareAwareTrainer
 
 Compose = Callable[..., RunConfig]
@@ -125,27 +121,6 @@ def test_an_undisturbed_run_is_told_nothing_and_resumes_knowing_what_is_usual(
     log = json.loads((tmp_path / "linear" / "history.json").read_text())
     drifts = [line["drift/query"] for line in log if "drift/query" in line]
     assert len(drifts) == 2 and drifts[-1] > 1
-
-
-def test_a_reading_process_that_dies_is_one_line_and_the_same_command_goes_on(
-    tmp_path: Path, compose: Compose, digital: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, first_point = Blocks.__getitem__, tmp_path / ".work" / "digital" / "checkpoint-2"
-
-    def dies(self: Blocks, index: int) -> dict[str, torch.Tensor]:
-        if torch.utils.data.get_worker_info() is not None and first_point.exists():
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, index)
-
-    monkeypatch.setattr(Blocks, "__getitem__", dies)
-    words = ["stage.name=digital", "trainer.digital.steps=16", "trainer.digital.save_every=2"]
-    with pytest.raises(
-        LostWorker, match=r"stage digital: a process that reads the text died .*trainer\.workers=0"
-    ) as lost:
-        run(compose(tmp_path, *words, "trainer.workers=1"))
-    assert lost.value.status == RESUME and "\n" not in str(lost.value)
-    run(compose(tmp_path, *words))
-    assert json.loads((tmp_path / "digital" / "stage.json").read_text())["training_steps"] == 16
 
 
 def test_what_is_usual_is_not_moved_by_a_spike() -> None:
