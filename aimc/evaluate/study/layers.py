@@ -166,7 +166,7 @@ def energy_share(bench: Bench, machine: Hardware, analog: Mapping[int, Sequence[
     windows = bench.shape.windows
     for i, heads in enumerate(analog.values()):
         window = None if windows is None else windows[i]
-        energy = _energy(replace(bench.shape, windows=[window]), machine, bench.block)
+        energy = _energy(replace(bench.shape, windows=[window]), machine, bench.context)
         total += energy
         gone += energy * (1 - sum(heads) / len(heads))
     return gone / total
@@ -185,11 +185,11 @@ def _protected(runner: Runner, machine: Hardware, chips: int, draws: Bootstrap) 
     bench, ideal_point = runner.bench, Point(hardware=ideal(machine), label="ideal arrays")
     points, pairs = [], []
     for n_sink, n_recent in PROTECTIONS:
-        if n_recent >= min(machine.array.window, bench.block):
+        if n_recent >= min(machine.array.window, bench.context):
             continue
         try:
             protected = replace(machine, protection=Protection(n_sink=n_sink, n_recent=n_recent))
-            cost = attention_cost(bench.shape, protected, window_fill=min(bench.block, machine.array.window)).energy_j
+            cost = attention_cost(bench.shape, protected, window_fill=min(bench.context, machine.array.window)).energy_j
         except ConfigError:
             continue  # an activation that has no place for them
         points.append(Point(hardware=protected, label=f"first {n_sink}, newest {n_recent} tokens digital"))
