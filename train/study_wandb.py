@@ -19,8 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 def log_study(settings: StudyConfig, results: Mapping[str, Any]) -> None:
-    """One run of job type `study`, in `<folder>/wandb`, offline unless logged in; the studies of a sweep are a group, or
-    else those of one checkpoint. Its summary is what a sweep may compare. Whatever goes wrong there is a warning: the study's own files are complete without it.
+    """One run of job type `study`, in `<folder>/wandb`, offline unless logged in; the studies of a sweep are a group,
+    or else those of one checkpoint. Its summary is what a sweep may compare. Whatever goes wrong there is a warning:
+    the study's own files are complete without it.
 
     Args:
         settings: of the study.

@@ -22,15 +22,15 @@ def agent_run() -> str | None:
 
 
 def group_in_wandb(folder: Path) -> None:
-    """Have W&B show the jobs of a sweep as a group, named after the folder that they share; a name that the user has set
-    stays. What an agent has started is one run there, whatever number of stages it trains."""
+    """Have W&B show the jobs of a sweep as a group, named after the folder that they share, unless the user has set a
+    name. What an agent has started is one run there, whatever number of stages it trains."""
     os.environ.setdefault("WANDB_RUN_GROUP", str(folder)[-_LONGEST:])
     if agent_run():
         os.environ.setdefault("WANDB_RESUME", "allow")
 
 
 def folder_of_job(folder: Path) -> Path:
-    """`folder` itself, or inside a sweep its sub-folder: named after what this job has for itself, or by W&B's agent."""
+    """`folder` itself, or inside a sweep its sub-folder, named after what this job has for itself or by W&B's agent."""
     folder = folder / (agent_run() or "")
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return folder

@@ -21,14 +21,17 @@ from transformers import AutoTokenizer
 import aimc
 from aimc.evaluate.study.draws import Draw
 from aimc.evaluate.study.runner import Runner
+from aimc.hardware import Protection
 from tests.conftest import REPOSITORY, small_arrays, tiny_gpt2
 from tests.train.conftest import command, compose_config
 from train import page, study_run
 from train.configs import checked
 from train.errors import RunError
 from train.report_page import report
+from train.schema import RunConfig
 from train.study import study
 from train.study_schema import PageConfig, StudyConfig
+from train.study_tables import remedies
 from train.study_wandb import log_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -287,7 +290,7 @@ def test_the_page_is_whole_and_needs_nothing(
         "Stages",
         "How large each may be",
         "Energy front",
-        "skip_layers",
+        "stay digital",
         "What it writes",
         "train.study",
         "torch",
@@ -313,6 +316,17 @@ def test_the_page_is_whole_and_needs_nothing(
     assert f'data-drawn="{n_charts}"' in shown.stdout and n_charts >= 8
     assert len(re.findall(r'class="plot-container', shown.stdout)) == n_charts
     assert 'class="no-script"' not in shown.stdout
+
+
+def test_what_keeps_a_model_within_its_budget_can_be_copied() -> None:
+    found = {"skip_layers": [1, 2], "protection": [4, 16]}
+    layers, tokens = remedies(found)
+    assert layers == "aimc.convert(model, hardware, skip_layers=[1, 2])"
+    assert checked(compose_config("run", *tokens.split()), RunConfig).hardware.protection == Protection(
+        n_sink=4, n_recent=16
+    )
+    assert remedies(found | {"skip_layers": []}) == []
+    assert remedies(found | {"skip_layers": None}) == [tokens]
 
 
 def test_a_page_over_missing_results(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,9 @@ def sweep_of(name: str) -> dict[str, Any]:
 
 def first_point(sweep: dict[str, Any]) -> dict[str, Any]:
     """As the server sends it: a value a parameter."""
-    values = {name: axis["values"][0] if "values" in axis else axis["min"] for name, axis in sweep["parameters"].items()}
+    values = {
+        name: axis["values"][0] if "values" in axis else axis["min"] for name, axis in sweep["parameters"].items()
+    }
     args = {name: {"value": value} for name, value in values.items()}
     return {"type": "run", "run_id": RUN, "program": sweep["program"], "args": args}
 
@@ -85,8 +87,13 @@ def tiny(tmp_path: Path, text_folder: Path, cache: Path) -> list[str]:
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "model")
     words = f"data=text data.path={text_folder} data.cache_dir={cache} measure.tokens=97 measure.context=16"
-    words += f" measure.stride=16 measure.chips=2 effects=[read_av] resamples=50 workers=1 sample_tokens=0"
-    return [*words.split(), f"checkpoint={tmp_path / 'model'}", f"cache_dir={tmp_path}", f"output_dir={tmp_path / 'out'}"]
+    words += " measure.stride=16 measure.chips=2 effects=[read_av] resamples=50 workers=1 sample_tokens=0"
+    return [
+        *words.split(),
+        f"checkpoint={tmp_path / 'model'}",
+        f"cache_dir={tmp_path}",
+        f"output_dir={tmp_path / 'out'}",
+    ]
 
 
 def test_a_point_is_a_run_of_the_sweep(

@@ -73,6 +73,9 @@ class Layers:
     skip_layers: list[int] | None = None
     """Fewest layers, the worst ones, whose attention has to stay digital for the budget; what `aimc.convert` takes as
     `skip_layers`. None: not even all of them are enough."""
+    protection: list[int] | None = None
+    """First and newest tokens, of the cheapest that were tried, whose digital attention alone is enough for the budget.
+    None: no such protection was."""
     unit: str = "layer"
     """Of which kind `kept` keeps more and more."""
 
@@ -127,6 +130,8 @@ def layers(runner: Runner, machine: Hardware, budget: float = 0.02, *, chips: in
     kept = _kept(runner, machine, heads or ranking, chips, draws)
     result = Layers(ranking, heads, kept, budget=budget, unit="head" if heads else "layer")
     result.protected = _protected(runner, machine, chips, draws)
+    enough = [kept for kept in result.protected if kept.rise.value <= budget]
+    result.protection = min(enough, key=lambda kept: kept.share).protection if enough else None
     result.skip_layers = _skipped(runner, machine, ranking, budget, chips, draws)
     return result
 

@@ -98,6 +98,20 @@ def test_two_studies_with_other_seeds_agree() -> None:
     assert next(iter(one)) == next(iter(other)) == "read_av"
 
 
+def test_tolerances_of_two_seeds_agree(silent: Hardware) -> None:
+    """Intervals overlap where only chips differ."""
+    effects = [effects_of(silent)[name] for name in ("write_v", "read_av")]
+    found = []
+    for seed in (0, 1):
+        runner = cast(Runner, formula(silent, seed=seed))
+        found.append({curve.name: curve for curve in tolerances(runner, silent, effects, (0.05, 0.2), resamples=200)})
+    one, other = found
+    for name, curve in one.items():
+        for size, again in zip(curve.tolerances, other[name].tolerances, strict=True):
+            assert size.size is not None and again.size is not None and size.size.overlaps(again.size)
+    assert one["write_v"].tolerances[0].size != other["write_v"].tolerances[0].size
+
+
 def test_intervals_hold_what_they_say() -> None:
     """Over many made-up studies, the 95 % interval of a mean over chips holds the truth about that often."""
     generator = np.random.default_rng(3)
@@ -141,8 +155,10 @@ def test_layers_and_heads(bench: Bench) -> None:
     shares = [kept.share for kept in found.kept]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(1)
     assert found.kept[-1].rise.value == 0 and found.kept[-1].layers == [0, 1]
-    assert layers(runner, machine, budget=10.0, chips=1, resamples=50).skip_layers == []
-    assert layers(runner, machine, budget=-1.0, chips=1, resamples=50).skip_layers is None
+    bearable, unbearable = (layers(runner, machine, budget=b, chips=1, resamples=50) for b in (10.0, -1.0))
+    assert bearable.skip_layers == [] and unbearable.skip_layers is None
+    assert bearable.protection == min(found.protected, key=lambda kept: kept.share).protection
+    assert unbearable.protection is None
     assert found.protected and found.protected[0].protection == [4, 0] and 0 < found.protected[0].share < 1
     assert energy_share(bench, machine, {0: [True, False], 1: [True, True]}) == pytest.approx(0.25)
 
