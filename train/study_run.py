@@ -206,7 +206,7 @@ def _written(
         "model": bench.name,
         "parts": list(plan.parts),
         "command": shlex.join(["python", "-m", "train.study", *sys.argv[1:]]),
-        "config": asdict(settings),
+        "config": settings.facts,
         "hardware": bench.own.to_dict(),
         "versions": versions(),
         "machine": f"{platform.machine()}, {runner.workers} processes, {platform.system()}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ def _log_run(settings: StudyConfig, results: Mapping[str, Any]) -> None:
         dir=str(settings.folder),
         group=os.environ.get("WANDB_RUN_GROUP") or f"study {name.parent.name}/{name.name}",
         job_type="study",
-        config=asdict(settings),
+        config=settings.facts,
         mode=mode,
     ) as run:
         for part, found in results.items():

@@ -26,6 +26,7 @@ from tests.conftest import REPOSITORY, small_arrays, tiny_gpt2
 from tests.train.conftest import command, compose_config
 from train import page, study_run
 from train.configs import checked
+from train.effects import require_effect
 from train.errors import RunError
 from train.report_page import report
 from train.schema import RunConfig
@@ -188,6 +189,22 @@ def test_a_damaged_point_is_measured_again_and_told(
     assert "1 cached files were damaged and have been measured again" in capsys.readouterr().out
 
 
+def test_a_digital_model_goes_onto_arrays_first(
+    compose: Compose, tmp_path: Path, checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"checkpoint={checkpoints / 'digital'}", "parts=[sensitivity]", "hardware.array.rows=8"]
+    study(compose(tmp_path, *words))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "is digital; it goes onto arrays as train.real's row 6_bit" in told
+    found = results_of(tmp_path)
+    assert found["hardware"]["activation"] == "softmax" and found["hardware"]["array"]["rows"] == 8
+    assert len(found["results"]["sensitivity"]["rows"]) == 2 and found["measured"] > 0
+    study(compose(tmp_path, *words))
+    assert "from an earlier study" in capsys.readouterr().out and results_of(tmp_path)["measured"] == 0
+    with pytest.raises(RunError, match="brings its own hardware"):
+        require_effect(compose(tmp_path), ["hardware.array.rows=8"])
+
+
 def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> None:
     grid = "grid={nonideality.write_v:[0.0,0.1]}"
     training = ["training.steps=4", "training.batch_size=2", "training.learning_rate=0.001"]
@@ -207,7 +224,6 @@ def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> No
         (["grid={hardware.array.rows:4}"], "an axis is a list of values"),
         (["specification={cell.volume:[1]}"], "specification: parameter 'cell.volume'"),
         (["effects=[noise]"], "effects=noise: no such effect"),
-        (["checkpoint=DIGITAL"], "its attention is digital"),
         (["checkpoint=nowhere"], "no model there"),
         (["time_limit_s=0.001"], "time_limit_s=0.001: "),
     ],
@@ -215,7 +231,6 @@ def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> No
 def test_what_cannot_be_is_one_line(
     compose: Compose, checkpoints: Path, tmp_path: Path, words: list[str], says: str
 ) -> None:
-    words = [word.replace("DIGITAL", str(checkpoints / "digital")) for word in words]
     with pytest.raises(RunError) as error:
         study(compose(tmp_path, *words))
     assert says in str(error.value) and "\n" not in str(error.value)
