@@ -78,6 +78,13 @@ def test_every_field_is_there(name: str, agent: Any, monkeypatch: pytest.MonkeyP
     assert os.environ["WANDB_RUN_GROUP"] == "checkpoints/sweep" and os.environ["WANDB_RESUME"] == "allow"
 
 
+def test_the_page_shows_the_file() -> None:
+    howto = REPOSITORY / "docs" / "howto"
+    lines = (howto / "wandb_study.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    shown = "".join(line for line in lines if not line.startswith("#"))
+    assert f"```yaml\n{shown}```" in (howto / "wandb.md").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, text_folder: Path, cache: Path) -> list[str]:
     """What makes a study of the sweep small."""
