@@ -77,6 +77,7 @@ def plan_of(runner: Runner, settings: StudyConfig) -> whole.Plan:
         parts=settings.asked,
         effects=settings.effects,
         rises=settings.rises,
+        worst=settings.worst,
         budget=settings.budget,
         specification=settings.specification or DEFAULT_CIRCUITS,
         search=settings.search,

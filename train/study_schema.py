@@ -48,6 +48,8 @@ class StudyConfig:
     """Non-idealities by name, such as `write_v`, `retention`, `storage_levels`; empty: those that the machine has."""
     rises: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.2])
     """Rises of perplexity that tolerances are for."""
+    worst: int | None = number(None, least=1)
+    """How many non-idealities have their tolerance searched, those that cost most alone; null: all."""
     budget: float = number(0.02, above=0)
     """Rise of perplexity that a circuit, or layers on arrays, may bring."""
     specification: Any = None  # no dict: Hydra would merge what is given into it, or refuse its keys

@@ -225,6 +225,7 @@ def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> No
         (["specification={cell.volume:[1]}"], "specification: parameter 'cell.volume'"),
         (["effects=[noise]"], "effects=noise: no such effect"),
         (["checkpoint=nowhere"], "no model there"),
+        (["worst=1", "parts=[tolerance]"], "worst=1: the ranking says which those are"),
         (["time_limit_s=0.001"], "time_limit_s=0.001: "),
     ],
 )

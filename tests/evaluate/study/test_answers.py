@@ -184,6 +184,26 @@ def test_ideal_is_without_any_effect() -> None:
         chosen(machine, ["noise"])
 
 
+def test_tolerances_of_the_worst_alone(bench: Bench) -> None:
+    runner = Runner(bench)
+    names = ["write_v", "read_av", "storage_levels"]
+    plan = whole.Plan(
+        start=whole.setup_of(runner, Noise(read_av=0.3, write_v=0.001)),
+        parts=["sensitivity", "tolerance"],
+        effects=names,
+        rises=[0.3],
+        worst=1,
+        bootstrap={"resamples": 20},
+    )
+    whole.check(runner, plan)
+    most = whole.draws_of(runner, plan)["tolerance"]
+    assert most < whole.draws_of(runner, replace(plan, worst=None))["tolerance"]
+    found = whole.run(runner, plan)
+    assert [curve["name"] for curve in found["tolerance"]] == [found["sensitivity"]["rows"][0]["name"]]
+    with pytest.raises(ValueError, match="worst=1"):
+        whole.check(runner, replace(plan, parts=["tolerance"]))
+
+
 def test_a_whole_study_counts_what_it_measures(bench: Bench) -> None:
     runner = Runner(bench)
     plan = whole.Plan(
