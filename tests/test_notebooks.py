@@ -32,7 +32,7 @@ PICTURES = {
     "05_cost_and_tradeoffs": 5,
     "06_whole_chip": 2,
     "07_a_real_model": 1,
-    "08_which_nonideality": 4,
+    "08_which_nonideality": 6,
 }
 NEEDS_AIHWKIT = ("06_whole_chip",)
 NEEDS_SMOLLM2 = ("07_a_real_model",)

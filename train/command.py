@@ -30,7 +30,7 @@ from .schema import EvaluationConfig, RealConfig, RunConfig, WholeChipConfig
 from .screens import screen
 from .spellings import respelled
 from .study_schema import PageConfig, StudyConfig
-from .sweep import folder_of_job
+from .sweep import folder_of_job, group_in_wandb
 
 CONF = Path(__file__).absolute().parent.parent / "conf"
 """The configs, beside this package: in a clone as once installed."""
@@ -81,6 +81,7 @@ def _settings(config: DictConfig, schema: type[Settings]) -> Settings:
     folder = folder_of_job(settings.folder)
     if folder != settings.folder:
         sys.stderr.write(f"this job of the sweep writes into {folder}\n")
+        group_in_wandb(settings.folder)
     settings.output_dir = str(folder)
     return settings
 

@@ -9,6 +9,7 @@ from typing import Any
 from .errors import RunError
 from .schema import RunConfig
 from .stages import RECIPES
+from .study_schema import StudyConfig
 
 SIZES = tuple(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "n_positions", "dropout"))
 Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
@@ -56,7 +57,21 @@ def _rules_of(recipe: str) -> list[Rule]:
     ]
 
 
+def _brings_hardware(config: Any) -> bool:
+    """Whether a study's checkpoint is on arrays already."""
+    if not isinstance(config, StudyConfig):
+        return False
+    from .models import is_analog  # seconds to import, and asked only of who sets hardware
+
+    return is_analog(config.checkpoint)
+
+
 RULES: list[Rule] = [
+    (
+        ("hardware", "hardware.*"),
+        lambda c: not _brings_hardware(c),
+        "the checkpoint is on arrays and brings its own hardware; vary that with grid={hardware.array.rows:[32,64]}",
+    ),
     (SIZES, lambda c: c.model.source is None, "model.source brings a model with its own sizes; set model.source=null"),
     (("data.path",), lambda c: c.data.text_kind == "text", "the text is another; set data=text"),
     (

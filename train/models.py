@@ -113,15 +113,22 @@ def load_any(folder: str) -> PreTrainedModel:
     Raises:
         RunError: it cannot be loaded.
     """
-    config_file = Path(folder) / "config.json"
-    if not config_file.exists():
+    return load_analog(Path(folder)) if is_analog(folder) else load_digital(folder, "checkpoint")
+
+
+def is_analog(folder: str) -> bool:
+    """Whether it is a converted model that :func:`load_any` would load.
+
+    Raises:
+        RunError: there is no model, or it is damaged.
+    """
+    if not (Path(folder) / "config.json").exists():
         if Path(folder).exists() and is_model_file(folder, "checkpoint"):
-            return load_digital(folder, "checkpoint")
+            return False
         raise RunError(
             f"checkpoint={folder}: no model there (no config.json); give a folder such as checkpoints/shipped/finetuned"
         )
     try:
-        analog = is_converted(folder)
+        return is_converted(folder)
     except ValueError as error:
         raise RunError(f"checkpoint={error}") from error
-    return load_analog(Path(folder)) if analog else load_digital(folder, "checkpoint")

@@ -7,6 +7,7 @@ import csv
 import html
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from aimc.plot.charts import Chart, figure_of, table_of
 from . import page_charts
 from .errors import RunError
 from .files import write_text
+from .page_answers import headlines
+from .page_shapes import Section, Table
 from .page_style import CSS, SCRIPT
-from .page_views import Section, Table, headlines, samples_section, sections_of, stages_section
+from .page_views import samples_section, sections_of, stages_section
 from .study_run import FORMAT, RESULTS
 from .study_tables import percent
 from .tables import Say, warned
@@ -151,6 +154,8 @@ def _study(study: Study, sections: Sequence[Section], stills: dict[str, Path], p
     parts.append(f"<nav>{''.join(anchors)}</nav>")
     for (at, _), section in zip(links, sections, strict=True):
         parts.append(f'<h2 id="{at}">{html.escape(section.title)}</h2><p>{html.escape(section.words)}</p>')
+        if section.code:
+            parts.append(f"<pre>{html.escape(chr(10).join(section.code))}</pre>")
         for item in section.items:
             if isinstance(item, Table):
                 parts.append(_table(item))
@@ -164,10 +169,16 @@ def _table(table: Table) -> str:
     rows = []
     for i, row in enumerate(table.rows):
         look = ' class="marked"' if i in table.marked else ""
-        cells = "".join(f"<td>{html.escape(word)}</td>" for word in row)
+        cells = "".join(f"<td>{html.escape(word if table.prose else _wrapped(word))}</td>" for word in row)
         rows.append(f"<tr{look}>{cells}</tr>")
     look = ' class="prose"' if table.prose else ""
     return f'<div class="wide"><table{look}><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _wrapped(word: str) -> str:
+    """Lines break between a value and its interval, not inside either, and not between a number and its unit."""
+    word = re.sub(r"(?<=\d) (?=[^\s(…]{1,2}(\s|$))", "\N{NO-BREAK SPACE}", word)
+    return re.sub(r"\(.*\)$", lambda interval: interval[0].replace(" ", "\N{NO-BREAK SPACE}"), word)
 
 
 def _chart(chart: Chart, picture: Path) -> str:

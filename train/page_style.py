@@ -19,22 +19,22 @@ p { margin: .4rem 0; } .faint { color: var(--faint); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .9rem; } a { color: var(--accent); }
 .wide { overflow-x: auto; } figure { margin: .8rem 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; width: 100%; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } th { color: var(--faint); font-weight: 600; }
-.prose td, .prose th { text-align: left; white-space: normal; vertical-align: top; }
+.prose td, .prose th { text-align: left; vertical-align: top; }
 .prose td:first-child { min-width: 9rem; font-weight: 600; }
 tr.marked td { background: var(--mark); font-weight: 600; }
 pre { background: var(--card); border-radius: 4px; font-size: .8rem; overflow-x: auto; padding: .8rem; }
 code { overflow-wrap: anywhere; } summary { cursor: pointer; padding: .3rem 0; } .chart { width: 100%; }
 .still { display: none; max-width: 100%; background: #fff; border-radius: 4px; } .no-script .still { display: block; }
 @media (max-width: 40rem) { body { font-size: 15px; } h1 { font-size: 1.35rem; } main { padding: 1rem .8rem 3rem; }
-  th, td { padding: .3rem .4rem; } }
+  table { font-size: .75rem; } th, td { padding: .3rem .25rem; } }
 @media print {
   :root { --ink: #000; --faint: #444; --paper: #fff; --card: #f4f4f4; --line: #bbb; --accent: #004b78; --mark: #eee; }
   @page { margin: 15mm; } main { max-width: none; padding: 0; }
   nav, .chart, summary, figure h3 { display: none !important; }
   .still { display: block; max-height: 110mm; } figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .wide { overflow: visible; } th, td { white-space: normal; font-size: .75rem; } pre { white-space: pre-wrap; } }
+  .wide { overflow: visible; } th, td { font-size: .75rem; } pre { white-space: pre-wrap; } }
 """
 SCRIPT = """
 (function () {
@@ -47,7 +47,11 @@ SCRIPT = """
   for (const div of charts) {
     const figure = JSON.parse(div.querySelector("script").textContent);
     div.textContent = "";
-    if (narrow()) figure.layout.font.size = 11;
+    if (narrow()) {
+      figure.layout.font.size = 11;
+      // names stand below each other there
+      if (figure.layout.showlegend && figure.data.length > 3) figure.layout.height += 19 * figure.data.length;
+    }
     Plotly.newPlot(div, figure.data, figure.layout,
       { responsive: true, displaylogo: false, displayModeBar: false });
     Plotly.relayout(div, looks[dark.matches]);

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Features, Hardware, Noise, Protection, Pruning
 from aimc.hardware.presets import for_pretrained, linearised, typical
 
@@ -82,6 +83,16 @@ def _bare(machine: Hardware) -> Hardware:
     """None of the remedies: the machine as it was."""
     machine = _uncompensated(_one_reference(_uniform(machine)))
     return replace(machine, features=Features())
+
+
+def fitting(hardware: Hardware, measurement: Measurement, rotation: str) -> Hardware:
+    """As many slots as the windows of the measurement need, so that no token is overwritten; and a rotation that the
+    model's heads have, where there is one."""
+    if hardware.features.rotation_qk != "none":
+        hardware = replace(hardware, features=replace(hardware.features, rotation_qk=rotation, rotation_av=rotation))
+    array, context = hardware.array, measurement.context or hardware.array.window
+    n_slots = -(-context // array.rows) * array.rows
+    return replace(hardware, array=replace(array, window=max(n_slots, array.window)))
 
 
 ROWS = {

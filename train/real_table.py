@@ -26,7 +26,7 @@ from .errors import RunError
 from .files import whole_folder, write_json, write_text
 from .models import converted, rotation_for
 from .pretrained import load_digital, vocabulary_of
-from .real_rows import ROWS, Row
+from .real_rows import ROWS, Row, fitting
 from .tables import Say
 
 if TYPE_CHECKING:
@@ -181,17 +181,7 @@ def _selected(row: Measured) -> str:
 
 
 def _hardware(name: str, digital: PreTrainedModel, settings: RealConfig) -> Hardware:
-    return _fitting(ROWS[name].machine(settings.hardware), settings.measure, rotation_for(digital))
-
-
-def _fitting(hardware: Hardware, measurement: Measurement, rotation: str) -> Hardware:
-    """As many slots as the windows of the measurement need, so that no token is overwritten; and a rotation that the
-    model's heads have, where there is one."""
-    if hardware.features.rotation_qk != "none":
-        hardware = replace(hardware, features=replace(hardware.features, rotation_qk=rotation, rotation_av=rotation))
-    array, context = hardware.array, measurement.context or hardware.array.window
-    n_slots = -(-context // array.rows) * array.rows
-    return replace(hardware, array=replace(array, window=max(n_slots, array.window)))
+    return fitting(ROWS[name].machine(settings.hardware), settings.measure, rotation_for(digital))
 
 
 def _key(settings: RealConfig, *texts: Tensor) -> str:

@@ -68,18 +68,19 @@ SCREENS = {
     "study": Screen(
         "study",
         "From a checkpoint, without training: which non-ideality costs how much, how large each may be, the cheapest\n"
-        "circuit within a budget, which layers and heads mind; or any grid. What is measured is kept, so that the\n"
-        "same command goes on; results go to CHECKPOINT/study, and aimc report makes a page of them.",
+        "circuit within a budget, which layers and heads mind; or any grid={…}. A digital model goes onto arrays\n"
+        "first. What is measured is kept, so that the same command goes on; results go to CHECKPOINT/study, and\n"
+        "aimc report makes a page of them.",
         (
-            "checkpoint=checkpoints/direct/finetuned  # everything, some ten minutes on two cores",
-            "checkpoint=FOLDER 'grid={nonideality.write_v:[0,0.01,0.02]}' 'parts=[grid]'  # one field, three values",
+            "checkpoint=checkpoints/direct/finetuned  # everything, twenty minutes on two cores",
+            "checkpoint=FOLDER data=text data.path=FILE measure.context=512 measure.tokens=2048  # your own",
         ),
     ),
     "page": Screen(
         "report",
         "One self-contained page of a study (and of a run, with run=FOLDER), with PNG and CSV beside it.",
         (
-            "study=checkpoints/direct/finetuned/study  # writes index.html there",
+            "study=checkpoints/direct/finetuned/study  # writes study.html there",
             "study=FOLDER run=checkpoints/shipped output_dir=page  # with the stages of a run",
         ),
     ),
@@ -98,7 +99,7 @@ def screen(name: str, conf: Path) -> str:
     words = [f"aimc {about.command} {example}" for example in about.examples]
     width = max(len(word.partition("  #")[0]) for word in words)
     examples = [f"  {code:<{width}}  # {why.strip()}" for code, _, why in (word.partition("  #") for word in words)]
-    groups = [f"  {group:<14}{', '.join(choices)}" for group, choices in _groups(name, conf)] or ["  none"]
+    groups = [f"  {group:<14}{', '.join(choices)}" for group, choices in _groups(name, conf)]
     return "\n".join(
         [
             f"usage: aimc {about.command} [group=choice] [field=value] …\n",
@@ -106,9 +107,7 @@ def screen(name: str, conf: Path) -> str:
             "",
             *examples,
             "",
-            "groups and their choices:",
-            *groups,
-            "",
+            *(["groups and their choices:", *groups, ""] if groups else []),
             f"All fields with their values: aimc {about.command} --cfg job. Several runs: -m field=1,2."
             " Hydra's own flags: --hydra-help.\n",
         ]

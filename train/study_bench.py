@@ -96,7 +96,7 @@ def _trainer(settings: StudyConfig, data: TokenData, context: int) -> _Training:
 
 def seconds_of_training(settings: StudyConfig, bench: Bench, seconds_a_pass: float) -> float:
     """About how long a point trains: a step is three passes over its tokens."""
-    context = bench.block
+    context = bench.context
     stride = bench.measurement.stride or max(1, context // 2)
     recipe = settings.training
     tokens = 3 * recipe.steps * recipe.batch_size * recipe.accumulate * context

@@ -33,8 +33,8 @@ def samples(bench: Bench, machine: Hardware, n_tokens: int, checkpoint: str) -> 
         checkpoint: whose tokenizer it is.
     """
     tokenizer = vocabulary_of(checkpoint, "checkpoint").tokenizer
-    prompt = bench.tokens[: min(PROMPT_TOKENS, bench.block // 2)]
-    n_tokens = min(n_tokens, bench.block - len(prompt))
+    prompt = bench.tokens[: min(PROMPT_TOKENS, bench.context // 2)]
+    n_tokens = min(n_tokens, bench.context - len(prompt))
     machines = {
         "ideal arrays": ideal(machine),
         "its own hardware, no noise": replace(machine, noise=aimc.Noise()),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.study.parts import PARTS
-from aimc.hardware import Noise
+from aimc.hardware import Hardware, Noise
 
 from .errors import RunError
 from .fields import check, choice, number
@@ -33,7 +33,9 @@ class StudyConfig:
     which layers and heads mind; and any grid."""
 
     checkpoint: str = "???"
-    """Folder of a model with attention on gain cells."""
+    """Folder of a model: on arrays, or digital; that goes onto arrays first, as row `6_bit` of `train.real`."""
+    hardware: Hardware = field(default_factory=Hardware)
+    """Cell, leakage, window and sub-tiles of a digital checkpoint's arrays; one on arrays brings its own."""
     data: DataConfig = field(default_factory=DataConfig)
     nonideality: Noise = field(default_factory=Noise)
     """The stated sizes; deterministic effects have those of the checkpoint's hardware."""
@@ -47,6 +49,8 @@ class StudyConfig:
     """Non-idealities by name, such as `write_v`, `retention`, `storage_levels`; empty: those that the machine has."""
     rises: list[float] = field(default_factory=lambda: [0.01, 0.05, 0.2])
     """Rises of perplexity that tolerances are for."""
+    worst: int | None = number(None, least=1)
+    """How many non-idealities have their tolerance searched, those that cost most alone; null: all."""
     budget: float = number(0.02, above=0)
     """Rise of perplexity that a circuit, or layers on arrays, may bring."""
     specification: Any = None  # no dict: Hydra would merge what is given into it, or refuse its keys
@@ -114,6 +118,11 @@ class StudyConfig:
         if "grid" in self.parts and not self.grid:
             raise RunError("parts=grid: no grid is given; set grid={hardware.array.rows:[32,64]} or another")
         return [part for part in PARTS if part in self.parts or (part == "grid" and self.grid)]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Values by name for files and loggers; without the hardware, which is the checkpoint's in most studies."""
+        return {name: value for name, value in asdict(self).items() if name != "hardware"}
 
     @property
     def folder(self) -> Path:

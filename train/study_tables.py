@@ -35,6 +35,8 @@ def shown(results: dict[str, Any]) -> Iterator[Table | str]:
             yield f"{warned(part)}: not measured, {found['error']}"
         else:
             yield tables[part](found)
+            if part == "layers" and (lines := remedies(found)):
+                yield f"For a rise of {_percent(found['budget'])} %:\n  " + "\nor\n  ".join(lines)
 
 
 def percent(interval: dict[str, float] | None) -> str:
@@ -48,6 +50,8 @@ def percent(interval: dict[str, float] | None) -> str:
 def _percent(value: float) -> str:
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞"
+    if abs(value) < 5e-5:
+        return "0.00"
     digits = 2 if abs(value) < 0.1 else 1 if abs(value) < 1 else 0
     return f"{100 * value:+.{digits}f}".replace("-", "−")
 
@@ -64,12 +68,15 @@ def size_words(curve: dict[str, Any], size: float | None) -> str:
 
 
 def tolerance_words(curve: dict[str, Any], tolerance: dict[str, Any]) -> str:
-    """`31.7 mV (4.3 mV … 106 mV)`."""
+    """`31.7 mV (4.3 … 106)`; units of the ends where they are others."""
     size, words = tolerance["size"], tolerance["words"].replace(" of full scale", "")
     if size is None:
         return words
-    low, high = (size_words(curve, size[end]).removesuffix(" levels") for end in ("low", "high"))
-    return f"{words} ({low} … {high})"
+    ends = [size_words(curve, size[end]) for end in ("low", "high")]
+    unit = words.partition(" ")[2]
+    if all(end in ("0", "∞") or end.partition(" ")[2] == unit for end in ends):
+        ends = [end.partition(" ")[0] for end in ends]
+    return f"{words} ({' … '.join(ends)})"
 
 
 def _sensitivity(found: dict[str, Any]) -> Table:
@@ -125,9 +132,10 @@ def _specification(found: dict[str, Any]) -> Table:
 
 
 def _layers(found: dict[str, Any]) -> Table:
+    few = {None: "; not even all layers digital are enough", 0: "; none has to stay digital"}
     skip = found["skip_layers"]
-    words = "not even all layers digital are enough" if skip is None else f"skip_layers={skip}"
-    table = Table(title=f"Which layers and heads mind; for a rise of {_percent(found['budget'])} %: {words}")
+    words = few.get(skip if skip is None else len(skip), "")
+    table = Table(title=f"Which layers and heads mind{words}")
     table.add_column("alone on the arrays")
     table.add_column("KL, nat a token", justify="right")
     for unit in [*found["ranking"], *found["heads"]][:MOST_ROWS]:
@@ -135,6 +143,17 @@ def _layers(found: dict[str, Any]) -> Table:
         kl = unit["kl"]
         table.add_row(name, f"{kl['value']:.4f} ({kl['low']:.4f} … {kl['high']:.4f})")
     return table
+
+
+def remedies(found: dict[str, Any]) -> list[str]:
+    """Lines to be copied, each of which alone keeps a model within the budget; none where it is, or cannot be."""
+    lines = []
+    skip, protection = found["skip_layers"], found.get("protection")
+    if skip:
+        lines.append(f"aimc.convert(model, hardware, skip_layers={skip})")
+    if protection and skip != []:
+        lines.append(f"hardware.protection.n_sink={protection[0]} hardware.protection.n_recent={protection[1]}")
+    return lines
 
 
 def _grid(found: dict[str, Any]) -> Table:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,9 @@ _log = logging.getLogger(__name__)
 
 
 def log_study(settings: StudyConfig, results: Mapping[str, Any]) -> None:
-    """One run of job type `study`, in `<folder>/wandb`, offline unless logged in; the studies of one checkpoint are a
-    group. Whatever goes wrong there is a warning: the study's own files are complete without it.
+    """One run of job type `study`, in `<folder>/wandb`, offline unless logged in; the studies of a sweep are a group,
+    or else those of one checkpoint. Its summary is what a sweep may compare. Whatever goes wrong there is a warning:
+    the study's own files are complete without it.
 
     Args:
         settings: of the study.
@@ -40,9 +40,9 @@ def _log_run(settings: StudyConfig, results: Mapping[str, Any]) -> None:
     with wandb.init(
         project=settings.logger.project,
         dir=str(settings.folder),
-        group=f"study {name.parent.name}/{name.name}",
+        group=os.environ.get("WANDB_RUN_GROUP") or f"study {name.parent.name}/{name.name}",
         job_type="study",
-        config=asdict(settings),
+        config=settings.facts,
         mode=mode,
     ) as run:
         for part, found in results.items():
@@ -53,10 +53,22 @@ def _log_run(settings: StudyConfig, results: Mapping[str, Any]) -> None:
                 columns: list[str | int] = list(rows[0])
                 table = wandb.Table(columns=columns, data=[[row[column] for column in rows[0]] for row in rows])
                 run.log({part: table} | _plot(part, table))
+        run.summary.update(_summary(results))
         artifact = wandb.Artifact(f"study-{name.parent.name}-{name.name}", type="study")
         for file in (*settings.folder.glob("study.json"), *settings.folder.glob("*.csv")):
             artifact.add_file(str(file))
         run.log_artifact(artifact)
+
+
+def _summary(results: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a study, one each: the rise of perplexity by everything, and the energy of the cheapest circuit."""
+    ranking, circuits = (results.get(part) or {} for part in ("sensitivity", "specification"))
+    found = {}
+    if "all" in ranking:
+        found = {"rise": ranking["rise"]["value"], "perplexity": ranking["all"]["value"]}
+    if circuits.get("cheapest") is not None:
+        found["energy_j"] = circuits["circuits"][circuits["cheapest"]]["energy_j"]
+    return found
 
 
 def _plot(part: str, table: Any) -> dict[str, Any]:

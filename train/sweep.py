@@ -1,8 +1,10 @@
-"""Where a job of a sweep (`-m seed=1,2`) writes: into a folder of its own, so that no job overwrites another's."""
+"""Where a job of a sweep writes, of Hydra's (`-m seed=1,2`) or of W&B's agent: into a folder of its own, so that no job
+overwrites another's; and what W&B calls them together."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -14,8 +16,22 @@ from hydra.types import RunMode
 _LONGEST = 120
 
 
+def agent_run() -> str | None:
+    """The id of the run that `wandb agent` has started this process for; None: nothing of the kind did."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+
+
+def group_in_wandb(folder: Path) -> None:
+    """Have W&B show the jobs of a sweep as a group, named after the folder that they share, unless the user has set a
+    name. What an agent has started is one run there, whatever number of stages it trains."""
+    os.environ.setdefault("WANDB_RUN_GROUP", str(folder)[-_LONGEST:])
+    if agent_run():
+        os.environ.setdefault("WANDB_RESUME", "allow")
+
+
 def folder_of_job(folder: Path) -> Path:
-    """`folder` itself, or inside a sweep the sub-folder that is named after what this job has for itself."""
+    """`folder` itself, or inside a sweep its sub-folder, named after what this job has for itself or by W&B's agent."""
+    folder = folder / (agent_run() or "")
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return folder
     return folder / name_of_job(HydraConfig.get().overrides.task, sys.argv[1:])

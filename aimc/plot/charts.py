@@ -128,8 +128,9 @@ def _curves(axes: Axes, chart: Chart) -> None:
 
 
 def _plain(axis: Axis) -> None:
-    """Numbers as they are written, at 1, 2 and 5 of each decade."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    """Numbers as they are written, at 1, 2 and 5 of each decade; at more of less than one."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high > 10 * low else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

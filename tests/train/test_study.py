@@ -21,14 +21,18 @@ from transformers import AutoTokenizer
 import aimc
 from aimc.evaluate.study.draws import Draw
 from aimc.evaluate.study.runner import Runner
+from aimc.hardware import Protection
 from tests.conftest import REPOSITORY, small_arrays, tiny_gpt2
 from tests.train.conftest import command, compose_config
 from train import page, study_run
 from train.configs import checked
+from train.effects import require_effect
 from train.errors import RunError
 from train.report_page import report
+from train.schema import RunConfig
 from train.study import study
 from train.study_schema import PageConfig, StudyConfig
+from train.study_tables import remedies
 from train.study_wandb import log_study
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -185,6 +189,22 @@ def test_a_damaged_point_is_measured_again_and_told(
     assert "1 cached files were damaged and have been measured again" in capsys.readouterr().out
 
 
+def test_a_digital_model_goes_onto_arrays_first(
+    compose: Compose, tmp_path: Path, checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"checkpoint={checkpoints / 'digital'}", "parts=[sensitivity]", "hardware.array.rows=8"]
+    study(compose(tmp_path, *words))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "is digital; it goes onto arrays as train.real's row 6_bit" in told
+    found = results_of(tmp_path)
+    assert found["hardware"]["activation"] == "softmax" and found["hardware"]["array"]["rows"] == 8
+    assert len(found["results"]["sensitivity"]["rows"]) == 2 and found["measured"] > 0
+    study(compose(tmp_path, *words))
+    assert "from an earlier study" in capsys.readouterr().out and results_of(tmp_path)["measured"] == 0
+    with pytest.raises(RunError, match="brings its own hardware"):
+        require_effect(compose(tmp_path), ["hardware.array.rows=8"])
+
+
 def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> None:
     grid = "grid={nonideality.write_v:[0.0,0.1]}"
     training = ["training.steps=4", "training.batch_size=2", "training.learning_rate=0.001"]
@@ -204,15 +224,14 @@ def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> No
         (["grid={hardware.array.rows:4}"], "an axis is a list of values"),
         (["specification={cell.volume:[1]}"], "specification: parameter 'cell.volume'"),
         (["effects=[noise]"], "effects=noise: no such effect"),
-        (["checkpoint=DIGITAL"], "its attention is digital"),
         (["checkpoint=nowhere"], "no model there"),
+        (["worst=1", "parts=[tolerance]"], "worst=1: the ranking says which those are"),
         (["time_limit_s=0.001"], "time_limit_s=0.001: "),
     ],
 )
 def test_what_cannot_be_is_one_line(
     compose: Compose, checkpoints: Path, tmp_path: Path, words: list[str], says: str
 ) -> None:
-    words = [word.replace("DIGITAL", str(checkpoints / "digital")) for word in words]
     with pytest.raises(RunError) as error:
         study(compose(tmp_path, *words))
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -287,7 +306,7 @@ def test_the_page_is_whole_and_needs_nothing(
         "Stages",
         "How large each may be",
         "Energy front",
-        "skip_layers",
+        "stay digital",
         "What it writes",
         "train.study",
         "torch",
@@ -313,6 +332,17 @@ def test_the_page_is_whole_and_needs_nothing(
     assert f'data-drawn="{n_charts}"' in shown.stdout and n_charts >= 8
     assert len(re.findall(r'class="plot-container', shown.stdout)) == n_charts
     assert 'class="no-script"' not in shown.stdout
+
+
+def test_what_keeps_a_model_within_its_budget_can_be_copied() -> None:
+    found = {"skip_layers": [1, 2], "protection": [4, 16]}
+    layers, tokens = remedies(found)
+    assert layers == "aimc.convert(model, hardware, skip_layers=[1, 2])"
+    assert checked(compose_config("run", *tokens.split()), RunConfig).hardware.protection == Protection(
+        n_sink=4, n_recent=16
+    )
+    assert remedies(found | {"skip_layers": []}) == []
+    assert remedies(found | {"skip_layers": None}) == [tokens]
 
 
 def test_a_page_over_missing_results(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,10 @@ from aimc.nn.attention import GainCellAttention
 
 Trainer = Callable[[PreTrainedModel, Hardware], None]
 """Trains a converted model, in place, a few steps on a machine."""
+FEWEST_STRETCHES = 16
+"""That a text is cut into for its intervals, unless they would be shorter than:"""
+SHORTEST_STRETCH = 64
+"""Tokens: neighbours within a sentence or two are easy or hard together."""
 
 
 @dataclass(slots=True)
@@ -84,9 +88,15 @@ class Bench:
         return {layer.layer: len(layer.query_scaler.scale) for _, layer in gain_cell_layers(self.model)}
 
     @property
-    def block(self) -> int:
-        """Tokens of a stretch of the text that counts as one draw: the context."""
+    def context(self) -> int:
+        """Tokens that the model reads together."""
         return window_of(self.model, self.measurement)[0]
+
+    @property
+    def stretch(self) -> int:
+        """Tokens of the text that count as one draw: the context; of a short text less, because an interval over a
+        handful of draws says little."""
+        return min(self.context, max(SHORTEST_STRETCH, len(self.tokens) // FEWEST_STRETCHES))
 
     def subject(self, point: Point) -> dict[str, Any]:
         """What is measured besides the machine: part of the key of every draw."""
@@ -98,6 +108,8 @@ class Bench:
             "context": context,
             "stride": stride,
         }
+        if self.stretch < context:
+            about["stretch"] = self.stretch
         if point.moved:
             about["batches"] = [digest_of_tokens(batch) for batch in self.batches]
         if point.trained:
@@ -120,7 +132,7 @@ class Bench:
                         token_losses(model, self.tokens, replace(self.measurement, chips=1, seed=chip)),
                         None,
                     )
-                yield chip, draw_of(losses, kl, self.block, time.perf_counter() - started)
+                yield chip, draw_of(losses, kl, self.stretch, time.perf_counter() - started)
 
     def _against_reference(self, model: PreTrainedModel, point: Point, chip: int) -> tuple[int, Tensor, Tensor]:
         """Divergence from the model with all its heads on `rest`, and losses, `[N − 1]` each."""

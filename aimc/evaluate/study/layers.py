@@ -73,6 +73,9 @@ class Layers:
     skip_layers: list[int] | None = None
     """Fewest layers, the worst ones, whose attention has to stay digital for the budget; what `aimc.convert` takes as
     `skip_layers`. None: not even all of them are enough."""
+    protection: list[int] | None = None
+    """First and newest tokens, of the cheapest that were tried, whose digital attention alone is enough for the budget.
+    None: no such protection was."""
     unit: str = "layer"
     """Of which kind `kept` keeps more and more."""
 
@@ -127,6 +130,8 @@ def layers(runner: Runner, machine: Hardware, budget: float = 0.02, *, chips: in
     kept = _kept(runner, machine, heads or ranking, chips, draws)
     result = Layers(ranking, heads, kept, budget=budget, unit="head" if heads else "layer")
     result.protected = _protected(runner, machine, chips, draws)
+    enough = [kept for kept in result.protected if kept.rise.value <= budget]
+    result.protection = min(enough, key=lambda kept: kept.share).protection if enough else None
     result.skip_layers = _skipped(runner, machine, ranking, budget, chips, draws)
     return result
 
@@ -166,7 +171,7 @@ def energy_share(bench: Bench, machine: Hardware, analog: Mapping[int, Sequence[
     windows = bench.shape.windows
     for i, heads in enumerate(analog.values()):
         window = None if windows is None else windows[i]
-        energy = _energy(replace(bench.shape, windows=[window]), machine, bench.block)
+        energy = _energy(replace(bench.shape, windows=[window]), machine, bench.context)
         total += energy
         gone += energy * (1 - sum(heads) / len(heads))
     return gone / total
@@ -185,11 +190,11 @@ def _protected(runner: Runner, machine: Hardware, chips: int, draws: Bootstrap) 
     bench, ideal_point = runner.bench, Point(hardware=ideal(machine), label="ideal arrays")
     points, pairs = [], []
     for n_sink, n_recent in PROTECTIONS:
-        if n_recent >= min(machine.array.window, bench.block):
+        if n_recent >= min(machine.array.window, bench.context):
             continue
         try:
             protected = replace(machine, protection=Protection(n_sink=n_sink, n_recent=n_recent))
-            cost = attention_cost(bench.shape, protected, window_fill=min(bench.block, machine.array.window)).energy_j
+            cost = attention_cost(bench.shape, protected, window_fill=min(bench.context, machine.array.window)).energy_j
         except ConfigError:
             continue  # an activation that has no place for them
         points.append(Point(hardware=protected, label=f"first {n_sink}, newest {n_recent} tokens digital"))

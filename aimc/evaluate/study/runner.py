@@ -225,19 +225,20 @@ def duration(seconds: float) -> str:
 
 
 def seconds_of_pass(bench: Bench, point: Point) -> float:
-    """How long a pass over the whole text takes in this process: timed on its start, the second time."""
+    """How long a pass over the whole text takes in this process: timed on its start, the shorter of two times."""
     n_tokens = len(bench.tokens)
-    short = Bench(bench.model, bench.tokens[: min(n_tokens, max(PROBE_TOKENS, 2 * bench.block))], bench.measurement)
+    short = Bench(bench.model, bench.tokens[: min(n_tokens, max(PROBE_TOKENS, 2 * bench.context))], bench.measurement)
     timed = Point(hardware=point.hardware)
-    for _ in range(2):  # compiling and tables of a chip are of the first pass
+    times = []
+    for _ in range(2):  # the first also compiles and makes tables of the chip; other work may slow either
         started = time.perf_counter()
         list(short.draw(timed, bench.chips[:1]))
-        seconds = time.perf_counter() - started
-    return seconds * n_tokens / len(short.tokens)
+        times.append(time.perf_counter() - started)
+    return min(times) * n_tokens / len(short.tokens)
 
 
 def estimate(runner: Runner, n_draws: int, n_cached: int, seconds_a_pass: float) -> Estimate:
     """Time and disk of so many passes."""
     bench = runner.bench
-    size = bytes_of_draw(len(bench.tokens), bench.block)
+    size = bytes_of_draw(len(bench.tokens), bench.stretch)
     return Estimate(n_draws, n_cached, n_draws * seconds_a_pass / runner.workers, n_draws * size)

@@ -76,7 +76,7 @@ def realised(bench: Bench, axes: Sequence[str], values: Sequence[Any]) -> tuple[
     window = design.hardware.array.window
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CircuitWarning)
-        hardware, cost = design.realised(bench.shape, min(bench.block, window))
+        hardware, cost = design.realised(bench.shape, min(bench.context, window))
     return hardware, cost, [str(w.message) for w in caught if issubclass(w.category, CircuitWarning)]
 
 

@@ -32,6 +32,8 @@ class Plan:
     """By name; none: those that the machine has."""
     rises: Sequence[float] = (0.01, 0.05, 0.2)
     """Of perplexity, for the tolerances."""
+    worst: int | None = None
+    """How many effects have their tolerance searched, those that cost most alone; None: all."""
     budget: float = 0.02
     """Rise of perplexity that a circuit, or a layer on arrays, may bring."""
     specification: grids.Axes = field(default_factory=dict)
@@ -60,6 +62,10 @@ def check(runner: Runner, plan: Plan) -> None:
         if part not in PARTS:
             raise ValueError(f"parts={part}: there is no such part of a study; there are {', '.join(PARTS)}")
     chosen(plan.machine, plan.effects)
+    if plan.worst is not None and "tolerance" in plan.parts and "sensitivity" not in plan.parts:
+        raise ValueError(
+            f"worst={plan.worst}: the ranking says which those are; add sensitivity to parts, or name effects"
+        )
     if "grid" in plan.parts:
         grids.require_axes(plan.start, plan.grid)
     if "specification" in plan.parts:
@@ -86,7 +92,10 @@ def draws_of(runner: Runner, plan: Plan) -> dict[str, int]:
         part: count
         for part, count in {
             "sensitivity": 1 + every + (len(effects) - n_noises) + (n_noises + len(effects)) * every,
-            "tolerance": tolerance.most_draws(effects, plan.rises, n_chips, few),
+            # Which ones they will be is not known, but noises take the most.
+            "tolerance": tolerance.most_draws(
+                sorted(effects, key=lambda effect: effect.kind != "noise")[: plan.worst], plan.rises, n_chips, few
+            ),
             # To match the scalers to a circuit takes about as long as to read the text twice.
             "specification": 1 + n_circuits * (few + 2),
             # Both models read the text where divergence is measured.
@@ -127,10 +136,11 @@ def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], Non
     """
     machine, effects = plan.machine, chosen(plan.machine, plan.effects)
     bootstrap = dict(plan.bootstrap)
+    results: dict[str, Any] = {}
     work: dict[str, Callable[[], Any]] = {
         "sensitivity": lambda: ranking.sensitivity(runner, only(machine, effects), effects, **bootstrap),
         "tolerance": lambda: tolerance.tolerances(
-            runner, machine, effects, plan.rises, few_chips=plan.few_chips, **bootstrap
+            runner, machine, _worst(plan, effects, results), plan.rises, few_chips=plan.few_chips, **bootstrap
         ),
         "specification": lambda: circuits.specification(
             runner,
@@ -144,7 +154,6 @@ def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], Non
         "layers": lambda: of_layers.layers(runner, machine, plan.budget, chips=plan.few_chips, **bootstrap),
         "grid": lambda: grids.grid(runner, plan.start, plan.grid, trained=plan.trained, **bootstrap),
     }
-    results: dict[str, Any] = {}
     for part in PARTS:
         if part not in plan.parts:
             continue
@@ -156,6 +165,17 @@ def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], Non
         if on_part is not None:
             on_part(part, results)
     return results
+
+
+def _worst(plan: Plan, effects: Sequence[Effect], results: Mapping[str, Any]) -> Sequence[Effect]:
+    """The effects whose tolerance is searched: the first of the ranking, as many as are asked for."""
+    if plan.worst is None:
+        return effects
+    rows = results["sensitivity"].get("rows")
+    if rows is None:
+        raise ValueError("which effects cost most is not known, for the ranking could not be measured")
+    names = [row["name"] for row in rows[: plan.worst]]
+    return [effect for effect in effects if effect.name in names]
 
 
 def only(machine: Hardware, effects: Sequence[Effect]) -> Hardware:

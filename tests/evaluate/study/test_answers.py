@@ -98,6 +98,20 @@ def test_two_studies_with_other_seeds_agree() -> None:
     assert next(iter(one)) == next(iter(other)) == "read_av"
 
 
+def test_tolerances_of_two_seeds_agree(silent: Hardware) -> None:
+    """Intervals overlap where only chips differ."""
+    effects = [effects_of(silent)[name] for name in ("write_v", "read_av")]
+    found = []
+    for seed in (0, 1):
+        runner = cast(Runner, formula(silent, seed=seed))
+        found.append({curve.name: curve for curve in tolerances(runner, silent, effects, (0.05, 0.2), resamples=200)})
+    one, other = found
+    for name, curve in one.items():
+        for size, again in zip(curve.tolerances, other[name].tolerances, strict=True):
+            assert size.size is not None and again.size is not None and size.size.overlaps(again.size)
+    assert one["write_v"].tolerances[0].size != other["write_v"].tolerances[0].size
+
+
 def test_intervals_hold_what_they_say() -> None:
     """Over many made-up studies, the 95 % interval of a mean over chips holds the truth about that often."""
     generator = np.random.default_rng(3)
@@ -141,8 +155,10 @@ def test_layers_and_heads(bench: Bench) -> None:
     shares = [kept.share for kept in found.kept]
     assert shares == sorted(shares) and shares[0] == 0 and shares[-1] == pytest.approx(1)
     assert found.kept[-1].rise.value == 0 and found.kept[-1].layers == [0, 1]
-    assert layers(runner, machine, budget=10.0, chips=1, resamples=50).skip_layers == []
-    assert layers(runner, machine, budget=-1.0, chips=1, resamples=50).skip_layers is None
+    bearable, unbearable = (layers(runner, machine, budget=b, chips=1, resamples=50) for b in (10.0, -1.0))
+    assert bearable.skip_layers == [] and unbearable.skip_layers is None
+    assert bearable.protection == min(found.protected, key=lambda kept: kept.share).protection
+    assert unbearable.protection is None
     assert found.protected and found.protected[0].protection == [4, 0] and 0 < found.protected[0].share < 1
     assert energy_share(bench, machine, {0: [True, False], 1: [True, True]}) == pytest.approx(0.25)
 
@@ -166,6 +182,26 @@ def test_ideal_is_without_any_effect() -> None:
     assert not any(effect.size(ideal(machine)) for effect in effects_of(machine).values())
     with pytest.raises(ConfigError, match="effects=noise: no such effect"):
         chosen(machine, ["noise"])
+
+
+def test_tolerances_of_the_worst_alone(bench: Bench) -> None:
+    runner = Runner(bench)
+    names = ["write_v", "read_av", "storage_levels"]
+    plan = whole.Plan(
+        start=whole.setup_of(runner, Noise(read_av=0.3, write_v=0.001)),
+        parts=["sensitivity", "tolerance"],
+        effects=names,
+        rises=[0.3],
+        worst=1,
+        bootstrap={"resamples": 20},
+    )
+    whole.check(runner, plan)
+    most = whole.draws_of(runner, plan)["tolerance"]
+    assert most < whole.draws_of(runner, replace(plan, worst=None))["tolerance"]
+    found = whole.run(runner, plan)
+    assert [curve["name"] for curve in found["tolerance"]] == [found["sensitivity"]["rows"][0]["name"]]
+    with pytest.raises(ValueError, match="worst=1"):
+        whole.check(runner, replace(plan, parts=["tolerance"]))
 
 
 def test_a_whole_study_counts_what_it_measures(bench: Bench) -> None:

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import aimc
+from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
 from aimc.evaluate.study.bench import Bench, mixed
 from aimc.evaluate.study.draws import Cache, measured
@@ -14,6 +17,7 @@ from aimc.evaluate.study.effects import ideal
 from aimc.evaluate.study.points import Point, Setup, key_of
 from aimc.evaluate.study.runner import Runner, duration
 from aimc.hardware import ConfigError, Noise, Protection
+from tests.conftest import small_arrays, tiny_gpt2
 
 from .conftest import tiny_bench
 
@@ -35,6 +39,18 @@ def test_a_point_is_what_perplexity_says(bench: Bench) -> None:
 def test_one_chip_is_enough_without_noise(bench: Bench) -> None:
     (found,) = Runner(bench).run([Point(hardware=bench.own)])
     assert found is not None and found.chips == [0]
+
+
+def test_a_short_text_still_has_many_draws(bench: Bench) -> None:
+    assert bench.stretch == bench.context == 16  # of a text of many contexts the context
+    assert "stretch" not in bench.subject(Point(hardware=bench.own))  # what was kept before is still good
+    model = tiny_gpt2(n_positions=128)
+    aimc.convert(model, small_arrays())
+    short = Bench(model, torch.randint(64, (1200,)), Measurement(context=128, stride=128))
+    point = Point(hardware=short.own)
+    assert short.stretch == short.subject(point)["stretch"] == 75
+    ((_, draw),) = short.draw(point, [0])
+    assert len(draw.count) == 15 and sum(draw.count) == 1199
 
 
 def test_the_key_is_the_content(bench: Bench) -> None:
