@@ -162,9 +162,9 @@ def table(results: dict[str, dict[int, dict[str, float]]], steps: int) -> Table:
         before = [list(values.values())[-2] for values in of_seeds.values() if len(values) > 1]
         shown.add_row(
             name,
-            _with_interval(before, ".1f") if before else "–",
-            _with_interval([_last(values) for values in of_seeds.values()], ".2f"),
-            "1" if name == CONTROL else _with_interval(ratios, ".4f"),
+            with_interval(before, ".1f") if before else "–",
+            with_interval([_last(values) for values in of_seeds.values()], ".2f"),
+            "1" if name == CONTROL else with_interval(ratios, ".4f"),
         )
     return shown
 
@@ -173,7 +173,7 @@ STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Of the 95 % interval of a mean of so few numbers."""
 
 
-def _with_interval(values: list[float], form: str) -> str:
+def with_interval(values: list[float], form: str) -> str:
     n, mean = len(values), sum(values) / len(values)
     if n < 2:
         return format(mean, form)

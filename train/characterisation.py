@@ -19,7 +19,14 @@ from aimc.evaluate.characterise import Characterisation, Plan, Point, Subject, U
 from aimc.evaluate.characterise.subjects import TABLE, checkpoint, of_config, subject
 from aimc.hardware import ConfigError
 
-from .characterisation_tables import class_tables, crossover_table, estimate_table, machine_table, point_table
+from .characterisation_tables import (
+    class_tables,
+    crossover_table,
+    estimate_table,
+    machine_table,
+    point_table,
+    winner_table,
+)
 from .characterise_config import CharacteriseConfig
 from .command import CONF
 from .errors import RunError
@@ -92,7 +99,7 @@ def run(settings: CharacteriseConfig, models: list[Subject], say: Say) -> None:
     except ConfigError as error:
         raise RunError(str(error)) from error
     shown = (point_table(found), *class_tables(found), machine_table(found), estimate_table(found))
-    for table in (*shown, crossover_table(found)):
+    for table in (*shown, crossover_table(found), winner_table(found)):
         if table is not None:
             say(table)
     for model, why in found.notes.items():
@@ -169,5 +176,6 @@ def record(found: Characterisation, plan: Plan) -> dict[str, Any]:
         "points": [asdict(point) | {"peak_bytes": point.peak_bytes} for point in found.points],
         "estimates": [asdict(estimate) for estimate in found.estimates],
         "crossovers": [asdict(crossover) for crossover in found.crossovers],
+        "winners": [asdict(winner) for winner in found.winners],
         "notes": found.notes,
     }

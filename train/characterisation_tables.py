@@ -8,6 +8,7 @@ from rich.table import Table
 from aimc.circuit.cost.report import si
 from aimc.evaluate.characterise import CLASSES, Characterisation
 from aimc.evaluate.characterise.estimates import ARRAYS, DIGITAL, STATES
+from aimc.evaluate.characterise.running import ESTIMATED
 
 _SHORT = {DIGITAL: "digital", ARRAYS: "attention in cells", STATES: "states in cells too"}
 
@@ -127,6 +128,40 @@ def _percent(share: float | None) -> str:
     if share is None:
         return "–"
     return f"{100 * share:.2g} %" if share > 1e-5 else "nothing"
+
+
+_UNITS = {"time to first token": "s", "time per output token": "s", "peak memory": "B"}
+
+
+def winner_table(found: Characterisation) -> Table | None:
+    """Lengths × quantities: which model takes least, and by how much less than the next."""
+    if not found.winners:
+        return None
+    missing = any(winner.missing for winner in found.winners)
+    table = Table(
+        title="Who takes least at each length (× what the next takes)"
+        f"{'; * others were not measured there' if missing else ''}"
+    )
+    quantities = list(dict.fromkeys(winner.quantity for winner in found.winners))
+    table.add_column("length", justify="right")
+    for quantity in quantities:
+        table.add_column(f"{quantity}{', cost model' if quantity == ESTIMATED else ''}")
+    for length in sorted({winner.length for winner in found.winners}):
+        at = {winner.quantity: winner for winner in found.winners if winner.length == length}
+        cells = []
+        for quantity in quantities:
+            winner = at.get(quantity)
+            if winner is None:
+                cells.append("–")
+                continue
+            name = winner.model
+            for long, short in _SHORT.items():
+                name = name.replace(f", {long}", f", {short}")
+            less = "" if winner.ratio is None else f" (× {winner.ratio:.3g})"
+            value = si(winner.value, _UNITS.get(quantity, "J"))
+            cells.append(f"{name}{' *' if winner.missing else ''}\n{value}{less}")
+        table.add_row(f"{length:,}", *cells)
+    return table
 
 
 def crossover_table(found: Characterisation) -> Table | None:

@@ -11,17 +11,22 @@ from .errors import RunError
 from .fields import check, choice, number
 from .plausible import require_plausible
 
+MODELS = ("gpt2_tiny", "h3_tiny", "stripedhyena_tiny", "mamba_tiny", "gsa_tiny")
+"""Of equal parameters."""
+LENGTHS = tuple(2**n for n in range(8, 17))
+"""256 … 65,536 tokens."""
+
 
 @dataclass(slots=True, kw_only=True)
 class CharacteriseConfig:
     """What is measured of which models, at which lengths."""
 
-    models: list[str] = field(default_factory=lambda: ["gpt2_tiny", "mamba_tiny"])
+    models: list[str] = field(default_factory=lambda: [*MODELS])
     """Each a file of conf/model/, a name of `aimc.evaluate.characterise.subjects.TABLE`, a model type with fields of
     its config (`h3:hidden_size=128,num_hidden_layers=4`), or a folder or hub name. Weights are random unless there is a
     folder, or a hub name is given."""
-    lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048, 4096])
-    """Tokens of the prompt; `[256,512,…,65536]` for all that is asked of long contexts."""
+    lengths: list[int] = field(default_factory=lambda: list(LENGTHS))
+    """Tokens of the prompt; those for which a model would take longer than `point_s` are left out, and it is said."""
     hardware: Hardware = field(default_factory=Hardware)
     """Arrays of the estimates; their window grows with the length."""
     most_slots: int | None = number(None, least=1)
@@ -38,11 +43,12 @@ class CharacteriseConfig:
     """Tokens behind the first whose time is taken."""
     repetitions: int = number(3, least=1)
     """Runs of a point whose times are taken, at most."""
-    point_s: float = number(60.0, above=0)
-    """Second that one run of a point may take; what is forecast to take more is not run."""
+    point_s: float = number(8.0, above=0)
+    """Second that one run of a point may take; what is forecast to take more is not run. Beside its runs a point is
+    profiled and counted, which takes some three times as long."""
     memory_gb: float | None = number(None, above=0)
     """Gigabyte that a point may hold beyond the weights; null: 80 % of what is free."""
-    max_operators: float = number(1.5e6, above=0)
+    max_operators: float = number(3e5, above=0)
     """Operators of a call that is profiled and counted; a scan in Python has some ten a token and layer."""
     output_dir: str = "checkpoints/characterisation"
     """Folder of table, CSV, JSON and figure."""

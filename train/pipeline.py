@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,16 @@ from .windows import context_of, placed
 
 if TYPE_CHECKING:
     from .schema import RunConfig
+    from .stages.stage import Stage
 
 
-def execute(config: RunConfig, say: Say) -> None:
+def execute(config: RunConfig, say: Say, stages: Sequence[Stage] | None = None) -> None:
     """Carry out the configured stage, or all of them and the report.
+
+    Args:
+        config: of the run.
+        say: gets what is told.
+        stages: to be run in place of those that the config wants, such as one that is no stage of a route.
 
     Raises:
         RunError: anything that the user can put right.
@@ -37,8 +44,8 @@ def execute(config: RunConfig, say: Say) -> None:
     with one_job(config.folder, say, main_process=state.is_main_process), together():
         run = _open(config, say if state.is_main_process else silent, state)
         require_all(run)
-        for name in config.stage.wanted():
-            run_stage(replace(run, stage=config.stage.stage(name)))
+        for stage in [config.stage.stage(name) for name in config.stage.wanted()] if stages is None else stages:
+            run_stage(replace(run, stage=stage))
         if config.stage.name in ("pipeline", "evaluate"):
             report.evaluate_run(run)
         if state.is_main_process:

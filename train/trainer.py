@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 
 from aimc.hardware import Noise
+from aimc.models.selective_scan import lighten_backward
 from aimc.static.tiles import follow_optimizer, has_static
 
 from .alarms import Alarms
@@ -106,6 +107,7 @@ def train(
     recipe = training.recipe
     if recipe.steps == 0:
         return []
+    lighten_backward(model)
     if teacher is not None and recipe.has_teacher:
         require_teacher(teacher, model, training.stage)
     setting = f"trainer.{training.recipe_name}.lora_rank"

@@ -84,11 +84,11 @@ def _curves(
         lines.setdefault((estimate.model, estimate.machine), []).append((estimate.length, getattr(estimate, name)))
     for (model, machine), pairs in lines.items():
         axes.plot(*zip(*pairs, strict=True), linestyle=_MACHINE_LINES[machine], color=style[model][0], linewidth=1.3)
+    drawn = [float(y) for line in axes.lines for y in line.get_ydata()]  # type: ignore
     for point in found.points:
         if point.not_run:
             axes.axvline(point.length, color=style[point.model][0], alpha=0.25, linewidth=0.8, zorder=0)
     axes.set_xscale("log", base=2)
-    drawn = [float(y) for line in axes.lines if len(line.get_ydata()) > 1 for y in line.get_ydata()]  # type: ignore
     if drawn and max(drawn) > _LINEAR * min(drawn):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(drawn) < 300 * min(drawn) else (1.0,)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aimc.evaluate.characterise import Characterisation, CostEstimate, Phase, Point
@@ -52,6 +54,12 @@ def test_six_panels() -> None:
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"one (random weights)", "two (random weights)", PRODUCT, SCAN} <= set(labels)
     assert sum(label.startswith("cost model: ") for label in labels) == 3
+
+
+def test_what_was_not_run_does_not_choose_the_scale() -> None:
+    flat = found()
+    flat.estimates = [replace(estimate, token_j=1e-3) for estimate in flat.estimates]
+    assert characterisation(flat).axes[3].get_yscale() == "linear"
 
 
 def test_nothing_to_draw() -> None:

@@ -15,7 +15,7 @@ from aimc.evaluate.characterise.roofline import Roofline
 from tests.train.conftest import compose_config
 from train.characterisation import subjects
 from train.characterise import characterise
-from train.characterise_config import CharacteriseConfig
+from train.characterise_config import MODELS, CharacteriseConfig
 from train.configs import checked
 from train.errors import RunError
 
@@ -43,6 +43,7 @@ def test_a_run_writes_table_csv_json_and_figure(tmp_path: Path, capsys: pytest.C
         "ridge at",
         "Not measured: the cost model",
         "Who takes less",
+        "Who takes least at each length",
     ):
         assert words in said
     record = json.loads((tmp_path / "characterisation.json").read_text())
@@ -94,4 +95,4 @@ def test_an_unknown_model_is_one_line(tmp_path: Path) -> None:
 
 def test_the_file_of_conf_is_the_default() -> None:
     config = checked(compose_config("characterise", "lengths=[256,65536]"), CharacteriseConfig)
-    assert config.models == ["gpt2_tiny", "mamba_tiny"] and config.hardware == presets.gain_cell_cmos()
+    assert config.models == list(MODELS) and config.hardware == presets.gain_cell_cmos()

@@ -5,7 +5,7 @@ same with attention or states on gain cells, estimated.
 of `aimc.circuit`.
 """
 
-from aimc.evaluate.characterise.crossover import Crossover
+from aimc.evaluate.characterise.crossover import Crossover, Winner
 from aimc.evaluate.characterise.estimates import CostEstimate
 from aimc.evaluate.characterise.operators import CLASSES
 from aimc.evaluate.characterise.point import Phase, Point
@@ -23,6 +23,7 @@ __all__ = [
     "Point",
     "Subject",
     "UnknownModel",
+    "Winner",
     "characterise",
     "subject",
 ]

@@ -56,15 +56,16 @@ def free_bytes(device: str) -> float:
     return _USABLE * free
 
 
-def forecast(measured: Mapping[int, float], length: int) -> float:
+def forecast(measured: Mapping[int, float], length: int, *, power: int = 2) -> float:
     """What a length will take, from what shorter ones took.
 
     Args:
         measured: length to second, byte or count; empty: nothing is known.
         length: that is asked about.
+        power: of the length, that it may grow by at most; what one length says is taken to grow so.
 
     Returns:
-        0 where nothing is known; with one length, growth by the square.
+        0 where nothing is known.
     """
     known = {at: value for at, value in measured.items() if at <= length}
     if not known:
@@ -72,14 +73,14 @@ def forecast(measured: Mapping[int, float], length: int) -> float:
     longest = max(known)
     least = known[longest] * length / longest
     if len(known) == 1:
-        return known[longest] * (length / longest) ** 2
+        return known[longest] * (length / longest) ** power
     at = np.array(sorted(known), dtype=float)
     values = np.array([known[int(x)] for x in at])
-    terms = np.stack([np.ones_like(at), at, at**2], axis=1)
+    terms = np.stack([at**n for n in range(power + 1)], axis=1)
     scale = terms.max(axis=0)
     weights = 1 / np.maximum(values, 1e-30)  # relative errors, so that the long lengths do not drown the short ones
     found, _ = nnls(terms / scale * weights[:, None], values * weights)
-    return max(least, float(np.array([1.0, length, float(length) ** 2]) / scale @ found))
+    return max(least, float(np.array([float(length) ** n for n in range(power + 1)]) / scale @ found))
 
 
 def ladder(lengths: list[int], *, step: int = 4) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -28,6 +28,49 @@ class Crossover:
             else f"from about {self.from_length:,.0f} on"
         )
         return f"{self.winner} takes less than {self.other} {at}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """Who takes least of a quantity at one length."""
+
+    quantity: str
+    length: int
+    model: str
+    value: float
+    second: str | None
+    """Who takes least of the others; None: there is no other."""
+    ratio: float | None
+    """What the second takes, in what the first takes."""
+    missing: tuple[str, ...]
+    """Models that were not measured at this length."""
+
+
+def winners(quantity: str, curves: Mapping[str, Mapping[int, float]], models: Sequence[str]) -> list[Winner]:
+    """The one that takes least at every length that somebody has.
+
+    Args:
+        quantity: what is compared, smaller is better.
+        curves: model to length to value, above zero.
+        models: all that there are, measured or not.
+    """
+    found = []
+    for length in sorted({length for curve in curves.values() for length in curve}):
+        first, *others = sorted(
+            ((curve[length], model) for model, curve in curves.items() if length in curve), key=lambda pair: pair[0]
+        )
+        found.append(
+            Winner(
+                quantity=quantity,
+                length=length,
+                model=first[1],
+                value=first[0],
+                second=others[0][1] if others else None,
+                ratio=others[0][0] / first[0] if others else None,
+                missing=tuple(model for model in models if length not in curves.get(model, {})),
+            )
+        )
+    return found
 
 
 def crossovers(quantity: str, curves: Mapping[str, Mapping[int, float]]) -> list[Crossover]:

@@ -6,7 +6,8 @@ a token, nothing waiting. So three machines are comparable with each other, and 
 
 - `digital`: keys and values from memory, states in an on-chip memory;
 - `attention on gain cells`: arrays that hold as many tokens as there are, or `most_slots`;
-- `attention and states on gain cells`: states as :mod:`aimc.circuit.cost.state` assumes.
+- `attention and states on gain cells`: states as :mod:`aimc.circuit.cost.state` assumes, gated slots as
+  :mod:`aimc.circuit.cost.slots` does with gates as pulses.
 
 A prompt passes the arrays token by token, layer after layer, its weights once. Energies are the cost model's defaults,
 at the bytes a value of the run's precision.
@@ -24,9 +25,11 @@ from aimc.circuit.cost.attention import attention_cost, token_time_s
 from aimc.circuit.cost.model import DigitalBaseline
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.shape import ModelShape
+from aimc.circuit.cost.slots import slot_cost
 from aimc.circuit.cost.state import StateShape, digital_state, state_cost
 from aimc.evaluate.characterise.roofline import Roofline
 from aimc.hardware import ConfigError, Hardware
+from aimc.hardware.presets import with_softmax
 
 DIGITAL, ARRAYS, STATES = MACHINES = (
     "digital",
@@ -37,6 +40,8 @@ DIGITAL, ARRAYS, STATES = MACHINES = (
 
 _SLOTS = ("n_slots", "num_slots")
 """What configs of gated slot attention call their slots."""
+_SLOT_MACS = 3
+"""Multiply-accumulates a number in a digital slot: two of the update, one of the read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +76,11 @@ class Parts:
     name: str
     n_read_weights: int
     """Weights that a token reads."""
-    attention: ModelShape | None
-    state: StateShape | None
+    attention: ModelShape | None = None
+    state: StateShape | None = None
+    slots: ModelShape | None = None
+    """Of gated slots: heads that keep `n_slots` in place of all tokens."""
+    n_slots: int = 0
     note: str = ""
     """Why a part is missing, where one is."""
 
@@ -80,9 +88,9 @@ class Parts:
     def of(cls, name: str, config: PretrainedConfig, n_read_weights: int) -> Parts:
         """From a model's config."""
         attention, note = None, ""
-        if any(getattr(config, name, None) for name in _SLOTS):
-            note = "it keeps slots, not every token's key and value; aimc.circuit.cost counts those apart"
-            return cls(name=name, n_read_weights=n_read_weights, attention=None, state=None, note=note)
+        if n_slots := next((n for field in _SLOTS if (n := getattr(config, field, None))), 0):
+            shape = ModelShape.from_config(config, mlp_matrices=2, mlp_width=1)
+            return cls(name=name, n_read_weights=n_read_weights, slots=shape, n_slots=n_slots)
         try:
             attention = ModelShape.from_config(config, mlp_matrices=2, mlp_width=1)  # its MLP is in the weights
         except ValueError as error:
@@ -94,7 +102,7 @@ class Parts:
     @property
     def layers(self) -> int:
         """Layers of the model, as far as they are known."""
-        return max(part.layers for part in (self.attention, self.state) if part is not None)
+        return max(part.layers for part in (self.attention, self.state, self.slots) if part is not None)
 
 
 def estimates(
@@ -106,7 +114,7 @@ def estimates(
     value_bytes: int,
     most_slots: int | None = None,
 ) -> list[CostEstimate]:
-    """Every machine that the model can be put on, at every length; none where neither attention nor states are known.
+    """Every machine that the model can be put on, at every length; none where nothing that mixes tokens is known.
 
     Args:
         parts: of the model.
@@ -119,7 +127,7 @@ def estimates(
     Raises:
         ConfigError: the hardware's converters have no level counts.
     """
-    if parts.attention is None and parts.state is None:
+    if parts.attention is None and parts.state is None and parts.slots is None:
         return []
     p = CostParameters(
         mac_rate_per_s=roofline.flops_per_s / 2,
@@ -129,6 +137,9 @@ def estimates(
     hardware = replace(hardware, leakage=replace(hardware.leakage, token_time_s=None))
     found: list[CostEstimate] = []
     for length in lengths:
+        if parts.slots is not None:
+            found += _slots(parts, parts.slots, length, hardware, p)
+            continue
         found.append(_digital(parts, length, p))
         try:
             if parts.attention is not None:
@@ -170,6 +181,40 @@ def _digital(parts: Parts, length: int, p: CostParameters) -> CostEstimate:
         token_j=rest_j + mixing_j,
         first_token_s=prompt_s,
         mixing_j=mixing_j,
+    )
+
+
+def _slots(
+    parts: Parts, shape: ModelShape, length: int, hardware: Hardware, p: CostParameters
+) -> tuple[CostEstimate, CostEstimate]:
+    """Gated slots in a digital machine and in cells; neither grows with the length."""
+    (rest_j, rest_s), (_, prompt_s) = _weights(parts, p, 1), _weights(parts, p, length)
+    n = parts.n_slots
+    rows = hardware.array.rows if n % hardware.array.rows == 0 else n
+    sized = with_softmax(replace(hardware, array=replace(hardware.array, window=n, rows=rows)))
+    digital, cells = (slot_cost(shape, sized, gate=gate, parameters=p) for gate in ("digital", "pulse"))
+    numbers = shape.kv_values(n)
+    digital_s = _SLOT_MACS * numbers / p.mac_rate_per_s
+    return (
+        CostEstimate(
+            model=parts.name,
+            machine=DIGITAL,
+            length=length,
+            token_s=rest_s + digital_s,
+            token_j=rest_j + digital.energy_j.total,
+            first_token_s=prompt_s + length * digital_s,
+            mixing_j=digital.energy_j.total,
+        ),
+        CostEstimate(
+            model=parts.name,
+            machine=STATES,
+            length=length,
+            token_s=rest_s + cells.latency_s.total,
+            token_j=rest_j + cells.energy_j.total,
+            first_token_s=prompt_s + shape.n_on_arrays * length * cells.interval_s,
+            mixing_j=cells.energy_j.total,
+            cells=numbers,
+        ),
     )
 
 

@@ -37,7 +37,9 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 class Known:
     """What shorter lengths of a model took, by length: what the forecasts are made from."""
 
-    seconds: dict[int, float] = field(default_factory=dict)
+    prompt_s: dict[int, float] = field(default_factory=dict)
+    tokens_s: dict[int, float] = field(default_factory=dict)
+    """Of the tokens behind the first, together: each reads the prompt once at most."""
     memory: dict[int, float] = field(default_factory=dict)
     events: dict[int, float] = field(default_factory=dict)
 
@@ -83,7 +85,8 @@ def measure_point(model: PreTrainedModel, point: Point, bench: Bench, known: Kno
     length = point.length
     point.weights_bytes, point.n_read_weights = weight_bytes(model), read_weights(model)
     point.batch, point.energy_source = bench.batch, bench.energy_source
-    if refusal := bench.budget.refusal(forecast(known.seconds, length), forecast(known.memory, length)):
+    seconds = forecast(known.prompt_s, length) + forecast(known.tokens_s, length, power=1)
+    if refusal := bench.budget.refusal(seconds, forecast(known.memory, length)):
         point.not_run = refusal
         return
     generator = torch.Generator().manual_seed(bench.seed)
@@ -131,8 +134,8 @@ def _time(model: PreTrainedModel, tokens: Tensor, point: Point, bench: Bench, kn
             if run == 0:
                 point.kv_bytes, point.state_bytes = cache_bytes(out.past_key_values)
             del out
-            known.seconds[point.length] = moments[-1] - start
-            if time.perf_counter() - started + known.seconds[point.length] > bench.budget.seconds:
+            known.prompt_s[point.length], known.tokens_s[point.length] = moments[0] - start, moments[-1] - moments[0]
+            if time.perf_counter() - started + moments[-1] - start > bench.budget.seconds:
                 break
     if bench.device == "cuda":
         peak = torch.cuda.max_memory_allocated() - before
@@ -151,7 +154,7 @@ def _take_peak(point: Point, peak: int, known: Known) -> None:
 
 def _watch(model: PreTrainedModel, tokens: Tensor, point: Point, bench: Bench, known: Known) -> None:
     """Classes of operators, memory of a host, and work."""
-    events = forecast(known.events, point.length)
+    events = forecast(known.events, point.length, power=1)
     if events > bench.budget.max_events:
         what = "classes and work" if bench.device == "cuda" else "classes, work and activations"
         point.left_out = f"{what}: {events:.2g} operators are more than a profile keeps"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from aimc.evaluate.characterise.budget import Budget, free_bytes, ladder
-from aimc.evaluate.characterise.crossover import Crossover, crossovers
+from aimc.evaluate.characterise.crossover import Crossover, Winner, crossovers, winners
 from aimc.evaluate.characterise.estimates import MACHINES, CostEstimate, Parts, estimates
 from aimc.evaluate.characterise.measuring import Bench, Known, measure_point
 from aimc.evaluate.characterise.point import Point, series
@@ -19,6 +19,7 @@ from aimc.evaluate.energy import find_meter
 from aimc.hardware import Hardware
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+ESTIMATED = "estimated energy per output token"
 _COMPARED = {
     "first_token_s": "time to first token",
     "token_s": "time per output token",
@@ -65,6 +66,7 @@ class Characterisation:
     estimates: list[CostEstimate] = field(default_factory=list)
     roofline: Roofline | None = None
     crossovers: list[Crossover] = field(default_factory=list)
+    winners: list[Winner] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
     """Model to why it has no estimate on arrays."""
 
@@ -109,7 +111,7 @@ def characterise(
         )
         if parts.note:
             found.notes[subject.name] = parts.note
-    found.crossovers = all_crossovers(found)
+    found.crossovers, found.winners = all_crossovers(found), all_winners(found)
     return found
 
 
@@ -139,6 +141,17 @@ def _measure(subject: Subject, plan: Plan, bench: Bench, told: Callable[[Point],
     return points
 
 
+def all_winners(found: Characterisation) -> list[Winner]:
+    """Who takes least at each length, of what was measured, and of the estimates of all machines together."""
+    models, result = list(dict.fromkeys(point.model for point in found.points)), list[Winner]()
+    for name, words in _COMPARED.items():
+        result += winners(words, series(found.points, name), models)
+    curves: dict[str, dict[int, float]] = {}
+    for estimate in found.estimates:
+        curves.setdefault(f"{estimate.model}, {estimate.machine}", {})[estimate.length] = estimate.token_j
+    return result + winners(ESTIMATED, curves, ())
+
+
 def all_crossovers(found: Characterisation) -> list[Crossover]:
     """Of what was measured, and of the estimates of each machine, between models; of each model, between machines."""
     result: list[Crossover] = []
@@ -149,11 +162,11 @@ def all_crossovers(found: Characterisation) -> list[Crossover]:
         for estimate in found.estimates:
             if estimate.machine == machine:
                 curves.setdefault(estimate.model, {})[estimate.length] = estimate.token_j
-        result += crossovers(f"estimated energy per output token, {machine}", curves)
+        result += crossovers(f"{ESTIMATED}, {machine}", curves)
     for model in dict.fromkeys(estimate.model for estimate in found.estimates):
         curves = {}
         for estimate in found.estimates:
             if estimate.model == model:
                 curves.setdefault(f"{model}, {estimate.machine}", {})[estimate.length] = estimate.token_j
-        result += crossovers("estimated energy per output token, between machines", curves)
+        result += crossovers(f"{ESTIMATED}, between machines", curves)
     return result

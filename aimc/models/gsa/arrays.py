@@ -130,12 +130,16 @@ class SlotArrays(nn.Module):
             kept = math.exp(-self.hardware.leakage.decay_per_token)
             cells = [self._coefficients(array, q) for array in ArrayId]
             out = []
-            for t in range(q.shape[2]):
-                gate = gates[:, :, t, :, None]
+            # not by index: the gradient of each slice would be a whole tensor of zeros
+            by_token = (x.unbind(dim=2) for x in (pulses, *stored, gates))
+            for pulse, key, value, gate in zip(*by_token, strict=True):
                 memory = Memory(
-                    *(self._write(u * kept, x[:, :, t, None], gate) for u, x in zip(memory, stored, strict=True))
+                    *(
+                        self._write(u * kept, x[:, :, None], gate[..., None])
+                        for u, x in zip(memory, (key, value), strict=True)
+                    )
                 )
-                widths, total = self._scores(pulses[:, :, t], memory.keys, cells[ArrayId.QK])
+                widths, total = self._scores(pulse, memory.keys, cells[ArrayId.QK])
                 out.append(self._sums(widths, memory.values, cells[ArrayId.AV]) / total)
             return self.output_scaler(torch.stack(out, dim=2)), memory
 

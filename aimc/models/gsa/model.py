@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from aimc.models.gsa.arrays import SlotArrays
 from aimc.models.gsa.cache import SlotLayer, cache_of_slots
 from aimc.models.gsa.config import GSAConfig
 from aimc.models.gsa.memory import Memory, chunked, empty_memory, recurrent
+from aimc.models.recurrent.decoder import CausalHead
 
 
 class GatedSlotAttention(nn.Module):
@@ -138,7 +139,9 @@ class GSAModel(GSAPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """See :meth:`GSAForCausalLM.forward`."""
+        """Tokens `[B, T]`, which follow those in the cache, to hidden states `[B, T, hidden]`; padding, 0 in
+        `attention_mask` `[B, all tokens so far]`, writes nothing. A cache is handed back as the config says, and never
+        in training."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds: a text is given once; pass exactly one of them")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -161,8 +164,8 @@ class GSAModel(GSAPreTrainedModel):
         )
 
 
-class GSAForCausalLM(GSAPreTrainedModel, GenerationMixin):
-    """The language model."""
+class GSAForCausalLM(CausalHead, GSAPreTrainedModel, GenerationMixin):
+    """The language model. In `attention_mask`, 0 is padding, which writes nothing."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -171,47 +174,3 @@ class GSAForCausalLM(GSAPreTrainedModel, GenerationMixin):
         self.model = GSAModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits `[B, T, vocabulary]`, and the loss where `labels` are given.
-
-        Args:
-            input_ids: `[B, T]`.
-            attention_mask: `[B, all tokens so far]`, 0 for padding, which writes nothing.
-            past_key_values: of the text so far, from an earlier pass; None: there is none.
-            inputs_embeds: `[B, T, hidden]` in place of `input_ids`.
-            labels: `[B, T]`, shifted inside; -100 is ignored.
-            use_cache: whether the memory is handed back; None: as the config says, and never in training.
-            output_hidden_states: whether the output of every block is, too.
-            logits_to_keep: of the last so many tokens, or of these; 0: of all.
-        """
-        outputs = self.model(
-            input_ids,
-            attention_mask,
-            past_key_values,
-            inputs_embeds,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-        )
-        rows = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, rows])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-        )

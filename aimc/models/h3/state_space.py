@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.models.recurrent.convolution import causal_convolution
+from aimc.models.recurrent.kept import kept
 from aimc.models.recurrent.modal import bilinear, modal_filter
 
 
@@ -29,6 +30,7 @@ class ShiftStateSpace(nn.Module):
         self.C = nn.Parameter(torch.empty(1, channels, n_states))
         self.D = nn.Parameter(torch.empty(channels))
 
+    @kept
     def kernel(self) -> Tensor:
         """K, `[C, N]` in float32."""
         size = 2 * self.n_states
@@ -73,6 +75,7 @@ class DiagonalStateSpace(nn.Module):
         self.C = nn.Parameter(torch.empty(1, channels, modes, 2))
         self.D = nn.Parameter(torch.empty(channels))
 
+    @kept
     def modes(self) -> tuple[Tensor, Tensor]:
         """Poles and residues of the modal form, `[C, N/2]` each, complex128; the state there is x without its B."""
         a = torch.complex(-self.inv_A_real.double().exp(), self.A_imag.double())

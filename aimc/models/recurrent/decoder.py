@@ -119,13 +119,15 @@ class Backbone(PreTrainedModel):
 
 
 class CausalHead:
-    """The pass of a :class:`Backbone` with a head over the vocabulary; before `PreTrainedModel` among the bases."""
+    """The pass of a decoder with a head over the vocabulary; before `PreTrainedModel` among the bases, whose
+    `base_model_prefix` names the decoder."""
 
     def _prepare_cache_for_generation(
         self: Any, generation_config: Any, model_kwargs: dict[str, Any], *args: Any
     ) -> Any:
         """Transformers' own, or :class:`StateCache` where that could not count tokens."""
-        if ATTENTION not in self.config.layer_types and generation_config.use_cache:
+        kinds = getattr(self.config, "layer_types", (ATTENTION,))
+        if ATTENTION not in kinds and generation_config.use_cache:
             model_kwargs.setdefault("past_key_values", new_cache(self.config))
         return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
 
@@ -143,7 +145,7 @@ class CausalHead:
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Tokens `[B, T]` to logits `[B, T, V]`, and with labels the loss; as of any causal model of transformers."""
-        outputs = self.backbone(
+        outputs = self.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from aimc.models.recurrent.attention import FusedAttention
 from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
+from aimc.models.recurrent.kept import kept
 from aimc.models.recurrent.layer import ResidualLayer
 from aimc.models.recurrent.modal import modal_filter
 from aimc.models.recurrent.names import ATTENTION
@@ -68,6 +69,7 @@ class HyenaFilter(nn.Module):
         self.poles = nn.Parameter(torch.empty(width, config.state_size, 1, 2))
         self.residues = nn.Parameter(torch.empty(width, config.state_size, 1, 2))
 
+    @kept
     def modes(self) -> tuple[Tensor, Tensor]:
         """Poles and residues, `[E, modes]` each, complex128."""
         poles, residues = (torch.view_as_complex(x.squeeze(2).double()) for x in (self.poles, self.residues))

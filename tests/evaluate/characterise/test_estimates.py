@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from aimc import presets
 from aimc.circuit import DigitalBaseline, ModelShape, attention_cost, digital_state, state_cost
 from aimc.circuit.cost.parameters import CostParameters
+from aimc.circuit.cost.slots import slot_cost
 from aimc.evaluate.characterise.estimates import ARRAYS, DIGITAL, STATES, CostEstimate, Parts, estimates
 from aimc.evaluate.characterise.roofline import Roofline
 from aimc.hardware import ConfigError
@@ -66,6 +67,20 @@ def test_a_state_space_model_costs_the_same_at_every_length() -> None:
     assert list(short) == [DIGITAL, STATES]
     assert all(short[machine].token_j == long[machine].token_j for machine in short)
     assert "no attention heads" in Parts.of("mamba", AutoConfig.for_model("mamba"), 1).note
+
+
+def test_slots_cost_the_same_at_every_length_and_less_in_cells() -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_slots": 8}
+    short, long = (rows("gsa", length, **sizes) for length in (256, 65536))
+    assert list(short) == [DIGITAL, STATES]
+    assert all(short[machine].token_j == long[machine].token_j for machine in short)
+    hardware = presets.with_softmax(presets.gain_cell_cmos())
+    hardware.array.window = hardware.array.rows = 8
+    shape = ModelShape.from_config(AutoConfig.for_model("gsa", **sizes), mlp_matrices=2, mlp_width=1)
+    for machine, gate in ((DIGITAL, "digital"), (STATES, "pulse")):
+        cost = slot_cost(shape, hardware, gate=gate, parameters=P)
+        assert short[machine].mixing_j == pytest.approx(cost.energy_j.total)
+    assert short[STATES].mixing_j < short[DIGITAL].mixing_j and short[STATES].cells == 2 * 2 * 64 * 8
 
 
 def test_arrays_may_have_fewer_slots_than_there_are_tokens() -> None:

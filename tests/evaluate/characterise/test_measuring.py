@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from aimc.evaluate.characterise.budget import Budget, forecast, ladder
 from aimc.evaluate.characterise.counting import cache_bytes, read_weights, weight_bytes, work_of
-from aimc.evaluate.characterise.crossover import crossovers
+from aimc.evaluate.characterise.crossover import crossovers, winners
 from aimc.evaluate.characterise.measuring import Bench, Known, measure_point
 from aimc.evaluate.characterise.operators import ATTENTION, CONVOLUTION, EMBEDDING, NORMALISATION, PRODUCT, SCAN
 from aimc.evaluate.characterise.point import Point
@@ -135,6 +135,8 @@ def test_forecasts() -> None:
     square = {n: 3.0 + 0.1 * n + 1e-3 * n**2 for n in (64, 128, 256)}
     assert forecast(square, 4096) == pytest.approx(3 + 409.6 + 1e-3 * 4096**2, rel=1e-3)
     assert forecast({64: 5.0, 128: 5.0}, 512) == 20, "a chunk that is padded hides the growth"
+    assert forecast({64: 1.0}, 256, power=1) == 4
+    assert forecast({64: 1.0, 128: 2.0, 256: 4.0}, 512, power=1) == pytest.approx(8)
 
 
 def test_the_ladder_has_no_step_too_high() -> None:
@@ -144,7 +146,7 @@ def test_the_ladder_has_no_step_too_high() -> None:
 
 
 def test_what_does_not_fit_is_not_run() -> None:
-    model, known = build("gpt2"), Known(seconds={32: 1.0, 64: 4.0}, memory={32: 1e8, 64: 4e8}, events={32: 10.0})
+    model, known = build("gpt2"), Known(prompt_s={32: 1.0, 64: 4.0}, memory={32: 1e8, 64: 4e8}, events={32: 10.0})
     point = Point(model="gpt2", weights="random", length=128)
     measure_point(model, point, bench(seconds=10.0), known)
     assert point.not_run == "not run (needs 1.6 GB / 16 s)" and point.first_token_s is None
@@ -155,7 +157,7 @@ def test_what_is_too_long_for_a_profile_is_timed_alone() -> None:
     point = Point(model="gpt2", weights="random", length=16)
     measure_point(build("gpt2"), point, bench(max_events=1.0), Known(events={8: 10.0}))
     assert point.first_token_s and point.prompt.flops is None
-    assert point.left_out is not None and point.left_out.startswith("classes, work and activations: 40 operators")
+    assert point.left_out is not None and point.left_out.startswith("classes, work and activations: 20 operators")
 
 
 def test_crossovers() -> None:
@@ -167,6 +169,13 @@ def test_crossovers() -> None:
     assert crossing.from_length is not None and 512 < crossing.from_length < 1024
     assert found["never", "flat"].from_length is None
     assert str(found["never", "grows"]) == "never takes less than grows at all lengths to 1,024"
+
+
+def test_winners_are_of_those_that_were_measured() -> None:
+    curves = {"short": {256: 1.0}, "long": {256: 3.0, 512: 4.0}}
+    first, second = winners("time", curves, ["short", "long", "never"])
+    assert (first.model, first.value, first.second, first.ratio, first.missing) == ("short", 1, "long", 3, ("never",))
+    assert (second.model, second.second, second.ratio, second.missing) == ("long", None, None, ("short", "never"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,297 @@
+"""Models beside attention in one harness: `python -m benchmarks.beside`.
+
+GPT-2, H3, StripedHyena, Mamba and gated slots of equal parameters are trained from scratch on the same tokens of the
+same text. What has attention then goes into gain cells by the pipeline's own stages, gated slots by
+:func:`aimc.models.gsa.put_on_cells`; each is trained there and measured clean and under `presets.typical`, beside the
+digital model given the same extra tokens. What is finished is not run again, so that an interrupted table goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.recipes import with_interval
+from train.files import read_object, write_json
+from train.stages import STAGES
+from train.stages.stage import Stage, StageResult
+
+if TYPE_CHECKING:
+    from aimc.hardware import Hardware
+    from train.run import Run
+    from train.schema import RunConfig
+
+ATTENTION, SLOTS, NONE = "attention", "slots", "none"
+MODELS = {
+    "gpt2_tiny": ATTENTION,
+    "h3_tiny": ATTENTION,
+    "stripedhyena_tiny": ATTENTION,
+    "mamba_tiny": NONE,
+    "gsa_tiny": SLOTS,
+}
+"""Files of `conf/model/`, and what of each goes into gain cells."""
+DIGITAL, CONTROL, START, CELLS, TYPICAL = "digital", "digital, extra tokens", "cells, start", "cells", "cells, typical"
+COLUMNS = (DIGITAL, CONTROL, START, CELLS, TYPICAL)
+CHIPS, TOKENS, CONTEXT, WIDTH = 3, 16384, 256, 140
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long each model is trained, in steps of 8 × 256 tokens."""
+
+    steps: int = 200
+    """From scratch."""
+    matched: int = 20
+    """Of attention's cells, layer by layer."""
+    extra: int = 60
+    """On cells in all; the control has as many."""
+    tokens: int = TOKENS
+    """Held-out ones that are measured."""
+
+
+QUICK = Effort(steps=2, matched=1, extra=2, tokens=512)
+
+
+def slot_hardware() -> Hardware:
+    """Cells with a softmax between two arrays, as large as a head has slots; the converters' ranges follow the head."""
+    from aimc import presets
+
+    softmax = presets.with_softmax(presets.gain_cell_cmos())
+    return replace(softmax, array=replace(softmax.array, window=32, rows=32, full_scales="head"))
+
+
+def _train_slots(run: Run) -> StageResult:
+    """Slots into cells, calibrated, and trained there."""
+    from aimc.models.gsa import calibrate_slots, put_on_cells
+
+    result = StageResult(run.model_of("digital"))
+    model: Any = result.model
+    put_on_cells(model, slot_hardware())
+    calibrate_slots(model, run.batches())
+    result.perplexity[START] = run.measure(model)
+    result.history = run.train(model)
+    result.perplexity[CELLS] = run.measure(model)
+    return result
+
+
+ON_SLOTS = replace(
+    STAGES["finetune"],
+    folder="slots",
+    describe="Gated slots in gain cells, trained there.",
+    run=_train_slots,
+    needs="digital",
+    depends_on=("stage.calibration_batches", "stage.calibration_batch_size"),
+)
+"""No stage of the pipeline: slots are not the window of tokens that its hardware describes."""
+
+
+def stages_of(model: str) -> list[Stage]:
+    """In order."""
+    wanted = {
+        NONE: ["digital", "control"],
+        ATTENTION: ["digital", "control", "match", "finetune"],
+        SLOTS: ["digital", "control"],
+    }
+    last = [ON_SLOTS] if MODELS[model] == SLOTS else []
+    return [STAGES[name] for name in wanted[MODELS[model]]] + last
+
+
+def overrides_of(
+    model: str, seed: int, folder: Path, effort: Effort, text: str | None, *, by_layer: bool = False
+) -> list[str]:
+    """The command line of a model, without its stage; `by_layer`: of a stage some of whose extra steps are matched
+    layer by layer, as only attention's are."""
+    data = ["data=embedded"] if text is None else ["data=text", f"data.path={text}", "data.vocab_size=2048"]
+    matched = min(effort.matched, effort.extra) if by_layer else 0
+    steps = {"digital": effort.steps, "match": matched, "finetune": effort.extra - matched}
+    return [
+        f"model={model}",
+        *data,
+        f"data.context={CONTEXT}",
+        "trainer=embedded",
+        "hardware=normalised",
+        f"hardware.array.window={CONTEXT}",
+        f"seed={seed}",
+        *(f"trainer.{name}.steps={n}" for name, n in steps.items()),
+        *(f"trainer.{name}.batch_size=8" for name in steps),
+        "trainer.digital.learning_rate=2e-3",
+        "trainer.digital.warmup_steps=20",
+        "trainer.finetune.learning_rate=1e-3",
+        "trainer.finetune.distillation=0",  # the same loss as the control's: a teacher this young would hold back
+        *(f"trainer.{name}.eval_every=1000" for name in steps),
+        "trainer.device=cpu",
+        "stage.calibration_batches=4",
+        f"measure.tokens={effort.tokens}",
+        f"measure.chips={CHIPS}",
+        f"output_dir={folder / f'seed_{seed}' / model}",
+    ]
+
+
+def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | None) -> dict[str, Any]:
+    """All stages of one model with one seed, in this process, on one thread; perplexities by column, and what else the
+    table tells."""
+    import torch
+    from hydra import compose, initialize_config_dir
+
+    from train import pipeline
+    from train.command import CONF
+    from train.configs import checked, register
+    from train.schema import RunConfig
+
+    torch.set_num_threads(1)
+    register()
+    started, found = time.perf_counter(), dict[str, float]()
+    records, config = [], None
+    for stage in stages_of(model):
+        by_layer = MODELS[model] == ATTENTION and stage.analog
+        words = [f"stage={stage.name}", *overrides_of(model, seed, folder, effort, text, by_layer=by_layer)]
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = checked(compose("run", overrides=words), RunConfig)
+        pipeline.execute(config, lambda what: None, [stage])
+        record = json.loads((config.folder / stage.folder / "stage.json").read_text(encoding="utf-8"))
+        records.append(record)
+        found |= _columns(record["perplexity"])
+    assert config is not None
+    if MODELS[model] != NONE:
+        found[TYPICAL] = _under_typical(config, config.folder / stages_of(model)[-1].folder)
+    return {
+        "model": model,
+        "seed": seed,
+        "perplexity": {name: found[name] for name in COLUMNS if name in found},
+        "stage_seconds": {record["stage"]: record["seconds"] for record in records},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _columns(perplexity: Mapping[str, float]) -> dict[str, float]:
+    """What a stage calls its moments, by what the table calls them."""
+    names = {
+        "digital": DIGITAL,
+        "digital, same extra tokens": CONTROL,
+        "nonlinear cell, statistics start": START,
+        "nonlinear cell, fine-tuned": CELLS,
+    }
+    return {names.get(name, name): value for name, value in perplexity.items()}
+
+
+def _under_typical(config: RunConfig, folder: Path) -> float:
+    """Perplexity of the model in a folder on chips of `presets.typical`, mean; kept beside it."""
+    from transformers import AutoModelForCausalLM
+
+    import aimc
+    from train.models import digest_of, load_analog
+    from train.tokens import prepare
+
+    keeps = folder.parent / f"{folder.name}_typical.json"
+    measure = config.measure
+    settings = {"model": digest_of(folder, folder.name), "chips": measure.chips, "tokens": measure.tokens}
+    before = read_object(keeps)
+    if before is not None and before["settings"] == settings:
+        return before["perplexity"]
+    is_slots = folder.name == ON_SLOTS.folder
+    load: Callable[[Path], Any] = AutoModelForCausalLM.from_pretrained if is_slots else load_analog
+    text = prepare(config.data, None, CONTEXT).tensor("test", measure.tokens)
+    measured = aimc.perplexity(
+        load(folder), text, replace(measure, context=CONTEXT), nonideality=aimc.presets.typical()
+    )
+    write_json(keeps, {"settings": settings, "perplexity": measured.mean, "per_chip": measured.per_chip})
+    return measured.mean
+
+
+def table(rows: Sequence[Mapping[str, Any]], effort: Effort, text: str) -> Table:
+    """Perplexity by model: mean and half width of the 95 % interval over seeds; ratios are formed seed by seed."""
+    seeds = len({row["seed"] for row in rows})
+    shown = Table(
+        title=f"Held-out perplexity, {text}: {effort.steps} steps of 2,048 tokens from scratch, {effort.extra} more,"
+        f" {seeds} seed{'s' if seeds > 1 else ''}, {CHIPS} chips"
+    )
+    for column in ("model", *COLUMNS, "cells ÷ digital, extra tokens"):
+        shown.add_column(column, justify="left" if column == "model" else "right")
+    for model in MODELS:
+        of_model = [row["perplexity"] for row in rows if row["model"] == model]
+        if of_model:
+            ratios = [row[CELLS] / row[CONTROL] for row in of_model if CELLS in row]
+            shown.add_row(
+                model,
+                *(_cell([row[name] for row in of_model if name in row], ".2f") for name in COLUMNS),
+                _cell(ratios, ".3f"),
+            )
+    return shown
+
+
+def _cell(values: list[float], form: str) -> str:
+    return with_interval(values, form) if values else "–"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, print the table, write `beside.json` after every model."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.beside", description=__doc__)
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="default: all")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 1, 2, …, so many")
+    parser.add_argument("--text", default=None, help="text file or folder; default: the documentation inside CPython")
+    parser.add_argument("--steps", type=int, default=Effort().steps, help="optimiser steps of 8 × 256 tokens")
+    parser.add_argument("--extra", type=int, default=Effort().extra, help="steps on cells, and of the control")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="held-out tokens that are measured")
+    parser.add_argument("--jobs", type=int, default=2, help="models at once, one thread each")
+    parser.add_argument("--quick", action="store_true", help="a few steps of everything: whether it runs")
+    parser.add_argument("--folder", type=Path, default=Path("checkpoints/beside"))
+    words = parser.parse_args(arguments)
+    effort = replace(Effort(), steps=words.steps, extra=words.extra, tokens=words.tokens)
+    effort = QUICK if words.quick else effort
+    text = EMBEDDED if words.text is None else Path(words.text).name
+    folder = words.folder / text
+    console, rows = Console(highlight=False, stderr=True, width=WIDTH), list[dict[str, Any]]()
+    # the slowest first, so that no core waits for it at the end
+    asked_for = [(model, seed) for seed in range(1, words.seeds + 1) for model in reversed(MODELS)]
+    _tokenise_once(folder, effort, words.text)
+    with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
+        asked = [
+            pool.submit(run_model, model, seed, folder, effort, words.text)
+            for model, seed in asked_for
+            if model in words.models
+        ]
+        for done in as_completed(asked):
+            row = done.result()
+            rows.append(row)
+            rows.sort(key=lambda one: (list(MODELS).index(one["model"]), one["seed"]))
+            write_json(folder / "beside.json", {"effort": effort_of(effort), "text": text, "rows": rows})
+            said = ", ".join(f"{name} {value:.2f}" for name, value in row["perplexity"].items())
+            console.print(f"seed {row['seed']}, {row['model']}: {said} ({row['seconds']:.0f} s)")
+    Console(highlight=False, width=WIDTH).print(table(rows, effort, text))
+
+
+def effort_of(effort: Effort) -> dict[str, int]:
+    """As JSON."""
+    from dataclasses import asdict
+
+    return asdict(effort) | {"chips": CHIPS, "context": CONTEXT}
+
+
+def _tokenise_once(folder: Path, effort: Effort, text: str | None) -> None:
+    """The text, before jobs ask for it side by side."""
+    from hydra import compose, initialize_config_dir
+
+    from train.command import CONF
+    from train.configs import checked, register
+    from train.schema import RunConfig
+    from train.tokens import prepare
+
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        words = overrides_of("gpt2_tiny", 1, folder, effort, text)
+        prepare(checked(compose("run", overrides=words), RunConfig).data, None, CONTEXT)
+
+
+if __name__ == "__main__":
+    main()
