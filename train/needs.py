@@ -47,6 +47,8 @@ def require_all(run: Run) -> None:
         )
     if any(CALIBRATION[0] in stage.depends_on for stage in stages):
         run.batches()
+    if any("stage.fit_sequences" in stage.depends_on for stage in stages):
+        run.sequences_to_fit()
     _require_teachers(run)
 
 

@@ -21,6 +21,7 @@ from aimc.calibrate.observation import Batches
 from aimc.calibrate.output_report import OutputMatching
 from aimc.calibrate.output_training import Trainer, Training
 from aimc.calibrate.output_variance import measured
+from aimc.calibrate.text import checked_batches, n_tokens
 from aimc.models.modes import evaluating
 
 MIN_FALL = 0.01
@@ -91,7 +92,7 @@ def match_outputs(
         minutes=minutes,
     )
     blocks = paired_blocks(model, reference)
-    text = _checked(batches, reference)
+    text = checked_batches(batches, reference)
     started = time.perf_counter()
     trainer = Trainer(model, reference, blocks, training)
     report = OutputMatching()
@@ -115,7 +116,7 @@ def _train(trainer: Trainer, text: list[dict[str, Tensor]], seed: int, report: O
                 batch = text[next(order)]
                 errors.append(trainer.step(step, batch))
                 report.history.append(errors[-1])
-                report.n_tokens += _n_tokens(batch)
+                report.n_tokens += n_tokens(batch)
                 bar.set_postfix(error=f"{errors[-1]:.3f}", refresh=False)
                 bar.update()
                 if training.minutes is not None and trainer.share(step + 1) == 1.0:
@@ -132,38 +133,6 @@ def _is_level(errors: list[float], patience: int | None) -> bool:
     if patience is None or len(errors) < 2 * patience:
         return False
     return sum(errors[-patience:]) > (1 - MIN_FALL) * sum(errors[-2 * patience : -patience])
-
-
-def _checked(batches: Batches, reference: PreTrainedModel) -> list[dict[str, Tensor]]:
-    """The batches as keyword arguments, on the models' device.
-
-    Raises:
-        ValueError: none, rows of one token, or ids that are no tokens of the models.
-    """
-    device, vocab_size = next(reference.parameters()).device, reference.config.get_text_config(decoder=True).vocab_size
-    text = [batch if isinstance(batch, dict) else {"input_ids": batch} for batch in batches]
-    if not text:
-        raise ValueError(
-            "no batch was given, so there is nothing to match on; pass at least one batch of token ids [B, T]"
-        )
-    for batch in text:
-        ids = batch["input_ids"]
-        if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-            raise ValueError(
-                f"a batch has shape {list(ids.shape)}: rows of at least two tokens [B, T] are needed, for a single"
-                " token attends to itself alone; give rows as long as the model will read"
-            )
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(
-                f"a batch has token ids from {int(ids.min())} to {int(ids.max())}, and the models know 0 to"
-                f" {vocab_size - 1}, so the text is of another tokenizer; use the model's own"
-            )
-    return [{name: x.to(device) for name, x in batch.items()} for batch in text]
-
-
-def _n_tokens(batch: dict[str, Tensor]) -> int:
-    mask = batch.get("attention_mask")
-    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def _rounds(n: int, seed: int) -> Iterator[int]:
