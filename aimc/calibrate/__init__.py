@@ -1,6 +1,7 @@
 """Bring a converted model to where its hardware works: what passes through attention (`observation`); without a
 gradient, statistics matching and the start from a digital model's statistics (`statistics`), range calibration for
-softmax (`ranges`) and the least-squares fit of output projections (`projections`); by gradient, layer by layer, the outputs of attention (`outputs`).
+softmax (`ranges`) and the least-squares fit of output projections (`projections`); by gradient, layer by layer, the
+outputs of attention (`outputs`).
 
 Measurements and the pipeline call it. It imports `aimc.models` and below.
 """

@@ -68,8 +68,8 @@ class ProjectionFit:
 
     def __str__(self) -> str:
         head = (
-            f"output projections of {len(self.layers)} layers fitted to {self.n_tokens} tokens in {self.seconds:.0f} s: mean"
-            f" relative error {self.error_before:.3f} → {self.error_after:.3f} on sequences held out"
+            f"output projections of {len(self.layers)} layers fitted to {self.n_tokens} tokens in {self.seconds:.0f} s:"
+            f" mean relative error {self.error_before:.3f} → {self.error_after:.3f} on sequences held out"
         )
         rows = [f"{of.layer:>5}  {of.error_before:>7.3f} → {of.error_after:<7.3f} {of.ridge:>7g}" for of in self.layers]
         return "\n".join([head, "layer  relative error      ridge", *rows])
