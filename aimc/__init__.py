@@ -32,6 +32,7 @@ _PUBLIC = {
     "initialise_scalers": "aimc.calibrate.statistics",
     "match_statistics": "aimc.calibrate.statistics",
     "match_outputs": "aimc.calibrate.outputs",
+    "fit_projections": "aimc.calibrate.projections",
     "calibrate_ranges": "aimc.calibrate.ranges",
     "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",

@@ -47,6 +47,8 @@ def require_all(run: Run) -> None:
         )
     if any(CALIBRATION[0] in stage.depends_on for stage in stages):
         run.batches()
+    if any("stage.fit_sequences" in stage.depends_on for stage in stages):
+        run.sequences_to_fit()
     if config.data.streaming:  # what is kept of the text is enough
         run.data.require("test", config.measure.tokens)
         run.data.require("valid", config.trainer.eval_tokens)

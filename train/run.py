@@ -135,14 +135,27 @@ class Run:
     def batches(self) -> list[Tensor]:
         """Training text for measuring statistics: int64 `[B, T]` each, the same ones in every stage."""
         size, count = self.config.stage.calibration_batch_size, self.config.stage.calibration_batches
-        needed = size * count * self.context
+        return list(self._first(size * count, f"stage.calibration_batches={count} × {size}").view(count, size, -1))
+
+    def sequences_to_fit(self) -> Tensor:
+        """Training text that output projections are fitted to: int64 `[sequences, T]`, perhaps none."""
+        count = self.config.stage.fit_sequences
+        return self._first(count, f"stage.fit_sequences={count}:")
+
+    def _first(self, count: int, asked: str) -> Tensor:
+        """The first sequences of the training text, int64 `[count, T]`.
+
+        Raises:
+            RunError: it has not so many; `asked` says who wants them.
+        """
+        needed = count * self.context
         tokens = self.data.tensor("train", needed)
         if len(tokens) < needed:
             raise RunError(
-                f"stage.calibration_batches={count} × {size} sequences of {self.context} tokens need {needed} training"
-                f" tokens and the text has {len(tokens)}; ask for fewer"
+                f"{asked} sequences of {self.context} tokens need {needed} training tokens and the text has"
+                f" {len(tokens)}; ask for fewer"
             )
-        return list(tokens.view(count, size, self.context))
+        return tokens.view(count, self.context)
 
     def own_batches(self) -> list[Tensor]:
         """Those of :meth:`batches` that this process measures statistics on; they are put together exactly."""

@@ -98,6 +98,9 @@ class StageConfig:
     """Batches over which statistics are measured."""
     calibration_batch_size: int = number(16, least=1)
     """Sequences a calibration batch."""
+    fit_sequences: int = number(0, least=0)
+    """Training sequences that the stage `match` fits the output projections to at its end, by least squares; 0: none
+    are fitted."""
     adapt_iterations: int = number(10, least=0)
     """Most iterations of statistics matching."""
     adapt_damping: float = number(0.7, above=0, most=1, hint="0.7 is usual")

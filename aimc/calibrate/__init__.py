@@ -1,6 +1,7 @@
 """Bring a converted model to where its hardware works: what passes through attention (`observation`); without a
-gradient, statistics matching and the start from a digital model's statistics (`statistics`) and range calibration for
-softmax (`ranges`); by gradient, layer by layer, the outputs of attention (`outputs`).
+gradient, statistics matching and the start from a digital model's statistics (`statistics`), range calibration for
+softmax (`ranges`) and the least-squares fit of output projections (`projections`); by gradient, layer by layer, the
+outputs of attention (`outputs`).
 
 Measurements and the pipeline call it. It imports `aimc.models` and below.
 """
@@ -23,6 +24,9 @@ _PUBLIC = {
     "OutputMatching": "output_report",
     "LayerOutput": "output_report",
     "match_outputs": "outputs",
+    "ProjectionFit": "projections",
+    "FittedLayer": "projections",
+    "fit_projections": "projections",
     "RangeReport": "ranges",
     "calibrate_ranges": "ranges",
 }

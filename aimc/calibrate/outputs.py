@@ -21,7 +21,7 @@ from aimc.calibrate.observation import Batches
 from aimc.calibrate.output_report import OutputMatching
 from aimc.calibrate.output_training import Trainer, Training
 from aimc.calibrate.output_variance import measured
-from aimc.models.arrays import hardware_of
+from aimc.calibrate.text import checked_batches, n_tokens, ranks_for, rows_of
 from aimc.models.modes import evaluating
 from aimc.models.ranks import ALONE, Ranks
 
@@ -96,9 +96,9 @@ def match_outputs(
         minutes=minutes,
     )
     blocks = paired_blocks(model, reference)
-    text = _checked(batches, reference)
+    text = checked_batches(batches, reference)
     started = time.perf_counter()
-    trainer = Trainer(model, reference, blocks, training, _able(ranks, model, text))
+    trainer = Trainer(model, reference, blocks, training, ranks_for(ranks, model, text))
     report = OutputMatching()
     with evaluating(model), evaluating(reference), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -118,9 +118,9 @@ def _train(trainer: Trainer, text: list[dict[str, Tensor]], seed: int, report: O
             errors: list[float] = []
             for step in phase:
                 batch = text[next(order)]
-                errors.append(trainer.step(step, _rows_of(batch, trainer.ranks)))
+                errors.append(trainer.step(step, rows_of(batch, trainer.ranks)))
                 report.history.append(errors[-1])
-                report.n_tokens += _n_tokens(batch)
+                report.n_tokens += n_tokens(batch)
                 bar.set_postfix(error=f"{errors[-1]:.3f}", refresh=False)
                 bar.update()
                 if training.minutes is not None and trainer.share(step + 1) == 1.0:
@@ -132,53 +132,11 @@ def _train(trainer: Trainer, text: list[dict[str, Tensor]], seed: int, report: O
                 report.own_stream_from = report.steps
 
 
-def _able(ranks: Ranks, model: PreTrainedModel, text: list[dict[str, Tensor]]) -> Ranks:
-    """The processes, where a batch can be shared by them: noise is drawn for a whole one."""
-    is_noisy = bool(hardware_of(model).noise.active())
-    return ALONE if is_noisy or any(len(batch["input_ids"]) < ranks.n for batch in text) else ranks
-
-
-def _rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
-    return {name: x[ranks.number :: ranks.n] for name, x in batch.items()}
-
-
 def _is_level(errors: list[float], patience: int | None) -> bool:
     """Whether the error no longer falls."""
     if patience is None or len(errors) < 2 * patience:
         return False
     return sum(errors[-patience:]) > (1 - MIN_FALL) * sum(errors[-2 * patience : -patience])
-
-
-def _checked(batches: Batches, reference: PreTrainedModel) -> list[dict[str, Tensor]]:
-    """The batches as keyword arguments, on the models' device.
-
-    Raises:
-        ValueError: none, rows of one token, or ids that are no tokens of the models.
-    """
-    device, vocab_size = next(reference.parameters()).device, reference.config.get_text_config(decoder=True).vocab_size
-    text = [batch if isinstance(batch, dict) else {"input_ids": batch} for batch in batches]
-    if not text:
-        raise ValueError(
-            "no batch was given, so there is nothing to match on; pass at least one batch of token ids [B, T]"
-        )
-    for batch in text:
-        ids = batch["input_ids"]
-        if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
-            raise ValueError(
-                f"a batch has shape {list(ids.shape)}: rows of at least two tokens [B, T] are needed, for a single"
-                " token attends to itself alone; give rows as long as the model will read"
-            )
-        if ids.min() < 0 or ids.max() >= vocab_size:
-            raise ValueError(
-                f"a batch has token ids from {int(ids.min())} to {int(ids.max())}, and the models know 0 to"
-                f" {vocab_size - 1}, so the text is of another tokenizer; use the model's own"
-            )
-    return [{name: x.to(device) for name, x in batch.items()} for batch in text]
-
-
-def _n_tokens(batch: dict[str, Tensor]) -> int:
-    mask = batch.get("attention_mask")
-    return batch["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 def _rounds(n: int, seed: int) -> Iterator[int]:

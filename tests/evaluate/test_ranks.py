@@ -46,11 +46,13 @@ def work(ranks: Ranks) -> dict[str, Any]:
     found = aimc.perplexity(model, text, context=16, stride=8, batch_size=4, chips=3, nonideality=noise, ranks=ranks)
     clean = aimc.perplexity(model, text, context=16, stride=8, batch_size=4, nonideality=aimc.Noise(), ranks=ranks)
     aimc.match_outputs(model, reference, batches, steps=4, ranks=ranks)
+    fit = aimc.fit_projections(model, reference, batches, ranks=ranks)
     return {
         "scalers": scalers,
         "report": str(report),
         "ranges": scalers_of(softmax),
         "chips": found.per_chip,
+        "fit": str(fit).partition(" s:")[2],
         "clean": (float(clean), clean.stderr),
         "matched": {name: x.detach().clone() for name, x in model.named_parameters()},
     }
@@ -81,7 +83,7 @@ def test_two_processes_calibrate_match_and_measure_as_one(tmp_path: Path) -> Non
             assert all(torch.equal(x, shared[same][name]) for name, x in alone[same].items()), same
         assert shared["report"] == alone["report"]
         assert shared["chips"] == alone["chips"] and len(alone["chips"]) == 3
-        assert shared["clean"] == alone["clean"]
+        assert shared["clean"] == alone["clean"] and shared["fit"] == alone["fit"]
         moved = max(float((alone["matched"][f"{n}"] - x).abs().max()) for n, x in shared["matched"].items())
         assert moved < 1e-4, moved
 

@@ -31,7 +31,14 @@ def done(tmp_path_factory: pytest.TempPathFactory, compose: Compose) -> tuple[Pa
     folder = tmp_path_factory.mktemp("direct") / "out"
     column = ("hardware.normaliser.is_on=true", "hardware.normaliser.full_scale=0.05")  # soon full
     return folder, execute(
-        compose(folder, *DIRECT, *column, "trainer.finetune.teacher=control", "trainer.finetune.distillation=0.5")
+        compose(
+            folder,
+            *DIRECT,
+            *column,
+            "stage.fit_sequences=4",
+            "trainer.finetune.teacher=control",
+            "trainer.finetune.distillation=0.5",
+        )
     )
 
 
@@ -45,7 +52,11 @@ def test_it_has_its_stages_and_no_linear_cell(done: tuple[Path, str]) -> None:
         "nonlinear cell, straight from digital",
         "nonlinear cell, statistics start",
         "nonlinear cell, layer-wise start",
+        "nonlinear cell, projections fitted",
     ]
+    assert records["matched"]["notes"]["fit of the projections"].startswith(
+        "output projections of 1 layers fitted to 128 tokens"
+    )
     assert records["matched"]["training_tokens"] == records["finetuned"]["training_tokens"] == 4 * 2 * 32
     assert records["control"]["training_tokens"] == 8 * 2 * 32  # as many as both
     assert records["finetuned"]["settings"]["input"].startswith("match-")

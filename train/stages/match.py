@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def run(run: Run) -> StageResult:
-    """Convert, set the scalers, match the outputs layer by layer."""
+    """Convert, set the scalers, match the outputs layer by layer, fit the output projections."""
     import copy
 
     import aimc
@@ -48,6 +48,11 @@ def run(run: Run) -> StageResult:
         ]
         result.perplexity["nonlinear cell, layer-wise start"] = run.measure(result.model)
         result.notes["output matching"] = str(report)
+    if len(sequences := run.sequences_to_fit()):
+        fit = aimc.fit_projections(result.model, reference, [sequences], ranks=everyone())
+        run.say(str(fit))
+        result.perplexity["nonlinear cell, projections fitted"] = run.measure(result.model)
+        result.notes["fit of the projections"] = str(fit)
     result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
 
@@ -63,5 +68,5 @@ STAGE = Stage(
     needs="digital",
     recipes=("match",),
     route=DIRECT,
-    depends_on=("hardware", *CALIBRATION),
+    depends_on=("hardware", "stage.fit_sequences", *CALIBRATION),
 )

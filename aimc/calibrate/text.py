@@ -1,0 +1,54 @@
+"""The text that a model is matched on: checked, and on its device."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from aimc.calibrate.observation import Batches
+from aimc.models.arrays import hardware_of
+from aimc.models.ranks import ALONE, Ranks
+
+
+def checked_batches(batches: Batches, reference: PreTrainedModel) -> list[dict[str, Tensor]]:
+    """The batches as keyword arguments, on the models' device.
+
+    Raises:
+        ValueError: none, rows of one token, or ids that are no tokens of the models.
+    """
+    device, vocab_size = next(reference.parameters()).device, reference.config.get_text_config(decoder=True).vocab_size
+    text = [batch if isinstance(batch, dict) else {"input_ids": batch} for batch in batches]
+    if not text:
+        raise ValueError(
+            "no batch was given, so there is nothing to match on; pass at least one batch of token ids [B, T]"
+        )
+    for batch in text:
+        ids = batch["input_ids"]
+        if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2:
+            raise ValueError(
+                f"a batch has shape {list(ids.shape)}: rows of at least two tokens [B, T] are needed, for a single"
+                " token attends to itself alone; give rows as long as the model will read"
+            )
+        if ids.min() < 0 or ids.max() >= vocab_size:
+            raise ValueError(
+                f"a batch has token ids from {int(ids.min())} to {int(ids.max())}, and the models know 0 to"
+                f" {vocab_size - 1}, so the text is of another tokenizer; use the model's own"
+            )
+    return [{name: x.to(device) for name, x in batch.items()} for batch in text]
+
+
+def n_tokens(batch: dict[str, Tensor]) -> int:
+    """Tokens of a batch that are no padding."""
+    mask = batch.get("attention_mask")
+    return batch["input_ids"].numel() if mask is None else int(mask.sum())
+
+
+def ranks_for(ranks: Ranks, model: PreTrainedModel, text: list[dict[str, Tensor]]) -> Ranks:
+    """The processes, where a batch can be shared by them: noise is drawn for a whole one."""
+    is_noisy = bool(hardware_of(model).noise.active())
+    return ALONE if is_noisy or any(len(batch["input_ids"]) < ranks.n for batch in text) else ranks
+
+
+def rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """This process's sequences of a batch."""
+    return {name: x[ranks.number :: ranks.n] for name, x in batch.items()}
