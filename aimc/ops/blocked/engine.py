@@ -79,7 +79,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
             tokens = _Tokens(part, span, sink)
             if tokens.whole is not None:
                 upstream = grad[batch, of_heads, span.start : span.stop].to(heads.dtype)
-                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream))
+                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream), reader.activation)
             for run in span.runs if tokens.whole is None else ():
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)

@@ -11,12 +11,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from aimc.hardware import Hardware
 from aimc.ops import compiled
+from aimc.ops.blocked.folds import fold
 from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
 from aimc.ops.blocked.runs import Run, Span
 from aimc.ops.call import Call
@@ -83,6 +85,7 @@ class Stored:
         self.heads, self.array, self.span = heads, array, span
         source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
         self.tokens = torch.arange(span.first, span.behind, device=heads.device)
+        self.tiles = self.tokens[:: sizes.rows] % sizes.window // sizes.rows  # numbers of their sub-tiles, [J]
         self.raw = source[:, :, span.first : span.behind]  # [B, H_kv, S, D]
         if span.behind > heads.n_tokens:  # nobody sees what is in the slots behind the text
             self.raw = pad(self.raw, (0, 0, 0, span.behind - heads.n_tokens))
@@ -96,8 +99,7 @@ class Stored:
             gain, self.column_offset = heads.column_tables_qk(self.tokens % sizes.window)  # [H_kv, S]
             self.scale = 1.0 if gain is None else 1.0 + gain[..., None]
         else:
-            tiles = self.tokens[:: sizes.rows] % sizes.window // sizes.rows
-            gain, self.column_offset = heads.column_tables_av(tiles)  # [H_kv, J, D]
+            gain, self.column_offset = heads.column_tables_av(self.tiles)  # [H_kv, J, D]
             gain = None if gain is None else gain.repeat_interleave(sizes.rows, dim=1)
             self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
         self.constant = self._taken_constant()
@@ -222,6 +224,26 @@ class Stored:
         times = queries.to(torch.float64) - self._moment
         powers = torch.tensor(self.powers, device=self.heads.device)
         return torch.exp(-self.heads.decay_per_token * times[:, None] * powers).to(self.heads.dtype)
+
+    def folds(self, queries: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
+        """Fewer terms for the queries `[T']`, `length` of which are taken at a time, N times: what each counts for a
+        query, `[T', K]`, and how they are made of those of the matrix, `[N, K, n]`; None: no fewer would do, see
+        :mod:`aimc.ops.blocked.folds`."""
+        rate, heads = self.heads.decay_per_token, self.heads
+        if not rate or len(self.powers) < 2:
+            return None
+        dac, cell = heads.hardware.storage_dac, heads.cell
+        largest = max(abs(dac.v_min - cell.offset_v), abs(dac.v_max - cell.offset_v))
+        sizes = tuple(cell.coefficients[j] * largest**j for j in self.powers)
+        found = fold(tuple(self.powers), sizes, rate, length)
+        if found is None:
+            return None
+        n_times = -(-len(queries) // length)
+        middles = int(queries[0]) + length * np.arange(n_times) + (length - 1) / 2
+        falls = np.exp(-rate * (middles[:, None] - self._moment) * np.array(self.powers))  # [N, n]
+        weights = torch.from_numpy(found.weights).repeat(n_times, 1)[: len(queries)]
+        matrices = torch.from_numpy(found.matrix * falls[:, None])
+        return weights.to(heads.dtype), matrices.to(heads.dtype)
 
     def _at(self, at: Nodes, tokens: slice) -> Block:
         """Cells evaluated at the nodes, each at its own rate."""

@@ -60,6 +60,42 @@ def _polynomial(x, terms):  # type: ignore[no-untyped-def]
     return (((terms[0] * x + terms[1]) * x + terms[2]) * x + terms[3]) * x + terms[4]
 
 
+@numba.njit(inline="always")
+def _put_words(of_length, of_angle, word, length, turn, i):  # type: ignore[no-untyped-def]
+    """The two uniform numbers of a pair, of 24 bits each."""
+    length[i] = np.float32(np.int32(_mixed(np.uint32(of_length ^ word)) >> np.uint32(8)) + np.int32(1))
+    turn[i] = np.int32(_mixed(np.uint32(of_angle ^ word)) >> np.uint32(8))
+
+
+@numba.njit(inline="always")
+def _radius(length, bits, i, sigma):  # type: ignore[no-untyped-def]
+    """`sigma·√(−2·ln)` of a number of 24 bits over 2^24, whose bits are seen as an integer, too."""
+    # The logarithm: of its exponent and of its mantissa, about one.
+    exponent = np.int32(np.int32(bits[i] >> np.int32(23)) - np.int32(127 + 24))
+    bits[i] = np.int32(np.int32(bits[i] & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
+    mantissa, power = length[i], np.float32(exponent)
+    large = mantissa > ROOT_2
+    mantissa = mantissa * HALF_OF if large else mantissa
+    power = power + ONE if large else power
+    s = (mantissa - ONE) / (mantissa + ONE)
+    logarithm = power * LN_2 + s * _polynomial(s * s, OF_LOG)
+    return sigma * np.sqrt(max(-TWO * logarithm, ZERO))
+
+
+@numba.njit(inline="always")
+def _waves(turn):  # type: ignore[no-untyped-def]
+    """Cosine and sine of so many 2^-24 of a turn."""
+    quarter = np.int32(np.int32(turn + np.int32(1 << 21)) >> np.int32(22))
+    angle = np.float32(np.int32(turn - np.int32(quarter << np.int32(22)))) * TURN
+    square = angle * angle
+    sine, cosine = angle * _polynomial(square, OF_SINE), _polynomial(square, OF_COSINE)
+    odd = (quarter & np.int32(1)) != 0
+    across, along = (cosine, sine) if odd else (sine, cosine)
+    along = -along if ((quarter + np.int32(1)) & np.int32(2)) != 0 else along
+    across = -across if (quarter & np.int32(2)) != 0 else across
+    return along, across
+
+
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
 def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
     """Row after row in short loops, each of which the compiler turns into vector instructions."""
@@ -75,31 +111,30 @@ def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
     for row in range(len(x)):
         of_length, of_angle = radial[row], angular[row]
         for i in range(n_pairs):
-            length[i] = np.float32(np.int32(_mixed(np.uint32(of_length ^ spread[i])) >> np.uint32(8)) + np.int32(1))
-            turn[i] = np.int32(_mixed(np.uint32(of_angle ^ spread[i])) >> np.uint32(8))
+            _put_words(of_length, of_angle, spread[i], length, turn, i)
         for i in range(n_pairs):
-            # The logarithm of a number of 24 bits over 2^24: of its exponent and of its mantissa, about one.
-            exponent = np.int32(np.int32(bits[i] >> np.int32(23)) - np.int32(127 + 24))
-            bits[i] = np.int32(np.int32(bits[i] & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
-            mantissa, power = length[i], np.float32(exponent)
-            large = mantissa > ROOT_2
-            mantissa = mantissa * HALF_OF if large else mantissa
-            power = power + ONE if large else power
-            s = (mantissa - ONE) / (mantissa + ONE)
-            logarithm = power * LN_2 + s * _polynomial(s * s, OF_LOG)
-            length[i] = sigma * np.sqrt(max(-TWO * logarithm, ZERO))
+            length[i] = _radius(length, bits, i, sigma)
         for group in range(stop - start):
             for j in range(HALF):
                 i = group * HALF + j
-                quarter = np.int32(np.int32(turn[i] + np.int32(1 << 21)) >> np.int32(22))
-                angle = np.float32(np.int32(turn[i] - np.int32(quarter << np.int32(22)))) * TURN
-                square = angle * angle
-                sine, cosine = angle * _polynomial(square, OF_SINE), _polynomial(square, OF_COSINE)
-                odd = (quarter & np.int32(1)) != 0
-                across, along = (cosine, sine) if odd else (sine, cosine)
-                along = -along if ((quarter + np.int32(1)) & np.int32(2)) != 0 else along
-                across = -across if (quarter & np.int32(2)) != 0 else across
+                along, across = _waves(turn[i])
                 numbers[2 * HALF * group + j] = length[i] * along
                 numbers[2 * HALF * group + HALF + j] = length[i] * across
         for i in range(n_columns):
             x[row, i] += numbers[skipped + i]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
+def _add_column(x, sigma, radial, angular, column):  # type: ignore[no-untyped-def]
+    """One column `[T']` alone."""
+    word = np.uint32(np.uint32(column // (2 * HALF) * HALF + column % HALF) * SPREAD)
+    is_sine = column // HALF % 2 == 1
+    length, turn = np.empty(len(x), np.float32), np.empty(len(x), np.int32)
+    bits = length.view(np.int32)
+    for i in range(len(x)):
+        _put_words(radial[i], angular[i], word, length, turn, i)
+    for i in range(len(x)):
+        length[i] = _radius(length, bits, i, sigma)
+    for i in range(len(x)):
+        along, across = _waves(turn[i])
+        x[i] += length[i] * (across if is_sine else along)
