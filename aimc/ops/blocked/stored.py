@@ -166,11 +166,10 @@ class Stored:
         n_terms = len(self.powers) if terms is None else terms.shape[2]
         out = u.new_empty(*u.shape[:3], n_terms * size + self.n_extra)
         for i in range(n_terms):
-            columns = out[..., i * size : (i + 1) * size]
             if terms is not None:
-                torch.mul(terms[:, :, i], scale, out=columns)
+                torch.mul(terms[:, :, i], scale, out=out[..., i * size : (i + 1) * size])
             else:
-                self._put_term(self.powers[i], columns)
+                self._put_term(self.powers[i], out, i * size)
         out[..., n_terms * size :] = 0.0
         if self.has_constant_column:
             out[..., n_terms * size] = self.constant * (scale[..., 0] if isinstance(scale, Tensor) else 1.0)
@@ -178,13 +177,13 @@ class Stored:
             out[..., n_terms * size + self.has_constant_column] = self.column_offset[:, tokens]
         return out.flatten(0, 1)
 
-    def _put_term(self, j: int, out: Tensor) -> None:
-        """`κ_j·u^j`, scaled and with its fall, into `[B, H_kv, S, D]`."""
+    def _put_term(self, j: int, out: Tensor, at: int) -> None:
+        """`κ_j·u^j`, scaled and with its fall, into the columns of `[B, H_kv, S, …]` from `at` on."""
         leaks = bool(self.heads.decay_per_token)
         if leaks and (kernels := compiled.kernels_for(self.u)) is not None:
-            kernels.put_term(self.u, j, self.coefficients[j], self.scale, self._fall(j), out)
+            kernels.put_term(self.u, j, self.coefficients[j], self.scale, self._fall(j), out, at)
             return
-        out.copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # without leakage j is 0
+        out[..., at : at + self.heads.head_size].copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # without leakage j is 0
 
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
         """`scale` times the column factor of a power."""
@@ -282,6 +281,21 @@ class Stored:
         """What was gathered, back through cell, converter and scaler: `[B, H_kv, S, D]` for the tokens of the text, and
         `[2, H_kv]`."""
         heads = self.heads
+        of_raw, of_scaler = storage_gradient(self._gradient_of_u(), self.raw, self.affine, heads.hardware)
+        return of_raw[:, :, : heads.n_tokens - self.span.first], of_scaler
+
+    def _gradient_of_u(self) -> Tensor:
+        """Of the voltages, `[B, H_kv, S, D]`."""
+        heads = self.heads
+        if self.of_terms is not None and (kernels := compiled.kernels_for(self.u)) is not None:
+            of_u, summed_up = torch.zeros_like(self.u), self.powers == [0]
+            for j in powers_with_gradient(heads.cell):
+                slope = heads.cell.surrogate_slope if heads.cell.gradient == "linear" else self.coefficients[j]
+                if summed_up or j in self.differentiated:
+                    at = 0 if summed_up else self.differentiated.index(j) * heads.head_size
+                    fall = None if summed_up else self._fall(j)
+                    kernels.add_term_gradient(self.of_terms, at, self.u, j, slope, self.scale, fall, of_u)
+            return of_u
         if self.of_terms is not None:
             terms = self.of_terms.view(*self.u.shape[:3], -1, heads.head_size).unbind(dim=3)
             of_cells = {
@@ -291,9 +305,7 @@ class Stored:
             of_cells = {j: grad * self.scale for j, grad in self.gradients.items()}
         if list(of_cells) == [0]:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(heads.cell), of_cells[0])
-        of_u = stored_gradient(of_cells, self.u, heads.cell, self.coefficients)
-        of_raw, of_scaler = storage_gradient(of_u, self.raw, self.affine, heads.hardware)
-        return of_raw[:, :, : heads.n_tokens - self.span.first], of_scaler
+        return stored_gradient(of_cells, self.u, heads.cell, self.coefficients)
 
 
 def storage_gradient(
@@ -301,6 +313,8 @@ def storage_gradient(
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of stored voltages `[B, H_kv, S, D]` to those of what the model gave and of its scaler, through
     the storage DAC; see :func:`aimc.ops.scaling.converter_gradient`."""
+    if hardware.storage_dac.spacing != "equal_charge":
+        return converter_gradient(of_voltage.clone(), raw, affine, hardware.storage_dac)
     level = storage_dac(scaled(raw, affine), hardware, straight=True)
     slope = storage_slope(level, hardware.storage_dac, hardware.cell)
     of_number = of_voltage.clone() if slope is None else of_voltage * slope

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import numba
+import numpy as np
 
 from aimc.ops.compiled.products import multiply
+
+ZERO = np.float32(0.0)
 
 
 @numba.njit(cache=True)
@@ -23,12 +26,17 @@ def _fold(cells, fold, out):  # type: ignore[no-untyped-def]
     size = (cells.shape[1] - out.shape[1]) // (n_in - n_out)
     for s in range(len(cells)):
         for k in range(n_out):
-            for d in range(size):
-                out[s, k * size + d] = fold[k, 0] * cells[s, d]
-            for j in range(1, n_in):
-                factor = fold[k, j]
+            into = out[s, k * size : (k + 1) * size]
+            into[:] = ZERO
+            for j in range(0, n_in - 1, 2):  # two in a pass over what is written: twice as fast
+                first, second = fold[k, j], fold[k, j + 1]
+                one, other = cells[s, j * size : (j + 1) * size], cells[s, (j + 1) * size : (j + 2) * size]
                 for d in range(size):
-                    out[s, k * size + d] += factor * cells[s, j * size + d]
+                    into[d] += first * one[d] + second * other[d]
+            if n_in % 2:
+                first, last = fold[k, n_in - 1], cells[s, (n_in - 1) * size : n_in * size]
+                for d in range(size):
+                    into[d] += first * last[d]
         for d in range(out.shape[1] - n_out * size):
             out[s, n_out * size + d] = cells[s, n_in * size + d]
 
