@@ -9,6 +9,7 @@ terms together are one matrix product with n·D columns.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -165,11 +166,11 @@ class Stored:
         scale = self.scale[:, tokens] if isinstance(self.scale, Tensor) else self.scale
         n_terms = len(self.powers) if terms is None else terms.shape[2]
         out = u.new_empty(*u.shape[:3], n_terms * size + self.n_extra)
-        for i in range(n_terms):
-            if terms is not None:
+        if terms is None:
+            self._put_terms(out)
+        else:
+            for i in range(n_terms):
                 torch.mul(terms[:, :, i], scale, out=out[..., i * size : (i + 1) * size])
-            else:
-                self._put_term(self.powers[i], out, i * size)
         out[..., n_terms * size :] = 0.0
         if self.has_constant_column:
             out[..., n_terms * size] = self.constant * (scale[..., 0] if isinstance(scale, Tensor) else 1.0)
@@ -177,13 +178,19 @@ class Stored:
             out[..., n_terms * size + self.has_constant_column] = self.column_offset[:, tokens]
         return out.flatten(0, 1)
 
-    def _put_term(self, j: int, out: Tensor, at: int) -> None:
-        """`κ_j·u^j`, scaled and with its fall, into the columns of `[B, H_kv, S, …]` from `at` on."""
-        leaks = bool(self.heads.decay_per_token)
-        if leaks and (kernels := compiled.kernels_for(self.u)) is not None:
-            kernels.put_term(self.u, j, self.coefficients[j], self.scale, self._fall(j), out, at)
+    def _put_terms(self, out: Tensor) -> None:
+        """`κ_j·u^j`, scaled and with their falls, into the first columns of `[B, H_kv, S, …]`."""
+        if self.heads.decay_per_token and (kernels := compiled.kernels_for(self.u)) is not None:
+            coefficients = [self.coefficients[j] for j in self.powers]
+            kernels.put_terms(self.u, self.powers, coefficients, self.scale, self._falls(self.powers), out)
             return
-        out[..., at : at + self.heads.head_size].copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # without leakage j is 0
+        for j, columns in zip(self.powers, out.split(self.heads.head_size, dim=-1), strict=False):
+            columns.copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # j = 0 without leakage
+
+    def _falls(self, powers: Sequence[int]) -> Tensor:
+        """The column factors of powers, `[n, S]`."""
+        falls = [self._fall(j) for j in powers]
+        return torch.stack([self.u.new_ones(len(self.tokens)) if fall is None else fall for fall in falls])
 
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
         """`scale` times the column factor of a power."""
@@ -288,14 +295,16 @@ class Stored:
         """Of the voltages, `[B, H_kv, S, D]`."""
         heads = self.heads
         if self.of_terms is not None and (kernels := compiled.kernels_for(self.u)) is not None:
-            of_u, summed_up = torch.zeros_like(self.u), self.powers == [0]
-            for j in powers_with_gradient(heads.cell):
-                slope = heads.cell.surrogate_slope if heads.cell.gradient == "linear" else self.coefficients[j]
-                if summed_up or j in self.differentiated:
-                    at = 0 if summed_up else self.differentiated.index(j) * heads.head_size
-                    fall = None if summed_up else self._fall(j)
-                    kernels.add_term_gradient(self.of_terms, at, self.u, j, slope, self.scale, fall, of_u)
-            return of_u
+            powers, slopes = list(powers_with_gradient(heads.cell)), self.coefficients
+            if heads.cell.gradient == "linear":
+                slopes = [heads.cell.surrogate_slope] * len(slopes)
+            if self.powers != [0]:
+                powers = [j for j in powers if j in self.differentiated]
+                columns, falls = [self.differentiated.index(j) * heads.head_size for j in powers], self._falls(powers)
+            else:  # one operand is the sum of all
+                columns, falls = [0] * len(powers), self._falls([0] * len(powers))
+            slopes = [slopes[j] for j in powers]
+            return kernels.term_gradient(self.of_terms, columns, self.u, powers, slopes, self.scale, falls)
         if self.of_terms is not None:
             terms = self.of_terms.view(*self.u.shape[:3], -1, heads.head_size).unbind(dim=3)
             of_cells = {

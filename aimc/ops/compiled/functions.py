@@ -8,7 +8,7 @@ from aimc.ops.compiled.products import on_one_thread
 from aimc.ops.compiled.read_gradients import Gathered, read_back
 from aimc.ops.compiled.reads import read
 from aimc.ops.compiled.sums import weighted_sum
-from aimc.ops.compiled.terms import add_term_gradient, put_term
+from aimc.ops.compiled.terms import put_terms, term_gradient
 
 __all__ = [
     "Arrays",
@@ -18,13 +18,13 @@ __all__ = [
     "Line",
     "ReadNoise",
     "add_normal",
-    "add_term_gradient",
     "on_one_thread",
-    "put_term",
+    "put_terms",
     "read",
     "read_av",
     "read_back",
     "read_qk",
+    "term_gradient",
     "to_levels",
     "weighted_sum",
 ]

@@ -1,121 +1,130 @@
-"""What one power of the decay multiplies, in one pass, and the way back."""
+"""What the powers of the decay multiply, and the way back, all powers in one pass over the cells."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from aimc.ops.compiled.threads import in_parts
 
 ONE = np.float32(1.0)
+Factors = Sequence[Tensor | float]
 
 
-def put_term(
-    u: Tensor, power: int, coefficient: Tensor | float, scale: Tensor | float, fall: Tensor | None, out: Tensor, at: int
+def put_terms(
+    u: Tensor, powers: Sequence[int], coefficients: Factors, scale: Tensor | float, falls: Tensor, out: Tensor
 ) -> None:
-    """`out = coefficient · u^power · scale · fall`.
+    """`out = coefficient · u^power · scale · fall`, one power after another.
 
     Args:
         u: float32 `[B, H, S, D]` on a CPU.
-        power: of the decay, and of u.
-        coefficient: `[H, S, D]` or a number.
+        powers: of the decay, and of u; n of them, rising.
+        coefficients: of each, `[H, S, D]` or a number.
         scale: `[H, S, 1 or D]` or a number.
-        fall: `[S]`; None: one.
-        out: `[B, H, S, N]`, contiguous, in whose columns `at` to `at + D` it is put.
+        falls: of each, `[n, S]`.
+        out: `[B, H, S, N]`, contiguous, into whose first n·D columns they are put.
     """
-    _by_head(_put_term, 1.0, power, u, coefficient, scale, fall, out, at)
+    given = _given(u, powers, coefficients, scale, falls)
+    cells, into = _cells(u), _cells(out)
+    in_parts(lambda *part: _put_terms(*part, cells, *given, into), len(cells), cells[0].size)
 
 
-def add_term_gradient(
+def term_gradient(
     of_terms: Tensor,
-    at: int,
+    columns: Sequence[int],
     u: Tensor,
-    power: int,
-    coefficient: Tensor | float,
+    powers: Sequence[int],
+    coefficients: Factors,
     scale: Tensor | float,
-    fall: Tensor | None,
-    out: Tensor,
-) -> None:
-    """To the gradient of `u`, `[B, H, S, D]`, add that through one term: `power · coefficient · u^(power−1) · scale ·
-    fall` times the gradient of the term.
+    falls: Tensor,
+) -> Tensor:
+    """The gradient of `u`, `[B, H, S, D]`: the sum of `power · coefficient · u^(power−1) · scale · fall` times the
+    gradient of each term.
 
     Args:
-        of_terms: `[B·H, S, N]`, contiguous; its columns `at` to `at + D` are the term's.
-        u, power, coefficient, scale, fall: as for :func:`put_term`.
-        out: contiguous.
+        of_terms: `[B·H, S, N]`, contiguous.
+        columns: of it, where each term begins.
+        u, powers, coefficients, scale, falls: as for :func:`put_terms`; no power is zero.
     """
-    given = of_terms.view(*u.shape[:3], -1)
-    _by_head(_add_gradient, float(power), power - 1, u, coefficient, scale, fall, given, at, out)
+    given = _given(u, [power - 1 for power in powers], coefficients, scale, falls * torch.tensor(powers)[:, None])
+    out = torch.empty(u.shape, dtype=u.dtype)
+    cells, into, terms, at = _cells(u), _cells(out), of_terms.numpy(), np.array(columns)
+    in_parts(lambda *part: _term_gradient(*part, terms, at, cells, *given, into), len(cells), cells[0].size)
+    return out
 
 
-def _by_head(  # type: ignore[no-untyped-def]
-    kernel,
-    factor: float,
-    power: int,
-    u: Tensor,
-    coefficient: Tensor | float,
-    scale: Tensor | float,
-    fall: Tensor | None,
-    terms: Tensor,
-    at: int,
-    *out: Tensor,
-) -> None:
-    number, errors = _split(coefficient)
-    scale_number, scales = _split(scale)
-    factor_of_all = np.float32(np.float32(factor) * number * scale_number)
-    falls = None if fall is None else fall.numpy()
-    x, y, others = u.contiguous().numpy(), terms.numpy(), [of.numpy() for of in out]
-    for batch in range(len(x)):
-
-        def put(start: int, stop: int, batch: int = batch) -> None:
-            of_heads = [None if table is None else table[start:stop] for table in (errors, scales)]
-            into = [of[batch, start:stop] for of in (y, *others)]
-            kernel(x[batch, start:stop], power, factor_of_all, *of_heads, falls, at, *into)
-
-        in_parts(put, x.shape[1], x.shape[2] * x.shape[3])
+def _given(u: Tensor, powers: Sequence[int], coefficients: Factors, scale: Tensor | float, falls: Tensor) -> Any:
+    tables = tuple(_table(coefficient) for coefficient in coefficients)
+    return u.shape[1], np.array(powers), tables, _table(scale), falls.to(u.dtype).contiguous().numpy()
 
 
-def _split(x: Tensor | float) -> tuple[np.float32, np.ndarray | None]:
-    return (ONE, x.contiguous().numpy()) if isinstance(x, Tensor) else (np.float32(x), None)
+def _table(x: Tensor | float) -> np.ndarray:
+    return x.contiguous().numpy() if isinstance(x, Tensor) else np.full((1, 1, 1), x, np.float32)
+
+
+def _cells(x: Tensor) -> np.ndarray:
+    return x.contiguous().flatten(0, 1).numpy()
 
 
 @numba.njit(inline="always")
-def _times_term(u, power, errors, scales, head, s, into):  # type: ignore[no-untyped-def]
-    """What is None is compiled away."""
-    for _ in range(power):
+def _times(into, table, head, s):  # type: ignore[no-untyped-def]
+    """Each cell's own, or one number of a slot."""
+    if table.shape[2] > 1:
         for d in range(len(into)):
-            into[d] *= u[head, s, d]
-    if errors is not None:
-        for d in range(len(into)):
-            into[d] *= errors[head, s, d]
-    if scales is not None:
-        if scales.shape[2] == 1:
-            for d in range(len(into)):
-                into[d] *= scales[head, s, 0]
-        else:
-            for d in range(len(into)):
-                into[d] *= scales[head, s, d]
+            into[d] *= table[head, s, d]
+
+
+@numba.njit(inline="always")
+def _number(table, head, s):  # type: ignore[no-untyped-def]
+    return table[head if len(table) > 1 else 0, s if table.shape[1] > 1 else 0, 0] if table.shape[2] == 1 else ONE
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _put_term(u, power, factor, errors, scales, falls, at, out):  # type: ignore[no-untyped-def]
+def _put_terms(start, stop, u, n_heads, powers, tables, scale, falls, out):  # type: ignore[no-untyped-def]
     size = u.shape[2]
-    for head in range(u.shape[0]):
+    power = np.empty(size, np.float32)
+    for i in range(start, stop):
+        head = i % n_heads
         for s in range(u.shape[1]):
-            into = out[head, s, at : at + size]
-            into[:] = factor if falls is None else factor * falls[s]
-            _times_term(u, power, errors, scales, head, s, into)
+            power[:] = _number(scale, head, s)
+            _times(power, scale, head, s)
+            done, x = 0, u[i, s]
+            for k in range(len(powers)):
+                for _ in range(powers[k] - done):
+                    for d in range(size):
+                        power[d] *= x[d]
+                done = powers[k]
+                into, factor = out[i, s, k * size : (k + 1) * size], falls[k, s] * _number(tables[k], head, s)
+                for d in range(size):
+                    into[d] = factor * power[d]
+                _times(into, tables[k], head, s)
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _add_gradient(u, power, factor, errors, scales, falls, at, of_terms, out):  # type: ignore[no-untyped-def]
+def _term_gradient(start, stop, of_terms, columns, u, n_heads, powers, tables, scale, falls, out):  # type: ignore[no-untyped-def]
     size = u.shape[2]
-    slope = np.empty(size, np.float32)
-    for head in range(u.shape[0]):
+    power, slope = np.empty(size, np.float32), np.empty(size, np.float32)
+    for i in range(start, stop):
+        head = i % n_heads
         for s in range(u.shape[1]):
-            slope[:] = factor if falls is None else factor * falls[s]
-            _times_term(u, power, errors, scales, head, s, slope)
-            of_term = of_terms[head, s, at : at + size]
-            for d in range(size):
-                out[head, s, d] += slope[d] * of_term[d]
+            power[:] = _number(scale, head, s)
+            _times(power, scale, head, s)
+            done, x, into = 0, u[i, s], out[i, s]
+            into[:] = np.float32(0.0)
+            for k in range(len(powers)):
+                for _ in range(powers[k] - done):
+                    for d in range(size):
+                        power[d] *= x[d]
+                done = powers[k]
+                of_term = of_terms[i, s, columns[k] : columns[k] + size]
+                factor = falls[k, s] * _number(tables[k], head, s)
+                for d in range(size):
+                    slope[d] = factor * power[d]
+                _times(slope, tables[k], head, s)
+                for d in range(size):
+                    into[d] += slope[d] * of_term[d]
