@@ -29,18 +29,23 @@ QUERIES, QUERIES_OF_ALL = 256, 128
 
 def fitting_kernels(call: Call) -> Any:
     """The compiled functions if they can compute this call; None: they cannot, or are not there."""
-    heads, hardware = call.heads, call.heads.hardware
+    return kernels_of(call.heads.hardware, call.heads.dtype, call.heads.device)
+
+
+def kernels_of(hardware: Hardware, dtype: torch.dtype, device: torch.device) -> Any:
+    """:func:`fitting_kernels` of calls that are computed in a dtype on a device."""
     converters = [hardware.readout]
     converters += [hardware.score_adc, hardware.probability_dac] if hardware.has_softmax else []
     converters += [hardware.normaliser.counter] if hardware.normaliser.is_on else []
+    leaks = bool(hardware.leakage.decay_per_token)
     fits = (
         hardware.activation != "pruned_softmax"
         and all(getattr(hardware, name) == getattr(OFF, name) for name in HAS_NOT)
         and all(even_levels(converter) is not None for converter in converters)
-        and not heads.leaks_apart
-        and not heads.corrects
+        and not (leaks and (hardware.noise.tau_spread or hardware.leakage.compensate))
+        and not hardware.features.normalises
     )
-    return compiled.kernels_for(torch.empty(0, dtype=heads.dtype, device=heads.device)) if fits else None
+    return compiled.kernels_for(torch.empty(0, dtype=dtype, device=device)) if fits else None
 
 
 def one_thread_each(call: Call) -> AbstractContextManager[None]:
