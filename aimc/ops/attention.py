@@ -13,6 +13,7 @@ from torch import Tensor
 
 from aimc.hardware import Hardware
 from aimc.ops.blocked.interpolation import nodes_needed
+from aimc.ops.blocked.whole import kernels_of
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.eager import Details, TileRead, details_of, eager_attention
@@ -27,7 +28,10 @@ _log = logging.getLogger(__name__)
 
 MOST_KEPT = 2**22
 """Pairs of query and key for which `auto` lets the eager operator keep its matrices from the forward to the backward
-pass, some 100 MB a layer; the blocked operator computes again, which costs half as much again."""
+pass, some 100 MB a layer; the blocked operator computes again, which costs half as much again where it is not
+compiled."""
+MOST_KEPT_OF_COMPILED = 2**17
+"""The same where it is: only a call's own cost is in favour of the eager operator, some milliseconds."""
 
 
 def gain_cell_attention(
@@ -144,7 +148,7 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
         return backend
     if query.device.type == "cpu":
         backend, reason = "blocked", "on a CPU it is the fastest exact implementation"
-        if query.requires_grad and torch.is_grad_enabled() and not hardware.has_softmax and _is_short(query):
+        if query.requires_grad and torch.is_grad_enabled() and not hardware.has_softmax and _is_short(query, hardware):
             backend, reason = "eager", "for short texts with gradients on a CPU it is the fastest"
     else:
         obstacle = _triton_obstacle(query, hardware)
@@ -154,9 +158,12 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     return backend
 
 
-def _is_short(query: Tensor) -> bool:
+def _is_short(query: Tensor, hardware: Hardware) -> bool:
     n_batch, n_heads, n_tokens, _ = query.shape
-    return n_batch * n_heads * n_tokens**2 <= MOST_KEPT
+    most, dtype = MOST_KEPT, torch.promote_types(query.dtype, torch.float32)
+    if not torch.compiler.is_compiling() and kernels_of(hardware, dtype, query.device) is not None:
+        most = MOST_KEPT_OF_COMPILED
+    return n_batch * n_heads * n_tokens**2 <= most
 
 
 def _only_eager(hardware: Hardware) -> str | None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.hardware import Hardware
-from aimc.ops import attention
+from aimc.hardware import Hardware, Protection
+from aimc.ops import attention, compiled
 from aimc.ops.attention import choose_backend, gain_cell_attention
 from aimc.ops.scaling import Affine, Scaling
 
@@ -27,13 +27,24 @@ def test_auto_is_blocked_on_a_cpu_and_says_so_once(caplog):
     assert torch.equal(auto, gain_cell_attention(*qkv(), replace(presets.gain_cell_cmos(), backend="blocked")))
 
 
-def test_auto_keeps_the_matrices_of_short_texts_that_are_trained_on():
+def test_auto_keeps_the_matrices_of_short_texts_that_are_trained_on(monkeypatch):
+    monkeypatch.setattr(compiled, "kernels", lambda: None)
     hardware, wanted = Hardware(), torch.zeros(1, 1, 1, 1, requires_grad=True)
     assert choose_backend(wanted.expand(16, 4, 256, 32), hardware) == "eager"
     assert choose_backend(wanted.expand(16, 4, 512, 32), hardware) == "blocked"
     assert choose_backend(wanted.expand(16, 4, 256, 32), presets.with_softmax(hardware)) == "blocked"
     with torch.no_grad():
         assert choose_backend(wanted.expand(16, 4, 256, 32), hardware) == "blocked"
+
+
+@pytest.mark.skipif(compiled.kernels() is None, reason="numba is not installed")
+@pytest.mark.parametrize("changed", [presets.gain_cell_normalised, presets.gain_cell_cmos, presets.ideal])
+def test_auto_takes_what_is_compiled_for_all_but_the_shortest(changed):
+    wanted = torch.zeros(1, 1, 1, 1, requires_grad=True)
+    assert choose_backend(wanted.expand(16, 4, 256, 32), changed()) == "blocked"
+    assert choose_backend(wanted.expand(2, 4, 64, 32), changed()) == "eager"
+    protected = replace(changed(), protection=Protection(n_sink=1))  # goes run by run
+    assert choose_backend(wanted.expand(16, 4, 256, 32), protected) == "eager"
 
 
 def test_details_come_from_the_eager_operator_whatever_the_backend():

@@ -5,13 +5,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aimc.hardware import Array, Cell, Converter, Leakage, Noise, Protection
+from aimc import presets
+from aimc.hardware import Array, Cell, Converter, Features, Leakage, Noise, Normaliser, Protection
 from aimc.ops import compiled
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.blocked import engine, whole
+from aimc.ops.blocked.folds import fold
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 from tests.ops.test_blocked import ALL_NOISE, CUBIC, QUINTIC, both, machine
+from tests.ops.test_blocked_softmax import both as softmax_both
+from tests.ops.test_blocked_softmax import machine as softmax_machine
+from tests.ops.test_normaliser import attended, inputs
+from tests.ops.test_normaliser import machine as normalised_machine
 
 pytestmark = pytest.mark.skipif(compiled.kernels() is None, reason="numba is not installed")
 
@@ -82,6 +88,58 @@ def test_groups_padding_and_spans(H, H_kv, span, counted, monkeypatch):
     assert_agree(hardware, 300, counted, B=2, H=H, H_kv=H_kv, padding=padding, scaled=span == 70)
 
 
+def assert_close(expected, found, most_off=0.01):
+    for name, one in expected.items():
+        error = (found[name] - one).abs() / one.abs().max().clamp(min=1e-30)
+        assert error.isfinite().all(), name
+        off = (error > 5e-5).float().mean() if error.ndim > 1 else (error > 2e-3).float().mean()
+        assert off <= most_off, f"{name}: {off:.1e} are off, by at most {error.max():.1e}"
+
+
+@pytest.mark.parametrize("T", [5, 90, 150])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"leakage": Leakage(), "features": Features(normalise_queries=True)},
+        {"noise": ALL_NOISE, "probability_dac": Converter(v_max=0.6)},
+    ],
+    ids=["clean", "without leakage", "noise"],
+)
+def test_softmax(changes, T, counted):
+    eager, blocked = softmax_both(softmax_machine(**changes), T, padded=True, dtype=torch.float32)
+    assert {"read", "back"} <= set(counted)
+    assert_close(eager, blocked)
+
+
+@pytest.mark.parametrize("T", [5, 150])
+@pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noise"])
+@pytest.mark.parametrize("normalised", [True, False])
+def test_normaliser_and_threshold(normalised, noise, T, counted):
+    hardware, results = normalised_machine(noise=noise), []
+    hardware = replace(
+        hardware,
+        input_dac=Converter(v_min=-1.0),
+        storage_dac=Converter(v_max=0.9),
+        readout=Converter(v_min=-1.0),
+        normaliser=Normaliser(is_on=normalised, full_scale=6.0),
+    )
+    upstream = torch.randn(2, 4, T, 8, generator=torch.Generator().manual_seed(1))
+    for backend in ("eager", "blocked"):
+        x = [tensor.detach().float().requires_grad_() for tensor in inputs(T)]
+        out = attended(x, replace(hardware, backend=backend))
+        results.append(dict(enumerate((out.detach(), *torch.autograd.grad(out, x, upstream)))))
+    assert counted == ["read", "back"]
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("name", ["mismatch_gain", "mismatch_offset_v", "column_gain"])
+def test_fewer_terms_are_the_same_terms(name, counted):
+    hardware = machine(512, 64, leakage=presets.gain_cell_cmos().leakage, noise=ALL_NOISE.only(name))
+    assert fold((0, 1, 2, 3), tuple(CUBIC), hardware.leakage.decay_per_token, whole.QUERIES).matrix.shape == (3, 4)
+    assert_agree(hardware, 600, counted, D=16)
+
+
 def called(hardware, scaling=None, dtype=torch.float32):
     g = torch.Generator().manual_seed(0)
     x = [torch.rand(1, 2, 150, 16, generator=g, dtype=dtype).requires_grad_() for _ in range(3)]
@@ -112,7 +170,8 @@ def test_heads_with_full_scales_of_their_own_and_levels_of_each_coding(coding, c
         {"readout": Converter(v_min=-1.0, n_levels=9, inl=0.1)},
         {"readout": Converter(v_min=-1.0, spacing="listed", positions=[-0.5, 0.0, 0.7])},
         {"protection": Protection(n_recent=2)},
-        {"activation": "softmax", "input_dac": Converter(v_min=-1.0)},
+        {"activation": "softmax", "leakage": Leakage(tau_s=1.0, token_time_s=0.003, compensate=True)},
+        {"activation": "pruned_softmax"},
     ],
     ids=str,
 )

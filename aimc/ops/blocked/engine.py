@@ -79,7 +79,7 @@ def backward(call: Call, grad: Tensor) -> list[Tensor]:
             tokens = _Tokens(part, span, sink)
             if tokens.whole is not None:
                 upstream = grad[batch, of_heads, span.start : span.stop].to(heads.dtype)
-                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream))
+                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream), reader.activation)
             for run in span.runs if tokens.whole is None else ():
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)
@@ -266,8 +266,9 @@ def _parts(call: Call) -> list[Call]:
     of_array = heads.group * _length(heads) * n_slots * heads.dtype.itemsize
     on_cpu = heads.device.type == "cpu"
     n_arrays = max((WORK_BUFFER_BYTES if on_cpu else ON_ACCELERATORS) // of_array, 1)
-    if on_cpu:
-        n_arrays = min(n_arrays, -(-heads.n_batch * heads.n_kv_heads // torch.get_num_threads()))
+    if on_cpu:  # as many for each thread
+        n_all, n_threads = heads.n_batch * heads.n_kv_heads, torch.get_num_threads()
+        n_arrays = -(-n_all // (-(-n_all // (n_arrays * n_threads)) * n_threads))
     n_kv = min(n_arrays, heads.n_kv_heads)
     n_batch = max(n_arrays // heads.n_kv_heads, 1)
     return [

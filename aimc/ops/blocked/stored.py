@@ -9,14 +9,17 @@ terms together are one matrix product with n·D columns.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from aimc.hardware import Hardware
 from aimc.ops import compiled
+from aimc.ops.blocked.folds import fold
 from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
 from aimc.ops.blocked.runs import Run, Span
 from aimc.ops.call import Call
@@ -83,6 +86,7 @@ class Stored:
         self.heads, self.array, self.span = heads, array, span
         source, self.affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
         self.tokens = torch.arange(span.first, span.behind, device=heads.device)
+        self.tiles = self.tokens[:: sizes.rows] % sizes.window // sizes.rows  # numbers of their sub-tiles, [J]
         self.raw = source[:, :, span.first : span.behind]  # [B, H_kv, S, D]
         if span.behind > heads.n_tokens:  # nobody sees what is in the slots behind the text
             self.raw = pad(self.raw, (0, 0, 0, span.behind - heads.n_tokens))
@@ -96,8 +100,7 @@ class Stored:
             gain, self.column_offset = heads.column_tables_qk(self.tokens % sizes.window)  # [H_kv, S]
             self.scale = 1.0 if gain is None else 1.0 + gain[..., None]
         else:
-            tiles = self.tokens[:: sizes.rows] % sizes.window // sizes.rows
-            gain, self.column_offset = heads.column_tables_av(tiles)  # [H_kv, J, D]
+            gain, self.column_offset = heads.column_tables_av(self.tiles)  # [H_kv, J, D]
             gain = None if gain is None else gain.repeat_interleave(sizes.rows, dim=1)
             self.scale = (1.0 if gain is None else 1.0 + gain) / sizes.saturation_av
         self.constant = self._taken_constant()
@@ -163,12 +166,11 @@ class Stored:
         scale = self.scale[:, tokens] if isinstance(self.scale, Tensor) else self.scale
         n_terms = len(self.powers) if terms is None else terms.shape[2]
         out = u.new_empty(*u.shape[:3], n_terms * size + self.n_extra)
-        for i in range(n_terms):
-            columns = out[..., i * size : (i + 1) * size]
-            if terms is not None:
-                torch.mul(terms[:, :, i], scale, out=columns)
-            else:
-                self._put_term(self.powers[i], columns)
+        if terms is None:
+            self._put_terms(out)
+        else:
+            for i in range(n_terms):
+                torch.mul(terms[:, :, i], scale, out=out[..., i * size : (i + 1) * size])
         out[..., n_terms * size :] = 0.0
         if self.has_constant_column:
             out[..., n_terms * size] = self.constant * (scale[..., 0] if isinstance(scale, Tensor) else 1.0)
@@ -176,13 +178,19 @@ class Stored:
             out[..., n_terms * size + self.has_constant_column] = self.column_offset[:, tokens]
         return out.flatten(0, 1)
 
-    def _put_term(self, j: int, out: Tensor) -> None:
-        """`κ_j·u^j`, scaled and with its fall, into `[B, H_kv, S, D]`."""
-        leaks = bool(self.heads.decay_per_token)
-        if leaks and (kernels := compiled.kernels_for(self.u)) is not None:
-            kernels.put_term(self.u, j, self.coefficients[j], self.scale, self._fall(j), out)
+    def _put_terms(self, out: Tensor) -> None:
+        """`κ_j·u^j`, scaled and with their falls, into the first columns of `[B, H_kv, S, …]`."""
+        if self.heads.decay_per_token and (kernels := compiled.kernels_for(self.u)) is not None:
+            coefficients = [self.coefficients[j] for j in self.powers]
+            kernels.put_terms(self.u, self.powers, coefficients, self.scale, self._falls(self.powers), out)
             return
-        out.copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # without leakage j is 0
+        for j, columns in zip(self.powers, out.split(self.heads.head_size, dim=-1), strict=False):
+            columns.copy_(torch.as_tensor(self.operands[j] * self._with_fall(self.scale, j)))  # j = 0 without leakage
+
+    def _falls(self, powers: Sequence[int]) -> Tensor:
+        """The column factors of powers, `[n, S]`."""
+        falls = [self._fall(j) for j in powers]
+        return torch.stack([self.u.new_ones(len(self.tokens)) if fall is None else fall for fall in falls])
 
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
         """`scale` times the column factor of a power."""
@@ -223,6 +231,26 @@ class Stored:
         powers = torch.tensor(self.powers, device=self.heads.device)
         return torch.exp(-self.heads.decay_per_token * times[:, None] * powers).to(self.heads.dtype)
 
+    def folds(self, queries: Tensor, length: int) -> tuple[Tensor, Tensor] | None:
+        """Fewer terms for the queries `[T']`, `length` of which are taken at a time, N times: what each counts for a
+        query, `[T', K]`, and how they are made of those of the matrix, `[N, K, n]`; None: no fewer would do, see
+        :mod:`aimc.ops.blocked.folds`."""
+        rate, heads = self.heads.decay_per_token, self.heads
+        if not rate or len(self.powers) < 2:
+            return None
+        dac, cell = heads.hardware.storage_dac, heads.cell
+        largest = max(abs(dac.v_min - cell.offset_v), abs(dac.v_max - cell.offset_v))
+        sizes = tuple(cell.coefficients[j] * largest**j for j in self.powers)
+        found = fold(tuple(self.powers), sizes, rate, length)
+        if found is None:
+            return None
+        n_times = -(-len(queries) // length)
+        middles = int(queries[0]) + length * np.arange(n_times) + (length - 1) / 2
+        falls = np.exp(-rate * (middles[:, None] - self._moment) * np.array(self.powers))  # [N, n]
+        weights = torch.from_numpy(found.weights).repeat(n_times, 1)[: len(queries)]
+        matrices = torch.from_numpy(found.matrix * falls[:, None])
+        return weights.to(heads.dtype), matrices.to(heads.dtype)
+
     def _at(self, at: Nodes, tokens: slice) -> Block:
         """Cells evaluated at the nodes, each at its own rate."""
         assert self.rates is not None  # the caller's condition
@@ -260,6 +288,23 @@ class Stored:
         """What was gathered, back through cell, converter and scaler: `[B, H_kv, S, D]` for the tokens of the text, and
         `[2, H_kv]`."""
         heads = self.heads
+        of_raw, of_scaler = storage_gradient(self._gradient_of_u(), self.raw, self.affine, heads.hardware)
+        return of_raw[:, :, : heads.n_tokens - self.span.first], of_scaler
+
+    def _gradient_of_u(self) -> Tensor:
+        """Of the voltages, `[B, H_kv, S, D]`."""
+        heads = self.heads
+        if self.of_terms is not None and (kernels := compiled.kernels_for(self.u)) is not None:
+            powers, slopes = list(powers_with_gradient(heads.cell)), self.coefficients
+            if heads.cell.gradient == "linear":
+                slopes = [heads.cell.surrogate_slope] * len(slopes)
+            if self.powers != [0]:
+                powers = [j for j in powers if j in self.differentiated]
+                columns, falls = [self.differentiated.index(j) * heads.head_size for j in powers], self._falls(powers)
+            else:  # one operand is the sum of all
+                columns, falls = [0] * len(powers), self._falls([0] * len(powers))
+            slopes = [slopes[j] for j in powers]
+            return kernels.term_gradient(self.of_terms, columns, self.u, powers, slopes, self.scale, falls)
         if self.of_terms is not None:
             terms = self.of_terms.view(*self.u.shape[:3], -1, heads.head_size).unbind(dim=3)
             of_cells = {
@@ -269,9 +314,7 @@ class Stored:
             of_cells = {j: grad * self.scale for j, grad in self.gradients.items()}
         if list(of_cells) == [0]:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(heads.cell), of_cells[0])
-        of_u = stored_gradient(of_cells, self.u, heads.cell, self.coefficients)
-        of_raw, of_scaler = storage_gradient(of_u, self.raw, self.affine, heads.hardware)
-        return of_raw[:, :, : heads.n_tokens - self.span.first], of_scaler
+        return stored_gradient(of_cells, self.u, heads.cell, self.coefficients)
 
 
 def storage_gradient(
@@ -279,6 +322,8 @@ def storage_gradient(
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of stored voltages `[B, H_kv, S, D]` to those of what the model gave and of its scaler, through
     the storage DAC; see :func:`aimc.ops.scaling.converter_gradient`."""
+    if hardware.storage_dac.spacing != "equal_charge":
+        return converter_gradient(of_voltage.clone(), raw, affine, hardware.storage_dac)
     level = storage_dac(scaled(raw, affine), hardware, straight=True)
     slope = storage_slope(level, hardware.storage_dac, hardware.cell)
     of_number = of_voltage.clone() if slope is None else of_voltage * slope

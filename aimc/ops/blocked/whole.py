@@ -1,47 +1,51 @@
-"""A whole span in one compiled call, where there is one for what the hardware has: the published machine in float32 on
-a CPU. Everything else goes run by run."""
+"""A whole span in one compiled call, where there is one for what the hardware has, in float32 on a CPU: all but pruning,
+protection, cells that leak apart, converters whose levels are not even, and corrections. These go run by run."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aimc.hardware import Hardware
+from aimc.hardware import Converter, Hardware
 from aimc.ops import compiled
+from aimc.ops.blocked.activation import Activation
 from aimc.ops.blocked.runs import Span
 from aimc.ops.blocked.stored import Stored
 from aimc.ops.call import Call
+from aimc.ops.effects.activation import logit_gain
 from aimc.ops.effects.converters import even_levels
 from aimc.ops.effects.noise import ArrayId
 
-HAS = ("cell", "leakage", "array", "input_dac", "storage_dac", "readout", "noise", "noise_gradient", "backend")
-"""What of the hardware may be as it likes; all else has to be off, and so has what is not here yet."""
-UNUSED = ("score_adc", "probability_dac", "pruning")
-"""What the hard sigmoid does not have."""
-SCALED_BY = ("query", "key", "value", "full_scale_qk", "full_scale_av")
-"""What of :class:`aimc.ops.scaling.Scaling` there may be."""
-
-
+HAS_NOT = ("protection",)
+"""What of the hardware has to be off."""
 OFF = Hardware()
-_PLAIN = [f.name for f in fields(Hardware) if f.name not in HAS + UNUSED]
+QUERIES, QUERIES_OF_ALL = 256, 128
+"""Taken at a time; and where the charges of all the sub-tiles that they see have to be in the cache."""
 
 
 def fitting_kernels(call: Call) -> Any:
     """The compiled functions if they can compute this call; None: they cannot, or are not there."""
-    heads, hardware = call.heads, call.heads.hardware
+    return kernels_of(call.heads.hardware, call.heads.dtype, call.heads.device)
+
+
+def kernels_of(hardware: Hardware, dtype: torch.dtype, device: torch.device) -> Any:
+    """:func:`fitting_kernels` of calls that are computed in a dtype on a device."""
+    converters = [hardware.readout]
+    converters += [hardware.score_adc, hardware.probability_dac] if hardware.has_softmax else []
+    converters += [hardware.normaliser.counter] if hardware.normaliser.is_on else []
+    leaks = bool(hardware.leakage.decay_per_token)
     fits = (
-        all(getattr(hardware, name) == getattr(OFF, name) for name in _PLAIN)
-        and all(x is None for name, x in call.scaling._asdict().items() if name not in SCALED_BY)
-        and even_levels(hardware.readout) is not None
-        and not heads.leaks_apart
-        and not heads.corrects
+        hardware.activation != "pruned_softmax"
+        and all(getattr(hardware, name) == getattr(OFF, name) for name in HAS_NOT)
+        and all(even_levels(converter) is not None for converter in converters)
+        and not (leaks and (hardware.noise.tau_spread or hardware.leakage.compensate))
+        and not hardware.features.normalises
     )
-    return compiled.kernels_for(torch.empty(0, dtype=heads.dtype, device=heads.device)) if fits else None
+    return compiled.kernels_for(torch.empty(0, dtype=dtype, device=device)) if fits else None
 
 
 def one_thread_each(call: Call) -> AbstractContextManager[None]:
@@ -62,42 +66,79 @@ class Whole:
     """
 
     def __init__(self, kernels: Any, call: Call, span: Span, stored: tuple[Stored, Stored], pulses: Tensor) -> None:
-        self.kernels, self.heads, self.pulses = kernels, call.heads, pulses.contiguous()
+        self.kernels, self.call, self.heads, self.pulses = kernels, call, call.heads, pulses.contiguous()
         self.keys, self.values = stored
         full_scale, sizes = call.scaling.full_scale_av, self.heads.hardware.array
         ones = pulses.new_ones(self.heads.n_heads)
         full_scale = ones if full_scale is None else full_scale.detach().to(ones)
         self.full_scale = full_scale[:, None, None]  # A_sat of a head over the hardware's
-        padding = None if call.key_padding is None else call.key_padding[:, span.first : span.behind]
-        queries = torch.arange(span.start, span.stop)
-        levels = even_levels(self.heads.hardware.readout)
-        assert levels is not None  # `fitting_kernels`
-        *numbers, clips = levels
+        self.span, queries = span, torch.arange(span.start, span.stop)
         noise, lanes = self.heads.hardware.noise, [self._lanes(array, queries) for array in ArrayId]
+        is_divided = self.heads.hardware.has_softmax or self.heads.hardware.normaliser.is_on
+        length = QUERIES_OF_ALL if is_divided else QUERIES
         self.given = (
             _numbers(self.pulses),
-            kernels.Line(span.start, span.first, sizes.rows, sizes.window),
-            self._arrays(queries, padding),
-            kernels.Counter(*(np.float32(x) for x in numbers), clips),
+            kernels.Line(span.start, span.first, sizes.rows, sizes.window, length),
+            self._arrays(queries, length),
+            self._counter(self.heads.hardware.readout),
             kernels.ReadNoise(np.float32(noise.read_qk), lanes[0], np.float32(noise.read_av), lanes[1]),
+            self._between(),
         )
 
-    def _arrays(self, queries: Tensor, padding: Tensor | None) -> Any:
-        heads, keys, values = self.heads, self.keys, self.values
-        one = self.pulses.new_ones(len(queries), 1)
-        of_keys, of_values = (one if x is None else x for x in (keys.row_factors(queries), values.row_factors(queries)))
+    def _arrays(self, queries: Tensor, length: int) -> Any:
+        heads, keys, values, padding = self.heads, self.keys, self.values, self.call.key_padding
+        of_keys, key_folds = _terms(keys, queries, length)
+        of_values, value_folds = _terms(values, queries, length)
         offsets = values.column_offset
         assert keys.matrix is not None and values.matrix is not None  # all cells leak alike
+        empty = self.pulses.new_empty
+        padded = None if padding is None else padding[:, self.span.first : self.span.behind]
         return self.kernels.Arrays(
             keys=_numbers(keys.matrix),
+            key_folds=_numbers(key_folds),
             key_weights=_numbers(of_keys),
             n_constant=int(keys.has_constant_column),
             values=_numbers(values.matrix),
+            value_folds=_numbers(value_folds),
             value_weights=_numbers(of_values / self.full_scale),
             constants=_numbers(values.constant / self.full_scale.flatten()),
-            offsets=_numbers(one.new_empty(heads.n_kv_heads, 0, heads.head_size) if offsets is None else offsets),
-            padding=np.zeros((heads.n_batch, 0), bool) if padding is None else _numbers(padding),
+            offsets=_numbers(empty(heads.n_kv_heads, 0, heads.head_size) if offsets is None else offsets),
+            padding=np.zeros((heads.n_batch, 0), bool) if padded is None else _numbers(padded),
         )
+
+    def _between(self) -> Any:
+        heads, hardware, scaling = self.heads, self.heads.hardware, self.call.scaling
+        normaliser, threshold = hardware.normaliser, scaling.pulse_threshold
+        thresholds = self.pulses.new_zeros(heads.n_heads) if threshold is None else threshold.detach().to(heads.dtype)
+        gains = self.pulses.new_empty(0, 0)
+        if hardware.has_softmax:
+            scaling = scaling.of_tokens(slice(self.span.start, self.span.stop))
+            gain = torch.as_tensor(logit_gain(heads, scaling), dtype=heads.dtype).detach()
+            gains = gain.expand(heads.n_batch, heads.n_heads, self.pulses.shape[2], 1).flatten(0, 1)[..., 0]
+        tiles = self.values.tiles
+        errors = heads.column_tables_of_sum(tiles) if normaliser.is_on else (None, None)
+        zeros = self.pulses.new_zeros(heads.n_kv_heads, len(tiles))
+        of_sum = [zeros if error is None else error[..., 0] for error in errors]
+        least = torch.finfo(heads.dtype).tiny if hardware.has_softmax else normaliser.least
+        return self.kernels.Between(
+            thresholds=_numbers(thresholds),
+            softmax=hardware.has_softmax,
+            gains=_numbers(gains),
+            score=self._counter(hardware.score_adc if hardware.has_softmax else OFF.score_adc),
+            pulse=self._counter(hardware.probability_dac if hardware.has_softmax else OFF.probability_dac),
+            normalised=normaliser.is_on,
+            sum_counter=self._counter(normaliser.counter if normaliser.is_on else OFF.readout),
+            sum_full_scale=np.float32(normaliser.full_scale),
+            sum_gains=_numbers(1.0 + of_sum[0]),
+            sum_offsets=_numbers(of_sum[1]),
+            least=np.float32(least),
+        )
+
+    def _counter(self, converter: Converter) -> Any:
+        levels = even_levels(converter)
+        assert levels is not None  # `fitting_kernels`
+        *numbers, clips = levels
+        return self.kernels.Counter(*(np.float32(x) for x in numbers), clips)
 
     def _lanes(self, array: ArrayId, queries: Tensor) -> np.ndarray:
         heads, lanes = self.heads, self.heads.read_lanes(array, queries)
@@ -107,19 +148,40 @@ class Whole:
         return state.reshape(2, -1, len(queries)).numpy().astype(np.uint32)
 
     def read(self) -> Tensor:
-        """Digital sums in units of `array.saturation_av`, `[B, H, T', D]`."""
+        """Digital sums over what divides them, in units of `array.saturation_av`, `[B, H, T', D]`."""
         out = torch.empty_like(self.pulses)
         self.kernels.read(*self.given, out.numpy())
         return out.mul_(self.full_scale)
 
-    def back(self, upstream: Tensor) -> Tensor:
-        """From the gradient of :meth:`read` to that of the pulses; those of keys and values are gathered there."""
+    def back(self, upstream: Tensor, activation: Activation) -> Tensor:
+        """From the gradient of :meth:`read` to that of the pulses; those of keys and values are gathered there, those
+        of threshold and score gain in `activation`."""
+        heads, scaling = self.heads, self.call.scaling
         out = torch.empty_like(self.pulses)
         pulses, *others = self.given
         terms = [(x.gathered_terms().numpy(), x.differentiated_columns.start or 0) for x in (self.keys, self.values)]
-        gathered = self.kernels.Gathered(*terms[0], *terms[1])
+        of_thresholds = out.new_zeros(heads.n_heads)
+        of_gains = out.new_zeros(heads.n_batch, heads.n_heads, out.shape[2] if heads.hardware.has_softmax else 0)
+        of_between = of_thresholds.numpy(), of_gains.flatten(0, 1).numpy()
+        gathered = self.kernels.Gathered(*terms[0], *terms[1], *of_between)
         self.kernels.read_back(pulses, _numbers(upstream * self.full_scale), *others, gathered, out.numpy())
+        if activation.of_threshold is not None:
+            activation.of_threshold += of_thresholds
+        if activation.of_score_gain is not None:
+            norm = scaling.query_norm
+            of_gains = of_gains if norm is None else of_gains * norm[..., self.span.start : self.span.stop]
+            full_scale = torch.as_tensor(heads.full_scale_qk(scaling), dtype=out.dtype).flatten()
+            activation.of_score_gain += of_gains.sum(dim=(0, 2)) * full_scale
         return out
+
+
+def _terms(stored: Stored, queries: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """What each term counts for the queries, `[T', K]`, and how terms are made of those that are stored, `[N, K, n]`;
+    N = 0: they are these."""
+    if (folds := stored.folds(queries, length)) is not None:
+        return folds
+    weights, dtype = stored.row_factors(queries), stored.heads.dtype
+    return torch.ones(len(queries), 1, dtype=dtype) if weights is None else weights, torch.empty(0, 0, 0, dtype=dtype)
 
 
 def _numbers(x: Tensor) -> np.ndarray:

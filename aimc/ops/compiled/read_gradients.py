@@ -1,5 +1,9 @@
 """The way back through :mod:`aimc.ops.compiled.reads`: charges are computed again, then gradients sub-tile by sub-tile,
-in one call that holds no lock."""
+in one call that holds no lock.
+
+Where the digital sum is divided, its gradient is known only behind all sub-tiles: then what they have read is kept for
+the queries that are taken at a time. Elsewhere a sub-tile is read and gone back through before the next.
+"""
 
 from __future__ import annotations
 
@@ -8,56 +12,87 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from aimc.ops.compiled.activations import back_through_clip, back_through_softmax, clip, put_pulses
+from aimc.ops.compiled.folds import folded, gather
+from aimc.ops.compiled.operands import first_tile, make_work, part_of, place
 from aimc.ops.compiled.products import multiply
-from aimc.ops.compiled.reads import QUERIES, first_tile, make_work, part_of, place, put_counts, put_left
+from aimc.ops.compiled.reads import put_left, put_tile, take
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
 class Gathered(NamedTuple):
     """Gradients of what the arrays hold, added to what is there: of neighbouring terms, `[P, S, n'·D]`, and the column
-    of the first."""
+    of the first; and of what is between."""
 
     keys: np.ndarray
     first_of_keys: int
     values: np.ndarray
     first_of_values: int
+    thresholds: np.ndarray
+    """`[H]`."""
+    gains: np.ndarray
+    """`[B·H, T']`."""
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def read_back(pulses, upstream, line, arrays, counter, noise, gathered, out):  # type: ignore[no-untyped-def]
+def read_back(pulses, upstream, line, arrays, counter, noise, between, gathered, out):  # type: ignore[no-untyped-def]
     """From the gradient of what :func:`aimc.ops.compiled.reads.read` gives to that of its pulses and of the arrays.
 
     Args:
-        pulses, line, arrays, counter, noise: as there.
+        pulses, line, arrays, counter, noise, between: as there.
         upstream: `[B, H, T', D]`.
         gathered: see there.
         out: of the pulses, `[B, H, T', D]`.
     """
     n_batch, n_heads, n_queries, _ = pulses.shape
-    work = make_work(pulses, line, arrays)
+    work = make_work(pulses, line, arrays, between, True)
     of_left, of_widths = np.empty_like(work.left), np.empty_like(work.widths[0])
+    is_divided = between.softmax or between.normalised
     for batch in range(n_batch):
         for head in range(n_heads):
-            for row in range(0, n_queries, QUERIES):
-                stop = min(row + QUERIES, n_queries)
+            for row in range(0, n_queries, line.queries):
+                stop = min(row + line.queries, n_queries)
                 put_left(pulses[batch, head, row:stop], arrays, row, work.left)
+                if is_divided:
+                    take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, True)
+                back_through_division(work, between, upstream[batch, head, row:stop])
                 of_left[: stop - row] = ZERO
+                n, tile = 0, 0
                 for token in range(first_tile(line, row), line.start + stop, line.rows):
                     at = place(line, arrays, n_heads, batch, head, row, stop, token)
-                    put_counts(work, line, arrays, noise, at)
-                    back_through_counter(upstream[batch, head, at.lo : at.hi], arrays, counter, at, work)
-                    back_through_arrays(work, line, arrays, gathered, at, of_widths, of_left)
+                    if not is_divided:
+                        put_tile(work, line, arrays, noise, between, at, 0, 0, True)
+                    back_through_counter(work, line, arrays, counter, between, at, tile)
+                    back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths, of_left)
+                    n += at.n_parts if is_divided else 0
+                    tile += 1 if is_divided else 0
                 back_to_pulses(of_left, arrays, row, out[batch, head, row:stop])
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
-def back_through_counter(upstream, arrays, counter, at, work):  # type: ignore[no-untyped-def]
-    """From the gradient of a head's sum, `[T', D]`, to that of the counts, of the terms and of the sums of the widths,
-    each in the place of the number itself, straight through inside the counter's range."""
-    counts, weights, terms = work.counts[: len(upstream)], arrays.value_weights[at.head, at.lo : at.hi], work.terms
+def back_through_division(work, between, upstream):  # type: ignore[no-untyped-def]
+    """From the gradient of the outputs to that of the digital sums, in the place of these, and of their divisors."""
+    is_divided = between.softmax or between.normalised
+    for m in range(len(upstream)):
+        if not is_divided:
+            work.total[m] = upstream[m]
+            continue
+        factor, of_factor = ONE / max(work.divisor[m], between.least), ZERO
+        for d in range(upstream.shape[1]):
+            of_factor += upstream[m, d] * work.total[m, d]
+            work.total[m, d] = upstream[m, d] * factor
+        work.of_divisor[m] = -of_factor * factor * factor if work.divisor[m] >= between.least else ZERO
+
+
+@numba.njit(cache=True, fastmath=True, error_model="numpy")
+def back_through_counter(work, line, arrays, counter, between, at, tile):  # type: ignore[no-untyped-def]
+    """From the gradient of a head's sum, `[T', D]`, to that of the terms and of the sums of the widths, each in the
+    place of the number itself, straight through inside the counter's range."""
+    counts, weights, terms = work.counts[tile], arrays.value_weights[at.head, at.lo : at.hi], work.terms
     size, n_terms, constant = counts.shape[1], weights.shape[1], arrays.constants[at.head]
-    for m in range(len(counts)):
+    upstream = work.total[at.lo - at.row : at.hi - at.row]
+    for m in range(len(upstream)):
         total = ZERO
         for d in range(size):
             inside = counts[m, d] >= counter.v_min and counts[m, d] <= counter.v_max
@@ -69,32 +104,44 @@ def back_through_counter(upstream, arrays, counter, at, work):  # type: ignore[n
             weight = weights[m, j]
             for d in range(size):
                 terms[m, j * size + d] = weight * counts[m, d]
+    if between.normalised:
+        gain = between.sum_gains[at.kv, (at.token - line.first) // line.rows]
+        for m in range(len(upstream)):
+            charge = work.pulses[tile, m]
+            if charge >= between.sum_counter.v_min and charge <= between.sum_counter.v_max:
+                work.sums[0, m] += work.of_divisor[at.lo - at.row + m] * gain
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
-def back_through_arrays(work, line, arrays, gathered, at, of_widths, of_left):  # type: ignore[no-untyped-def]
+def back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths, of_left):  # type: ignore[no-untyped-def]
     """From the gradient of the terms to those of what the arrays hold and of what met the first."""
     nothing, one = np.zeros(1, np.float32), np.ones(1, np.float32)
-    of_keys = slice(gathered.first_of_keys, gathered.first_of_keys + gathered.keys.shape[2])
-    of_values = slice(gathered.first_of_values, gathered.first_of_values + gathered.values.shape[2])
+    size = work.total.shape[1]
     for part in range(at.n_parts):
         m, _, tile = part_of(line, at, part)
         queries, of_charge = slice(at.lo - at.row, at.lo - at.row + m), of_widths[:m]
-        multiply(work.terms[:m], arrays.values[at.p, tile].T, nothing, of_charge)
-        multiply(work.widths[part, :m].T, work.terms[:m, of_values], one, gathered.values[at.p, tile])
-        back_through_clip(work.charge[part, :m], work.sums[0], of_charge)
-        multiply(of_charge.T, work.left[queries, of_keys], one, gathered.keys[at.p, tile])
-        multiply(of_charge, arrays.keys[at.p, tile], one, of_left[queries])
-
-
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
-def back_through_clip(charge, of_sums, grad):  # type: ignore[no-untyped-def]
-    """From the gradient of the widths, and of their sums, to that of the charge, in place."""
-    for m in range(charge.shape[0]):
-        of_sum = of_sums[m]
-        for s in range(charge.shape[1]):
-            passes = charge[m, s] >= ZERO and charge[m, s] <= ONE
-            grad[m, s] = grad[m, s] + of_sum if passes else ZERO
+        charge, widths, terms = work.charge[n + part, :m], work.widths[part, :m], work.terms[:m]
+        if between.softmax:
+            put_pulses(work.shares[n + part, :m], between.pulse, widths, work.sums[1])
+        elif between.normalised:
+            clip(charge, between.thresholds[at.head], widths, work.sums[1])
+        cells = folded(arrays.values[at.p, tile], arrays.value_folds, at, line, work.values)
+        multiply(terms, cells.T, nothing, of_charge)
+        of_cells = gathered.values[at.p, tile]
+        gather(widths.T, terms, gathered.first_of_values, arrays.value_folds, at, line, work.of_cells, one, of_cells)
+        if between.softmax:
+            gains, of_gains = between.gains[at.i, at.lo : at.hi], gathered.gains[at.i, at.lo : at.hi]
+            shares, of_divisor = work.shares[n + part, :m], work.of_divisor[queries]
+            back_through_softmax(
+                charge, shares, gains, between.score, between.pulse, work.sums[0], of_divisor, of_charge, of_gains
+            )
+        else:
+            of_head = back_through_clip(charge, between.thresholds[at.head], work.sums[0], of_charge)
+            gathered.thresholds[at.head] -= of_head
+        left, of_cells = work.left[queries, : arrays.key_weights.shape[1] * size], gathered.keys[at.p, tile]
+        gather(of_charge.T, left, gathered.first_of_keys, arrays.key_folds, at, line, work.of_cells, one, of_cells)
+        cells = folded(arrays.keys[at.p, tile], arrays.key_folds, at, line, work.keys)
+        multiply(of_charge, cells, one, of_left[queries])
 
 
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
