@@ -138,24 +138,26 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
     codes, of_sum, inside, sum_inside = _count(charge, pulse, t, own % SPEC.tiles, batch, head, kv_head, machine, SPEC)
     if KEEP:
         _keep(kept, byte, byte_of_sum, inside, sum_inside, t, own, own, batch, head, machine, SPEC)
-    total = value_of(total + codes, READOUT) * tl.load(machine.of_heads.full_scale_av + head)  # in signal units
+    sat = machine.levels.saturation_av
+    total = value_of(total + codes, READOUT) * (tl.load(machine.of_heads.full_scale_av + head) / sat)
     if SPEC.normaliser is not None:
         divisor = value_of(divisor + of_sum, NORMALISER) * machine.levels.full_scale_of_sum
     if SPEC.protects:
         of_memory, of_sum = read_memory(t, own, batch, head, kv_head, machine, SPEC)
-        total += of_memory
+        total += of_memory / sat
         divisor += of_sum
     if machine.padding is not None:
         total = tl.where(is_padding(t, batch, machine)[:, None], 0.0, total)
         missed = tl.where(is_padding(t, batch, machine)[:, None], 0.0, missed)
+    if SPEC.corrects:
+        resting = missed * (SPEC.softmax.rest / sat)
+        total = (total + resting) * of_rows(machine.of_softmax.longest, t, batch, head, machine)
+    if SPEC.softmax is not None:
+        divisor = of_rows(machine.of_softmax.total, t, batch, head, machine)
+        total = total / tl.maximum(divisor, machine.levels.least_sum)
     if SPEC.normaliser is not None:
         total = total / tl.maximum(divisor, machine.levels.least_sum)
         tl.store(sums + row_at(t, batch, head, machine), divisor, mask=(t < machine.n_tokens)[:, None])
-    if SPEC.softmax is not None:
-        if SPEC.corrects:
-            total = (total + missed * SPEC.softmax.rest) * of_rows(machine.of_softmax.longest, t, batch, head, machine)
-        total = total / tl.maximum(of_rows(machine.of_softmax.total, t, batch, head, machine), machine.levels.least_sum)
-    total = total / machine.levels.saturation_av
     features = tl.arange(0, SPEC.padded_size)[None, :]
     row = (tl.cast(batch, tl.int64) * machine.n_tokens + t[:, None]) * machine.n_heads + head
     inside = (t < machine.n_tokens)[:, None] & (features < SPEC.head_size)
