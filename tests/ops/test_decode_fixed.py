@@ -1,17 +1,21 @@
 """Decoding on fixed arrays: one graph, in the same memory, for every token. What a CUDA graph needs is shown without
 one: `torch.compile` in one graph, without another compilation, meets no number that the host would have to wait for."""
 
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from aimc import presets
 from aimc.hardware import Array, Converter, Features, Hardware, Leakage, Noise, Normaliser, Protection
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.decode.attention import decode
 from aimc.ops.effects.noise import Chip
+from aimc.ops.effects.random import Lanes
 from aimc.ops.scaling import Scaling
 from tests.ops.test_decode import ALL_NOISE, D, R, W, machine
 from tests.ops.test_softmax import machine as softmax_machine
@@ -98,6 +102,46 @@ def test_time_passes_for_a_graph_that_is_there_already() -> None:
             arrays.wait(0.3)
 
 
+class _NothingFromTheHost(TorchDispatchMode):
+    """No number is brought to the device, which would have to be waited for, and no graph could do again."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = function(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.device.type != "meta"]
+        if any(isinstance(x, torch.Tensor) and x.device.type == "meta" for x in tree_leaves(out)):
+            assert not given or ("_to_copy" not in str(function) and all(x.ndim == 0 for x in given)), function
+        return out
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise AssertionError("a tensor is made of Python's numbers, and would be brought to the device")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", [*CASES, "levels at equal charge", "listed levels"])
+def test_a_step_on_an_accelerator_waits_for_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device `meta` no number can be asked for at all."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know that device
+    levels = {
+        "levels at equal charge": Converter(n_levels=8, v_max=0.9, spacing="equal_charge"),
+        "listed levels": Converter(n_levels=3, v_max=0.9, spacing="listed", positions=[0.1, 0.4, 0.9]),
+    }
+    hardware = CASES[case] if case in CASES else machine(noise=ALL_NOISE, storage_dac=levels[case])
+    x, norms = inputs()
+    of_token = [part[:, :, :1].to("meta") for part in x]
+    norms = {name: norm[..., :1].to("meta") for name, norm in norms.items()}
+    scaling = Scaling(None, None, None, **(norms if hardware.features.normalises else {}))
+    arrays = KVArrays(of_token[1], hardware, Chip(seed=1), torch.Generator())
+    arrays._n_tokens = PROMPT  # a prompt would read numbers
+    arrays.fix()
+    decode(*of_token, arrays, scaling=scaling)  # brings what is kept
+    before = tensors_of(arrays).keys()
+    monkeypatch.setattr(torch, "tensor", _refused)
+    with _NothingFromTheHost():
+        out = decode(*of_token, arrays, scaling=scaling)
+    assert out.shape == of_token[0].shape and tensors_of(arrays).keys() == before
+
+
 def test_what_no_graph_can_follow_is_refused() -> None:
     (x, _), nothing = inputs(), Scaling(None, None, None)
     protected = prompted(machine(protection=Protection(n_sink=2)), x, nothing)
@@ -129,3 +173,11 @@ def test_fixed_arrays_in_the_parallel_operators_sense() -> None:
     fixed.fix()
     of_token = [part[:, :, PROMPT : PROMPT + 1] for part in x]
     torch.testing.assert_close(decode(*of_token, fixed), decode(*of_token, usual))
+
+
+def test_noise_is_drawn_on_an_accelerator_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed, rows, columns = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((), (3, 1), (5,)))
+    x = torch.zeros(3, 5, device="meta")
+    monkeypatch.setattr(torch, "tensor", _refused)
+    with _NothingFromTheHost():
+        Lanes.of(seed, 1, rows).add_normal_(x, 1.0, columns)
