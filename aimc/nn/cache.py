@@ -268,6 +268,29 @@ class GainCellCache(Cache):
             if layer.arrays is not None:
                 layer.arrays.wait(seconds)
 
+    def fix(self) -> None:
+        """From now on one token at a time, in tensors that stay where they are and with the same operations for every
+        token, so that a CUDA graph or one compiled graph does for all of them; to be called behind the prompt.
+
+        Nothing is counted on the host then: give the model `position_ids` that are a tensor too, and no
+        `attention_mask`. `model.generate` goes on to work, and waits for the device at every token.
+
+        Raises:
+            ValueError: the cache is empty, cells are refreshed, tokens are protected or pruned, or not all layers are
+                on arrays.
+        """
+        n_others = sum(type(layer) is not GainCellLayer for layer in self.layers)
+        if n_others:
+            raise ValueError(
+                f"{n_others} of {len(self.layers)} layers of this cache are not on arrays alone, and what they keep"
+                " does not stay where it is; put all layers on arrays, or go on without fix()"
+            )
+        if self.is_empty:
+            raise ValueError("nothing has been written to this cache: read the prompt first, and then fix it")
+        for layer in self.gain_cell_layers:
+            assert layer.arrays is not None  # the layers of a cache are filled together
+            layer.arrays.fix()
+
     @property
     def is_empty(self) -> bool:
         """Whether no layer on arrays has seen a token."""

@@ -234,7 +234,7 @@ class Heads:
         if not (sigma := self.hardware.noise.read_av):
             return None
         at = *self._at_read(ArrayId.AV, rows), tiles[:, None, None, None, None]
-        behind = torch.tensor([self.head_size], device=self.device)
+        behind = torch.full((1,), self.head_size, device=self.device)
         return sigma * normal(self.seed, *at, behind, dtype=self.dtype)
 
     def read_lanes(self, array: ArrayId, rows: Tensor) -> Lanes | None:

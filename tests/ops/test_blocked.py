@@ -272,9 +272,10 @@ def test_registered_operator_says_what_it_returns(dtype):
         *[None] * 4,
     ]
     draws, padding = torch.tensor([7, 3]), torch.zeros(2, 20, dtype=torch.bool)
-    rest = (*affines, *of_heads, padding, draws, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked")
+    rest = (*affines, *of_heads, padding, draws, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked", False)
     for check in ("test_schema", "test_faketensor"):
         torch.library.opcheck(_forward, (q, k, v, *rest), test_utils=check)
-        torch.library.opcheck(_backward, (torch.rand(2, 20, 4, 8, dtype=dtype), q, k, v, *rest), test_utils=check)
+        upstream = torch.rand(2, 20, 4, 8, dtype=dtype)
+        torch.library.opcheck(_backward, (upstream, None, [], q, k, v, *rest), test_utils=check)
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
     torch.library.opcheck(_forward, (*inputs, *rest), test_utils="test_aot_dispatch_static", rtol=2e-2, atol=1e-2)

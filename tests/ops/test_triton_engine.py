@@ -108,3 +108,77 @@ def test_the_noise_of_a_sequence_is_its_own_whatever_batch_it_is_read_in():
     eager = gain_cell_attention(q, k, v, replace(hardware, backend="eager"), draws=draws_of(7, 40))
     second = gain_cell_attention(q[1:], k[1:], v[1:], replace(hardware, backend="triton"), draws=draws_of(7, 41))
     torch.testing.assert_close(second, eager[1:], atol=2e-4, rtol=1e-3)
+
+
+def small(**changes):
+    hardware = presets.gain_cell_cmos()
+    hardware.array = Array(window=32, rows=16, saturation_qk=10.0, saturation_av=6.0)
+    hardware.readout.n_levels = None
+    return replace(hardware, backend="triton", **changes)
+
+
+def three(T=20, D=16):
+    g = torch.Generator().manual_seed(0)
+    return [torch.rand(1, 1, T, D, generator=g).to(DEVICE).requires_grad_() for _ in range(3)]
+
+
+def test_the_backward_pass_does_not_make_the_forward_pass_again(monkeypatch):
+    from aimc.ops.triton import engine
+
+    kept = []
+
+    def counted(*args, keep=False):
+        kept.append(keep)
+        return forward(*args, keep=keep)
+
+    forward = engine.triton_forward
+    monkeypatch.setattr(engine, "triton_forward", counted)
+    q, k, v = three()
+    gain_cell_attention(q, k, v, small()).sum().backward()
+    assert kept == [True]
+    with torch.no_grad():
+        gain_cell_attention(q, k, v, small())
+    assert kept == [True, False]
+
+
+def test_more_sub_tiles_than_a_byte_has_bits():
+    hardware = small(readout=presets.with_softmax(small()).readout)
+    hardware.array = Array(window=160, rows=16, saturation_qk=10.0, saturation_av=1.5)
+    hardware.readout.n_levels = None
+    results = []
+    for backend in ("eager", "triton"):
+        x = three(T=190)
+        out = gain_cell_attention(*x, replace(hardware, backend=backend))
+        upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+        results.append([out.detach(), *torch.autograd.grad(out, x, upstream)])
+    for expected, got in zip(*results, strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_gradients_of_the_clean_network():
+    hardware = small(noise=Noise(read_qk=0.03, read_av=0.04), noise_gradient="clean")
+    results = []
+    for backend in ("eager", "triton"):
+        x = three()
+        generator = torch.Generator().manual_seed(1)
+        out = gain_cell_attention(*x, replace(hardware, backend=backend), generator=generator)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), x)])
+    for expected, got in zip(*results, strict=True):
+        assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("activation", ["hard_sigmoid", "softmax"])
+def test_what_is_kept_has_the_shapes_that_a_compiler_is_told(activation):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from aimc.ops import fused
+
+    hardware = small(activation=activation)
+    q, k, v = three()
+    rest = [None] * 14
+    draws = torch.zeros(2, dtype=torch.int64)
+    arguments = [*rest, draws.to(DEVICE), 0, 0, fused.pack(hardware), "triton", True]
+    out, kept = torch.ops.aimc.gain_cell_attention(q.detach(), k.detach(), v.detach(), *arguments)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        told = torch.ops.aimc.gain_cell_attention(*(fake.from_tensor(x.detach()) for x in (q, k, v)), *arguments)
+    assert [(x.shape, x.dtype) for x in (out, *kept)] == [(x.shape, x.dtype) for x in (told[0], *told[1])]

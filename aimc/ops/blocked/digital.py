@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from aimc.ops.blocked.runs import Run, Span
-from aimc.ops.blocked.stored import storage_gradient
 from aimc.ops.call import Call
-from aimc.ops.effects.cell import powers_with_gradient, stored_gradient
-from aimc.ops.effects.converters import storage_dac
-from aimc.ops.effects.levels import line_of
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.effects.protection import ideal_charge, protected_tokens, undivided
-from aimc.ops.scaling import Affine, scaled, scaler_gradient
+from aimc.ops.effects.protection import protected_tokens
+from aimc.ops.storage import Remembered
 
 
 @dataclass(slots=True)
@@ -53,26 +49,10 @@ class Digital:
         if self.pruned:
             held[span.first :] = True
         self.tokens = held.nonzero()[:, 0]
-        self.keys = self._charge(ArrayId.QK).flatten(0, 1)
-        self.values = self._charge(ArrayId.AV).flatten(0, 1).div(heads.hardware.array.saturation_av)
+        self._held = {array: Remembered(call, array, self.tokens) for array in ArrayId}
+        self.keys, values = (held.charge().flatten(0, 1) for held in self._held.values())
+        self.values = values.div(heads.hardware.array.saturation_av)
         self.of_keys, self.of_values = torch.zeros_like(self.keys), torch.zeros_like(self.values)
-
-    def _source(self, array: ArrayId) -> tuple[Tensor, Affine | None, Affine | None]:
-        """Keys or values as the model has them, `[B, H_kv, M, D]`, their scaler, and the line that stands for a
-        cell."""
-        scaling, is_key = self.call.scaling, array == ArrayId.QK
-        raw = (self.call.key if is_key else self.call.value).index_select(2, self.tokens)
-        return (raw, scaling.key, scaling.memory_key) if is_key else (raw, scaling.value, scaling.memory_value)
-
-    def _charge(self, array: ArrayId) -> Tensor:
-        raw, affine, line = self._source(array)
-        charge = ideal_charge(scaled(raw, affine), self.call.heads.hardware, line)
-        return undivided(charge, self._norm(array), self.call.heads.hardware)
-
-    def _norm(self, array: ArrayId) -> Tensor | None:
-        """By what the tokens were divided, `[B, H_kv, M]`; None: by one."""
-        norm = self.call.scaling.key_norm if array == ArrayId.QK else self.call.scaling.value_norm
-        return None if norm is None else norm[..., self.tokens].to(self.call.heads.dtype)
 
     def read(self, run: Run) -> DigitalRead:
         """What one run reads: first, with pruning, the tokens of its columns, then what is protected beyond them."""
@@ -103,15 +83,6 @@ class Digital:
     def gradient(self, array: ArrayId) -> tuple[Tensor, Tensor]:
         """What was gathered, back through the line or the cell and its converter, and the scaler: `[B, H_kv, M, D]` for
         the tokens, and `[2, H_kv]`."""
-        heads, hardware = self.call.heads, self.call.heads.hardware
-        raw, affine, line = self._source(array)
-        grad = self.of_keys if array == ArrayId.QK else self.of_values / hardware.array.saturation_av
-        grad = grad.view(heads.n_batch, heads.n_kv_heads, *grad.shape[1:])
-        if hardware.has_softmax:
-            slope = line_of(hardware)[1] if line is None else line.scale.to(heads.dtype)[:, None, None]
-            norm = self._norm(array)
-            grad = grad if norm is None else grad * norm[..., None]
-            return scaler_gradient(grad * slope, raw, affine)
-        u = storage_dac(scaled(raw, affine), hardware, straight=True) - hardware.cell.offset_v
-        of_u = stored_gradient(dict.fromkeys(powers_with_gradient(hardware.cell), grad), u, hardware.cell)
-        return storage_gradient(of_u, raw, affine, hardware)
+        heads, is_key = self.call.heads, array == ArrayId.QK
+        grad = self.of_keys if is_key else self.of_values / heads.hardware.array.saturation_av
+        return self._held[array].gradient(grad.view(heads.n_batch, heads.n_kv_heads, *grad.shape[1:]))

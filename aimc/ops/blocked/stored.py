@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from aimc.hardware import Hardware
 from aimc.ops import compiled
 from aimc.ops.blocked.folds import fold
 from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
@@ -26,12 +25,11 @@ from aimc.ops.call import Call
 from aimc.ops.eager import stored_v
 from aimc.ops.effects.array import decayed, summed
 from aimc.ops.effects.cell import cell_operands, powers_with_gradient, stored_gradient
-from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.leakage import own_decay
-from aimc.ops.effects.levels import storage_slope
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
-from aimc.ops.scaling import Affine, converter_gradient, scaled
+from aimc.ops.scaling import scaled
+from aimc.ops.storage import storage_gradient
 
 MOST_FALL = 30.0
 """Largest exponent of a factor of a decay: `exp(±30)` leaves float32 room for what it multiplies."""
@@ -315,16 +313,3 @@ class Stored:
         if list(of_cells) == [0]:  # without leakage one operand is the sum of all
             of_cells = dict.fromkeys(powers_with_gradient(heads.cell), of_cells[0])
         return stored_gradient(of_cells, self.u, heads.cell, self.coefficients)
-
-
-def storage_gradient(
-    of_voltage: Tensor, raw: Tensor, affine: Affine | None, hardware: Hardware
-) -> tuple[Tensor, Tensor]:
-    """From the gradient of stored voltages `[B, H_kv, S, D]` to those of what the model gave and of its scaler, through
-    the storage DAC; see :func:`aimc.ops.scaling.converter_gradient`."""
-    if hardware.storage_dac.spacing != "equal_charge":
-        return converter_gradient(of_voltage.clone(), raw, affine, hardware.storage_dac)
-    level = storage_dac(scaled(raw, affine), hardware, straight=True)
-    slope = storage_slope(level, hardware.storage_dac, hardware.cell)
-    of_number = of_voltage.clone() if slope is None else of_voltage * slope
-    return converter_gradient(of_number, raw, affine, hardware.storage_dac)

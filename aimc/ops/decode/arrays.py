@@ -37,8 +37,9 @@ class KVArrays:
         fresh = hardware.noise.is_fresh()
         self.seed = draw_seed(generator, key.device) if fresh else torch.zeros((), dtype=torch.int64, device=key.device)
         self.n_batch, self.n_kv_heads, _, self.head_size = key.shape
-        self.n_tokens = 0
-        """Tokens written so far."""
+        self._n_tokens = 0
+        self.position: Tensor | None = None
+        """Number of the next token, int64 `[1]`, once the arrays are fixed; None: they are not, see :meth:`fix`."""
         self.n_refreshed = 0
         """Tokens rewritten by refreshes so far."""
         self.refresh_every: int | None = None
@@ -69,6 +70,7 @@ class KVArrays:
         """The protected tokens."""
         self.waited = 0.0
         """Time in which no token came, in token times."""
+        self._delay: Tensor | None = None
         slots, heads = torch.arange(window, device=key.device), self._heads(self.seed)
         self._leak_rates = {array: heads.leak_rates(array, slots) for array in ArrayId}
         self.columns_qk = heads.column_tables_qk(slots)
@@ -77,11 +79,45 @@ class KVArrays:
         """Gain and offset of the counters, `[H_kv, J, D]` each; None: none."""
 
     @property
+    def n_tokens(self) -> int:
+        """Tokens written so far; while a graph is recorded, those before it."""
+        if self.position is not None and not is_recorded(self.position):
+            self._n_tokens = int(self.position)
+        return self._n_tokens
+
+    @property
+    def delay(self) -> Tensor | float:
+        """Time in which no token came, in token times; of fixed arrays `[1]`, to be read by a graph."""
+        return self.waited if self._delay is None else self._delay
+
+    def fix(self) -> None:
+        """From now on one token at a time, without gradients, in tensors that stay where they are and with the same
+        operations for every token: what a CUDA graph records once and replays. All slots are read, empty ones included.
+
+        Raises:
+            ValueError: nothing has been written yet, or the hardware has a memory that grows, or cells are refreshed.
+        """
+        if has_memory(self.hardware):
+            raise ValueError(
+                "protection and pruning keep tokens in a digital memory whose size changes from token to token, which"
+                " no graph can follow; decode without fix(), or switch them off"
+            )
+        if self.refresh_every:
+            raise ValueError(
+                f"refresh_every={self.refresh_every}: a graph does the same for every token, and a refresh comes"
+                " between some; decode without fix(), or make the cache without refreshes"
+            )
+        if not self.n_tokens:
+            raise ValueError("nothing has been written to these arrays: read the prompt first, and then fix them")
+        self.position = torch.tensor([self.n_tokens], device=self.tokens.device)
+        self._delay = torch.tensor([self.waited], dtype=torch.float64, device=self.tokens.device)
+
+    @property
     def now(self) -> float:
         """Time of the next token, in token times since the first."""
         return self.n_tokens + self.waited
 
-    def cell_decay(self, array: ArrayId, slots: slice, time: float) -> Tensor:
+    def cell_decay(self, array: ArrayId, slots: slice, time: float | Tensor) -> Tensor:
         """By how much the voltages in these slots have fallen at a time in token times: `[S, 1]`, or cell by cell
         `[H_kv, S, D]`."""
         ages = (time - self.written_at[slots]).clamp(min=0.0)
@@ -108,7 +144,10 @@ class KVArrays:
             raise ValueError(
                 f"wait({seconds}): cells leak forwards in time only; give a number of seconds that is not negative"
             )
-        self.waited += seconds / self.hardware.leakage.known_token_time_s()
+        more = seconds / self.hardware.leakage.known_token_time_s()
+        self.waited += more
+        if self._delay is not None:
+            self._delay += more
 
     def refresh(self) -> None:
         """Read all cells, round to the nearest storage level (of the DAC as it is, with its nonlinearity), write them
@@ -161,13 +200,16 @@ class KVArrays:
         """Store scaled keys and values `[B, H_kv, T, D]` of the next T tokens; `padding` is `[B, T]`. Of more than W,
         the last W remain."""
         n_new, window = key.shape[2], self.hardware.array.window
-        tokens = torch.arange(self.n_tokens, self.n_tokens + n_new, device=key.device)
+        if self.position is None:
+            tokens = torch.arange(self._n_tokens, self._n_tokens + n_new, device=key.device)
+        else:
+            tokens = self.position.clone()
         kept = slice(max(n_new - window, 0), None)
         slots = tokens[kept] % window
         if has_memory(self.hardware):
             newest = remember(key, value, tokens, padding, self.n_real, self.hardware, scaling)
             memory = newest if self.memory is None else self.memory.extended(newest)
-            self.memory = memory.without_lost(self.n_tokens + n_new - 1, self.hardware)
+            self.memory = memory.without_lost(self._n_tokens + n_new - 1, self.hardware)
             self.sink[:, slots] = newest.sink[:, kept]
         tokens = tokens[kept]
         for array, x in ((ArrayId.QK, key), (ArrayId.AV, value)):
@@ -176,25 +218,26 @@ class KVArrays:
             if norm is not None and of_new is not None:
                 norm[..., slots] = of_new[..., kept].to(norm.dtype)
         self.tokens[slots] = tokens
-        self.written_at[slots] = tokens.to(torch.float64) + self.waited
+        self.written_at[slots] = tokens.to(torch.float64) + self.delay
         self.padding[:, slots] = padding[:, kept]
-        self.n_real = self.n_real + (~padding).sum(dim=1)
-        self.n_tokens += n_new
+        self.n_real += (~padding).sum(dim=1)
+        if self.position is None:
+            self._n_tokens += n_new
+        else:
+            self.position += 1
 
     def operands(self, array: ArrayId, slots: slice) -> Operands:
         """What the cells in these slots, all of them in use, do to a pulse, `[B, H_kv, S, D]` per power of the decay,
         or a number."""
         return operands(self._heads(self.seed), self.cells[array].voltages(slots), array, self.tokens[slots])
 
-    def moments(self, heads: Heads, n_slots: int) -> list[Moment]:
-        """How the first slots of the two arrays answer the newest token."""
+    def moments(self, heads: Heads, n_slots: int, row: Tensor) -> list[Moment]:
+        """How the first slots of the two arrays answer the token at the position `row` `[1]`."""
         slots, coefficients = slice(0, n_slots), self.cell.coefficients
+        now = row.to(torch.float64) + self.delay
         if heads.leaks_apart:
-            decays: list[Tensor | None] = [
-                self.cell_decay(array, slots, self.now - 1).to(heads.dtype) for array in ArrayId
-            ]
+            decays: list[Tensor | None] = [self.cell_decay(array, slots, now).to(heads.dtype) for array in ArrayId]
         else:
-            now = torch.full((1,), self.n_tokens - 1, dtype=torch.float64, device=heads.device) + self.waited
             decay = heads.decay(now, self.written_at[slots])
             decays = [None if decay is None else decay.mT] * len(ArrayId)
         return [
@@ -235,3 +278,8 @@ class KVArrays:
     def _heads(self, seed: Tensor) -> Heads:
         like = self._like.expand(self.n_batch, self.n_kv_heads, 1, self.head_size)
         return Heads(like, like, self.hardware, self.chip, seed, self.cell)
+
+
+def is_recorded(x: Tensor) -> bool:
+    """Whether what is done with a tensor now will be done again by a graph, without this code."""
+    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -13,7 +13,7 @@ from aimc.hardware import Hardware
 from aimc.ops.attention import attend
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
-from aimc.ops.decode.arrays import KVArrays
+from aimc.ops.decode.arrays import KVArrays, is_recorded
 from aimc.ops.eager import eager_attention
 from aimc.ops.effects.activation import activation
 from aimc.ops.effects.columns import with_columns
@@ -51,11 +51,15 @@ def decode(
         `[B, H, T, D]` in the dtype of `query`, as the parallel operator returns it for these tokens.
 
     Raises:
-        TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`; also padding on the right.
+        TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`; also padding on the right, and more than one
+            token, or a gradient, on fixed arrays.
     """
     hardware, chip = arrays.hardware, arrays.chip
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
-    _check_left_padding(arrays, key_padding)
+    if arrays.position is not None:
+        _check_fixed(query)
+    if arrays.position is None or not is_recorded(query):
+        _check_left_padding(arrays, key_padding)
     _check_hysteresis(hardware)
     scaling = scaling or Scaling(None, None, None)
     out = []
@@ -73,8 +77,11 @@ def decode(
 
 def _pieces(arrays: KVArrays, n_new: int) -> list[slice]:
     """The new tokens in runs between refreshes."""
-    every, start = arrays.refresh_every, arrays.n_tokens
-    cuts = [] if every is None else [t - start for t in range(start + 1, start + n_new) if t % every == 0]
+    every = arrays.refresh_every
+    if every is None:
+        return [slice(0, n_new)]
+    start = arrays.n_tokens
+    cuts = [t - start for t in range(start + 1, start + n_new) if t % every == 0]
     return [slice(a, b) for a, b in zip([0, *cuts], [*cuts, n_new], strict=True)]
 
 
@@ -83,7 +90,7 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
     query, key, value = (scaled(x, affine) for x, affine in zip(call[:3], scaling.affines, strict=True))
     if padding is None:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
-    if heads.n_tokens == 1 and arrays.n_tokens and not torch.is_grad_enabled():
+    if arrays.position is not None or (heads.n_tokens == 1 and arrays.n_tokens and not torch.is_grad_enabled()):
         arrays.write(heads, key, value, padding, scaling)
         out = _read_token(heads, query, arrays, scaling)
         return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
@@ -100,10 +107,12 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     """The newest token, with its scaled query `[B, H, 1, D]`, reads every slot in use, its own included; all sub-tiles
     at once. The rows are those of :func:`aimc.ops.eager.eager_attention`."""
     hardware, array = heads.hardware, heads.hardware.array
-    n_tiles = n_tiles_reached(arrays.n_tokens, array)
+    fixed = arrays.position is not None
+    n_tiles = array.n_tiles if fixed else n_tiles_reached(arrays.n_tokens, array)
     slots, n_kv, group = slice(0, n_tiles * array.rows), heads.n_kv_heads, heads.group
-    row = torch.full((1,), arrays.n_tokens - 1, device=heads.device)
-    tokens = arrays.tokens[slots]
+    row = torch.full((1,), arrays.n_tokens - 1, device=heads.device) if arrays.position is None else arrays.position - 1
+    tokens, tiles = arrays.tokens[slots], torch.arange(n_tiles, device=heads.device)
+    in_use = tiles * array.rows <= row if fixed else None
 
     def by_group(x: Tensor) -> Tensor:  # [B, H, 1, ...] → [B, H_kv, G, ...]
         return x.reshape(heads.n_batch, n_kv, group, *x.shape[3:])
@@ -111,7 +120,7 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     # Input DAC
     pulses = dac(query, hardware.input_dac)
     # Leakage
-    of_keys, of_values = arrays.moments(heads, slots.stop)
+    of_keys, of_values = arrays.moments(heads, slots.stop, row)
     # First array
     full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)
     relative_pulses = pulses / full_scale_qk
@@ -133,7 +142,7 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
             return _read_selected(heads, tokens, charges, visible, memory, scaling)
     corrections = None
     if heads.corrects:  # Corrections
-        now, written = row.to(torch.float64) + arrays.waited, arrays.written_at[slots]
+        now, written = row.to(torch.float64) + arrays.delay, arrays.written_at[slots]
         corrections = heads.corrections([now], [written], [arrays.norms(slots)], relative_pulses)
     (phi, *of_memory), normaliser, lost = activation(heads, charges, visible, scaling, 1, corrections)
     # Second array
@@ -141,17 +150,20 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     counts = arrays.cells[ArrayId.AV].read_av(by_group(phi), of_values, n_tiles) / of_groups  # A [B, H_kv, J, G, D]
     # Column errors, Read noise
     counts = with_columns(counts, *(None if x is None else x[:, :n_tiles, None] for x in arrays.columns_av))
-    noise = heads.read_noise_av(row, torch.arange(n_tiles, device=heads.device))  # [J, B, H, 1, D]
+    noise = heads.read_noise_av(row, tiles)  # [J, B, H, 1, D]
     counts = with_noise(counts, None if noise is None else noise.view(n_tiles, *by_group(noise[0]).shape).movedim(0, 2))
     # Readout, Digital sum
-    out = adc(counts, hardware.readout).sum(dim=2).reshape(pulses.shape) * (full_scale_av / array.saturation_av)
+    counts = adc(counts, hardware.readout)
+    if in_use is not None:
+        counts = counts.masked_fill(~in_use[:, None, None], 0.0)
+    out = counts.sum(dim=2).reshape(pulses.shape) * (full_scale_av / array.saturation_av)
     if corrections is not None:
         out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:
         out = out + digital_sum(heads, of_memory[0], memory)
     if hardware.normaliser.is_on:
         of_tiles = phi.unflatten(-1, (n_tiles, -1)).sum(dim=-1)  # [B, H, 1, J]
-        pulse = counted_pulse(heads, of_tiles, row, torch.arange(n_tiles, device=heads.device))
+        pulse = counted_pulse(heads, of_tiles, row, tiles, in_use)
         normaliser = reciprocal(pulse if memory is None else pulse + of_memory[0].sum(dim=-1, keepdim=True), heads)
     return out if normaliser is None else out * normaliser
 
@@ -167,6 +179,14 @@ def _read_selected(
     of_slots = [charge[..., filled]], [seen[..., filled]], [0], [at]
     kept, scores = kept_in_memory(heads, *of_slots, exact, scaling.threshold)
     return digital_sum(heads, weights_of_kept(heads, scores, kept | protected, scaling), memory)
+
+
+def _check_fixed(query: Tensor) -> None:
+    if query.shape[2] != 1 or torch.is_grad_enabled():
+        raise ValueError(
+            f"fixed arrays take one token at a time, under torch.no_grad(), and there are {query.shape[2]}: what they"
+            " do has been settled for that (KVArrays.fix); give single tokens, or make a new cache"
+        )
 
 
 def _check_hysteresis(hardware: Hardware) -> None:

@@ -54,11 +54,17 @@ class Curve:
         """The voltage about rest whose charge has this place: the inverse of :meth:`share`."""
         place = share.clamp(0.0, 1.0) * (TABLE - 1)
         at = place.to(torch.int64).clamp_(max=TABLE - 2)
-        table = self.table.to(share)
+        table = _table_like(self, share.dtype, share.device)
         u = torch.lerp(table[at], table[at + 1], place - at)
         for _ in range(2):
             u = u - (self.share(u) - share) / self.slope(u)
         return u
+
+
+@functools.lru_cache(maxsize=64)
+def _table_like(curve: Curve, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Brought to a device once, because bringing is waited for."""
+    return curve.table.to(device, dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,15 +112,15 @@ def storage_slope(level: Tensor, converter: Converter, cell: Cell) -> Tensor | N
 
 
 @functools.lru_cache(maxsize=256)
-def _sorted_levels(positions: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _sorted_levels(positions: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     levels = torch.tensor(positions, dtype=torch.float64)
-    return levels, (levels[1:] + levels[:-1]) / 2
+    return levels.to(device, dtype), ((levels[1:] + levels[:-1]) / 2).to(device, dtype)
 
 
 def to_listed(x: Tensor, converter: Converter) -> Tensor:
     """The nearest of the listed levels; halfway, the lower."""
     assert converter.positions is not None  # listed spacing has them
-    levels, thresholds = (table.to(x) for table in _sorted_levels(tuple(converter.positions)))
+    levels, thresholds = _sorted_levels(tuple(converter.positions), x.dtype, x.device)
     return levels[torch.bucketize(x, thresholds)]
 
 

@@ -32,10 +32,12 @@ def charge_of_sum(heads: Heads, pulse: Tensor, rows: Tensor, tiles: Tensor) -> T
     return with_noise(charge, None if noise is None else noise[..., 0].movedim(0, -1))
 
 
-def counted_pulse(heads: Heads, pulse: Tensor, rows: Tensor, tiles: Tensor) -> Tensor:
-    """Σφ as the counters read it, all sub-tiles together, `[B, H, T', 1]`; arguments as for :func:`charge_of_sum`."""
+def counted_pulse(heads: Heads, pulse: Tensor, rows: Tensor, tiles: Tensor, in_use: Tensor | None = None) -> Tensor:
+    """Σφ as the counters read it, all sub-tiles together, `[B, H, T', 1]`; arguments as for :func:`charge_of_sum`, and
+    which of the sub-tiles are read, bool `[J]`; None: all."""
     normaliser = heads.hardware.normaliser
     counts = adc(charge_of_sum(heads, pulse, rows, tiles), normaliser.counter)
+    counts = counts if in_use is None else counts.masked_fill(~in_use, 0.0)
     return counts.sum(dim=-1, keepdim=True) * normaliser.full_scale
 
 

@@ -86,7 +86,8 @@ class Lanes:
     @classmethod
     def of(cls, seed: Tensor, stream: int | Tensor, *coordinates: int | Tensor) -> Lanes:
         """The lanes behind coordinates that broadcast together, the last dimension left for what follows."""
-        lanes = cls(torch.tensor(LANES, device=seed.device)[:, None])
+        # Filled on the device: nothing is brought there, which would have to be waited for and no CUDA graph records.
+        lanes = cls(torch.stack([torch.full((1,), lane, dtype=torch.int64, device=seed.device) for lane in LANES]))
         return lanes.absorbing(seed & MASK, seed >> 32, stream, *coordinates)
 
     def absorbing(self, *words: int | Tensor) -> Lanes:

@@ -82,13 +82,12 @@ def _is_installed() -> bool:
 
 def _lacking(hardware: Hardware) -> str | None:
     """What of the hardware the kernels leave out; None: nothing."""
-    if hardware.has_softmax:
-        return f"activation={hardware.activation!r}"
-    if hardware.protection.is_on:
-        return "protected tokens (hardware.protection)"
+    if hardware.activation == "pruned_softmax":
+        return f"activation={hardware.activation!r}, which selects among all scores of a query"
     for name, converter in (
         ("input_dac", hardware.input_dac),
-        ("storage_dac", hardware.storage_dac),
+        ("score_adc", hardware.score_adc),
+        ("probability_dac", hardware.probability_dac),
         ("readout", hardware.readout),
         ("normaliser.counter", hardware.normaliser.counter),
     ):

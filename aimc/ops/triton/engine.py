@@ -8,33 +8,64 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from aimc.hardware import Converter
 from aimc.ops.call import Call
+from aimc.ops.effects.activation import logit_gain
+from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.noise import ArrayId
+from aimc.ops.effects.protection import digital_pulses, sink_tokens
+from aimc.ops.heads import Heads
+from aimc.ops.scaling import scaled, scaler_gradient
+from aimc.ops.storage import Remembered, storage_gradient
 from aimc.ops.triton.check import check_triton
-from aimc.ops.triton.launch import Inputs, triton_backward, triton_forward
+from aimc.ops.triton.inputs import Inputs, Protected, Softmax
+from aimc.ops.triton.launch import triton_backward, triton_forward
 from aimc.ops.triton.operands import Cells, Given, numbers, operands_of, pulse_gradient, pulses_of, stored_gradient
+from aimc.ops.triton.residuals import Residuals
+
+NO_CONVERTER = Converter(v_min=-1e30, v_max=1e30)
+"""In front of what has been converted already."""
+Gradient = tuple[Tensor, Tensor]
+"""Of an input `[B, H, T, D]`, and of its scaler `[2, H]`."""
 
 
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
     with _on_device_of(call.query):
-        return triton_forward(_Prepared.of(call).inputs, call.query.dtype)
+        return triton_forward(_Prepared.of(call).inputs, call.query.dtype)[0]
 
 
-def backward(call: Call, grad: Tensor) -> list[Tensor]:
-    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, of a score gain (zero: there
-    is none) and of a threshold `[H]`, from that of the sums `[B, H, T, D]`."""
+def forward_keeping(call: Call) -> tuple[Tensor, list[Tensor]]:
+    """:func:`forward`, and what :func:`backward` then need not compute again."""
     with _on_device_of(call.query):
-        query, full_scale, keys, values, inputs = _Prepared.of(call)
-        grads = triton_backward(grad, inputs)
+        out, residuals = triton_forward(_Prepared.of(call).inputs, call.query.dtype, keep=True)
+    return out, residuals.tensors
+
+
+def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None = None) -> list[Tensor]:
+    """Gradients of query, key and value in their dtypes, then of their scalers `[2, H]`, of the score gain and of the
+    threshold `[H]`, from that of the sums `[B, H, T, D]`; `kept` is what :func:`forward_keeping` gave for the same
+    call."""
+    with _on_device_of(call.query):
+        prepared = _Prepared.of(call)
+        if kept is None:
+            out, residuals = triton_forward(prepared.inputs, torch.float32, keep=True)
+        else:
+            out, residuals = kept[0], Residuals.of(kept[1], call.heads.hardware)
+        grads = triton_backward(grad.transpose(1, 2), prepared.inputs, out, residuals)
+        d_pulses, memory = grads.pulses, grads.memory
+        if memory is not None and not call.heads.hardware.has_softmax:
+            d_pulses = d_pulses + memory[0]  # behind the same clip
         both = [
-            pulse_gradient(grads.pulses, query, full_scale),
-            stored_gradient(grads.keys, keys),
-            stored_gradient(grads.values, values),
+            pulse_gradient(d_pulses, prepared.query, prepared.full_scale_qk),
+            _back_through_storage(call, grads.keys, prepared.keys),
+            _back_through_storage(call, grads.values, prepared.values),
         ]
-    absent = full_scale.new_zeros(call.heads.n_heads)
-    of_threshold = absent.clone() if grads.threshold is None else grads.threshold
-    return [*(of_input for of_input, _ in both), *(of_scaler for _, of_scaler in both), absent, of_threshold]
+        if memory is not None:
+            beside = _back_through_memory(call, memory, prepared.full_scale_qk)
+            both = [(a + c.to(a.dtype), b + d) for (a, b), (c, d) in zip(both, beside, strict=True)]
+    of_heads = _of_activation(call, grads.trained, prepared.full_scale_qk)
+    return [*(of_input for of_input, _ in both), *(of_scaler for _, of_scaler in both), *of_heads]
 
 
 class _Prepared(NamedTuple):
@@ -55,20 +86,17 @@ class _Prepared(NamedTuple):
         if reason is not None:
             raise ValueError(reason)
         full_scale_qk, full_scale_av = (
-            x.flatten().contiguous() if isinstance(x, Tensor) else numbers((x,) * heads.n_heads, heads.device)
-            for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
+            _of_heads(x, heads) for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
         )
         draws = heads.draws
         query = Given(call.query, scaling.query, hardware.input_dac)
-        keys = Cells(ArrayId.QK, Given(call.key, scaling.key, hardware.storage_dac), heads, draws)
-        values = Cells(ArrayId.AV, Given(call.value, scaling.value, hardware.storage_dac), heads, draws)
+        keys, values = (Cells(array, _stored(call, array), heads, draws) for array in ArrayId)
         columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
         if hardware.noise.column_gain or hardware.noise.column_offset:
             slots = torch.arange(hardware.array.window, device=heads.device)
             tiles = torch.arange(hardware.array.n_tiles, device=heads.device)
             of_second = heads.column_tables_av(tiles), heads.column_tables_of_sum(tiles)
             columns = [heads.column_tables_qk(slots), *of_second]
-        threshold = scaling.pulse_threshold
         inputs = Inputs(
             pulses=pulses_of(query, full_scale_qk, dtype),
             keys=operands_of(keys, dtype),
@@ -79,13 +107,90 @@ class _Prepared(NamedTuple):
             columns_av=columns[1],
             columns_of_sum=columns[2],
             full_scale_av=full_scale_av,
-            threshold=None if threshold is None else threshold.detach().float().contiguous(),
+            threshold=None if hardware.has_softmax else _plain(scaling.pulse_threshold),
+            softmax=_softmax(call) if hardware.has_softmax else None,
+            memory=_protected(call, full_scale_qk) if hardware.protection.is_on else None,
             key_padding=call.key_padding,
             draws=draws,
             layer=heads.layer,
             hardware=hardware,
         )
         return cls(query, full_scale_qk, keys, values, inputs)
+
+
+def _softmax(call: Call) -> Softmax:
+    heads, scaling = call.heads, call.scaling
+    return Softmax(
+        gain=_of_heads(logit_gain(heads, scaling._replace(query_norm=None)), heads),
+        query_norm=_plain(scaling.query_norm),
+        key_norm=_plain(scaling.key_norm),
+        value_norm=_plain(scaling.value_norm),
+        trained=scaling.score is not None,
+        retained=heads.retained,
+        rest=heads.cell.coefficients[0],
+    )
+
+
+def _protected(call: Call, full_scale: Tensor) -> Protected:
+    heads, dtype = call.heads, call.query.dtype
+    protection, padding = heads.hardware.protection, call.key_padding
+    pulses = digital_pulses(scaled(call.query, call.scaling.query), heads.hardware) / full_scale[:, None, None]
+    keys, values = (Remembered(call, array).charge().to(dtype).contiguous() for array in ArrayId)
+    sink = None
+    if protection.n_sink:
+        if padding is None:
+            padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
+        sink = sink_tokens(padding, 0, protection)
+    return Protected(pulses.to(dtype).contiguous(), keys, values, sink)
+
+
+def _stored(call: Call, array: ArrayId) -> Given:
+    """Keys or values in front of their converter; behind it where its levels lie elsewhere than on a line, which is
+    left to PyTorch."""
+    hardware, is_key = call.heads.hardware, array == ArrayId.QK
+    raw, affine = (call.key, call.scaling.key) if is_key else (call.value, call.scaling.value)
+    if hardware.storage_dac.spacing == "uniform":
+        return Given(raw, affine, hardware.storage_dac)
+    return Given(storage_dac(scaled(raw, affine), hardware), None, NO_CONVERTER)
+
+
+def _back_through_storage(call: Call, grads: Tensor, cells: Cells) -> Gradient:
+    of_given, of_scaler = stored_gradient(grads, cells)
+    if cells.given.converter is not NO_CONVERTER:
+        return of_given, of_scaler
+    raw, affine = (call.key, call.scaling.key) if cells.array == ArrayId.QK else (call.value, call.scaling.value)
+    of_raw, of_scaler = storage_gradient(of_given, raw, affine, call.heads.hardware)
+    return of_raw.to(raw.dtype), of_scaler
+
+
+def _back_through_memory(call: Call, grads: tuple[Tensor, Tensor, Tensor], full_scale: Tensor) -> list[Gradient]:
+    """Of query, key and value by way of the digital memory; with a hard sigmoid the query's is elsewhere."""
+    of_pulses, *of_stored = grads
+    of_query = torch.zeros_like(of_pulses), of_pulses.new_zeros(2, of_pulses.shape[1])
+    if call.heads.hardware.has_softmax:
+        of_query = scaler_gradient(of_pulses / full_scale[:, None, None], call.query, call.scaling.query)
+    return [of_query, *(Remembered(call, array).gradient(x) for array, x in zip(ArrayId, of_stored, strict=True))]
+
+
+def _of_activation(call: Call, by_query: Tensor | None, full_scale: Tensor) -> list[Tensor]:
+    """Gradients of the score gain and of the threshold, `[H]`, from what there is by query, `[B, H, T]`."""
+    absent = full_scale.new_zeros(call.heads.n_heads)
+    if by_query is None:
+        return [absent, absent.clone()]
+    if not call.heads.hardware.has_softmax:
+        return [absent, by_query.sum(dim=(0, 2))]
+    norm = call.scaling.query_norm
+    of_gain = (by_query if norm is None else by_query * norm.to(by_query.dtype)).sum(dim=(0, 2))
+    return [of_gain * full_scale, absent]
+
+
+def _of_heads(x: Tensor | float, heads: Heads) -> Tensor:
+    """A number of each query head, `[H]`."""
+    return x.flatten().contiguous() if isinstance(x, Tensor) else numbers((x,) * heads.n_heads, heads.device)
+
+
+def _plain(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().float().contiguous()
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[object]:

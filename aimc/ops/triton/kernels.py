@@ -12,58 +12,63 @@ No `from __future__ import annotations` here: Triton reads the annotations.
 import triton
 import triton.language as tl
 
+from aimc.ops.triton.activation import back_through, widths_of
+from aimc.ops.triton.memory import pulse_gradient_of_memory, read_memory
 from aimc.ops.triton.reads import (
-    at_features,
-    at_keys,
     at_rows,
     codes_of,
+    contracted,
     decay_since,
     dot,
     in_range,
     is_padding,
     key_positions,
+    load_gradient,
     load_rows,
+    load_sum_gradient,
     matrix_at,
+    of_rows,
     operand_at,
-    pulses_of,
+    program,
     read_av,
     read_qk,
     read_sum,
+    row_at,
     row_sum,
     shared,
     value_of,
 )
+from aimc.ops.triton.residuals import PER_BYTE
+
+_PER_BYTE = tl.constexpr(PER_BYTE)
 
 __all__ = ["forward_kernel", "pulse_gradient_kernel", "stored_gradient_kernel"]
 
 
 @triton.jit
-def _program(machine, SPEC: tl.constexpr):
-    """Queries `[T]`, their own block, batch, head and K/V head of a program per (query block, head, batch)."""
-    head, batch = tl.program_id(1), tl.program_id(2)
-    first = tl.program_id(0) * SPEC.block
-    t = first + tl.arange(0, SPEC.block)
-    return t, first // SPEC.rows, batch, head, head // (machine.n_heads // machine.n_kv_heads)
-
-
-@triton.jit
-def _kept_at(t, tile, batch, head, machine, SPEC: tl.constexpr):
-    """Offsets of the rows of one sub-tile in `Kept.sums`, `[T, 1]`, in 64 bits; times D in `Kept.counts`."""
+def _kept_at(t, place, batch, head, machine, SPEC: tl.constexpr):
+    """Offsets of the bytes of one sub-tile in `Kept.sums`, `[T, 1]`, in 64 bits; times D in `Kept.counts`. A sub-tile's
+    place is how many blocks it lies before the query's own."""
     row = (tl.cast(batch, tl.int64) * machine.n_heads + head) * machine.n_tokens + t[:, None]
-    return row * machine.n_kept + tile
+    return row * machine.n_kept + place // _PER_BYTE
 
 
 @triton.jit
-def _keep(kept, counts, share, t, tile, batch, head, machine, SPEC: tl.constexpr):
-    """Note which counters of a sub-tile were inside their range."""
-    READOUT: tl.constexpr = SPEC.readout
-    NORMALISER: tl.constexpr = SPEC.normaliser
+def _keep(kept, byte, byte_of_sum, inside, sum_inside, t, own, block, batch, head, machine, SPEC: tl.constexpr):
+    """Note which counters of a sub-tile were inside their range, in bytes that are written when their last place, of
+    falling ones, has come."""
+    place = own - block
+    at, bit = _kept_at(t, place, batch, head, machine, SPEC), place % _PER_BYTE
+    is_first = bit == _PER_BYTE - 1
+    written = (tl.where(bit == 0, t, machine.n_tokens) < machine.n_tokens)[:, None]
+    byte = tl.where(is_first, 0, byte) | (inside.to(tl.int32) << bit)
     features = tl.arange(0, SPEC.padded_size)[None, :]
-    at, written = _kept_at(t, tile, batch, head, machine, SPEC), (t < machine.n_tokens)[:, None]
-    inside = in_range(counts, READOUT).to(tl.uint8)
-    tl.store(kept.counts + at * SPEC.head_size + features, inside, mask=written & (features < SPEC.head_size))
+    mask = written & (features < SPEC.head_size)
+    tl.store(kept.counts + at * SPEC.head_size + features, byte.to(tl.uint8), mask=mask)
     if SPEC.normaliser is not None:
-        tl.store(kept.sums + at, in_range(share, NORMALISER).to(tl.uint8), mask=written)
+        byte_of_sum = tl.where(is_first, 0, byte_of_sum) | (sum_inside.to(tl.int32) << bit)
+        tl.store(kept.sums + at, byte_of_sum.to(tl.uint8), mask=written)
+    return byte, byte_of_sum
 
 
 # --- Forward
@@ -71,69 +76,88 @@ def _keep(kept, counts, share, t, tile, batch, head, machine, SPEC: tl.constexpr
 
 
 @triton.jit
-def _charge_of(q, rest, t, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
-    """What one block of tokens brings to its sub-tile of the second array: charge `[T, D]` and Σφ `[T, 1]`."""
-    VALUES: tl.constexpr = SPEC.values
-    VALUE_CONSTANT: tl.constexpr = SPEC.value_constant
+def _charge_of(q, t, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
+    """What one block of tokens brings to its sub-tile of the second array: charge `[T, D]`, Σφ `[T, 1]`, and the pulse
+    that resting cells have missed `[T, 1]`."""
     decay = decay_since(t, block, machine, SPEC)
-    relative, visible = read_qk(q, rest, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
-    phi = pulses_of(relative, visible)
-    of_shared = shared(phi, VALUE_CONSTANT)
-    charge = at_features(
-        phi, machine.value_operands, VALUES, of_shared, VALUE_CONSTANT, decay, block, batch, kv_head, machine, SPEC
-    )
-    return charge, row_sum(phi)
+    relative, visible = read_qk(q, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
+    phi, lost = widths_of(relative, visible, t, decay, block, batch, head, kv_head, machine, SPEC)
+    charge = contracted(phi, False, False, decay, block, batch, kv_head, machine, SPEC)
+    return charge, row_sum(phi), lost
 
 
 @triton.jit
-def _count(charge, pulse, t, tile, kept, KEEP: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
-    """Codes of the counters of one sub-tile, `[T, D]`, and of its normaliser column, `[T, 1]` or zero."""
+def _count(charge, pulse, t, tile, batch, head, kv_head, machine, SPEC: tl.constexpr):
+    """Codes of the counters of one sub-tile, `[T, D]`, and of its normaliser column, `[T, 1]` or zero; and which of
+    them were inside their range."""
     READOUT: tl.constexpr = SPEC.readout
     NORMALISER: tl.constexpr = SPEC.normaliser
     counts = read_av(charge, t, tile, batch, head, kv_head, machine, SPEC)
     of_sum = tl.full((SPEC.block, 1), 0.0, tl.float32)
-    share = of_sum
+    sum_inside = of_sum == 0.0
     if SPEC.normaliser is not None:
         share = read_sum(pulse, t, tile, batch, head, kv_head, machine, SPEC)
-        of_sum = codes_of(share, NORMALISER)
-    if KEEP:
-        _keep(kept, counts, share, t, tile, batch, head, machine, SPEC)
-    return codes_of(counts, READOUT), of_sum
+        of_sum, sum_inside = codes_of(share, NORMALISER), in_range(share, NORMALISER)
+    return codes_of(counts, READOUT), of_sum, in_range(counts, READOUT), sum_inside
 
 
 @triton.jit
 def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: tl.constexpr):
-    """Digital sum of the sub-tiles' counts in units of `array.saturation_av`, divided by Σφ where there is a
-    normaliser, `[B, T, H, D]`; what divided, `[B, H, T]`, into `sums`. One program per (query block, head, batch)."""
+    """Digital sum of the sub-tiles' counts in units of `array.saturation_av`, divided by Σφ where there is a normaliser
+    and by the sum of shares where there is a softmax, `[B, T, H, D]`; Σφ as counted, `[B, H, T]`, into `sums`. One
+    program per (query block, head, batch)."""
     READOUT: tl.constexpr = SPEC.readout
     NORMALISER: tl.constexpr = SPEC.normaliser
-    KEY_CONSTANT: tl.constexpr = SPEC.key_constant
-    t, own, batch, head, kv_head = _program(machine, SPEC)
+    t, own, batch, head, kv_head = program(machine, SPEC)
     q = load_rows(matrix_at(pulses, batch * machine.n_heads + head, machine, SPEC), t, machine.n_tokens, SPEC)
-    rest = shared(q, KEY_CONSTANT)
     total = tl.full((SPEC.block, SPEC.padded_size), 0.0, tl.float32)
     divisor = tl.full((SPEC.block, 1), 0.0, tl.float32)
+    missed = divisor
+    byte = tl.full((SPEC.block, SPEC.padded_size), 0, tl.int32)
+    byte_of_sum = tl.full((SPEC.block, 1), 0, tl.int32)
     for block in range(tl.maximum(own - SPEC.tiles + 1, 0), own):
-        charge, pulse = _charge_of(q, rest, t, block, False, batch, head, kv_head, machine, SPEC)
-        codes, of_sum = _count(charge, pulse, t, block % SPEC.tiles, kept, KEEP, batch, head, kv_head, machine, SPEC)
+        charge, pulse, lost = _charge_of(q, t, block, False, batch, head, kv_head, machine, SPEC)
+        codes, of_sum, inside, sum_inside = _count(
+            charge, pulse, t, block % SPEC.tiles, batch, head, kv_head, machine, SPEC
+        )
+        if KEEP:
+            byte, byte_of_sum = _keep(
+                kept, byte, byte_of_sum, inside, sum_inside, t, own, block, batch, head, machine, SPEC
+            )
         total += codes
         divisor += of_sum
-    charge, pulse = _charge_of(q, rest, t, own, True, batch, head, kv_head, machine, SPEC)
+        missed += lost
+    charge, pulse, lost = _charge_of(q, t, own, True, batch, head, kv_head, machine, SPEC)
+    missed += lost
     if own >= SPEC.tiles:  # what is left of the block being overwritten
-        older, of_older = _charge_of(q, rest, t, own - SPEC.tiles, True, batch, head, kv_head, machine, SPEC)
+        older, of_older, lost = _charge_of(q, t, own - SPEC.tiles, True, batch, head, kv_head, machine, SPEC)
         charge += older
+        missed += lost
         if SPEC.normaliser is not None:
             pulse += of_older
-    codes, of_sum = _count(charge, pulse, t, own % SPEC.tiles, kept, KEEP, batch, head, kv_head, machine, SPEC)
-    scale = tl.load(machine.of_heads.full_scale_av + head) / machine.levels.saturation_av
-    total = value_of(total + codes, READOUT) * scale
+    codes, of_sum, inside, sum_inside = _count(charge, pulse, t, own % SPEC.tiles, batch, head, kv_head, machine, SPEC)
+    if KEEP:
+        _keep(kept, byte, byte_of_sum, inside, sum_inside, t, own, own, batch, head, machine, SPEC)
+    sat = machine.levels.saturation_av
+    total = value_of(total + codes, READOUT) * (tl.load(machine.of_heads.full_scale_av + head) / sat)
     if SPEC.normaliser is not None:
         divisor = value_of(divisor + of_sum, NORMALISER) * machine.levels.full_scale_of_sum
-        total = total / tl.maximum(divisor, machine.levels.least_sum)
-        at = (batch * machine.n_heads + head) * machine.n_tokens + t[:, None]
-        tl.store(sums + at, divisor, mask=(t < machine.n_tokens)[:, None])
+    if SPEC.protects:
+        of_memory, of_sum = read_memory(t, own, batch, head, kv_head, machine, SPEC)
+        total += of_memory / sat
+        divisor += of_sum
     if machine.padding is not None:
         total = tl.where(is_padding(t, batch, machine)[:, None], 0.0, total)
+        missed = tl.where(is_padding(t, batch, machine)[:, None], 0.0, missed)
+    if SPEC.corrects:
+        resting = missed * (SPEC.softmax.rest / sat)
+        total = (total + resting) * of_rows(machine.of_softmax.longest, t, batch, head, machine)
+    if SPEC.softmax is not None:
+        divisor = of_rows(machine.of_softmax.total, t, batch, head, machine)
+        total = total / tl.maximum(divisor, machine.levels.least_sum)
+    if SPEC.normaliser is not None:
+        total = total / tl.maximum(divisor, machine.levels.least_sum)
+        tl.store(sums + row_at(t, batch, head, machine), divisor, mask=(t < machine.n_tokens)[:, None])
     features = tl.arange(0, SPEC.padded_size)[None, :]
     row = (tl.cast(batch, tl.int64) * machine.n_tokens + t[:, None]) * machine.n_heads + head
     inside = (t < machine.n_tokens)[:, None] & (features < SPEC.head_size)
@@ -145,44 +169,22 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
 
 
 @triton.jit
-def _load_gradient(grad, t, batch, head, machine, SPEC: tl.constexpr):
-    """Gradient of the digital sum of a query block, `[T, D]` out of `[B, T, H, D]`; padded queries have none."""
-    features = tl.arange(0, SPEC.padded_size)[None, :]
-    row = (tl.cast(batch, tl.int64) * machine.n_tokens + t[:, None]) * machine.n_heads + head
-    inside = (t < machine.n_tokens)[:, None] & (features < SPEC.head_size)
-    d_out = tl.load(grad + row * SPEC.head_size + features, mask=inside, other=0.0)
-    if machine.padding is not None:
-        d_out = tl.where(is_padding(t, batch, machine)[:, None], 0.0, d_out)
-    return d_out
-
-
-@triton.jit
-def _load_sum_gradient(d_sum, t, batch, head, machine, SPEC: tl.constexpr):
-    """Gradient of Σφ of a query block, `[T, 1]`; zero without a normaliser. Padded queries have none."""
-    of_sum = tl.full((SPEC.block, 1), 0.0, tl.float32)
-    if d_sum is not None:
-        at = (batch * machine.n_heads + head) * machine.n_tokens + t[:, None]
-        of_sum = tl.load(d_sum + at, mask=(t < machine.n_tokens)[:, None], other=0.0)
-        if machine.padding is not None:
-            of_sum = tl.where(is_padding(t, batch, machine)[:, None], 0.0, of_sum)
-    return of_sum
-
-
-@triton.jit
-def _behind_counters(d_out, d_sum, t, tile, kept, batch, head, kv_head, machine, SPEC: tl.constexpr):
+def _behind_counters(d_out, d_sum, t, own, block, kept, batch, head, kv_head, machine, SPEC: tl.constexpr):
     """Gradients of the charge of a sub-tile `[T, D]` and of its Σφ `[T, 1]`, both times A_sat."""
     features = tl.arange(0, SPEC.padded_size)
-    at, read = _kept_at(t, tile, batch, head, machine, SPEC), (t < machine.n_tokens)[:, None]
+    tile, place = block % SPEC.tiles, (own - block) % SPEC.tiles
+    at, read = _kept_at(t, place, batch, head, machine, SPEC), (t < machine.n_tokens)[:, None]
     held = read & (features < SPEC.head_size)[None, :]
-    inside = tl.load(kept.counts + at * SPEC.head_size + features[None, :], mask=held, other=0)
-    d_charge = tl.where(inside != 0, d_out, 0.0)
+    byte = tl.load(kept.counts + at * SPEC.head_size + features[None, :], mask=held, other=0).to(tl.int32)
+    d_charge = tl.where((byte >> (place % _PER_BYTE)) & 1 != 0, d_out, 0.0)
     if machine.columns_av.gain is not None:
         column = (kv_head * SPEC.tiles + tile) * SPEC.head_size + features
         gain = tl.load(machine.columns_av.gain + column, mask=features < SPEC.head_size, other=0.0)
         d_charge = d_charge * (1.0 + gain)[None, :]
     d_pulse = d_sum
     if SPEC.normaliser is not None:
-        d_pulse = tl.where(tl.load(kept.sums + at, mask=read, other=0) != 0, d_sum, 0.0)
+        byte = tl.load(kept.sums + at, mask=read, other=0).to(tl.int32)
+        d_pulse = tl.where((byte >> (place % _PER_BYTE)) & 1 != 0, d_sum, 0.0)
         if machine.columns_of_sum.gain is not None:
             d_pulse = d_pulse * (1.0 + tl.load(machine.columns_of_sum.gain + kv_head * SPEC.tiles + tile))
     return d_charge, d_pulse
@@ -190,27 +192,28 @@ def _behind_counters(d_out, d_sum, t, tile, kept, batch, head, kv_head, machine,
 
 @triton.jit
 def _block_gradients(
-    q, rest, d_out, d_sum, t, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
+    q, d_out, d_sum, t, own, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
 ):
     """Back from the counters to both arrays, for one query block and one key block.
 
-    Returns φ `[T, S]`, the gradient of A's charge `[T, D]`, that of `S / S_sat − θ` `[T, S]`, both times A_sat, and the
-    decay. A_sat is left to the caller, which divides sums: small operands would be lost in half precision.
+    Returns φ `[T, S]`, the gradient of A's charge `[T, D]`, that of `S / S_sat − θ` `[T, S]`, what is added to those of
+    what the activation trains and of the charge of resting cells `[T, 1]`, all gradients times A_sat, and the decay.
+    A_sat is left to the caller, which divides sums: small operands would be lost in half precision.
     """
-    VALUES: tl.constexpr = SPEC.values
-    VALUE_CONSTANT: tl.constexpr = SPEC.value_constant
     decay = decay_since(t, block, machine, SPEC)
-    relative, visible = read_qk(q, rest, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
-    tile = block % SPEC.tiles
-    d_charge, d_pulse = _behind_counters(d_out, d_sum, t, tile, kept, batch, head, kv_head, machine, SPEC)
-    of_shared = shared(d_charge, VALUE_CONSTANT)
-    d_phi = at_keys(
-        d_charge, machine.value_operands, VALUES, of_shared, VALUE_CONSTANT, decay, block, batch, kv_head, machine, SPEC
-    )
+    relative, visible = read_qk(q, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
+    d_charge, of_sum = _behind_counters(d_out, d_sum, t, own, block, kept, batch, head, kv_head, machine, SPEC)
+    d_phi = contracted(d_charge, False, True, decay, block, batch, kv_head, machine, SPEC)
+    d_lost = of_sum
     if SPEC.normaliser is not None:
-        d_phi = d_phi + d_pulse
-    passes = visible & (relative >= 0.0) & (relative <= 1.0)
-    return pulses_of(relative, visible), d_charge, tl.where(passes, d_phi, 0.0), decay
+        d_phi = d_phi + of_sum
+    if SPEC.softmax is not None:
+        REST: tl.constexpr = SPEC.softmax.rest
+        d_lost = shared(d_out, REST) if SPEC.corrects else tl.full((SPEC.block, 1), 0.0, tl.float32)
+    phi, d_relative, of_trained, of_rest = back_through(
+        d_phi, of_sum, d_lost, relative, visible, t, decay, block, batch, head, kv_head, machine, SPEC
+    )
+    return phi, d_charge, d_relative, of_trained, of_rest, decay
 
 
 @triton.jit
@@ -224,56 +227,57 @@ def _before_columns_qk(d_relative, block, kv_head, machine, SPEC: tl.constexpr):
 
 @triton.jit
 def _pulse_gradient(
-    q, rest, d_out, d_sum, t, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
+    q, d_out, d_sum, t, own, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
 ):
-    """What one block of keys adds to the gradients of the pulses `[T, D]` and of the threshold, by query `[T, 1]`."""
-    KEYS: tl.constexpr = SPEC.keys
-    KEY_CONSTANT: tl.constexpr = SPEC.key_constant
-    _, _, d_relative, decay = _block_gradients(
-        q, rest, d_out, d_sum, t, block, MASKED, kept, batch, head, kv_head, machine, SPEC
+    """What one block of keys adds to the gradients of the pulses `[T, D]`, and by query `[T, 1]` of what the activation
+    trains."""
+    _, _, d_relative, of_trained, of_rest, decay = _block_gradients(
+        q, d_out, d_sum, t, own, block, MASKED, kept, batch, head, kv_head, machine, SPEC
     )
-    of_threshold = row_sum(d_relative)
     d_relative = _before_columns_qk(d_relative, block, kv_head, machine, SPEC)
-    of_shared = shared(d_relative, KEY_CONSTANT)
-    of_pulses = at_features(
-        d_relative, machine.key_operands, KEYS, of_shared, KEY_CONSTANT, decay, block, batch, kv_head, machine, SPEC
-    )
-    return of_pulses, of_threshold
+    of_pulses = contracted(d_relative, True, False, decay, block, batch, kv_head, machine, SPEC)
+    if SPEC.corrects:
+        of_pulses += of_rest * SPEC.softmax.rest
+    return of_pulses, of_trained
 
 
 @triton.jit
-def pulse_gradient_kernel(pulses, grad, d_sum, machine, kept, d_pulses, d_threshold, SPEC: tl.constexpr):
-    """Gradients of the pulses over S_sat, `[B, H, T, D]`, and of the threshold by query, `[B, H, T]` (None: there is
-    none); one program per (query block, head, batch)."""
-    KEY_CONSTANT: tl.constexpr = SPEC.key_constant
-    t, own, batch, head, kv_head = _program(machine, SPEC)
+def pulse_gradient_kernel(pulses, grad, d_sum, machine, kept, d_pulses, d_memory_pulses, d_trained, SPEC: tl.constexpr):
+    """Gradients of the pulses over S_sat and of those of the digital memory (None: there is none), `[B, H, T, D]`, and
+    by query, `[B, H, T]`, of what the activation trains: the threshold, or the gain of the logits without its factors
+    (None: nothing). One program per (query block, head, batch)."""
+    t, own, batch, head, kv_head = program(machine, SPEC)
     index = batch * machine.n_heads + head
     q = load_rows(matrix_at(pulses, index, machine, SPEC), t, machine.n_tokens, SPEC)
-    rest = shared(q, KEY_CONSTANT)
-    d_out = _load_gradient(grad, t, batch, head, machine, SPEC)
-    of_sum = _load_sum_gradient(d_sum, t, batch, head, machine, SPEC)
+    d_out = load_gradient(grad, t, batch, head, machine, SPEC)
+    of_sum = load_sum_gradient(d_sum, t, batch, head, machine, SPEC)
     total = tl.full((SPEC.block, SPEC.padded_size), 0.0, tl.float32)
-    of_threshold = tl.full((SPEC.block, 1), 0.0, tl.float32)
+    of_trained = tl.full((SPEC.block, 1), 0.0, tl.float32)
     for block in range(tl.maximum(own - SPEC.tiles + 1, 0), own):
-        of_block, of_rows = _pulse_gradient(
-            q, rest, d_out, of_sum, t, block, False, kept, batch, head, kv_head, machine, SPEC
+        of_block, of_rows_here = _pulse_gradient(
+            q, d_out, of_sum, t, own, block, False, kept, batch, head, kv_head, machine, SPEC
         )
         total += of_block
-        of_threshold += of_rows
+        of_trained += of_rows_here
     for turn in range(2):  # its own block, and what is left of the block being overwritten
         block = own - turn * SPEC.tiles
         if block >= 0:
-            of_block, of_rows = _pulse_gradient(
-                q, rest, d_out, of_sum, t, block, True, kept, batch, head, kv_head, machine, SPEC
+            of_block, of_rows_here = _pulse_gradient(
+                q, d_out, of_sum, t, own, block, True, kept, batch, head, kv_head, machine, SPEC
             )
             total += of_block
-            of_threshold += of_rows
+            of_trained += of_rows_here
     offsets, inside = at_rows(t, machine.n_tokens, SPEC)
-    tl.store(matrix_at(d_pulses, index, machine, SPEC) + offsets, total / machine.levels.saturation_av, mask=inside)
-    if d_threshold is not None:
-        at = index * machine.n_tokens + t[:, None]
-        of_threshold = of_threshold / -machine.levels.saturation_av
-        tl.store(d_threshold + at, of_threshold, mask=(t < machine.n_tokens)[:, None])
+    sat = machine.levels.saturation_av
+    tl.store(matrix_at(d_pulses, index, machine, SPEC) + offsets, total / sat, mask=inside)
+    if SPEC.protects:
+        of_memory, of_rows_here = pulse_gradient_of_memory(d_out, of_sum, t, own, batch, head, kv_head, machine, SPEC)
+        of_trained += of_rows_here
+        tl.store(matrix_at(d_memory_pulses, index, machine, SPEC) + offsets, of_memory / sat, mask=inside)
+    if d_trained is not None:
+        SIGN: tl.constexpr = -1.0 if SPEC.softmax is None else 1.0
+        at = row_at(t, batch, head, machine)
+        tl.store(d_trained + at, of_trained * SIGN / sat, mask=(t < machine.n_tokens)[:, None])
 
 
 @triton.jit
@@ -321,7 +325,6 @@ def stored_gradient_kernel(pulses, grad, d_sum, machine, kept, d_keys, d_values,
     """
     KEY_GRADIENTS: tl.constexpr = SPEC.key_gradients
     VALUE_GRADIENTS: tl.constexpr = SPEC.value_gradients
-    KEY_CONSTANT: tl.constexpr = SPEC.key_constant
     block, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group = machine.n_heads // machine.n_kv_heads
     of_keys, of_values = _zeros(KEY_GRADIENTS, SPEC), _zeros(VALUE_GRADIENTS, SPEC)
@@ -331,13 +334,13 @@ def stored_gradient_kernel(pulses, grad, d_sum, machine, kept, d_keys, d_values,
         for first in range(block * SPEC.rows, last, SPEC.block):
             t = first + tl.arange(0, SPEC.block)
             q = load_rows(matrix_at(pulses, index, machine, SPEC), t, machine.n_tokens, SPEC)
-            d_out = _load_gradient(grad, t, batch, head, machine, SPEC)
-            of_sum = _load_sum_gradient(d_sum, t, batch, head, machine, SPEC)
+            d_out = load_gradient(grad, t, batch, head, machine, SPEC)
+            of_sum = load_sum_gradient(d_sum, t, batch, head, machine, SPEC)
             here = block
             if SPEC.reloads:  # the same, but the compiler cannot know
                 here = tl.minimum(block, first // SPEC.rows)
-            phi, d_charge, d_relative, decay = _block_gradients(
-                q, shared(q, KEY_CONSTANT), d_out, of_sum, t, here, True, kept, batch, head, kv_head, machine, SPEC
+            phi, d_charge, d_relative, _, _, decay = _block_gradients(
+                q, d_out, of_sum, t, first // SPEC.rows, here, True, kept, batch, head, kv_head, machine, SPEC
             )
             d_relative = _before_columns_qk(d_relative, block, kv_head, machine, SPEC)
             of_keys = _add_products(of_keys, d_relative, q, decay, KEY_GRADIENTS, SPEC)

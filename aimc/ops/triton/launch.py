@@ -1,8 +1,8 @@
 """Gain-cell attention on a GPU: grids and launches of the Triton kernels.
 
 One program per query block walks the sub-tiles that its queries see, so nothing of size T×T exists and no block outside
-the window is touched. The backward pass computes everything again from pulses and stored operands, noise included (it
-is counter-based), so that nothing but the inputs has to be kept.
+the window is touched. The backward pass computes the first array again from pulses and stored operands, noise included
+(it is counter-based); of the second array a bit per counter is kept, whether it was inside its range.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from aimc.hardware import Hardware
 from aimc.ops.triton.check import interpreted
-from aimc.ops.triton.operands import Powers, counter, padded, span, stack
+from aimc.ops.triton.inputs import Gradients, Inputs, Table
+from aimc.ops.triton.operands import counter, numbers, padded, softmax_of, span, stack
+from aimc.ops.triton.residuals import Residuals, n_bytes
 
 if TYPE_CHECKING:
-    from aimc.ops.triton.spec import Kept, Machine, Spec
-
-Table = Tensor | None
+    from aimc.ops.triton.spec import Kept, Machine, OfSoftmax, Spec
 
 
 class Launch(NamedTuple):
@@ -33,137 +32,155 @@ class Launch(NamedTuple):
     """Depth of the pipeline of loads: each holds the operands of both arrays in shared memory."""
 
 
-HALF_LAUNCHES = {"forward": Launch(64, 4, 2), "pulse_gradient": Launch(64, 4, 1), "stored_gradient": Launch(64, 8, 1)}
+def _launches(forward: Launch, pulse_gradient: Launch, stored_gradient: Launch) -> dict[str, Launch]:
+    return {
+        "statistics": forward,
+        "forward": forward,
+        "pulse_gradient": pulse_gradient,
+        "stored_gradient": stored_gradient,
+        "memory_gradient": stored_gradient,
+    }
+
+
+HALF_LAUNCHES = _launches(Launch(64, 4, 2), Launch(64, 4, 1), Launch(64, 8, 1))
 """With two-byte operands; tried on an H200."""
-NOISY_LAUNCHES = {"forward": Launch(64, 4, 1), "pulse_gradient": Launch(64, 4, 1), "stored_gradient": Launch(32, 8, 1)}
-"""The same with read noise, whose generator needs registers."""
-FULL_LAUNCHES = {"forward": Launch(32, 8, 1), "pulse_gradient": Launch(32, 8, 1), "stored_gradient": Launch(16, 8, 1)}
+NOISY_LAUNCHES = _launches(Launch(64, 4, 1), Launch(64, 4, 1), Launch(32, 8, 1))
+"""The same with read noise, whose generator needs registers; and with a softmax."""
+FULL_LAUNCHES = _launches(Launch(32, 8, 1), Launch(32, 8, 1), Launch(16, 8, 1))
 """With float32 operands."""
+LEAST_TOTAL = torch.finfo(torch.float32).tiny
+"""Of all shares of a query, by which is divided."""
 PIPELINE_BYTES = 150_000
 """Shared memory of a program with which loads are pipelined."""
 
 
-class Inputs(NamedTuple):
-    """What the kernels compute with, all on one device."""
-
-    pulses: Tensor
-    """Pulse widths over S_sat, `[B, H, T, D]` in the dtype of the products."""
-    keys: Tensor
-    """Operands of the first array, `[P, B, H_kv, T, D]`, likewise (:func:`aimc.ops.triton.operands.operands_of`)."""
-    values: Tensor
-    key_powers: Powers
-    value_powers: Powers
-    columns_qk: tuple[Table, Table]
-    """Gain and offset of the charge-to-pulse circuits, float32 `[H_kv, W]`; None: none."""
-    columns_av: tuple[Table, Table]
-    """Of the counters, `[H_kv, J, D]`."""
-    columns_of_sum: tuple[Table, Table]
-    """Of the normaliser columns' counters, `[H_kv, J, 1]`."""
-    full_scale_av: Tensor
-    """Signal units that fill a counter, float32 `[H]`."""
-    threshold: Table
-    """θ of the charge-to-pulse circuits, float32 `[H]`; None: none."""
-    key_padding: Table
-    """Bool `[B, T]`, True where a token is padding; None: none is."""
-    draws: Tensor
-    """int64 `[2]`: seed of the read noise, and number of the first sequence."""
-    layer: int
-    hardware: Hardware
-
-
-class Gradients(NamedTuple):
-    """Of what the kernels were given, float32."""
-
-    pulses: Tensor
-    """`[B, H, T, D]`."""
-    keys: Tensor
-    """Of the graded operands, `[P, B, H_kv, T, D]`."""
-    values: Tensor
-    threshold: Table
-    """`[H]`; None: there is none."""
-
-
-def triton_forward(inputs: Inputs, out_dtype: torch.dtype) -> Tensor:
+def triton_forward(inputs: Inputs, out_dtype: torch.dtype, *, keep: bool = False) -> tuple[Tensor, Residuals]:
     """Digital sum of the sub-tiles' counts, equal to the eager operator, `[B, T, H, D]` in units of
-    `array.saturation_av`, before the output scaler; zero at padded positions."""
-    return _forward(inputs, out_dtype, keep=False)[0]
+    `array.saturation_av`, before the output scaler; zero at padded positions. And what its gradient needs, with
+    `keep`."""
+    from aimc.ops.triton.kernels import forward_kernel
+    from aimc.ops.triton.statistics import statistics_kernel
+
+    batch, heads, tokens, size = inputs.pulses.shape
+    out = torch.empty(batch, tokens, heads, size, dtype=out_dtype, device=inputs.pulses.device)
+    residuals = Residuals.room(inputs.pulses, inputs.hardware, keep=keep)
+    if out.numel():
+        machine = _machine(inputs, residuals)
+        if inputs.softmax is not None:
+            spec, how = _spec(inputs, "statistics")
+            statistics_kernel[(-(-tokens // spec.block), heads, batch)](inputs.pulses, machine, spec, **how)
+        spec, how = _spec(inputs, "forward")
+        grid = (-(-tokens // spec.block), heads, batch)
+        forward_kernel[grid](inputs.pulses, machine, out, residuals.divisor, _kept(residuals), keep, spec, **how)
+    return out, residuals
 
 
-def triton_backward(grad: Tensor, inputs: Inputs) -> Gradients:
-    """Gradients of pulses, operands and threshold from that of :func:`triton_forward`'s result, `[B, H, T, D]`.
+def triton_backward(grad: Tensor, inputs: Inputs, out: Tensor, residuals: Residuals) -> Gradients:
+    """Gradients of what the kernels were given from that of :func:`triton_forward`'s result, `[B, T, H, D]`, given with
+    what it has kept.
 
     Straight-through in the counters inside their clip range. What `grad` holds at padded positions does not count.
     """
     from aimc.ops.triton.kernels import pulse_gradient_kernel, stored_gradient_kernel
+    from aimc.ops.triton.memory import memory_gradient_kernel
 
-    pulses, keys, normaliser = inputs.pulses, inputs.keys, inputs.hardware.normaliser
-    batch, heads, tokens, size = pulses.shape
-    out, sums, kept = _forward(inputs, torch.float32, keep=True)
-    grad, scale = _scaled(grad.transpose(1, 2), pulses.dtype)  # [B, T, H, D]
-    d_sum = None
-    if sums is not None:
-        divisor = sums.clamp(min=normaliser.least)
-        grad = grad.float()
-        of_divisor = (grad * out).sum(dim=-1).transpose(1, 2) / -divisor
-        d_sum = inputs.hardware.array.saturation_av * of_divisor.masked_fill(sums < normaliser.least, 0.0).contiguous()
-        grad = grad / divisor.transpose(1, 2)[..., None]
+    pulses, keys, memory = inputs.pulses, inputs.keys, inputs.memory
+    batch, heads, tokens, _ = pulses.shape
+    grad, scale = _scaled(grad, pulses.dtype)
+    grad, d_sum = _undivided(grad, out, residuals, inputs)
     grad = grad.to(pulses.dtype).contiguous()
-    shape = keys.shape[1:]
-    d_pulses = torch.empty(pulses.shape, dtype=torch.float32, device=pulses.device)
-    d_keys, d_values = (
-        torch.empty(span(powers.graded), *shape, dtype=torch.float32, device=pulses.device)
-        for powers in (inputs.key_powers, inputs.value_powers)
-    )
-    by_query = None if inputs.threshold is None else torch.empty_like(d_pulses[..., 0])
+
+    def room(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=pulses.device)
+
+    d_pulses = room(*pulses.shape)
+    d_keys, d_values = (room(span(of.graded), *keys.shape[1:]) for of in (inputs.key_powers, inputs.value_powers))
+    trains = inputs.threshold is not None or (inputs.softmax is not None and inputs.softmax.trained)
+    by_query = room(*pulses.shape[:3]) if trains else None
+    of_memory = None if memory is None else (room(*pulses.shape), room(*keys.shape[1:]), room(*keys.shape[1:]))
     if pulses.numel():
         spec, how = _spec(inputs, "pulse_gradient")
-        args = (pulses, grad, d_sum, _machine(inputs), kept)
+        machine = _machine(inputs, residuals)
+        args = (pulses, grad, d_sum, machine, _kept(residuals))
+        d_memory_pulses = None if of_memory is None else of_memory[0]
         grid = (-(-tokens // spec.block), heads, batch)
-        pulse_gradient_kernel[grid](*args, d_pulses, by_query, spec, **how)
+        pulse_gradient_kernel[grid](*args, d_pulses, d_memory_pulses, by_query, spec, **how)
+        grid = (-(-tokens // spec.rows), keys.shape[2], batch)
         spec, how = _spec(inputs, "stored_gradient")
-        stored_gradient_kernel[(-(-tokens // spec.rows), shape[1], batch)](*args, d_keys, d_values, spec, **how)
-    of_threshold = None if by_query is None else by_query.sum(dim=(0, 2))
-    if scale is not None:
-        d_pulses, d_keys, d_values = d_pulses * scale, d_keys * scale, d_values * scale
-        of_threshold = None if of_threshold is None else of_threshold * scale
-    return Gradients(d_pulses, d_keys, d_values, of_threshold)
+        stored_gradient_kernel[grid](*args, d_keys, d_values, spec, **how)
+        if of_memory is not None:
+            spec, how = _spec(inputs, "memory_gradient")
+            memory_gradient_kernel[grid](grad, d_sum, machine, *of_memory[1:], spec, **how)
+    found = Gradients(d_pulses, d_keys, d_values, by_query, of_memory)
+    return found if scale is None else _times(found, scale)
 
 
-def _forward(inputs: Inputs, dtype: torch.dtype, *, keep: bool) -> tuple[Tensor, Table, Kept | None]:
-    """The digital sum; by what it was divided `[B, H, T]`, or None; and for the gradients which counters were inside
-    their range."""
-    from aimc.ops.triton.kernels import forward_kernel
-
-    batch, heads, tokens, size = inputs.pulses.shape
-    device = inputs.pulses.device
-    out = torch.empty(batch, tokens, heads, size, dtype=dtype, device=device)
-    has_sums = inputs.hardware.normaliser.is_on
-    sums = torch.empty(batch, heads, tokens, dtype=torch.float32, device=device) if has_sums else None
-    kept = _kept(inputs) if keep else None
-    if out.numel():
-        spec, how = _spec(inputs, "forward")
-        grid = (-(-tokens // spec.block), heads, batch)
-        forward_kernel[grid](inputs.pulses, _machine(inputs), out, sums, kept, keep, spec, **how)
-    return out, sums, kept
+def _undivided(grad: Tensor, out: Tensor, residuals: Residuals, inputs: Inputs) -> tuple[Tensor, Table]:
+    """From the gradient of a quotient `[B, T, H, D]` to that of what was divided, and, times A_sat, to that of the sums
+    that divided it `[B, H, T]`; None: nothing was divided."""
+    sums = residuals.divisor
+    if sums is None:
+        return grad, None
+    least = LEAST_TOTAL if inputs.softmax is not None else inputs.hardware.normaliser.least
+    grad, divisor = grad.float(), sums.clamp(min=least)
+    of_sums = (grad * out).sum(dim=-1).transpose(1, 2) / -divisor
+    of_sums = inputs.hardware.array.saturation_av * of_sums.masked_fill(sums < least, 0.0).contiguous()
+    if residuals.longest is not None:
+        divisor = divisor / residuals.longest
+    return grad / divisor.transpose(1, 2)[..., None], of_sums
 
 
-def _kept(inputs: Inputs) -> Kept:
+def _times(grads: Gradients, scale: Tensor) -> Gradients:
+    return Gradients(
+        grads.pulses * scale,
+        grads.keys * scale,
+        grads.values * scale,
+        None if grads.trained is None else grads.trained * scale,
+        None if grads.memory is None else tuple(x * scale for x in grads.memory),  # type: ignore[arg-type]
+    )
+
+
+def _behind_last(sink: Tensor) -> Tensor:
+    """One behind the last of the sinks `[B, T]`, int32 `[B]`."""
+    behind = torch.arange(1, sink.shape[1] + 1, dtype=torch.int32, device=sink.device)
+    return (sink * behind).amax(dim=1)
+
+
+def _kept(residuals: Residuals) -> Kept | None:
     from aimc.ops.triton.spec import Kept
 
-    batch, heads, tokens, size = inputs.pulses.shape
-    shape = batch, heads, tokens, _n_kept(inputs)
-    counts = torch.empty(*shape, size, dtype=torch.uint8, device=inputs.pulses.device)
-    return Kept(counts, torch.empty_like(counts[..., 0]) if inputs.hardware.normaliser.is_on else None)
+    return None if residuals.counts is None else Kept(residuals.counts, residuals.sums)
 
 
-def _n_kept(inputs: Inputs) -> int:
-    return min(inputs.hardware.array.n_tiles, -(-inputs.pulses.shape[2] // inputs.hardware.array.rows))
+def _of_softmax(inputs: Inputs, residuals: Residuals) -> OfSoftmax:
+    from aimc.ops.triton.spec import OfSoftmax
+
+    given = inputs.softmax
+    if given is None:
+        return OfSoftmax(*(None,) * len(OfSoftmax._fields))
+    return OfSoftmax(
+        *given[:4],
+        shares=None if given.retained is None else numbers(given.retained.shares, inputs.pulses.device),
+        resting=residuals.resting,
+        largest=residuals.largest,
+        total=residuals.divisor,
+        longest=residuals.longest,
+    )
 
 
-def _machine(inputs: Inputs) -> Machine:
-    from aimc.ops.triton.spec import Columns, Levels, Machine, OfHeads
+def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
+    from aimc.ops.triton.spec import Columns, Levels, Machine, Memory, OfHeads
 
-    hardware, padding = inputs.hardware, inputs.key_padding
+    hardware, padding, protected = inputs.hardware, inputs.key_padding, inputs.memory
+    memory = Memory(None, None, None, None, None, 0)
+    if protected is not None:
+        sink = protected.sink
+        memory = Memory(
+            *protected[:3],
+            None if sink is None else sink.contiguous().view(torch.uint8),
+            None if sink is None else _behind_last(sink),
+            hardware.protection.n_recent,
+        )
     of_qk, of_av, of_sum = (
         Columns(*(None if x is None else x.contiguous() for x in pair))
         for pair in (inputs.columns_qk, inputs.columns_av, inputs.columns_of_sum)
@@ -175,6 +192,8 @@ def _machine(inputs: Inputs) -> Machine:
         columns_av=of_av,
         columns_of_sum=of_sum,
         of_heads=OfHeads(inputs.full_scale_av, inputs.threshold),
+        of_softmax=_of_softmax(inputs, residuals),
+        memory=memory,
         padding=None if padding is None else padding.contiguous().view(torch.uint8),
         draws=inputs.draws,
         layer=inputs.layer,
@@ -182,14 +201,14 @@ def _machine(inputs: Inputs) -> Machine:
         n_tokens=inputs.pulses.shape[2],
         n_heads=inputs.pulses.shape[1],
         n_kv_heads=inputs.keys.shape[2],
-        n_kept=_n_kept(inputs),
+        n_kept=n_bytes(inputs.pulses.shape[2], hardware),
         levels=Levels(
             decay_per_token=hardware.leakage.decay_per_token,
             saturation_av=hardware.array.saturation_av,
             read_noise_qk=hardware.noise.read_qk,
             read_noise_av=hardware.noise.read_av,
             full_scale_of_sum=hardware.normaliser.full_scale,
-            least_sum=hardware.normaliser.least,
+            least_sum=hardware.normaliser.least if inputs.softmax is None else LEAST_TOTAL,
         ),
     )
 
@@ -203,7 +222,11 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
     hardware, head_size, dtype = inputs.hardware, inputs.pulses.shape[3], inputs.pulses.dtype
     of_tl = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
     is_noisy = bool(hardware.noise.read_qk or hardware.noise.read_av)
-    launches = FULL_LAUNCHES if dtype == torch.float32 else NOISY_LAUNCHES if is_noisy else HALF_LAUNCHES
+    softmax = None
+    if inputs.softmax is not None:
+        softmax = softmax_of(hardware, inputs.softmax.retained, inputs.softmax.rest)
+    is_large = is_noisy or softmax is not None
+    launches = FULL_LAUNCHES if dtype == torch.float32 else NOISY_LAUNCHES if is_large else HALF_LAUNCHES
     how = launches[kernel]
     keys, values, normaliser = inputs.key_powers, inputs.value_powers, hardware.normaliser
     spec = Spec(
@@ -221,6 +244,8 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
         value_gradients=stack(values.graded),
         readout=counter(hardware.readout),
         normaliser=counter(normaliser.counter) if normaliser.is_on else None,
+        softmax=softmax,
+        protects=inputs.memory is not None,
         read_noise_qk=hardware.noise.read_qk > 0,
         read_noise_av=hardware.noise.read_av > 0,
         operand_dtype=of_tl,

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from aimc.hardware import Converter
+from aimc.hardware import Converter, Hardware
+from aimc.ops.effects.activation import SHORTEST
+from aimc.ops.effects.ageing import LEAST, Retained
 from aimc.ops.effects.cell import powers_with_gradient
 from aimc.ops.effects.converters import inl_curvature
 from aimc.ops.effects.noise import ArrayId
@@ -17,7 +19,7 @@ from aimc.ops.heads import Heads
 from aimc.ops.scaling import Affine
 
 if TYPE_CHECKING:
-    from aimc.ops.triton.spec import Counter, Source, Stack, WriteSpec, Written
+    from aimc.ops.triton.spec import Counter, Softmax, Source, Stack, WriteSpec, Written
 
 TOKENS = 32
 """Per program of what is computed position by position."""
@@ -220,3 +222,21 @@ def counter(converter: Converter) -> Counter:
         steps, zero = (n - 1) / (v_max - v_min), v_min if converter.coding == "unsigned" else 0.0
     curvature = inl_curvature(converter)
     return Counter(v_min, v_max, steps, zero, curvature, clips=converter.coding != "rounded")
+
+
+def softmax_of(hardware: Hardware, kept: Retained | None, rest: float) -> Softmax:
+    """The digital softmax in numbers: with what is made up for of a cell's age, about the charge of a resting one."""
+    from aimc.ops.triton.spec import Softmax
+
+    features = hardware.features
+    return Softmax(
+        score_adc=counter(hardware.score_adc),
+        probability_dac=counter(hardware.probability_dac),
+        corrects=kept is not None or features.normalises,
+        n_shares=0 if kept is None else len(kept.shares),
+        least_share=LEAST,
+        shortest=SHORTEST,
+        rest=rest,
+        keeps_scores=not features.normalise_keys,
+        keeps_outputs=not features.normalise_values,
+    )

@@ -20,6 +20,28 @@ _ROUNDER = tl.constexpr(12582912.0)  # 1.5·2^23: adding it leaves no bit behind
 
 
 @triton.jit
+def program(machine, SPEC: tl.constexpr):
+    """Queries `[T]`, their own block, batch, head and K/V head of a program per (query block, head, batch)."""
+    head, batch = tl.program_id(1), tl.program_id(2)
+    first = tl.program_id(0) * SPEC.block
+    t = first + tl.arange(0, SPEC.block)
+    return t, first // SPEC.rows, batch, head, head // (machine.n_heads // machine.n_kv_heads)
+
+
+@triton.jit
+def row_at(t, batch, head, machine):
+    """Offsets `[T, 1]` in what there is of each query, `[B, H, T]`."""
+    return (batch * machine.n_heads + head) * machine.n_tokens + t[:, None]
+
+
+@triton.jit
+def of_rows(numbers, t, batch, head, machine):
+    """What there is of each query, `[T, 1]` out of `[B, H, T]`; one behind the text, which may divide."""
+    at = row_at(t, batch, head, machine)
+    return tl.load(numbers + at, mask=(t < machine.n_tokens)[:, None], other=1.0)
+
+
+@triton.jit
 def at_rows(rows, n_rows, SPEC: tl.constexpr):
     """Offsets and mask of a block of rows of a `[n_rows, D]` matrix."""
     features = tl.arange(0, SPEC.padded_size)
@@ -62,10 +84,46 @@ def is_padding(positions, batch, machine):
 
 
 @triton.jit
+def is_protected(t, s, batch, machine):
+    """Which tokens `[S]` are digital for the queries `[T]`, `[T, S]` (aimc.ops.effects.protection.protected_tokens);
+    only where there is a memory."""
+    protected = t[:, None] - s[None, :] < machine.memory.n_recent
+    if machine.memory.sink is not None:
+        row = machine.memory.sink + batch * machine.n_tokens
+        protected = protected | (tl.load(row + s, mask=s < machine.n_tokens, other=0) != 0)[None, :]
+    return protected
+
+
+@triton.jit
 def decay_since(t, block, machine, SPEC: tl.constexpr):
     """Decay of the queries since a block began, `[T, 1]`; above one for a query inside it, whose keys have the rest in
     their operands."""
     return tl.exp((t - block * SPEC.rows).to(tl.float32) * -machine.levels.decay_per_token)[:, None]
+
+
+@triton.jit
+def load_gradient(grad, t, batch, head, machine, SPEC: tl.constexpr):
+    """Gradient of the digital sum of a query block, `[T, D]` out of `[B, T, H, D]`; padded queries have none."""
+    features = tl.arange(0, SPEC.padded_size)[None, :]
+    row = (tl.cast(batch, tl.int64) * machine.n_tokens + t[:, None]) * machine.n_heads + head
+    inside = (t < machine.n_tokens)[:, None] & (features < SPEC.head_size)
+    d_out = tl.load(grad + row * SPEC.head_size + features, mask=inside, other=0.0)
+    if machine.padding is not None:
+        d_out = tl.where(is_padding(t, batch, machine)[:, None], 0.0, d_out)
+    return d_out
+
+
+@triton.jit
+def load_sum_gradient(d_sum, t, batch, head, machine, SPEC: tl.constexpr):
+    """Gradient of Σφ, or of the sum of all shares, of a query block, `[T, 1]`; zero without a normaliser and a softmax.
+    Padded queries have none."""
+    of_sum = tl.full((SPEC.block, 1), 0.0, tl.float32)
+    if d_sum is not None:
+        at = row_at(t, batch, head, machine)
+        of_sum = tl.load(d_sum + at, mask=(t < machine.n_tokens)[:, None], other=0.0)
+        if machine.padding is not None:
+            of_sum = tl.where(is_padding(t, batch, machine)[:, None], 0.0, of_sum)
+    return of_sum
 
 
 # --- Contractions
@@ -86,43 +144,9 @@ def row_sum(x):
 
 
 @triton.jit
-def at_keys(
-    x, stack, STACK: tl.constexpr, rest, SHARED: tl.constexpr, decay, block, batch, kv_head, machine, SPEC: tl.constexpr
-):
-    """`Σ_j r_t^j·Σ_d x_td·operand_j,sd` (aimc.ops.effects.array.charge_qk): `[T, S]` from weights `[T, D]`.
-
-    `rest` `[T, 1]`: what cells of a shared operand give, if `SHARED` is not zero.
-    """
-    rows = key_positions(block, SPEC)
-    charge = tl.full((SPEC.block, SPEC.rows), 0.0, tl.float32)
-    for k in tl.static_range(SPEC.highest + 1):
-        if k > 0:
-            charge = charge * decay
-        if STACK.bits >> (SPEC.highest - k) & 1:
-            place = operand_at(stack, SPEC.highest - k - STACK.first, batch, kv_head, machine, SPEC)
-            charge = dot(x, tl.trans(load_rows(place, rows, machine.n_tokens, SPEC)), charge, SPEC)
-    if SHARED != 0.0:
-        charge = charge + rest
-    return charge
-
-
-@triton.jit
-def at_features(
-    x, stack, STACK: tl.constexpr, rest, SHARED: tl.constexpr, decay, block, batch, kv_head, machine, SPEC: tl.constexpr
-):
-    """`Σ_j r_t^j·Σ_s x_ts·operand_j,sd` (aimc.ops.effects.array.charge_av): `[T, D]` from weights `[T, S]`; `rest` as
-    for `at_keys`."""
-    rows = key_positions(block, SPEC)
-    charge = tl.full((SPEC.block, SPEC.padded_size), 0.0, tl.float32)
-    for k in tl.static_range(SPEC.highest + 1):
-        if k > 0:
-            charge = charge * decay
-        if STACK.bits >> (SPEC.highest - k) & 1:
-            place = operand_at(stack, SPEC.highest - k - STACK.first, batch, kv_head, machine, SPEC)
-            charge = dot(x, load_rows(place, rows, machine.n_tokens, SPEC), charge, SPEC)
-    if SHARED != 0.0:
-        charge = charge + rest
-    return charge
+def row_largest(x):
+    """`[N, 1]`; see :func:`row_sum`."""
+    return tl.reduce(x, 1, tl.standard._elementwise_max)[:, None]
 
 
 @triton.jit
@@ -131,19 +155,42 @@ def shared(x, CONSTANT: tl.constexpr):
     return CONSTANT * row_sum(x.to(tl.float32))
 
 
+@triton.jit
+def contracted(
+    x, OF_KEYS: tl.constexpr, OVER_FEATURES: tl.constexpr, decay, block, batch, kv_head, machine, SPEC: tl.constexpr
+):
+    """Weights times the cells of the first (`OF_KEYS`) or second array: over the features, `Σ_j r_t^j·Σ_d
+    x_td·operand_j,sd` (aimc.ops.effects.array.charge_qk), `[T, S]` from `[T, D]`; or over the keys of a block, `Σ_j
+    r_t^j·Σ_s x_ts·operand_j,sd` (charge_av), `[T, D]` from `[T, S]`."""
+    stack = machine.key_operands if OF_KEYS else machine.value_operands
+    STACK: tl.constexpr = SPEC.keys if OF_KEYS else SPEC.values
+    SHARED: tl.constexpr = SPEC.key_constant if OF_KEYS else SPEC.value_constant
+    WIDTH: tl.constexpr = SPEC.rows if OVER_FEATURES else SPEC.padded_size
+    rows = key_positions(block, SPEC)
+    charge = tl.full((SPEC.block, WIDTH), 0.0, tl.float32)
+    for k in tl.static_range(SPEC.highest + 1):
+        if k > 0:
+            charge = charge * decay
+        if STACK.bits >> (SPEC.highest - k) & 1:
+            place = operand_at(stack, SPEC.highest - k - STACK.first, batch, kv_head, machine, SPEC)
+            operand = load_rows(place, rows, machine.n_tokens, SPEC)
+            charge = dot(x, tl.trans(operand) if OVER_FEATURES else operand, charge, SPEC)
+    if SHARED != 0.0:
+        charge = charge + shared(x, SHARED)
+    return charge
+
+
 # --- The two arrays
 # ----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def read_qk(q, rest, t, decay, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
+def read_qk(q, t, decay, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
     """First array: `S / S_sat − θ`, and which keys are visible, `[T, S]`.
 
     With `MASKED` some keys of the block are of the future or outside the window.
     """
-    KEYS: tl.constexpr = SPEC.keys
-    KEY_CONSTANT: tl.constexpr = SPEC.key_constant
-    relative = at_keys(q, machine.key_operands, KEYS, rest, KEY_CONSTANT, decay, block, batch, kv_head, machine, SPEC)
+    relative = contracted(q, True, True, decay, block, batch, kv_head, machine, SPEC)
     s = key_positions(block, SPEC)
     column = kv_head * SPEC.window + s % SPEC.window
     if machine.columns_qk.gain is not None:
@@ -160,6 +207,8 @@ def read_qk(q, rest, t, decay, block, MASKED: tl.constexpr, batch, head, kv_head
         visible = (ages >= 0) & (ages < SPEC.window)
     if machine.padding is not None:
         visible = visible & (is_padding(s, batch, machine) == 0)[None, :]
+    if SPEC.protects:
+        visible = visible & (is_protected(t, s, batch, machine) == 0)
     return relative, visible
 
 
@@ -205,8 +254,8 @@ def read_sum(pulse, t, tile, batch, head, kv_head, machine, SPEC: tl.constexpr):
     return share
 
 
-# --- Counters
-# ----------------------------------------------------------------------------------------------------------------
+# --- Converters
+# --------------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -240,3 +289,17 @@ def value_of(codes, COUNTER: tl.constexpr):
 def in_range(x, COUNTER: tl.constexpr):
     """Where a counter passes a gradient."""
     return (x >= COUNTER.v_min) & (x <= COUNTER.v_max)
+
+
+@triton.jit
+def converted(x, DAC: tl.constexpr):
+    """aimc.ops.effects.converters.dac."""
+    level = tl.minimum(tl.maximum(x, DAC.v_min), DAC.v_max)
+    if DAC.steps > 0:
+        code = rounded((level - DAC.zero) * DAC.steps)
+        level = tl.div_rn(code, tl.full(code.shape, DAC.steps, tl.float32)) + DAC.zero
+        if DAC.clips:
+            level = tl.minimum(tl.maximum(level, DAC.v_min), DAC.v_max)
+    if DAC.inl_curvature != 0:
+        level += DAC.inl_curvature * (level - DAC.v_min) * (DAC.v_max - level)
+    return level

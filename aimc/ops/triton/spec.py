@@ -37,6 +37,29 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Softmax:
+    """What stands between the arrays where it is a digital softmax (:func:`aimc.ops.effects.activation.
+    digital_softmax`)."""
+
+    score_adc: Counter
+    probability_dac: Counter
+    corrects: bool
+    """Whether digital logic makes up for age, or for what keys and values were divided by."""
+    n_shares: int
+    """Coefficients of what a cell retains (:class:`aimc.ops.effects.ageing.Retained`); 0: age is not made up for."""
+    least_share: float
+    """What is lost beyond it is not brought back."""
+    shortest: float
+    """Largest share below which pulses are not lengthened further."""
+    rest: float
+    """Charge of a resting cell per unit pulse, in signal units."""
+    keeps_scores: bool
+    """Whether scores count from no charge at all, or else from that of resting cells."""
+    keeps_outputs: bool
+    """Likewise for outputs."""
+
+
+@dataclass(frozen=True)
 class Spec:
     """What a kernel is compiled for: sizes, the cell's powers, the counters, and which effects are on."""
 
@@ -64,6 +87,10 @@ class Spec:
     readout: Counter
     normaliser: Counter | None
     """Counter of the normaliser column; None: there is none."""
+    softmax: Softmax | None
+    """None: the charge-to-pulse circuit."""
+    protects: bool
+    """Whether some tokens are in a digital memory."""
     read_noise_qk: bool
     read_noise_av: bool
     operand_dtype: Any
@@ -80,6 +107,16 @@ class Spec:
     def window(self) -> int:
         """W."""
         return self.rows * self.tiles
+
+    @property
+    def corrects(self) -> bool:
+        """Whether digital logic makes up for age, or for what keys and values were divided by."""
+        return self.softmax is not None and self.softmax.corrects
+
+    @property
+    def keeps_outputs(self) -> bool:
+        """Whether pulses that a resting cell should have met, or should not, are made up for."""
+        return self.softmax is not None and self.softmax.corrects and self.softmax.keeps_outputs
 
 
 @dataclass(frozen=True)
@@ -166,6 +203,46 @@ class OfHeads(NamedTuple):
     """θ of the charge-to-pulse circuits in full scales, or None."""
 
 
+class OfSoftmax(NamedTuple):
+    """What the softmax is given, and what it has found of each query; None: there is none."""
+
+    gain: Any
+    """From `S / S_sat` to logits, float32 `[H]`."""
+    query_norm: Any
+    """By which logits are multiplied, `[B, H, T]`, or None."""
+    key_norm: Any
+    """By which the deviation of a score is, `[B, H_kv, T]`, or None."""
+    value_norm: Any
+    """By which a pulse is, likewise."""
+    shares: Any
+    """Coefficients of what a cell retains, from the first power on, or None."""
+    resting: Any
+    """`S / S_sat` of a column of resting cells, `[B, H, T]`; None: nothing is made up for."""
+    largest: Any
+    """Largest logit, `[B, H, T]`; zero where a query sees nothing."""
+    total: Any
+    """Sum of all shares."""
+    longest: Any
+    """What pulses are relative to; None: to one."""
+
+
+class Memory(NamedTuple):
+    """The digital memory: tokens that are protected take no part in the arrays' reads."""
+
+    pulses: Any
+    """What multiplies the keys, over S_sat, `[B, H, T, D]`, or None: there is no memory."""
+    stored_keys: Any
+    """Of all tokens, in signal units, `[B, H_kv, T, D]`."""
+    stored_values: Any
+    """Likewise (a kernel's tuple has `values` of its own)."""
+    sink: Any
+    """Which tokens are protected for ever, uint8 `[B, T]`; None: none is."""
+    sink_end: Any
+    """One behind the last of them, int32 `[B]`."""
+    n_recent: int
+    """The newest so many tokens are protected, the reading one included."""
+
+
 class Machine(NamedTuple):
     """All that a kernel reads besides pulses and gradients."""
 
@@ -180,6 +257,8 @@ class Machine(NamedTuple):
     columns_of_sum: Columns
     """`[H_kv, J]`."""
     of_heads: OfHeads
+    of_softmax: OfSoftmax
+    memory: Memory
     padding: Any
     """`[B, T]`, or None."""
     draws: Any
@@ -190,14 +269,15 @@ class Machine(NamedTuple):
     n_heads: int
     n_kv_heads: int
     n_kept: int
-    """Sub-tiles for which `Kept` has room: min(J, ⌈T / R⌉)."""
+    """Bytes of :class:`Kept` per query and feature."""
     levels: Levels
 
 
 class Kept(NamedTuple):
-    """Which counters were inside their range, so that a gradient passes; uint8."""
+    """Which counters were inside their range, so that a gradient passes: a bit per sub-tile, that of the query's own
+    first; see :class:`aimc.ops.triton.residuals.Residuals`."""
 
     counts: Any
-    """`[B, H, T, n_kept, D]`."""
+    """uint8 `[B, H, T, n_kept, D]`."""
     sums: Any
     """Of the normaliser columns, `[B, H, T, n_kept]`, or None."""

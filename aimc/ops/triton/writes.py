@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from aimc.ops.triton.noise import write_noise
-from aimc.ops.triton.reads import rounded
+from aimc.ops.triton.reads import converted
 
 __all__ = ["pulse_gradient_at_dac", "pulses_kernel", "stored_gradient_at_dac", "write_kernel"]
 
@@ -39,20 +39,6 @@ def _given(source, t, features, head, batch, SPEC: tl.constexpr):
     if source.scale is not None:
         scaled = x * tl.load(source.scale + head) + tl.load(source.offset + head)
     return x, scaled
-
-
-@triton.jit
-def _converted(scaled, DAC: tl.constexpr):
-    """aimc.ops.effects.converters.dac."""
-    level = tl.minimum(tl.maximum(scaled, DAC.v_min), DAC.v_max)
-    if DAC.steps > 0:
-        code = rounded((level - DAC.zero) * DAC.steps)
-        level = tl.div_rn(code, tl.full(code.shape, DAC.steps, tl.float32)) + DAC.zero
-        if DAC.clips:
-            level = tl.minimum(tl.maximum(level, DAC.v_min), DAC.v_max)
-    if DAC.inl_curvature != 0:
-        level += DAC.inl_curvature * (level - DAC.v_min) * (DAC.v_max - level)
-    return level
 
 
 @triton.jit
@@ -87,7 +73,7 @@ def pulses_kernel(source, full_scale, pulses, SPEC: tl.constexpr):
     DAC: tl.constexpr = SPEC.dac
     t, features, head, batch = _place(SPEC)
     _, scaled = _given(source, t, features, head, batch, SPEC)
-    width = _converted(scaled, DAC) / tl.load(full_scale + head)
+    width = converted(scaled, DAC) / tl.load(full_scale + head)
     at = (tl.cast(batch, tl.int64) * tl.num_programs(1) + head) * source.n_tokens * SPEC.head_size
     offsets = t[:, None] * SPEC.head_size + features[None, :]
     tl.store(pulses + at + offsets, width.to(pulses.dtype.element_ty), mask=_inside(t, features, source, SPEC))
@@ -121,7 +107,7 @@ def _store_given(d_given, grad, t, features, head, batch, source, SPEC: tl.const
 def _voltage(scaled, cells, t, head, batch, SPEC: tl.constexpr):
     """Stored about what it leaks to, in volt, `[T, D]`."""
     DAC: tl.constexpr = SPEC.dac
-    stored = _converted(scaled, DAC)
+    stored = converted(scaled, DAC)
     if SPEC.write_noise:
         stored += cells.write_noise_v * write_noise(cells, SPEC.array, batch, head, t, SPEC)
     return stored - SPEC.rest_v
