@@ -66,10 +66,11 @@ def dots(name: str, title: str, x_label: str, values: Mapping[str, list[float]])
     return Chart(name=name, kind="strip", title=title, x_label=x_label, y_label="", series=series)
 
 
-def rises(name: str, title: str, x_label: str, series: Sequence[Series], marks: Sequence[float], **look: Any) -> Chart:
-    """Rise of perplexity against something, with lines across at some rises."""
-    of = "budget " if len(marks) == 1 else ""
-    lines = [(100 * rise, f"{of}+{100 * rise:g} %") for rise in marks]
+def rises(
+    name: str, title: str, x_label: str, series: Sequence[Series], marks: Sequence[float], of: str = "", **look: Any
+) -> Chart:
+    """Rise of perplexity against something, with lines across at some rises, which are `of` something."""
+    lines = [(100 * rise, f"{of} +{100 * rise:g} %".lstrip()) for rise in marks]
     return Chart(
         name=name, kind="curves", title=title, x_label=x_label, y_label=RISE, series=list(series), marks=lines, **look
     )

@@ -108,7 +108,7 @@ def _specification(found: Results) -> Section:
         shown.append(series("other circuits", others, line=False))
     if chosen is not None:
         shown.append(series("cheapest within the budget", [chosen], line=False, large=True))
-    chart = rises("front", "Energy front", "energy of attention, nJ a token", shown, [found["budget"]])
+    chart = rises("front", "Energy front", "energy of attention, nJ a token", shown, [found["budget"]], of="budget")
     rows = [*front, *([chosen] if chosen is not None and chosen not in front else [])]
     table = Table(
         [*map(short_path, found["axes"]), "energy a token", "latency", "τ", "perplexity rises"],
@@ -151,7 +151,7 @@ def _layers(found: Results) -> Section:
         if rows
     ]
     title, x_label = "Quality against what stays digital", "attention energy whose work is digital, %"
-    items.append(rises("kept_digital", title, x_label, series, [found["budget"]]))
+    items.append(rises("kept_digital", title, x_label, series, [found["budget"]], of="budget"))
     words = f"Nothing has to stay digital for the budget of +{100 * found['budget']:g} %."
     if found["skip_layers"] is None:
         words = "Not even with all layers on ideal arrays is the budget met."

@@ -16,12 +16,12 @@ def study(settings: StudyConfig) -> None:
     from . import study_run, tables  # seconds to import; a wrong config is refused before that
     from .files import require_writable
     from .lock import one_job
-    from .study_model import on_arrays
+    from .study_model import put_on_arrays
 
     say, folder = tables.terminal(), settings.folder
     require_writable(folder)
     with one_job(folder, say):
-        settings.output_dir, settings.checkpoint = str(folder), on_arrays(settings, say)
+        put_on_arrays(settings, say)
         with study_run.opened(settings) as work:
             study_run.execute(work, settings, say)
     say(f"Results are in {folder}; one page of them: python -m train.report_page study={folder}")

@@ -16,6 +16,7 @@ from aimc.models.arrays import has_arrays
 
 from .errors import RunError
 from .models import digest_of, load_any
+from .study_model import model_of
 from .tokens import TokenData, prepare, require_vocabulary
 from .windows import placed
 
@@ -32,7 +33,8 @@ def open_bench(settings: StudyConfig) -> Bench:
     Raises:
         RunError: no such checkpoint, a digital one, or unusable text.
     """
-    model = load_any(settings.checkpoint)
+    place = model_of(settings)
+    model = load_any(str(place))
     if not has_arrays(model):
         raise RunError(
             f"checkpoint={settings.checkpoint}: its attention is digital, so nothing could be non-ideal; give a model"
@@ -46,7 +48,7 @@ def open_bench(settings: StudyConfig) -> Bench:
         model,
         data.tensor(settings.split, measurement.tokens),
         measurement,
-        name=digest_of(Path(settings.checkpoint), "study"),
+        name=digest_of(place, "study"),
         batches=_batches(data, settings.calibration_batches, context),
         train=_trainer(settings, data, context) if settings.training.steps else None,
         training=asdict(settings.training) | {"seed": settings.seed, "text": data.fingerprint},

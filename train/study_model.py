@@ -29,20 +29,29 @@ TOKENS, CONTEXT = 1024, 512
 """Of the training text, in rows, that ranges are calibrated on."""
 
 
-def on_arrays(settings: StudyConfig, say: Say) -> str:
+def model_of(settings: StudyConfig) -> Path:
     """Folder of the model that is studied: the checkpoint, or its copy on arrays.
+
+    Raises:
+        RunError: no such checkpoint.
+    """
+    return Path(settings.checkpoint) if is_analog(settings.checkpoint) else settings.folder / FOLDER
+
+
+def put_on_arrays(settings: StudyConfig, say: Say) -> None:
+    """Make the copy, unless the checkpoint is on arrays itself or an earlier study has made it.
 
     Raises:
         RunError: no such checkpoint, attention that cannot go onto arrays, or too short a text.
     """
     source = settings.checkpoint
     if is_analog(source):
-        return source
+        return
     folder, mark = settings.folder / FOLDER, settings.folder / f"{FOLDER}.json"
     facts = {"source": source, "key": _key(settings)}
-    if read_object(mark) == facts and is_there(folder):
+    if read_object(mark) == facts and _is_there(folder):
         say(f"{source} is digital; its copy on arrays, from an earlier study, is in {folder}")
-        return str(folder)
+        return
     digital = load_digital(source, "checkpoint").eval()
     measurement = placed(settings.measure, settings.data, digital.config)
     context = min(CONTEXT, measurement.context or CONTEXT)
@@ -60,10 +69,9 @@ def on_arrays(settings: StudyConfig, say: Say) -> str:
         model.save_pretrained(partial)
         data.tokenizer.save_pretrained(partial)
     write_json(mark, facts)
-    return str(folder)
 
 
-def is_there(folder: Path) -> bool:
+def _is_there(folder: Path) -> bool:
     """Whether a copy can be read."""
     try:
         return is_analog(str(folder))

@@ -106,7 +106,7 @@ def execute(runner: Runner, settings: StudyConfig, say: Say) -> None:
     say(f"{bold('study')} of {settings.checkpoint}: {_words(runner, plan)}")
     per_pass = seconds_of_pass(runner.bench, Point(hardware=plan.machine))
     expected = _expected(runner, plan, settings, per_pass)
-    say(f"  {expected} on {runner.workers} processes ({per_pass:.2g} s a pass)")
+    say(f"  {expected} on {_processes(runner)} ({per_pass:.2g} s a pass)")
     require_room(expected, settings)
     started = time.perf_counter()
     with _bar(runner, expected):
@@ -155,6 +155,10 @@ def _words(runner: Runner, plan: whole.Plan) -> str:
     bench = runner.bench
     parts = [f"grid of {size_of(plan.grid):,} points" if part == "grid" else part for part in plan.parts]
     return f"{', '.join(parts)}; {len(bench.chips)} chips, {len(bench.tokens):,} tokens"
+
+
+def _processes(runner: Runner) -> str:
+    return "1 process" if runner.workers == 1 else f"{runner.workers} processes"
 
 
 def _expected(runner: Runner, plan: whole.Plan, settings: StudyConfig, per_pass: float) -> Estimate:
@@ -210,7 +214,7 @@ def _written(
         "config": settings.facts,
         "hardware": bench.own.to_dict(),
         "versions": versions(),
-        "machine": f"{platform.machine()}, {runner.workers} processes, {platform.system()}",
+        "machine": f"{platform.machine()}, {_processes(runner)}, {platform.system()}",
         "measurement": asdict(bench.measurement) | {"scored_tokens": len(bench.tokens) - 1},
         "confidence": settings.confidence,
         "seconds": round(time.perf_counter() - started, 1),
