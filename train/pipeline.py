@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -36,6 +37,9 @@ def execute(config: RunConfig, say: Say) -> None:
     state = join(config.trainer)
     with one_job(config.folder, say, main_process=state.is_main_process), together():
         run = _open(config, say if state.is_main_process else silent, state)
+        if config.stage.name == "tokenise":
+            say(f"{Path(config.data.cache_dir) / run.data.fingerprint}: {run.data.sizes}")
+            return
         require_all(run)
         for name in config.stage.wanted():
             run_stage(replace(run, stage=config.stage.stage(name)))
