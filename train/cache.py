@@ -48,13 +48,13 @@ def kept(folder: Path, make: Callable[[Path], None], say: Say, mend: Mend | None
         return folder
     require_writable(folder.parent, SETTING)
     with in_turn(folder, say):
-        damages = _damages(folder)
-        if damages == []:
+        damaged = _damages(folder)
+        if damaged == []:
             return folder
-        if folder.exists() and mend is not None and damages and _mended(folder, damages, mend, say):
+        if folder.exists() and mend is not None and damaged and _mended(folder, damaged, mend, say):
             return folder
         if folder.exists():
-            what = " ".join(damages[0]) if damages else "it has no checksums, being of an earlier version"
+            what = " ".join(damaged[0]) if damaged else "it has no checksums, being of an earlier version"
             say(f"{folder}: {what}; it is made again")
         with saving(folder.parent, SETTING, "what was written so far is kept"):
             remove(folder)

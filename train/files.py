@@ -136,6 +136,8 @@ def saving(path: Path, setting: str, what: str = "", errors: tuple[type[Exceptio
     """
     try:
         yield
+    except RunError:
+        raise
     except Exception as error:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error).partition("\n")[0]
         if not isinstance(error, (OSError, *errors)) and "(os error " not in reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -43,6 +44,9 @@ def execute(config: RunConfig, say: Say, stages: Sequence[Stage] | None = None) 
     state = join(config.trainer)
     with one_job(config.folder, say, main_process=state.is_main_process), together():
         run = _open(config, say if state.is_main_process else silent, state)
+        if config.stage.name == "tokenise":
+            say(f"{Path(config.data.cache_dir) / run.data.fingerprint}: {run.data.sizes}")
+            return
         require_all(run)
         for stage in [config.stage.stage(name) for name in config.stage.wanted()] if stages is None else stages:
             run_stage(replace(run, stage=stage))

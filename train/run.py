@@ -170,6 +170,7 @@ class Run:
         size = wanted.batch_size * wanted.accumulate * PartialState().num_processes
         if isinstance(text, Stream):
             rows = [row["input_ids"] for row in islice(text, wanted.steps * size)]
+            text.close()
             return [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
         order = torch.randperm(len(text), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
         order = order[: wanted.steps * size]

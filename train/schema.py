@@ -19,7 +19,7 @@ from .stages import RECIPES, ROUTES, STAGES, SWITCHES
 from .stages.stage import Stage
 from .trainer_schema import TrainerConfig
 
-STAGE_NAMES = (*STAGES, "evaluate", "pipeline")
+STAGE_NAMES = (*STAGES, "evaluate", "tokenise", "pipeline")
 STARTS = ("statistics", "published")
 LOGGERS = ("none", "wandb")
 
@@ -88,7 +88,7 @@ class StageConfig:
     training."""
 
     name: str = choice("pipeline", STAGE_NAMES)
-    """A stage by name, or `pipeline` for all of them."""
+    """A stage by name, `pipeline` for all of them, `evaluate` for the report alone, `tokenise` for the text alone."""
     recipe: str = choice("direct", tuple(ROUTES))
     """Route from digital to nonlinear cells: `direct`, nonlinear cells from the start, matched layer by layer; or
     `published`, trained on linear cells first and adapted."""

@@ -52,6 +52,12 @@ class TokenData:
         """How much training text there is, in words."""
         return "streamed" if self.source is not None else f"{len(self.splits['train']):,} training tokens"
 
+    @property
+    def sizes(self) -> str:
+        """How many tokens each part has on disk, in words."""
+        head = "; more of training text is streamed" if self.source is not None else ""
+        return ", ".join(f"{split} {len(tokens):,} tokens" for split, tokens in self.splits.items()) + head
+
     def training_blocks(self, context: int, seed: int = 0) -> Blocks | Mixed | Stream:
         """The training text in sequences of `context` tokens; a stream in the order that the seed draws."""
         if self.source is not None:

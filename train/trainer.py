@@ -316,20 +316,20 @@ class HardwareAwareTrainer(SharedTrainer):
             self._only_once(lambda: remove(folder / PARTIAL))
             try:
                 super()._save_checkpoint(model, trial)
-                losses = self.validation_losses() if self.training.shared.best != "off" else {}
-                n_kept = self.training.shared.keep_points
-                self._only_once(self._save_place)
-                self._only_once(lambda: keep(folder, self.state.global_step, n_kept, losses))
+                self._only_once(self._keep)
             except BaseException:
                 remove(folder / PARTIAL)  # on a full disk, room for the next try
                 raise
 
-    def _save_place(self) -> None:
-        """Where a streamed text is to go on."""
+    def _keep(self) -> None:
+        """Put what was written in place, with the place where a streamed text is to go on."""
         step = self.state.global_step
         if isinstance(self.train_dataset, Stream):
             written = Path(self._get_output_dir(None)) / f"{PREFIX}{step}"
             self.train_dataset.save(written, step * self.get_total_train_batch_size(self.args))
+        shared = self.training.shared
+        losses = self.validation_losses() if shared.best != "off" else {}
+        keep(Path(str(self.args.output_dir)), step, shared.keep_points, losses)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the parent writes a checkpoint."""

@@ -205,6 +205,18 @@ def test_a_killed_training_on_a_stream_ends_with_the_same_weights(
     assert "; streamed" in (tmp_path / "whole" / "digital" / "README.md").read_text()
 
 
+def test_the_text_alone_is_tokenised_for_later_runs(
+    compose: Compose, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"data.path={text_folder}", f"data.cache_dir={tmp_path / 'cache'}"]
+    said: list[str] = []
+    pipeline.execute(compose(tmp_path / "a", *given, "stage.name=tokenise"), lambda what: said.append(str(what)))
+    (folder,) = (tmp_path / "cache").glob("text-*")
+    assert len(said) == 1 and said[0].startswith(f"{folder}: train ") and "test " in said[0]
+    monkeypatch.setattr(corpus, "documents", lambda config: pytest.fail("the text was read again"))
+    pipeline.execute(compose(tmp_path / "b", *given, "stage.name=digital"), lambda what: None)
+
+
 @pytest.mark.slow
 def test_two_processes_train_on_one_stream_as_one(
     smoke: Callable[..., list[str]], source: Path, one_part: Path, tmp_path: Path
