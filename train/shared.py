@@ -4,16 +4,16 @@ however many there are, and a model that is spread over them, saved and resumed 
 from __future__ import annotations
 
 import copy
-import signal
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, RandomSampler
+from torch.utils.data._utils import signal_handling
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -84,10 +84,6 @@ def checkpointed(model: PreTrainedModel, is_on: bool) -> Iterator[None]:
         disable()
 
 
-_DIED = "DataLoader worker"
-"""How torch's words for a dead one begin."""
-
-
 class LostWorker(RunError):
     """A process that reads the text died."""
 
@@ -101,23 +97,19 @@ def reading(stage: str, workers: int) -> Iterator[None]:
     Raises:
         LostWorker: one of them died.
     """
+    if workers:
+        # Or torch raises wherever the program is when a process ends, once for each; it asks after them too.
+        signal_handling._SIGCHLD_handler_set = True
     try:
-        try:
-            yield
-        except (RuntimeError, OSError, EOFError) as error:
-            with suppress(ValueError):  # not the main thread
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch tells by it of each that ends
-            frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
-            if not workers or "_try_get_data" not in frames:
-                raise
-            raise RuntimeError(f"{_DIED}: {error or type(error).__name__}") from error  # its pipe broke first
-    except RuntimeError as error:  # or what torch tells, also while the pipe is looked into
-        if _DIED not in str(error):
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        frames = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+        if not workers or "_try_get_data" not in frames:
             raise
+        told = (str(error).splitlines() or [type(error).__name__])[0].strip()
         raise LostWorker(
-            f"stage {stage}: a process that reads the text died ({str(error).splitlines()[0].strip()}), for lack of"
-            " memory perhaps; the last point to resume from is intact, and the same command goes on from there;"
-            " trainer.workers=0 reads without"
+            f"stage {stage}: a process that reads the text died ({told}), for lack of memory perhaps; the last point to"
+            " resume from is intact, and the same command goes on from there; trainer.workers=0 reads without"
         ) from error
 
 

@@ -35,6 +35,7 @@ TRIALS = [
     ("two runs on one cache or one output folder", "right tokens; one line for a loser", runs.pairs),
     ("disk full while saving or tokenising", "one line; with room the same command ends right", runs.full_disks),
     ("odd places: files, links, names, ASCII terminal, clock", "works, or one line", runs.odd_places),
+    ("a reading process or a rank that dies", "one line, status 75; the same command goes on", runs.crashes),
     ("odd texts: empty, binary, words without end", "works in a minute, or one line", runs.texts),
     ("no network: dataset, model, W&B", "one line in 10 s; W&B: the run goes on", runs.no_network),
     ("checkpoints and configs from a stranger", "nothing of theirs runs", files.strangers),

@@ -10,6 +10,9 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from tests.faults.bench import Bench, Child, Outcome
 from train import resume
@@ -197,7 +200,71 @@ def odd_places(bench: Bench) -> Outcome:
     out = bench.folder("clock")
     child = bench.run(bench.digital(out), lambda: setattr(time, "time", lambda: 1e6 * (bench.random.random() - 0.5)))
     outcome.note(child.wait() == 0 and bench.same(out, ("digital",)), f"a clock that jumps: {child.said[-300:]}")
+    place, cache = bench.folder("read-only"), bench.folder("cache")
+    if _mounted(place, 1000):
+        subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True, capture_output=True)
+        child = bench.run(bench.digital(place / "out", cache=cache))
+        child.wait()
+        outcome.note(child.ended_in_one_line(), f"read-only output: {child.said[-300:]}")
+        _unmount(place)
     return outcome
+
+
+def crashes(bench: Bench) -> Outcome:
+    """A process that reads the text, or one of two that train, dies; then the same command, by one process."""
+    from tests.train.processes import free_port
+    from train.tokens import Blocks
+    from train.trainer import HardwareAwareTrainer
+
+    outcome = Outcome()
+    for _ in bench.some(3, 20):
+        out = bench.folder("reader")
+        point = out / ".work" / "digital" / "checkpoint-1"
+        child = bench.run(bench.digital(out, "trainer.workers=2"), lambda point=point: _reader_dies(Blocks, point))
+        child.wait()
+        again = bench.run(bench.digital(out))
+        good = child.status in (0, 75) and (child.status == 0 or child.ended_in_one_line()) and again.wait() == 0
+        outcome.note(good and bench.same(out, ("digital",)), f"a reader: {child.status}: {child.said[-600:]}")
+    for _ in bench.some(3, 40):
+        out, port = bench.folder("rank"), free_port()
+        ranks = [
+            bench.run(
+                bench.digital(out, "trainer.digital.batch_size=1"),
+                lambda rank=rank, port=port: _as_rank(rank, port, HardwareAwareTrainer),
+            )
+            for rank in range(2)
+        ]
+        codes = [rank.wait() for rank in ranks]
+        again = bench.run(bench.digital(out))
+        good = codes == [75, -signal.SIGKILL] and ranks[0].ended_in_one_line() and again.wait() == 0
+        outcome.note(good and "other settings" not in again.said, f"a rank: {codes}: {ranks[0].said[-300:]}")
+    return outcome
+
+
+def _reader_dies(blocks: Any, point: Path) -> None:
+    """Where a process reads for another, once there is something to resume from."""
+    original = blocks.__getitem__
+
+    def read(self: object, index: int) -> object:
+        if torch.utils.data.get_worker_info() is not None and point.exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, index)
+
+    blocks.__getitem__ = read
+
+
+def _as_rank(rank: int, port: int, trainer: Any) -> None:
+    """One of two processes, as torchrun starts them; the second dies at its third step."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    original = trainer.training_step
+
+    def training_step(self: Any, *args: object, **kwargs: object) -> object:
+        if rank == 1 and self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *args, **kwargs)
+
+    trainer.training_step = training_step
 
 
 def texts(bench: Bench) -> Outcome:
@@ -252,4 +319,4 @@ def no_network(bench: Bench) -> Outcome:
     return outcome
 
 
-__all__ = ["finish", "full_disks", "kills", "kills_in_writes", "no_network", "odd_places", "pairs", "texts"]
+__all__ = ["crashes", "finish", "full_disks", "kills", "kills_in_writes", "no_network", "odd_places", "pairs", "texts"]
