@@ -36,6 +36,7 @@ MODELS = {
     "gpt2_tiny": ATTENTION,
     "h3_tiny": ATTENTION,
     "stripedhyena_tiny": ATTENTION,
+    "s4d_tiny": NONE,
     "mamba_tiny": NONE,
     "gsa_tiny": SLOTS,
 }

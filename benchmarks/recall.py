@@ -78,6 +78,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention": {"family": "gpt2"},
     "H3, second layer attention": {"family": "h3", "attention_layers": [1], "n_state": 16},
     "H3 without attention": {"family": "h3", "attention_layers": [], "n_state": 16},
+    "S4D": {"family": "s4d", "n_state": 16},
     "StripedHyena": {"family": "stripedhyena", "n_state": 4},
     "Mamba": {"family": "mamba"},
     "gated slots": {"family": "gsa", "n_slots": 16},

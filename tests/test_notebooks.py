@@ -22,6 +22,7 @@ SAYS = {
     "07_a_real_model": r"6-bit storage and inputs +perplexity +[0-9.]+ = 1\.0[0-4]",
     "08_which_nonideality": r"(?s)costs most: \+.*the ranking once more: 0 passes measured, \d+ read from the cache",
     "06_whole_chip": r"on noiseless tiles: [0-9.]+e-0[5-9]\s+after to_digital, to the bit: True",
+    "09_beside_attention": r"(?s)on cells, noise (9\d|100)\.\d%.*peak memory, 1,024 tokens: h3.*130M +0\.576 µJ",
 }
 TABLES = {"02_generation": 3}
 PICTURES = {
@@ -33,12 +34,13 @@ PICTURES = {
     "06_whole_chip": 2,
     "07_a_real_model": 1,
     "08_which_nonideality": 6,
+    "09_beside_attention": 3,
 }
 NEEDS_AIHWKIT = ("06_whole_chip",)
 NEEDS_SMOLLM2 = ("07_a_real_model",)
 SLOW = (
     *("01_first_steps", "02_generation", "05_cost_and_tradeoffs", "06_whole_chip", "07_a_real_model"),
-    "08_which_nonideality",
+    *("08_which_nonideality", "09_beside_attention"),
 )
 """A minute and more: `make slow` runs them."""
 SMOLLM2 = REPOSITORY / "data/models/SmolLM2-135M"

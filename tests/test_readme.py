@@ -42,7 +42,7 @@ SAYS = {
 """What the Python of a page prints, among other things."""
 RUN_ELSEWHERE = {"physics.md"}
 """Pages whose Python is run against the operator, in tests/ops/test_physics_page.py."""
-WRITTEN_BY_RUNS = ("checkpoints/run", "checkpoints/smoke", "checkpoints/demo")
+WRITTEN_BY_RUNS = tuple(f"checkpoints/{name}" for name in ("run", "smoke", "demo", "beside"))
 
 
 ON_A_CLUSTER = ("launcher=slurm", "hydra.launcher.")

@@ -55,15 +55,15 @@ class ModelConfig:
     """Dropout of embeddings and residual branches while training from scratch; attention has none (the hardware has
     none)."""
     family: str = choice("gpt2", tuple(FAMILIES))
-    """Architecture from scratch: `gpt2`, `h3`, `stripedhyena`, `mamba` (which has no heads, feed-forward network or
-    dropout) or `gsa`, gated slots (no dropout)."""
+    """Architecture from scratch: `gpt2`, `h3`, `s4d` (H3 without gates and attention), `stripedhyena`, `mamba` (which
+    has no heads, feed-forward network or dropout) or `gsa`, gated slots (no dropout)."""
     n_inner: int | None = number(None, least=1)
     """Width of the feed-forward networks; null: the family's usual multiple of n_embd."""
     n_kv_head: int | None = number(None, least=1)
     """Key and value heads a layer, a divisor of n_head; null: n_head."""
     n_state: int | None = number(None, least=1)
-    """States a channel: of `h3` taps of the shift and twice the complex modes, of `stripedhyena` complex modes, of
-    `mamba` real ones; null: as published, 64, 2 and 16."""
+    """States a channel: of `h3` taps of the shift and twice the complex modes, of `s4d` the latter, of `stripedhyena`
+    complex modes, of `mamba` real ones; null: as published, 64, 64, 2 and 16."""
     n_slots: int | None = number(None, least=1)
     """Slots of each head of `gsa`; null: 32."""
     attention_layers: list[int] | None = None

@@ -41,22 +41,27 @@ def _gpt2(sizes: ModelConfig, vocabulary: Mapping[str, Any]) -> PretrainedConfig
     )
 
 
-def _h3(sizes: ModelConfig, vocabulary: Mapping[str, Any]) -> PretrainedConfig:
+def _h3(sizes: ModelConfig, vocabulary: Mapping[str, Any], *, gated: bool = True) -> PretrainedConfig:
     from aimc.models.h3.config import H3Config
 
-    middle = [sizes.n_layer // 2]  # as in the published model of 12 layers
+    usual = [sizes.n_layer // 2] if gated else []  # the middle, as in the published model of 12 layers
     return H3Config(
         **vocabulary,
+        gated=gated,
         max_position_embeddings=sizes.n_positions,
         hidden_size=sizes.n_embd,
         num_hidden_layers=sizes.n_layer,
         num_attention_heads=sizes.n_head,
         intermediate_size=sizes.n_inner,
-        attention_layers=middle if sizes.attention_layers is None else sizes.attention_layers,
+        attention_layers=usual if sizes.attention_layers is None else sizes.attention_layers,
         state_size=64 if sizes.n_state is None else sizes.n_state,
         resid_pdrop=sizes.dropout,
         embd_pdrop=sizes.dropout,
     )
+
+
+def _s4d(sizes: ModelConfig, vocabulary: Mapping[str, Any]) -> PretrainedConfig:
+    return _h3(sizes, vocabulary, gated=False)
 
 
 def _stripedhyena(sizes: ModelConfig, vocabulary: Mapping[str, Any]) -> PretrainedConfig:
@@ -112,6 +117,7 @@ def _gsa(sizes: ModelConfig, vocabulary: Mapping[str, Any]) -> PretrainedConfig:
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(_gpt2, uses=("n_inner",)),
     "h3": Family(_h3, uses=("n_inner", "n_state", "attention_layers")),
+    "s4d": Family(_s4d, uses=("n_inner", "n_state")),
     "stripedhyena": Family(_stripedhyena, uses=("n_inner", "n_state", "attention_layers", "n_kv_head")),
     "mamba": Family(_mamba, uses=("n_state",)),
     "gsa": Family(_gsa, uses=("n_inner", "n_slots")),

@@ -98,7 +98,8 @@ class StateShape:
         if size is None:
             return None
         if kind in _COMPLEX:
-            taps = taps or (size if kind == "h3" else 0)
+            gated = get(config, "gated") is not False  # without its gates, H3 has no shift either
+            taps = taps or (size if kind == "h3" and gated else 0)
             size = size if kind == "h3" else 2 * size  # H3 counts numbers, StripedHyena complex modes
             return cls(layers=layers, channels=hidden, state_size=size, complex_state=True, taps=taps)
         heads = _first(config, "num_heads", "mamba_n_heads", "n_mamba_heads")

@@ -30,6 +30,9 @@ class H3Config(PreTrainedConfig):
     """Numbers of the layers with attention in place of state spaces; may be empty."""
     num_attention_heads: int = 12
     """Heads of those."""
+    gated: bool = True
+    """Whether the state spaces stand between gates; False: each is a plain S4D layer (arXiv 2206.11893), which mixes
+    tokens by their distance alone."""
     rotary_dim: int = 0
     """Features of a head that turn with the position; 0: none, for the state spaces know the order."""
     rotary_base: float = 10000.0

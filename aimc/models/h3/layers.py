@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.functional import gelu
+from torch.nn.functional import gelu, glu
 from transformers.cache_utils import Cache
 
 from aimc.models.h3.config import H3Config
@@ -51,6 +51,31 @@ class H3Mixer(nn.Module):
         return self.output_linear((q * y).mT.to(hidden_states.dtype))
 
 
+class S4DMixer(nn.Module):
+    """A diagonal state space alone, a GELU, and a projection with a gate of its own output (S4D, arXiv 2206.11893).
+
+    Its kernel is the same whatever the text says: what H3's gates are there to change.
+    """
+
+    def __init__(self, config: H3Config, layer_idx: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.diagonal = DiagonalStateSpace(config.hidden_size, config.state_size)
+        self.output_linear = end_of_branch(nn.Linear(config.hidden_size, 2 * config.hidden_size))
+
+    def forward(
+        self, hidden_states: Tensor, padding_mask: Tensor | None = None, past_key_values: Cache | None = None
+    ) -> Tensor:
+        """`[B, T, E]` to `[B, T, E]`; padding (0 in `padding_mask` `[B, T]`) leaves no trace in the state."""
+        u = hidden_states.mT.float()
+        if padding_mask is not None:
+            u = u * padding_mask[:, None].to(u.dtype)
+        y, state = self.diagonal(u, state_in(past_key_values, self.layer_idx), keep_state=past_key_values is not None)
+        if past_key_values is not None and state is not None:
+            past_key_values.update_recurrent_state(state, self.layer_idx)
+        return glu(self.output_linear(gelu(y).mT.to(hidden_states.dtype)))
+
+
 class H3Mlp(nn.Module):
     """Two projections with a GELU between."""
 
@@ -78,7 +103,7 @@ class H3Layer(ResidualLayer):
                 config, layer_idx, n_kv_heads=config.num_attention_heads, rotary_dim=config.rotary_dim
             )
         else:
-            self.mixer = H3Mixer(config, layer_idx)
+            self.mixer = (H3Mixer if config.gated else S4DMixer)(config, layer_idx)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon)
         self.mlp = H3Mlp(config)
         self.dropout = nn.Dropout(config.resid_pdrop)

@@ -80,9 +80,9 @@ def test_convolution_and_recurrence_agree_over_2048_tokens() -> None:
     assert (steps - whole).abs().max() < 1e-4 * whole.abs().max()
 
 
-@pytest.mark.parametrize("attention", [[1], [0, 2], []])
-def test_generation_with_a_cache_is_the_full_pass(attention: list[int]) -> None:
-    hybrid = model(attention_layers=attention)
+@pytest.mark.parametrize(("attention", "gated"), [([1], True), ([0, 2], True), ([], True), ([1], False), ([], False)])
+def test_generation_with_a_cache_is_the_full_pass(attention: list[int], gated: bool) -> None:
+    hybrid = model(attention_layers=attention, gated=gated)
     tokens, mask = ids(12), torch.ones(2, 12, dtype=torch.long)
     tokens[1, :5] = mask[1, :5] = 0
     usual: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
