@@ -19,7 +19,7 @@ rounding."""
 MOST_CHANGE = 2.0
 """Of an exponent within the queries, beyond which nothing would be left out."""
 LEAST_SHARE = 0.01
-"""Of the largest term, what each is taken to have at least: mismatch gives a cell terms that the nominal one has not."""
+"""Of the largest term, what each is taken to have at least: mismatch gives terms that the nominal cell has not."""
 
 
 class Fold(NamedTuple):

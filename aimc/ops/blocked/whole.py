@@ -1,5 +1,6 @@
-"""A whole span in one compiled call, where there is one for what the hardware has, in float32 on a CPU: all but pruning,
-protection, cells that leak apart, converters whose levels are not even, and corrections. These go run by run."""
+"""A whole span in one compiled call, in float32 on a CPU, where there is one for what the hardware has: all but
+pruning, protection, cells that leak apart, converters whose levels are not even, and corrections. These go run by
+run."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def clip(charge, threshold, widths, sums):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True, fastmath=True, error_model="numpy")
 def back_through_clip(charge, threshold, of_sums, grad):  # type: ignore[no-untyped-def]
     """From the gradient of the widths, and of their sums, to that of the charge, in place; the sum of it."""
-    whole = 0.0
+    whole = np.float64(0.0)
     for m in range(charge.shape[0]):
         of_sum, total = of_sums[m], ZERO
         for s in range(charge.shape[1]):

@@ -31,7 +31,7 @@ def put_terms(
     """
     given = _given(u, powers, coefficients, scale, falls)
     cells, into = _cells(u), _cells(out)
-    in_parts(lambda *part: _put_terms(*part, cells, *given, into), len(cells), cells[0].size)
+    in_parts(lambda start, stop: _put_terms(start, stop, cells, into, *given), len(cells), cells[0].size)
 
 
 def term_gradient(
@@ -54,7 +54,11 @@ def term_gradient(
     given = _given(u, [power - 1 for power in powers], coefficients, scale, falls * torch.tensor(powers)[:, None])
     out = torch.empty(u.shape, dtype=u.dtype)
     cells, into, terms, at = _cells(u), _cells(out), of_terms.numpy(), np.array(columns)
-    in_parts(lambda *part: _term_gradient(*part, terms, at, cells, *given, into), len(cells), cells[0].size)
+
+    def gather(start: int, stop: int) -> None:
+        _term_gradient(start, stop, terms, at, cells, into, *given)
+
+    in_parts(gather, len(cells), cells[0].size)
     return out
 
 
@@ -85,7 +89,7 @@ def _number(table, head, s):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _put_terms(start, stop, u, n_heads, powers, tables, scale, falls, out):  # type: ignore[no-untyped-def]
+def _put_terms(start, stop, u, out, n_heads, powers, tables, scale, falls):  # type: ignore[no-untyped-def]
     size = u.shape[2]
     power = np.empty(size, np.float32)
     for i in range(start, stop):
@@ -106,7 +110,7 @@ def _put_terms(start, stop, u, n_heads, powers, tables, scale, falls, out):  # t
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _term_gradient(start, stop, of_terms, columns, u, n_heads, powers, tables, scale, falls, out):  # type: ignore[no-untyped-def]
+def _term_gradient(start, stop, of_terms, columns, u, out, n_heads, powers, tables, scale, falls):  # type: ignore[no-untyped-def]
     size = u.shape[2]
     power, slope = np.empty(size, np.float32), np.empty(size, np.float32)
     for i in range(start, stop):
