@@ -66,6 +66,8 @@ def test_a_state_space_model_costs_the_same_at_every_length() -> None:
     short, long = (rows("mamba", length, hidden_size=64, num_hidden_layers=2) for length in (256, 65536))
     assert list(short) == [DIGITAL, STATES]
     assert all(short[machine].token_j == long[machine].token_j for machine in short)
+    gated, plain = (Parts.of("h3", AutoConfig.for_model("h3", gated=gated), 1).state for gated in (True, False))
+    assert gated is not None and plain is not None and (gated.taps, plain.taps) == (64, 0), "S4D has no shift"
     assert "no attention heads" in Parts.of("mamba", AutoConfig.for_model("mamba"), 1).note
 
 
