@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import socket
 import time
@@ -18,6 +19,8 @@ from .lock import in_turn
 
 SETTING = "data.cache_dir"
 PROGRESS = "progress.json"
+_DIGEST = "sha256"
+"""In it: of all else that it says, for nothing else vouches for it before its folder is whole."""
 _SEEN = ".seen.json"
 """When large files were last read for their checksum."""
 LARGE = 2**28
@@ -121,6 +124,10 @@ def note_large(folder: Path) -> None:
             write_json(folder / _SEEN, large, durable=False)
 
 
+def _digest(progress: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(progress, sort_keys=True).encode()).hexdigest()
+
+
 class Growing:
     """Files that grow batch by batch, with a commit after each; what is written after the last commit is dropped when
     they are opened again, and everything where they are not what was committed and cannot be mended.
@@ -185,7 +192,8 @@ class Growing:
         if durable:
             self._flushed = time.monotonic()
         files = {name: {"bytes": n, "sha256": self._hashes[name].hexdigest()} for name, n in self._bytes.items()}
-        write_json(self.folder / PROGRESS, {"documents": self.documents, "files": files, **facts}, durable=durable)
+        progress = {"documents": self.documents, "files": files, **facts}
+        write_json(self.folder / PROGRESS, {**progress, _DIGEST: _digest(progress)}, durable=durable)
 
     def _open(self, name: str) -> None:
         self._hashes.setdefault(name, hashlib.sha256())
@@ -197,6 +205,8 @@ class Growing:
 
     def _is_taken_over(self, progress: Mapping[str, Any], mend: Mend | None) -> bool:
         """Take what was committed, where all of it is there, or can be made again."""
+        if progress.get(_DIGEST) != _digest({name: value for name, value in progress.items() if name != _DIGEST}):
+            return False
         try:
             files = dict(progress["files"])
             lost = [name for name, committed in files.items() if not self._is_as_committed(name, committed)]
@@ -207,7 +217,7 @@ class Growing:
             self.documents = int(progress["documents"])
         except (KeyError, TypeError, ValueError, AttributeError):
             return False
-        self.facts = {name: value for name, value in progress.items() if name not in ("documents", "files")}
+        self.facts = {name: value for name, value in progress.items() if name not in ("documents", "files", _DIGEST)}
         return True
 
     def _is_as_committed(self, name: str, committed: Mapping[str, Any]) -> bool:
