@@ -54,7 +54,8 @@ class Replayed:
 
 
 def replay(model: PreTrainedModel, batch: dict[str, Tensor], facts: dict[str, Any]) -> Replayed:
-    """Do a step again, up to its gradient, under the noise, on the chip and with the dropout that it met.
+    """Do a step again, up to its gradient, under the noise and on the chip that it met; with its dropout too, if that
+    was drawn on the CPU of one process.
 
     Args:
         model: with the weights from before the step, to be the same.
