@@ -30,14 +30,14 @@ CASES: dict[str, Hardware] = {
     "softmax, normalised, old": softmax_machine(noise=ALL_NOISE, features=NORMALISED, leakage=COMPENSATED),
 }
 
+RARE, SLOW = ("retention spread, no levels", "normaliser"), pytest.mark.slow
+
 
 def inputs() -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.rand(2, n, LENGTH, D, generator=g) for n in (4, 2, 2))
-    norms = {
-        f"{name}_norm": torch.rand(2, n, LENGTH, generator=g) + 0.5 for name, n in zip("qkv", (4, 2, 2), strict=True)
-    }
-    return [q, k, v], dict(zip(("query_norm", "key_norm", "value_norm"), norms.values(), strict=True))
+    sizes = {"query_norm": 4, "key_norm": 2, "value_norm": 2}
+    return [q, k, v], {name: torch.rand(2, n, LENGTH, generator=g) + 0.5 for name, n in sizes.items()}
 
 
 def prompted(hardware: Hardware, x: list[torch.Tensor], scaling: Scaling) -> KVArrays:
@@ -59,7 +59,7 @@ def tensors_of(arrays: KVArrays) -> dict[str, int]:
 
 @torch._dynamo.config.patch(error_on_recompile=True)
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(name, marks=SLOW if name in RARE else ()) for name in CASES])
 def test_one_graph_does_for_every_token(case: str) -> None:
     torch._dynamo.reset()
     hardware, (x, norms) = CASES[case], inputs()

@@ -16,6 +16,7 @@ from aimc.hardware import Array, Leakage, Noise
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.effects.noise import Chip, draws_of
 from aimc.ops.scaling import Affine, Scaling
+from tests.ops.test_triton import MORE
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 
@@ -141,6 +142,7 @@ def test_the_backward_pass_does_not_make_the_forward_pass_again(monkeypatch):
     assert kept == [True, False]
 
 
+@MORE
 def test_more_sub_tiles_than_a_byte_has_bits():
     hardware = small(readout=presets.with_softmax(small()).readout)
     hardware.array = Array(window=160, rows=16, saturation_qk=10.0, saturation_av=1.5)

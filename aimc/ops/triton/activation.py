@@ -1,7 +1,7 @@
 """Between the two arrays, in Triton: the charge-to-pulse circuit, or a digital softmax between converters.
 
 The twins of :mod:`aimc.ops.effects.activation` on a block of charges in registers. The softmax's counters stand behind
-its pulses, and so no running rescue of what was added up is possible: what it must know of a whole row, the largest
+its pulses, so what was added up cannot be rescaled as the maximum rises: what it must know of a whole row, the largest
 logit first, is found by a pass of its own (:mod:`aimc.ops.triton.statistics`).
 
 No `from __future__ import annotations` here: Triton reads the annotations.
