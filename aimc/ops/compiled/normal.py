@@ -80,9 +80,8 @@ def _radius(length, bits, i, sigma):  # type: ignore[no-untyped-def]
     exponent = np.int32(np.int32(bits[i] - ROOT_HALF_BITS) >> np.int32(23))
     bits[i] = np.int32(bits[i] - np.int32(exponent << np.int32(23)))
     x = length[i] - ONE
-    terms = OF_LOG[0]
-    for term in numba.literal_unroll(OF_LOG[1:]):
-        terms = terms * x + term
+    terms = _polynomial(x, OF_LOG[:5])
+    terms = (((terms * x + OF_LOG[5]) * x + OF_LOG[6]) * x + OF_LOG[7]) * x + OF_LOG[8]
     logarithm = x + x * x * (terms * x - HALF_OF) + np.float32(exponent - np.int32(24)) * LN_2
     return sigma * np.sqrt(max(-TWO * logarithm, ZERO))
 
