@@ -35,7 +35,11 @@ def no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
         (["logger.name=wandb"], "wandb", r"logger=wandb: needs wandb, which is not installed"),
         (["hardware.backend=triton"], "", r"hardware\.backend=triton: its kernels run on NVIDIA GPUs.*backend=auto"),
         (["trainer.precision=fp16"], "", r"trainer\.precision=fp16: .*on a CPU; set trainer\.precision=bf16"),
-        (["stage.fit_sequences=90000"], "", r"stage\.fit_sequences=90000: sequences .* training tokens"),
+        (
+            ["recipe=direct", "stage.fit_sequences=90000"],
+            "",
+            r"stage\.fit_sequences=90000: sequences .* training tokens",
+        ),
         (["stage.calibration_batches=900"], "", r"stage\.calibration_batches=900 × .* training tokens"),
         (
             ["trainer.finetune.distillation=0.5", "trainer.finetune.teacher=control", "stage.with_control=false"],
