@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError
 from traitlets.config import Config
 
 REPOSITORY = Path(__file__).parents[1]
@@ -47,6 +48,17 @@ SMOLLM2 = REPOSITORY / "data/models/SmolLM2-135M"
 """Where `make real` puts it."""
 
 
+def executed(file: Path, timeout_s: int) -> nbformat.NotebookNode:
+    """A notebook with the outputs of a new kernel."""
+    notebook = nbformat.read(file, as_version=4)
+    # Tests start kernels at the same time, and two that look for free TCP ports may find the same ones.
+    with tempfile.TemporaryDirectory() as folder:  # a short path: sockets have at most 107 characters
+        by_socket = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        where = {"metadata": {"path": str(file.parent)}}
+        NotebookClient(notebook, timeout=timeout_s, resources=where, config=by_socket).execute()
+    return notebook
+
+
 def _runs(file: Path) -> object:
     return pytest.param(file, marks=pytest.mark.slow) if file.stem in SLOW else file
 
@@ -57,12 +69,10 @@ def test_runs_top_to_bottom(file: Path) -> None:
         pytest.skip("SmolLM2-135M is not here; python -m train.fetch smollm2 gets it")
     if file.stem in NEEDS_AIHWKIT:
         pytest.importorskip("aihwkit")
-    notebook = nbformat.read(file, as_version=4)
-    # Tests start kernels at the same time, and two that look for free TCP ports may find the same ones.
-    with tempfile.TemporaryDirectory() as folder:  # a short path: sockets have at most 107 characters
-        by_socket = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
-        where = {"metadata": {"path": str(file.parent)}}
-        NotebookClient(notebook, timeout=900, resources=where, config=by_socket).execute()
+    try:
+        notebook = executed(file, timeout_s=900 if file.stem in SLOW else 120)
+    except CellTimeoutError:  # once in hundreds of kernels the first message is lost, and both sides wait
+        notebook = executed(file, timeout_s=900)
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert re.search(SAYS[file.stem], "".join(out.get("text", "") for out in outputs))
     assert len([out for out in outputs if "image/png" in out.get("data", {})]) == PICTURES[file.stem]
