@@ -82,6 +82,11 @@ def test_codes_stand_for_exactly_what_the_dac_writes(name, dtype):
         torch.testing.assert_close(lowest + step * cells.state.to(dtype), cells.voltages(slice(None)))
 
 
+def newest(arrays):
+    """Position of the token that reads."""
+    return torch.tensor([arrays.n_tokens - 1])
+
+
 @pytest.mark.parametrize("name", MACHINES)
 @pytest.mark.parametrize("n_tokens", [2 * W + R, R + 1])
 def test_a_read_is_that_of_the_operands(name, n_tokens, monkeypatch):
@@ -91,7 +96,7 @@ def test_a_read_is_that_of_the_operands(name, n_tokens, monkeypatch):
     n_held, n_tiles = min(n_tokens, W), n_slots // R
     widths = torch.rand(*pulses.shape[:3], n_slots).masked_fill(torch.rand(n_slots) < 0.3, 0.0)
     widths[..., n_held:] = 0.0  # an empty slot gets no pulse
-    expected, moments = [], arrays.moments(heads, n_slots)
+    expected, moments = [], arrays.moments(heads, n_slots, newest(arrays))
     for array, x in zip(ArrayId, (pulses, widths), strict=True):
         u = arrays.cells[array].voltages(slice(0, n_held)).double()
         double = Heads(*(torch.zeros(3, n, 1, D, dtype=torch.float64) for n in (4, 2)), arrays.hardware, arrays.chip, 0)
@@ -129,7 +134,7 @@ def test_compiled_reads_are_taken_where_they_can_be(monkeypatch):
     for name, n_taken in {"levels": 1, "each its own decay": 0}.items():
         arrays, heads, pulses = filled(machine(**MACHINES[name]))
         taken.clear()
-        arrays.cells[ArrayId.QK].read_qk(pulses, arrays.moments(heads, W)[0])
+        arrays.cells[ArrayId.QK].read_qk(pulses, arrays.moments(heads, W, newest(arrays))[0])
         assert len(taken) == n_taken, name
 
 

@@ -126,12 +126,9 @@ def test_gradients_of_softmax_and_protection():
     )
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"activation": "hard_sigmoid", "input_dac": Converter(), "protection": Protection(n_sink=1)}]
-)
-def test_triton_says_what_it_does_not_have(changes):
-    with pytest.raises(ValueError, match="hardware.backend='triton'.*(softmax|protect).*blocked"):
-        gain_cell_attention(*inputs(9), machine(backend="triton", **changes))
+def test_triton_says_what_it_does_not_have():
+    with pytest.raises(ValueError, match="hardware.backend='triton'.*pruned_softmax.*blocked"):
+        gain_cell_attention(*inputs(9), machine(backend="triton", activation="pruned_softmax"))
 
 
 def test_score_gain_of_another_size():

@@ -56,7 +56,7 @@ def test_without_the_extra_the_line_that_installs_it() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("aimc ", {"train", "evaluate", "real", "chip", "characterise", "study", "report", "fetch"}),
+        ("aimc ", {"train", "evaluate", "real", "chip", "characterise", "study", "report", "replay", "fetch"}),
         ("aimc ev", {"evaluate"}),
         ("aimc train exp", {"experiment="}),
         (

@@ -11,11 +11,13 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from train.alarms import Alarms
+from train.arguments import arguments_of, texts_of
 from train.models import digital_model
 from train.schema import RunConfig
 from train.shards import Tokens
 from train.tokens import TokenData, prepare
-from train.trainer import HardwareAwareTrainer, Training, _arguments, _texts, train
+from train.trainer import HardwareAwareTrainer, Training, train
 
 Compose = Callable[..., RunConfig]
 N, STEPS, PER_STEP = 22, 12, 4
@@ -110,12 +112,13 @@ def dealt(training: Training, data: TokenData, model: Any, n: int, passes: int) 
     order in which they see them together."""
     batches: list[list[list[list[int]]]] = []
     for rank in range(n):
-        arguments = _arguments(training, False)  # finds out how many there are
+        arguments = arguments_of(training, False)  # finds out how many there are
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(PartialState._shared_state, "num_processes", n)
             patch.setitem(PartialState._shared_state, "process_index", rank)
+            alarms = Alarms(model, clip=1.0, drift=1e9, say=print)
             trainer = HardwareAwareTrainer(
-                training=training, teacher=None, model=model, args=arguments, **_texts(data, training)
+                training=training, teacher=None, alarms=alarms, model=model, args=arguments, **texts_of(data, training)
             )
             loader = trainer.get_train_dataloader()
             assert trainer.args.world_size == n

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
 from transformers import AutoTokenizer
 
@@ -107,6 +108,7 @@ def test_a_point_is_a_run_of_the_sweep(
     agent: Any, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = words_of(agent, sweep_of("study"), monkeypatch)[4:]
+    wandb.teardown()  # what another test has begun does not read the environment again
     study(_settings(compose_config("study", *words, *tiny), StudyConfig))
     folder = tmp_path / "out" / RUN
     assert json.loads((folder / "study.json").read_text())["config"]["measure"]["seed"] == 0
