@@ -161,6 +161,11 @@ class Place(NamedTuple):
     """2: `lo` to `own` also meet what it held one window ago."""
 
 
+ZEROTH = np.int64(0)
+"""Numba compiles a function once for integers and once more for each that stands in the source, and for booleans
+likewise: so a counter begins here, and compiling takes two thirds of the time."""
+
+
 @numba.njit(cache=True)
 def make_work(pulses, line, arrays, between, keeps):  # type: ignore[no-untyped-def]
     """Room for the queries that are taken at a time; `keeps`: for what a way back over all sub-tiles needs."""

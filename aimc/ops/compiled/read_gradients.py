@@ -14,7 +14,7 @@ import numpy as np
 
 from aimc.ops.compiled.activations import back_through_clip, back_through_softmax, clip, put_pulses
 from aimc.ops.compiled.folds import folded, gather
-from aimc.ops.compiled.operands import first_tile, make_work, part_of, place
+from aimc.ops.compiled.operands import ZEROTH, first_tile, make_work, part_of, place
 from aimc.ops.compiled.products import multiply
 from aimc.ops.compiled.reads import put_left, put_tile, take
 
@@ -46,7 +46,8 @@ def read_back(pulses, upstream, line, arrays, counter, noise, between, gathered,
         out: of the pulses, `[B, H, T', D]`.
     """
     n_batch, n_heads, n_queries, _ = pulses.shape
-    work = make_work(pulses, line, arrays, between, True)
+    keeps = np.bool_(True)
+    work = make_work(pulses, line, arrays, between, keeps)
     of_left, of_widths = np.empty_like(work.left), np.empty_like(work.widths[0])
     is_divided = between.softmax or between.normalised
     for batch in range(n_batch):
@@ -55,14 +56,14 @@ def read_back(pulses, upstream, line, arrays, counter, noise, between, gathered,
                 stop = min(row + line.queries, n_queries)
                 put_left(pulses[batch, head, row:stop], arrays, row, work.left)
                 if is_divided:
-                    take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, True)
+                    take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
                 back_through_division(work, between, upstream[batch, head, row:stop])
                 of_left[: stop - row] = ZERO
-                n, tile = 0, 0
+                n, tile = ZEROTH, ZEROTH
                 for token in range(first_tile(line, row), line.start + stop, line.rows):
                     at = place(line, arrays, n_heads, batch, head, row, stop, token)
                     if not is_divided:
-                        put_tile(work, line, arrays, noise, between, at, 0, 0, True)
+                        put_tile(work, line, arrays, noise, between, at, ZEROTH, ZEROTH, keeps)
                     back_through_counter(work, line, arrays, counter, between, at, tile)
                     back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths, of_left)
                     n += at.n_parts if is_divided else 0

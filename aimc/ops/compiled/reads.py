@@ -15,7 +15,7 @@ import numpy as np
 from aimc.ops.compiled.activations import HIDDEN, clip, find_largest, hide, put_pulses, put_shares
 from aimc.ops.compiled.folds import folded
 from aimc.ops.compiled.normal import _add_column, _add_rows, _mixed
-from aimc.ops.compiled.operands import first_tile, make_work, part_of, place
+from aimc.ops.compiled.operands import ZEROTH, first_tile, make_work, part_of, place
 from aimc.ops.compiled.products import multiply
 from aimc.ops.effects import words
 
@@ -33,13 +33,14 @@ def read(pulses, line, arrays, counter, noise, between, out):  # type: ignore[no
         out: `[B, H, T', D]`.
     """
     n_batch, n_heads, n_queries, _ = pulses.shape
-    work = make_work(pulses, line, arrays, between, False)
+    keeps = np.bool_(False)
+    work = make_work(pulses, line, arrays, between, keeps)
     for batch in range(n_batch):
         for head in range(n_heads):
             for row in range(0, n_queries, line.queries):
                 stop = min(row + line.queries, n_queries)
                 put_left(pulses[batch, head, row:stop], arrays, row, work.left)
-                take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, False)
+                take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
                 divided(work, between, out[batch, head, row:stop])
 
 
@@ -70,7 +71,7 @@ def take(work, line, arrays, counter, noise, between, n_heads, batch, head, row,
     tokens = range(first_tile(line, row), line.start + stop, line.rows)
     if between.softmax:
         work.largest[: stop - row] = HIDDEN
-        n = 0
+        n = ZEROTH
         for token in tokens:
             at = place(line, arrays, n_heads, batch, head, row, stop, token)
             for part in range(at.n_parts):
@@ -78,10 +79,10 @@ def take(work, line, arrays, counter, noise, between, n_heads, batch, head, row,
                 top = work.largest[at.lo - row : at.lo - row + len(charge)]
                 find_largest(charge, between.gains[at.i, at.lo : at.hi], between.score, top)
                 n += 1
-    n, tile = 0, 0
+    n, tile = ZEROTH, ZEROTH
     for token in tokens:
         at = place(line, arrays, n_heads, batch, head, row, stop, token)
-        put_tile(work, line, arrays, noise, between, at, n if keeps or between.softmax else 0, tile, keeps)
+        put_tile(work, line, arrays, noise, between, at, n if keeps or between.softmax else ZEROTH, tile, keeps)
         queries = slice(at.lo - row, at.hi - row)
         add_levels(work.counts[tile, : at.hi - at.lo], counter, work.total[queries])
         if between.normalised:
@@ -136,7 +137,7 @@ def put_tile(work, line, arrays, noise, between, at, n, tile, keeps):  # type: i
                 counts[m, d] += offsets[d]
     if noise.av:
         states = states_of(line, noise, at)
-        _add_rows(counts, noise.av, states[0], states[1], 0)
+        _add_rows(counts, noise.av, states[0], states[1], ZEROTH)
 
 
 @numba.njit(cache=True)
