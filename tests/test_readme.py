@@ -162,6 +162,7 @@ def run(words: list[str]) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_adaptation_command_runs(tmp_path: Path) -> None:
     """The one-stage command, as written, on the shipped linear model; only its size and its output folder are
     changed."""

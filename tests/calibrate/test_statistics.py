@@ -216,6 +216,7 @@ torch.save(scalers(model), f"{out}/{{dist.get_rank()}}.pt")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_scalers_of_one(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[2])
     script = tmp_path / "worker.py"

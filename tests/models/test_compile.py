@@ -17,7 +17,8 @@ def losses_and_gradients(forward, model, ids):
     return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_model_equals_the_model(backend):
     torch._dynamo.reset()
     model, hardware = tiny_gpt2(), small_arrays()
