@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,8 +23,25 @@ class LayerOutput:
     explained_after: list[float] = field(default_factory=list)
 
 
+class Errors:
+    """Means over the layers of a report."""
+
+    __slots__ = ()
+    layers: Any
+
+    @property
+    def error_before(self) -> float:
+        """Mean over the layers of the relative squared error of the attention output, before."""
+        return statistics.fmean(layer.error_before for layer in self.layers)
+
+    @property
+    def error_after(self) -> float:
+        """The same afterwards."""
+        return statistics.fmean(layer.error_after for layer in self.layers)
+
+
 @dataclass(slots=True, kw_only=True)
-class OutputMatching:
+class OutputMatching(Errors):
     """How the matching went."""
 
     layers: list[LayerOutput] = field(default_factory=list)
@@ -42,16 +60,6 @@ class OutputMatching:
     def steps(self) -> int:
         """Steps made."""
         return len(self.history)
-
-    @property
-    def error_before(self) -> float:
-        """Mean over the layers of the relative squared error of the attention output, before."""
-        return statistics.fmean(layer.error_before for layer in self.layers)
-
-    @property
-    def error_after(self) -> float:
-        """The same afterwards."""
-        return statistics.fmean(layer.error_after for layer in self.layers)
 
     def __str__(self) -> str:
         head = (

@@ -9,7 +9,6 @@ layers before it have made of the text. Source of the idea: layer-wise reconstru
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from aimc.calibrate.blocks import Block, Call, output_of, paired_blocks, run_decoder, watching
 from aimc.calibrate.observation import Batches
+from aimc.calibrate.output_report import Errors
 from aimc.calibrate.output_variance import Projection, projecting
 from aimc.calibrate.text import checked_batches, n_tokens, ranks_for, rows_of
 from aimc.models.modes import evaluating
@@ -49,23 +49,13 @@ class FittedLayer:
 
 
 @dataclass(slots=True, kw_only=True)
-class ProjectionFit:
+class ProjectionFit(Errors):
     """How the fit went."""
 
     layers: list[FittedLayer] = field(default_factory=list)
     n_tokens: int = 0
     """Tokens it was fitted to."""
     seconds: float = 0.0
-
-    @property
-    def error_before(self) -> float:
-        """Mean over the layers."""
-        return statistics.fmean(layer.error_before for layer in self.layers)
-
-    @property
-    def error_after(self) -> float:
-        """Mean over the layers."""
-        return statistics.fmean(layer.error_after for layer in self.layers)
 
     def __str__(self) -> str:
         head = (
