@@ -40,7 +40,14 @@ PICTURES = {
 NEEDS_AIHWKIT = ("06_whole_chip",)
 NEEDS_SMOLLM2 = ("07_a_real_model",)
 SLOW = (
-    *("01_first_steps", "02_generation", "05_cost_and_tradeoffs", "06_whole_chip", "07_a_real_model"),
+    *(
+        "01_first_steps",
+        "02_generation",
+        "03_cell_and_circuit",
+        "05_cost_and_tradeoffs",
+        "06_whole_chip",
+        "07_a_real_model",
+    ),
     *("08_which_nonideality", "09_beside_attention"),
 )
 """A minute and more: `make slow` runs them."""

@@ -173,6 +173,7 @@ def test_adaptation_command_runs(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "adapted" / "model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_command_runs(tmp_path: Path) -> None:
     """`python -m train.evaluate` as written, on less text and over fewer chips."""
     words = next(call for call in COMPOSED.values() if "train.evaluate" in call)

@@ -72,6 +72,7 @@ def test_an_unknown_commit_is_refused(bad: str, capsys: pytest.CaptureFixture[st
     assert f"stopped: {bad!r}: git knows no such commit" in printed and "HEAD~1" in printed
 
 
+@pytest.mark.slow
 def test_a_tree_is_asked_in_its_own_process(tmp_path: Path) -> None:
     (tmp_path / "aimc").mkdir()
     (tmp_path / "aimc" / "__init__.py").write_text("def __getattr__(name):\n    raise AttributeError('empty')\n")

@@ -359,6 +359,7 @@ def test_read_noise_is_alike_in_both_forms() -> None:
     assert 0.9 < ratio.mean() < 1.1 and parallel.std(dim=0).min() > 0
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_memory_is_flat_over_8_windows() -> None:
     model = quiet()

@@ -78,6 +78,7 @@ def test_each_command_finds_its_configs(site: Path, tmp_path: Path, command: str
     assert field in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_and_its_evaluation_from_an_empty_folder(site: Path, tmp_path: Path) -> None:
     text, work = tmp_path / "text", tmp_path / "empty"
     text.mkdir()

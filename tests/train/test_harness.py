@@ -447,6 +447,7 @@ def test_too_many_examples_are_refused(configure: Callable[..., EvaluationConfig
         load_tasks(configure("num_fewshot=4", tasks="winogrande"))
 
 
+@pytest.mark.slow
 @needs_harness
 def test_the_harness_own_tasks_without_a_network(
     configure: Callable[..., EvaluationConfig], monkeypatch: pytest.MonkeyPatch

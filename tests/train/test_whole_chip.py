@@ -135,6 +135,7 @@ def test_refusals(done: Path, text_folder: Path, cache: Path, tmp_path: Path) ->
     assert time_name(86400.0) == "1 day" and time_name(90.0) == "90 s"
 
 
+@pytest.mark.slow
 def test_the_command_on_the_shipped_model(text_folder: Path, cache: Path, tmp_path: Path) -> None:
     small = ["measure.tokens=512", "measure.chips=1", "with_curve=false", "calibration_batches=1"]
     places = [f"output_dir={tmp_path / 'out'}", "data=text", f"data.path={text_folder}", f"data.cache_dir={cache}"]
