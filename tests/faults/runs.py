@@ -35,6 +35,7 @@ def kills(bench: Bench) -> Outcome:
         yield child
         finished = {s: (out / s / "stage.json").stat().st_ino for s in STAGES if (out / s / "stage.json").exists()}
         ended = child.status in (-9, 0) if number == signal.SIGKILL else child.status in (0, 75)
+        ended |= child.status == -number and not out.exists()  # while Python started: nothing had begun
         again = bench.run(bench.pipeline(out))
         yield again
         kept = all((out / s / "stage.json").stat().st_ino == inode for s, inode in finished.items())
