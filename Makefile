@@ -44,7 +44,7 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Kills, corruptions, full disks, malformed settings: a quarter of an hour on two cores; writes docs/faults.md.
+# Kills, corruptions, full disks, malformed settings: less than ten minutes on two cores; writes docs/faults.md.
 faults: setup
 	$(BIN)/python -m tests.faults
 
