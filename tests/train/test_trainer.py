@@ -247,6 +247,16 @@ def test_wandb_goes_on_in_the_same_run(
     assert len(folders) == 2 and len({name.rpartition("-")[2] for name in folders}) == 1, folders
 
 
+def test_wandb_stages_are_the_run_of_the_agent(
+    tmp_path: Path, logged_out: None, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "fromagent"}.items():
+        monkeypatch.setenv(name, value)
+    run(compose(tmp_path, "stage.name=digital", "logger=wandb"))
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert folder.name.endswith("-fromagent")
+
+
 @pytest.mark.parametrize("broken", ["wandb.init", "transformers.integrations.WandbCallback.on_log"])
 def test_wandb_trouble_does_not_cost_the_run(
     tmp_path: Path,
