@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 import aimc
@@ -17,51 +16,16 @@ from aimc.calibrate.output_report import LayerOutput, OutputMatching
 from aimc.calibrate.output_variance import explained_variance, projecting
 from aimc.calibrate.outputs import _is_level
 from aimc.models.arrays import gain_cell_layers
+from tests.calibrate.small import ATTENTION, changed, on_arrays, smooth, weights
 from tests.conftest import small_arrays, tiny_gpt2
 from tests.tiny_models import FAMILIES, ids, tiny_model
 
 FAST = {"steps": 25, "learning_rate": 3e-3}
-ATTENTION = (".attn.", ".self_attn.", ".attention.")
-
-
-def smooth(family: str = "gpt2") -> PreTrainedModel:
-    """Attention that is no lottery: arrays can learn it in a few steps."""
-    model = tiny_model(family)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if any(part in name for part in ATTENTION) and parameter.ndim == 2:
-                parameter.mul_(0.1)
-    return model
-
-
-def on_arrays(digital: PreTrainedModel, batches: list[torch.Tensor]) -> PreTrainedModel:
-    model = copy.deepcopy(digital)
-    aimc.convert(model, small_arrays())
-    aimc.initialise_scalers(model, digital, batches)
-    return model
 
 
 @pytest.fixture
 def text() -> list[torch.Tensor]:
     return [ids(seed, 4, 16) for seed in (0, 1)]
-
-
-@pytest.fixture
-def digital() -> PreTrainedModel:
-    return smooth()
-
-
-@pytest.fixture
-def analog(digital: PreTrainedModel, text: list[torch.Tensor]) -> PreTrainedModel:
-    return on_arrays(digital, text)
-
-
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: x.detach().clone() for name, x in model.state_dict().items()}
-
-
-def changed(model: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name, x in model.state_dict().items() if not torch.equal(x, before[name])}
 
 
 OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family not in ("gpt2", "llama")]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import aimc
 from aimc.calibrate.output_variance import projecting
 from aimc.models.arrays import gain_cell_layers
-from tests.calibrate.test_outputs import changed, on_arrays, smooth, weights
+from tests.calibrate.small import changed, on_arrays, smooth, weights
 from tests.tiny_models import FAMILIES, ids
 
 PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
@@ -23,16 +23,6 @@ OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if
 @pytest.fixture
 def text() -> list[torch.Tensor]:
     return [ids(seed, 8, 16) for seed in (0, 1)]
-
-
-@pytest.fixture
-def digital() -> PreTrainedModel:
-    return smooth()
-
-
-@pytest.fixture
-def analog(digital: PreTrainedModel, text: list[torch.Tensor]) -> PreTrainedModel:
-    return on_arrays(digital, text)
 
 
 def seen_by(model: PreTrainedModel, tokens: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -11,37 +11,26 @@ if not torch.cuda.is_available():
 
 from dataclasses import replace
 
-from aimc import presets
 from aimc.hardware import Array, Converter, Features, Hardware, Leakage, Normaliser, Protection
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 from aimc.ops.triton.check import check_triton
+from tests.ops.test_blocked_softmax import NORMALISED
+from tests.ops.test_blocked_softmax import machine as of_softmax
 from tests.ops.test_triton import ALL_NOISE, DEVICE, MORE
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 
 NAMES = ("query", "key", "value", "query scale", "key scale", "value scale", "of the activation")
-SIGNED = {"v_min": -1.0, "coding": "sign_magnitude"}
 COMPENSATED = Leakage(tau_s=1.0, token_time_s=0.004, compensate=True)
-NORMALISED = Features(normalise_queries=True, normalise_keys=True, normalise_values=True)
 PROTECTED = Protection(n_sink=2, n_recent=5)
 
 
 def machine(*, levels: bool = False, **changes: object) -> Hardware:
-    n, m = (64, 256) if levels else (None, None)
-    hardware = replace(
-        presets.gain_cell_cmos(),
-        activation="softmax",
-        array=Array(window=32, rows=16, saturation_qk=20.0, saturation_av=14.0),
-        leakage=Leakage(tau_s=1.0, token_time_s=0.004),
-        input_dac=Converter(n_levels=n, **SIGNED),
-        storage_dac=Converter(n_levels=n, v_max=0.9),
-        score_adc=Converter(n_levels=m, **SIGNED),
-        probability_dac=Converter(n_levels=m),
-        readout=Converter(n_levels=m, **SIGNED),
-    )
-    return replace(hardware, **changes)
+    """The other tests' with smaller arrays that leak faster."""
+    array = Array(window=32, rows=16, saturation_qk=20.0, saturation_av=14.0)
+    return of_softmax(levels=levels, **({"array": array, "leakage": Leakage(tau_s=1.0, token_time_s=0.004)} | changes))
 
 
 def both(hardware: Hardware, T: int, *, B: int = 1, H: int = 1, H_kv: int = 1, D: int = 16, n_padded: int = 0):
