@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.pipelines import run_config
 from benchmarks.recipes import with_interval
 from train.files import read_object, write_json
 from train.stages import STAGES
@@ -143,22 +144,16 @@ def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | N
     """All stages of one model with one seed, in this process, on one thread; perplexities by column, and what else the
     table tells."""
     import torch
-    from hydra import compose, initialize_config_dir
 
     from train import pipeline
-    from train.command import CONF
-    from train.configs import checked, register
-    from train.schema import RunConfig
 
     torch.set_num_threads(1)
-    register()
     started, found = time.perf_counter(), dict[str, float]()
     records, config = [], None
     for stage in stages_of(model):
         by_layer = MODELS[model] == ATTENTION and stage.analog
         words = [f"stage={stage.name}", *overrides_of(model, seed, folder, effort, text, by_layer=by_layer)]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = checked(compose("run", overrides=words), RunConfig)
+        config = run_config(words)
         pipeline.execute(config, lambda what: None, [stage])
         record = json.loads((config.folder / stage.folder / "stage.json").read_text(encoding="utf-8"))
         records.append(record)
@@ -281,17 +276,9 @@ def effort_of(effort: Effort) -> dict[str, int]:
 
 def _tokenise_once(folder: Path, effort: Effort, text: str | None) -> None:
     """The text, before jobs ask for it side by side."""
-    from hydra import compose, initialize_config_dir
-
-    from train.command import CONF
-    from train.configs import checked, register
-    from train.schema import RunConfig
     from train.tokens import prepare
 
-    register()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        words = overrides_of("gpt2_tiny", 1, folder, effort, text)
-        prepare(checked(compose("run", overrides=words), RunConfig).data, None, CONTEXT)
+    prepare(run_config(overrides_of("gpt2_tiny", 1, folder, effort, text)).data, None, CONTEXT)
 
 
 if __name__ == "__main__":

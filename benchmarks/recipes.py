@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.pipelines import run_config
 from train.files import write_json
 
 MATCHED = 40
@@ -88,23 +89,17 @@ def run_row(name: str, seed: int, folder: Path, steps: int) -> dict[str, float]:
     import shutil
 
     import torch
-    from hydra import compose, initialize_config_dir
 
     from train import pipeline
-    from train.command import CONF
-    from train.configs import checked, register
-    from train.schema import RunConfig
 
     torch.set_num_threads(1)
-    register()
     values: dict[str, float] = {}
     own = folder / f"seed_{seed}"
     if name == CONTROL and not (own / "digital").exists():
         shutil.copytree("checkpoints/shipped/digital", own / "digital")
     for stage in ROWS[name].stages:
         words = [f"stage={stage}", *overrides_of(name, seed, folder, steps)]
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = checked(compose("run", overrides=words), RunConfig)
+        config = run_config(words)
         pipeline.execute(config, lambda what: None)
         record = config.folder / config.stage.stage(stage).folder / "stage.json"
         values |= json.loads(record.read_text(encoding="utf-8"))["perplexity"]
