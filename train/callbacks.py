@@ -24,7 +24,6 @@ from transformers.trainer_callback import ProgressCallback
 from aimc.models.hub import server_answers
 
 from .files import read_object, write_json
-from .sweep import agent_run
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """What asks a job to end: Ctrl-C; a scheduler or container that takes its machine away; a terminal that closes."""
@@ -143,8 +142,7 @@ class WandbLog(WandbCallback):
         project: name there.
         folder: that gets the folder `wandb`.
         id_file: that keeps the run's id: training that is given again goes on in the same run, online and, once it is
-            sent (`wandb sync --append`), offline. It goes with the points to resume from. What W&B's agent has started
-            is the run that the agent made.
+            sent (`wandb sync --append`), offline. It goes with the points to resume from.
     """
 
     def __init__(self, project: str, folder: Path, id_file: Path) -> None:
@@ -164,7 +162,7 @@ class WandbLog(WandbCallback):
                     dir=str(self.folder),
                     name=args.run_name,
                     mode=mode,
-                    id=agent_run() or (known if isinstance(known, str) and known.isalnum() else uuid.uuid4().hex[:8]),
+                    id=known if isinstance(known, str) and known.isalnum() else uuid.uuid4().hex[:8],
                     resume=None if mode == "offline" else "allow",  # there, nobody knows what is on the server
                 )
                 assert self._wandb.run is not None
