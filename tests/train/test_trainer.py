@@ -252,7 +252,9 @@ def test_wandb_stages_are_the_run_of_the_agent(
 ) -> None:
     for name, value in {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "fromagent"}.items():
         monkeypatch.setenv(name, value)
+    wandb.teardown()  # what another test has begun does not read the environment again
     run(compose(tmp_path, "stage.name=digital", "logger=wandb"))
+    wandb.teardown()
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     assert folder.name.endswith("-fromagent")
 
