@@ -155,6 +155,10 @@ class Heads:
         tables = [self._part(table, self._slots(tokens)) for table in self._frozen.coefficients(array)]
         return [table for table in tables if table is not None] or list(self.cell.coefficients)
 
+    def all_coefficients(self, array: ArrayId) -> list[Tensor | float]:
+        """:meth:`coefficients` of all cells of the layer, `[H_kv, W, D]` or a number each, which nobody may change."""
+        return [x for x in self._frozen.coefficients(array) if x is not None] or list(self.cell.coefficients)
+
     def cell_errors(self, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
         """:meth:`mismatch` of all cells of the layer, `[H_kv, W, D]` each, which nobody may change."""
         gain, offset_v = self._frozen.mismatch(array)

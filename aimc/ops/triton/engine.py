@@ -20,7 +20,7 @@ from aimc.ops.storage import Remembered, storage_gradient
 from aimc.ops.triton.check import check_triton
 from aimc.ops.triton.inputs import Inputs, Protected, Softmax
 from aimc.ops.triton.launch import triton_backward, triton_forward
-from aimc.ops.triton.operands import Cells, Given, numbers, operands_of, pulse_gradient, pulses_of, stored_gradient
+from aimc.ops.triton.operands import Cells, Given, gradients_of_given, numbers, operands_of
 from aimc.ops.triton.residuals import Residuals
 
 NO_CONVERTER = Converter(v_min=-1e30, v_max=1e30)
@@ -56,11 +56,8 @@ def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None 
         d_pulses, memory = grads.pulses, grads.memory
         if memory is not None and not call.heads.hardware.has_softmax:
             d_pulses = d_pulses + memory[0]  # behind the same clip
-        both = [
-            pulse_gradient(d_pulses, prepared.query, prepared.full_scale_qk),
-            _back_through_storage(call, grads.keys, prepared.keys),
-            _back_through_storage(call, grads.values, prepared.values),
-        ]
+        both = gradients_of_given((d_pulses, grads.keys, grads.values), *prepared[:4])
+        both[1:] = [_before_storage(call, x, of) for x, of in zip(both[1:], prepared[2:4], strict=True)]
         if memory is not None:
             beside = _back_through_memory(call, memory, prepared.full_scale_qk)
             both = [(a + c.to(a.dtype), b + d) for (a, b), (c, d) in zip(both, beside, strict=True)]
@@ -98,9 +95,7 @@ class _Prepared(NamedTuple):
             of_second = heads.column_tables_av(tiles), heads.column_tables_of_sum(tiles)
             columns = [heads.column_tables_qk(slots), *of_second]
         inputs = Inputs(
-            pulses=pulses_of(query, full_scale_qk, dtype),
-            keys=operands_of(keys, dtype),
-            values=operands_of(values, dtype),
+            operands=operands_of(query, full_scale_qk, keys, values, dtype),
             key_powers=keys.powers,
             value_powers=values.powers,
             columns_qk=columns[0],
@@ -154,10 +149,11 @@ def _stored(call: Call, array: ArrayId) -> Given:
     return Given(storage_dac(scaled(raw, affine), hardware), None, NO_CONVERTER)
 
 
-def _back_through_storage(call: Call, grads: Tensor, cells: Cells) -> Gradient:
-    of_given, of_scaler = stored_gradient(grads, cells)
+def _before_storage(call: Call, grads: Gradient, cells: Cells) -> Gradient:
+    """The gradients of what the kernels were given and of its scaler, where PyTorch has converted before them."""
     if cells.given.converter is not NO_CONVERTER:
-        return of_given, of_scaler
+        return grads
+    of_given, _ = grads
     raw, affine = (call.key, call.scaling.key) if cells.array == ArrayId.QK else (call.value, call.scaling.value)
     of_raw, of_scaler = storage_gradient(of_given, raw, affine, call.heads.hardware)
     return of_raw.to(raw.dtype), of_scaler

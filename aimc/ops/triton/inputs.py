@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aimc.hardware import Hardware
 from aimc.ops.effects.ageing import Retained
-from aimc.ops.triton.operands import Powers
+from aimc.ops.triton.operands import Operands, Powers
 
 Table = Tensor | None
 
@@ -47,11 +47,7 @@ class Protected(NamedTuple):
 class Inputs(NamedTuple):
     """What the kernels compute with, all on one device."""
 
-    pulses: Tensor
-    """Pulse widths over S_sat, `[B, H, T, D]` in the dtype of the products."""
-    keys: Tensor
-    """Operands of the first array, `[P, B, H_kv, T, D]`, likewise (:func:`aimc.ops.triton.operands.operands_of`)."""
-    values: Tensor
+    operands: Operands
     key_powers: Powers
     value_powers: Powers
     columns_qk: tuple[Table, Table]

@@ -8,7 +8,7 @@ the window is touched. The backward pass computes the first array again from pul
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,17 +61,20 @@ def triton_forward(inputs: Inputs, out_dtype: torch.dtype, *, keep: bool = False
     from aimc.ops.triton.kernels import forward_kernel
     from aimc.ops.triton.statistics import statistics_kernel
 
-    batch, heads, tokens, size = inputs.pulses.shape
-    out = torch.empty(batch, tokens, heads, size, dtype=out_dtype, device=inputs.pulses.device)
-    residuals = Residuals.room(inputs.pulses, inputs.hardware, keep=keep)
+    pulses = inputs.operands.pulses
+    batch, heads, tokens, size = pulses.shape
+    out = torch.empty(batch, tokens, heads, size, dtype=out_dtype, device=pulses.device)
+    residuals = Residuals.room(pulses, inputs.hardware, keep=keep)
     if out.numel():
         machine = _machine(inputs, residuals)
         if inputs.softmax is not None:
             spec, how = _spec(inputs, "statistics")
-            statistics_kernel[(-(-tokens // spec.block), heads, batch)](inputs.pulses, machine, spec, **how)
+            statistics_kernel[(-(-tokens // spec.block), heads, batch)](pulses, machine, spec, **how)
         spec, how = _spec(inputs, "forward")
         grid = (-(-tokens // spec.block), heads, batch)
-        forward_kernel[grid](inputs.pulses, machine, out, residuals.divisor, _kept(residuals), keep, spec, **how)
+        forward_kernel[grid](
+            inputs.operands.pulses, machine, out, residuals.divisor, _kept(residuals), keep, spec, **how
+        )
     return out, residuals
 
 
@@ -84,7 +87,7 @@ def triton_backward(grad: Tensor, inputs: Inputs, out: Tensor, residuals: Residu
     from aimc.ops.triton.kernels import pulse_gradient_kernel, stored_gradient_kernel
     from aimc.ops.triton.memory import memory_gradient_kernel
 
-    pulses, keys, memory = inputs.pulses, inputs.keys, inputs.memory
+    (pulses, keys, _), memory = inputs.operands, inputs.memory
     batch, heads, tokens, _ = pulses.shape
     grad, scale = _scaled(grad, pulses.dtype)
     grad, d_sum = _undivided(grad, out, residuals, inputs)
@@ -160,7 +163,7 @@ def _of_softmax(inputs: Inputs, residuals: Residuals) -> OfSoftmax:
         return OfSoftmax(*(None,) * len(OfSoftmax._fields))
     return OfSoftmax(
         *given[:4],
-        shares=None if given.retained is None else numbers(given.retained.shares, inputs.pulses.device),
+        shares=None if given.retained is None else numbers(given.retained.shares, inputs.operands.pulses.device),
         resting=residuals.resting,
         largest=residuals.largest,
         total=residuals.divisor,
@@ -172,6 +175,7 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
     from aimc.ops.triton.spec import Columns, Levels, Machine, Memory, OfHeads
 
     hardware, padding, protected = inputs.hardware, inputs.key_padding, inputs.memory
+    pulses, keys, values = inputs.operands
     memory = Memory(None, None, None, None, None, 0)
     if protected is not None:
         sink = protected.sink
@@ -186,8 +190,8 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
         for pair in (inputs.columns_qk, inputs.columns_av, inputs.columns_of_sum)
     )
     return Machine(
-        key_operands=inputs.keys,
-        value_operands=inputs.values,
+        key_operands=keys,
+        value_operands=values,
         columns_qk=of_qk,
         columns_av=of_av,
         columns_of_sum=of_sum,
@@ -197,11 +201,11 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
         padding=None if padding is None else padding.contiguous().view(torch.uint8),
         draws=inputs.draws,
         layer=inputs.layer,
-        n_batch=inputs.pulses.shape[0],
-        n_tokens=inputs.pulses.shape[2],
-        n_heads=inputs.pulses.shape[1],
-        n_kv_heads=inputs.keys.shape[2],
-        n_kept=n_bytes(inputs.pulses.shape[2], hardware),
+        n_batch=pulses.shape[0],
+        n_tokens=pulses.shape[2],
+        n_heads=pulses.shape[1],
+        n_kv_heads=keys.shape[2],
+        n_kept=n_bytes(pulses.shape[2], hardware),
         levels=Levels(
             decay_per_token=hardware.leakage.decay_per_token,
             saturation_av=hardware.array.saturation_av,
@@ -217,9 +221,8 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
     """What a kernel is compiled for, and how it is launched."""
     import triton.language as tl
 
-    from aimc.ops.triton.spec import Spec
-
-    hardware, head_size, dtype = inputs.hardware, inputs.pulses.shape[3], inputs.pulses.dtype
+    hardware, pulses = inputs.hardware, inputs.operands.pulses
+    head_size, dtype = pulses.shape[3], pulses.dtype
     of_tl = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
     is_noisy = bool(hardware.noise.read_qk or hardware.noise.read_av)
     softmax = None
@@ -229,7 +232,7 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
     launches = FULL_LAUNCHES if dtype == torch.float32 else NOISY_LAUNCHES if is_large else HALF_LAUNCHES
     how = launches[kernel]
     keys, values, normaliser = inputs.key_powers, inputs.value_powers, hardware.normaliser
-    spec = Spec(
+    spec = _same_spec(
         rows=hardware.array.rows,
         tiles=hardware.array.n_tiles,
         block=min(hardware.array.rows, how.block),
@@ -253,7 +256,15 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
         reloads=dtype == torch.float32,
         precision="tf32x3",  # three products of tensor cores, whose float32 has 10 bits, come close to its 23
     )
-    return spec, {"num_warps": how.warps, "num_stages": how.stages if _has_room(inputs.pulses.device) else 1}
+    return spec, {"num_warps": how.warps, "num_stages": how.stages if _has_room(pulses.device) else 1}
+
+
+@functools.lru_cache(maxsize=256)
+def _same_spec(**of: Any) -> Spec:
+    """One object for equal ones: by it Triton looks a kernel up."""
+    from aimc.ops.triton.spec import Spec
+
+    return Spec(**of)
 
 
 @functools.cache

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+import itertools
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,30 +46,31 @@ class Given:
         self.converter = converter
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """A program per block of tokens, head and sequence."""
-        batch, heads, tokens, _ = self.x.shape
-        return -(-tokens // TOKENS), heads, batch
+    def n_blocks(self) -> int:
+        """Of tokens, a program each."""
+        return -(-self.x.shape[2] // TOKENS)
 
     def source(self) -> Source:
         """For a kernel."""
         from aimc.ops.triton.spec import Source
 
-        (of_batch, of_head, of_token, _), n_tokens = self.x.stride(), self.x.shape[2]
+        (of_batch, of_head, of_token, _), (n_batch, n_heads, n_tokens, _) = self.x.stride(), self.x.shape
         scale, offset = self.affine or (None, None)
-        return Source(self.x, of_batch, of_head, of_token, n_tokens, scale, offset)
+        return Source(self.x, of_batch, of_head, of_token, n_batch, n_heads, n_tokens, scale, offset)
 
-    def sizes(self) -> dict[str, object]:
-        """Those of a :class:`aimc.ops.triton.spec.WriteSpec`."""
+    def spec(self, **of_cells: object) -> WriteSpec:
+        """What a kernel is compiled for; :class:`Cells` add theirs."""
         size = self.x.shape[3]
-        return {"block": TOKENS, "head_size": size, "padded_size": padded(size), "dac": counter(self.converter)}
+        return _write_spec(
+            block=TOKENS, head_size=size, padded_size=padded(size), dac=counter(self.converter), **of_cells
+        )
 
     def gradients(self) -> tuple[Tensor, Tensor | None]:
         """Room for the gradient of x, `[B, T, H, D]` in its dtype, and for what adds up to the scaler's, `[2, B, H,
         blocks]`; None: there is no scaler."""
         batch, heads, tokens, size = self.x.shape
         d_x = torch.empty(batch, tokens, heads, size, dtype=self.x.dtype, device=self.x.device)
-        sums = torch.empty(2, batch, heads, self.grid[0], dtype=torch.float32, device=self.x.device)
+        sums = torch.empty(2, batch, heads, self.n_blocks, dtype=torch.float32, device=self.x.device)
         return d_x, None if self.affine is None else sums
 
     def of_scaler(self, sums: Tensor | None) -> Tensor:
@@ -83,8 +85,7 @@ class Cells:
 
     def __init__(self, array: ArrayId, given: Given, heads: Heads, draws: Tensor) -> None:
         self.array, self.given, self.heads, self.draws = array, given, heads, draws
-        slots = torch.arange(heads.hardware.array.window, device=heads.device)
-        coefficients = heads.coefficients(array, slots)
+        coefficients = heads.all_coefficients(array)
         self.differ = any(isinstance(c, Tensor) for c in coefficients)
         self.powers = self._powers(coefficients)
         if self.differ:  # some powers may be alike in all cells
@@ -104,11 +105,8 @@ class Cells:
 
     def spec(self, powers: tuple[int, ...]) -> WriteSpec:
         """What a kernel is compiled for whose stack has these powers."""
-        from aimc.ops.triton.spec import WriteSpec
-
         hardware = self.heads.hardware
-        return WriteSpec(
-            **self.given.sizes(),  # type: ignore[arg-type]
+        return self.given.spec(
             rest_v=self.heads.cell.offset_v,
             array=int(self.array),
             rows=hardware.array.rows,
@@ -137,52 +135,57 @@ class Cells:
         )
 
 
-def pulses_of(given: Given, full_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Pulse widths over the full scale of the first array of each head `[H]`, `[B, H, T, D]`."""
-    from aimc.ops.triton.spec import WriteSpec
-    from aimc.ops.triton.writes import pulses_kernel
+class Operands(NamedTuple):
+    """What the kernels of the arrays multiply, in the dtype of their products."""
 
-    pulses = torch.empty(given.x.shape, dtype=dtype, device=given.x.device)
-    if pulses.numel():
-        pulses_kernel[given.grid](given.source(), full_scale, pulses, WriteSpec(**given.sizes()))  # type: ignore[arg-type]
-    return pulses
-
-
-def pulse_gradient(grad: Tensor, given: Given, full_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """From the gradient of :func:`pulses_of` to that of the queries, `[B, H, T, D]`, and of their scaler, `[2, H]`."""
-    from aimc.ops.triton.spec import WriteSpec
-    from aimc.ops.triton.writes import pulse_gradient_at_dac
-
-    d_x, sums = given.gradients()
-    if d_x.numel():
-        spec = WriteSpec(**given.sizes())  # type: ignore[arg-type]
-        pulse_gradient_at_dac[given.grid](given.source(), full_scale, grad, d_x, sums, spec)
-    return d_x.transpose(1, 2), given.of_scaler(sums)
-
-
-def operands_of(cells: Cells, dtype: torch.dtype) -> Tensor:
+    pulses: Tensor
+    """Pulse widths over the full scale of the first array, `[B, H, T, D]`."""
+    keys: Tensor
     """What the powers of the queries' decay multiply, `[P, B, H_kv, T, D]`: powers from the first present one to the
     last, those between that are absent left unwritten."""
+    values: Tensor
+
+
+def operands_of(query: Given, full_scale: Tensor, keys: Cells, values: Cells, dtype: torch.dtype) -> Operands:
+    """Of one call; `full_scale` is that of the first array of each head, `[H]`."""
     from aimc.ops.triton.writes import write_kernel
 
-    given, powers = cells.given, cells.powers.present
-    operands = torch.empty(span(powers), *given.x.shape, dtype=dtype, device=given.x.device)
-    if operands.numel():
-        write_kernel[given.grid](given.source(), cells.written(), operands, cells.spec(powers))
-    return operands
+    device, arrays = query.x.device, (keys, values)
+    pulses = torch.empty(query.x.shape, dtype=dtype, device=device)
+    stacks = [torch.empty(span(of.powers.present), *of.given.x.shape, dtype=dtype, device=device) for of in arrays]
+    if pulses.numel():
+        written = [(of.given.source(), of.written(), stack) for of, stack in zip(arrays, stacks, strict=True)]
+        specs = [of.spec(of.powers.present) for of in arrays]
+        write_kernel[_grid(query, keys)](
+            query.source(), full_scale, pulses, *written[0], *written[1], query.spec(), *specs
+        )
+    return Operands(pulses, *stacks)
 
 
-def stored_gradient(grads: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
-    """From the gradients of the graded operands, laid out likewise, to that of keys or values, `[B, H_kv, T, D]`, and
-    of their scaler, `[2, H_kv]`."""
-    from aimc.ops.triton.writes import stored_gradient_at_dac
+def gradients_of_given(
+    grads: tuple[Tensor, Tensor, Tensor], query: Given, full_scale: Tensor, keys: Cells, values: Cells
+) -> list[tuple[Tensor, Tensor]]:
+    """From the gradients of the pulses and of the graded operands of both arrays, laid out as :class:`Operands`, to
+    those of query, key and value, `[B, H, T, D]`, and of their scalers, `[2, H]`."""
+    from aimc.ops.triton.writes import gradient_at_converters
 
-    given = cells.given
-    d_x, sums = given.gradients()
-    if d_x.numel():
-        spec = cells.spec(cells.powers.graded)
-        stored_gradient_at_dac[given.grid](given.source(), cells.written(), grads, d_x, sums, spec)
-    return d_x.transpose(1, 2), given.of_scaler(sums)
+    all_given = query, keys.given, values.given
+    rooms = [given.gradients() for given in all_given]
+    if query.x.numel():
+        how = full_scale, keys.written(), values.written()
+        each = [
+            (given.source(), of, grad, *room)
+            for given, of, grad, room in zip(all_given, how, grads, rooms, strict=True)
+        ]
+        specs = [of.spec(of.powers.graded) for of in (keys, values)]
+        gradient_at_converters[_grid(query, keys)](*itertools.chain(*each), query.spec(), *specs)
+    return [(d_x.transpose(1, 2), of.of_scaler(sums)) for of, (d_x, sums) in zip(all_given, rooms, strict=True)]
+
+
+def _grid(query: Given, keys: Cells) -> tuple[int, int, int]:
+    """A program per block of tokens, head of query, key or value, and sequence."""
+    batch, heads, _, _ = query.x.shape
+    return query.n_blocks, heads + 2 * keys.given.x.shape[1], batch
 
 
 @functools.lru_cache(maxsize=64)
@@ -211,17 +214,29 @@ def padded(head_size: int) -> int:
 
 def counter(converter: Converter) -> Counter:
     """A converter in numbers."""
+    at = converter.n_levels, converter.v_min, converter.v_max
+    return _counter(*at, converter.coding, inl_curvature(converter))
+
+
+# Triton looks a kernel up by what it is compiled for, which goes fastest if that is the same object.
+@functools.lru_cache(maxsize=256)
+def _counter(n: int | None, v_min: float, v_max: float, coding: str, curvature: float) -> Counter:
     from aimc.ops.triton.spec import Counter
 
-    n, v_min, v_max = converter.n_levels, converter.v_min, converter.v_max
     if n is None:
         steps, zero = 0.0, 0.0
-    elif converter.coding == "sign_magnitude":
+    elif coding == "sign_magnitude":
         steps, zero = (n // 2 - 1) / v_max, 0.0
     else:
-        steps, zero = (n - 1) / (v_max - v_min), v_min if converter.coding == "unsigned" else 0.0
-    curvature = inl_curvature(converter)
-    return Counter(v_min, v_max, steps, zero, curvature, clips=converter.coding != "rounded")
+        steps, zero = (n - 1) / (v_max - v_min), v_min if coding == "unsigned" else 0.0
+    return Counter(v_min, v_max, steps, zero, curvature, clips=coding != "rounded")
+
+
+@functools.lru_cache(maxsize=256)
+def _write_spec(**of: Any) -> WriteSpec:
+    from aimc.ops.triton.spec import WriteSpec
+
+    return WriteSpec(**of)
 
 
 def softmax_of(hardware: Hardware, kept: Retained | None, rest: float) -> Softmax:

@@ -154,6 +154,8 @@ class Source(NamedTuple):
     of_batch: int
     of_head: int
     of_token: int
+    n_batch: int
+    n_heads: int
     n_tokens: int
     scale: Any
     """Of the scaler, float32 `[H]`, or None."""

@@ -1,5 +1,6 @@
 """In front of the two arrays and behind their gradients, in Triton: scaler, converter, write noise and cell of each
-number, one pass over memory each way.
+number, one pass over memory each way. Queries, keys and values share a launch, because a launch takes longer than its
+work on all but long texts: a program's head is first one of the queries, then of the keys, then of the values.
 
 A cell's decay at a read, `r_ts^j = e^(−jλ(t−s))`, is the product of one factor of the query, `e^(−jλ(t−s_0))`, and one
 of the key, `e^(jλ(s−s_0))`, s_0 the first position of the key's block. The key's goes into the operand here; so the
@@ -14,14 +15,14 @@ import triton.language as tl
 from aimc.ops.triton.noise import write_noise
 from aimc.ops.triton.reads import converted
 
-__all__ = ["pulse_gradient_at_dac", "pulses_kernel", "stored_gradient_at_dac", "write_kernel"]
+__all__ = ["gradient_at_converters", "write_kernel"]
 
 
 @triton.jit
 def _place(SPEC: tl.constexpr):
-    """Positions `[T]`, features `[D]`, head and batch of a program per (block of tokens, head, batch)."""
+    """Positions `[T]`, features `[D]` and batch of a program per (block of tokens, head, batch)."""
     t = tl.program_id(0) * SPEC.block + tl.arange(0, SPEC.block)
-    return t, tl.arange(0, SPEC.padded_size), tl.program_id(1), tl.program_id(2)
+    return t, tl.arange(0, SPEC.padded_size), tl.program_id(2)
 
 
 @triton.jit
@@ -49,10 +50,10 @@ def _at_converter(grad, x, scaled, source, sums, t, features, head, batch, SPEC:
     inside = _inside(t, features, source, SPEC) & (scaled >= DAC.v_min) & (scaled <= DAC.v_max)
     grad = tl.where(inside, grad, 0.0)
     if source.scale is not None:
-        n_blocks, n_heads, n_batch = tl.num_programs(0), tl.num_programs(1), tl.num_programs(2)
-        at = (batch * n_heads + head) * n_blocks + tl.program_id(0)
+        n_blocks = tl.num_programs(0)
+        at = (batch * source.n_heads + head) * n_blocks + tl.program_id(0)
         tl.store(sums + at, _sum(grad * x))
-        tl.store(sums + n_batch * n_heads * n_blocks + at, _sum(grad))
+        tl.store(sums + source.n_batch * source.n_heads * n_blocks + at, _sum(grad))
         grad = grad * tl.load(source.scale + head)
     return grad
 
@@ -68,24 +69,24 @@ def _sum(x):
 
 
 @triton.jit
-def pulses_kernel(source, full_scale, pulses, SPEC: tl.constexpr):
+def _write_pulses(source, full_scale, pulses, head, SPEC: tl.constexpr):
     """Pulse widths over the full scale of the first array of each head `[H]`, contiguous `[B, H, T, D]`."""
     DAC: tl.constexpr = SPEC.dac
-    t, features, head, batch = _place(SPEC)
+    t, features, batch = _place(SPEC)
     _, scaled = _given(source, t, features, head, batch, SPEC)
     width = converted(scaled, DAC) / tl.load(full_scale + head)
-    at = (tl.cast(batch, tl.int64) * tl.num_programs(1) + head) * source.n_tokens * SPEC.head_size
+    at = (tl.cast(batch, tl.int64) * source.n_heads + head) * source.n_tokens * SPEC.head_size
     offsets = t[:, None] * SPEC.head_size + features[None, :]
     tl.store(pulses + at + offsets, width.to(pulses.dtype.element_ty), mask=_inside(t, features, source, SPEC))
 
 
 @triton.jit
-def pulse_gradient_at_dac(source, full_scale, d_pulses, d_given, sums, SPEC: tl.constexpr):
+def _pulse_gradient(source, full_scale, d_pulses, d_given, sums, head, SPEC: tl.constexpr):
     """From the gradient of the pulses to that of the queries, `[B, T, H, D]`, and to what makes that of their
     scaler."""
-    t, features, head, batch = _place(SPEC)
+    t, features, batch = _place(SPEC)
     x, scaled = _given(source, t, features, head, batch, SPEC)
-    at = (tl.cast(batch, tl.int64) * tl.num_programs(1) + head) * source.n_tokens * SPEC.head_size
+    at = (tl.cast(batch, tl.int64) * source.n_heads + head) * source.n_tokens * SPEC.head_size
     offsets, inside = t[:, None] * SPEC.head_size + features[None, :], _inside(t, features, source, SPEC)
     grad = tl.load(d_pulses + at + offsets, mask=inside, other=0.0) / tl.load(full_scale + head)
     grad = _at_converter(grad, x, scaled, source, sums, t, features, head, batch, SPEC)
@@ -94,7 +95,7 @@ def pulse_gradient_at_dac(source, full_scale, d_pulses, d_given, sums, SPEC: tl.
 
 @triton.jit
 def _store_given(d_given, grad, t, features, head, batch, source, SPEC: tl.constexpr):
-    row = (tl.cast(batch, tl.int64) * source.n_tokens + t[:, None]) * tl.num_programs(1) + head
+    row = (tl.cast(batch, tl.int64) * source.n_tokens + t[:, None]) * source.n_heads + head
     inside = _inside(t, features, source, SPEC)
     tl.store(d_given + row * SPEC.head_size + features[None, :], grad.to(d_given.dtype.element_ty), mask=inside)
 
@@ -132,10 +133,10 @@ def _rise(cells, t, SPEC: tl.constexpr):
 
 
 @triton.jit
-def write_kernel(source, cells, stack, SPEC: tl.constexpr):
+def _write_cells(source, cells, stack, head, SPEC: tl.constexpr):
     """What the powers of the queries' decay multiply (aimc.ops.effects.cell.cell_operands), `[P, B, H_kv, T, D]`;
     without leakage all powers in one."""
-    t, features, head, batch = _place(SPEC)
+    t, features, batch = _place(SPEC)
     _, scaled = _given(source, t, features, head, batch, SPEC)
     u = _voltage(scaled, cells, t, head, batch, SPEC)
     END: tl.constexpr = SPEC.powers
@@ -156,7 +157,7 @@ def write_kernel(source, cells, stack, SPEC: tl.constexpr):
 
 @triton.jit
 def _operand_at(stack, place: tl.constexpr, t, features, head, batch, source, SPEC: tl.constexpr):
-    index = (tl.cast(batch, tl.int64) + place * tl.num_programs(2)) * tl.num_programs(1) + head
+    index = (tl.cast(batch, tl.int64) + place * source.n_batch) * source.n_heads + head
     return stack + index * source.n_tokens * SPEC.head_size + (t[:, None] * SPEC.head_size + features[None, :])
 
 
@@ -167,10 +168,10 @@ def _store_operand(stack, operand, place: tl.constexpr, t, features, head, batch
 
 
 @triton.jit
-def stored_gradient_at_dac(source, cells, d_stack, d_given, sums, SPEC: tl.constexpr):
+def _stored_gradient(source, cells, d_stack, d_given, sums, head, SPEC: tl.constexpr):
     """From the gradients of the graded operands `[P, B, H_kv, T, D]` to that of keys or values, `[B, T, H_kv, D]`, and
     to what makes that of their scaler (aimc.ops.effects.cell.stored_gradient)."""
-    t, features, head, batch = _place(SPEC)
+    t, features, batch = _place(SPEC)
     x, scaled = _given(source, t, features, head, batch, SPEC)
     inside = _inside(t, features, source, SPEC)
     grad = tl.full(x.shape, 0.0, tl.float32)
@@ -201,3 +202,67 @@ def stored_gradient_at_dac(source, cells, d_stack, d_given, sums, SPEC: tl.const
             factor = factor * u * rise
     grad = _at_converter(grad, x, scaled, source, sums, t, features, head, batch, SPEC)
     _store_given(d_given, grad, t, features, head, batch, source, SPEC)
+
+
+# --- Launches
+# ----------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def write_kernel(
+    query,
+    full_scale,
+    pulses,
+    key,
+    key_cells,
+    key_stack,
+    value,
+    value_cells,
+    value_stack,
+    PULSES: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    """Pulses (:func:`_write_pulses`) and the operands of both arrays (:func:`_write_cells`): of each of the three what
+    the model gave, what it becomes with, and where it goes. One program per (block of tokens, head of any of them,
+    batch)."""
+    head = tl.program_id(1)
+    if head < query.n_heads:
+        _write_pulses(query, full_scale, pulses, head, PULSES)
+    elif head < query.n_heads + key.n_heads:
+        _write_cells(key, key_cells, key_stack, head - query.n_heads, KEYS)
+    else:
+        _write_cells(value, value_cells, value_stack, head - query.n_heads - key.n_heads, VALUES)
+
+
+@triton.jit
+def gradient_at_converters(
+    query,
+    full_scale,
+    d_pulses,
+    d_query,
+    query_sums,
+    key,
+    key_cells,
+    d_key_stack,
+    d_key,
+    key_sums,
+    value,
+    value_cells,
+    d_value_stack,
+    d_value,
+    value_sums,
+    PULSES: tl.constexpr,
+    KEYS: tl.constexpr,
+    VALUES: tl.constexpr,
+):
+    """The way back of :func:`write_kernel`: each of the three also has the gradient that comes and the two that go on
+    (:func:`_pulse_gradient`, :func:`_stored_gradient`)."""
+    head = tl.program_id(1)
+    if head < query.n_heads:
+        _pulse_gradient(query, full_scale, d_pulses, d_query, query_sums, head, PULSES)
+    elif head < query.n_heads + key.n_heads:
+        _stored_gradient(key, key_cells, d_key_stack, d_key, key_sums, head - query.n_heads, KEYS)
+    else:
+        at = head - query.n_heads - key.n_heads
+        _stored_gradient(value, value_cells, d_value_stack, d_value, value_sums, at, VALUES)
