@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.pipelines import run_config
-from benchmarks.recipes import with_interval
+from benchmarks.recipe_tables import with_interval
 from train.files import read_object, write_json
 from train.stages import STAGES
 from train.stages.stage import Stage, StageResult

@@ -1,179 +1,201 @@
 """What each ingredient of the training route buys: `python -m benchmarks.recipes`.
 
-Every row is the pipeline on the model in the repository with a few settings changed, over a few seeds and with the same
-number of extra training tokens, against the digital model given those tokens. Rows add one ingredient at a time, to the
-direct route or to both hardware options. A finished stage is not run again, so that an interrupted table goes on.
+Every row is the pipeline on one model with a few settings changed, over a few seeds and with the same number of extra
+training tokens, against the digital model given those tokens. Rows add one ingredient at a time, or leave one out. What
+is measured stands in recipes.json at once; the same command goes on with what is missing, and an interrupted training
+with its last point.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import math
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from multiprocessing import get_context
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.pipelines import run_config
+from benchmarks.recipe_rows import (
+    CONTROL,
+    DIGITAL,
+    MEASURED_UNDER_NOISE,
+    MODELS,
+    NOISY,
+    ROWS,
+    Plan,
+    overrides_of,
+)
+from benchmarks.recipe_tables import Results, last, noise_table, read_results, table, tokens_table, validation_curve
+from benchmarks.side_by_side import Task, side_by_side
 from train.files import write_json
 
-MATCHED = 40
-"""Steps of the layer-wise start, or of the linear stage; the rest is fine-tuning."""
-PUBLISHED_HARDWARE = "hardware=cmos"
-SIGNED = ["hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hardware.input_dac.coding=sign_magnitude"]
-NORMALISER = [f"hardware.normaliser.{field}" for field in ("is_on=true", "full_scale=16", "counter.n_levels=256")]
-THRESHOLD = ["hardware.threshold=true"]
-BY_CONTROL = ["trainer.finetune.teacher=control"]
-CONTROL = "control"
-"""The row that others are divided by."""
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the table."""
-
-    stages: tuple[str, ...]
-    """Of the pipeline, in order."""
-    overrides: tuple[str, ...] = ()
-    """What is otherwise than in the shipped experiment."""
-    has_start: bool = True
-    """False: all steps are fine-tuning."""
-
-
-DIRECT, PUBLISHED = ("match", "finetune"), ("linear", "adapt", "finetune")
-BOTH = (*NORMALISER, *SIGNED)
-ROWS = {
-    CONTROL: Row((CONTROL,)),
-    "published route": Row(PUBLISHED, ("recipe=published",)),
-    "nonlinear from the start": Row(DIRECT, has_start=False),
-    "… with a layer-wise start": Row(DIRECT),
-    "… with a normaliser": Row(DIRECT, (*NORMALISER,), has_start=False),
-    "… with signed queries": Row(DIRECT, (*SIGNED,), has_start=False),
-    "normaliser and signed queries": Row(DIRECT, BOTH, has_start=False),
-    "… and a threshold": Row(DIRECT, (*BOTH, *THRESHOLD), has_start=False),
-    "… and a layer-wise start": Row(DIRECT, BOTH),
-    "… and the control as teacher": Row(DIRECT, (*BOTH, *BY_CONTROL), has_start=False),
-}
-
-
-def overrides_of(name: str, seed: int, folder: Path, steps: int) -> list[str]:
-    """The command line of a row, without its stage."""
-    row = ROWS[name]
-    started = MATCHED if row.has_start else 0
-    own = folder / f"seed_{seed}"
-    slug = "".join(c if c.isalnum() else "_" for c in name).strip("_")
-    return [
-        "experiment=shipped",
-        PUBLISHED_HARDWARE,
-        *row.overrides,
-        f"seed={seed}",
-        f"trainer.match.steps={started}",
-        f"trainer.linear.steps={started}",
-        f"trainer.finetune.steps={steps - started}",
-        "trainer.finetune.eval_every=1000",
-        "trainer.device=cpu",
-        "measure.tokens=null",
-        "measure.chips=1",
-        f"output_dir={own / slug if name != CONTROL else own}",
-        f"previous={own if name != CONTROL else 'checkpoints/shipped'}",
-    ]
-
-
-def run_row(name: str, seed: int, folder: Path, steps: int) -> dict[str, float]:
-    """Run a row's stages in this process, on one thread; returns its perplexities by name."""
-    import shutil
-
+def run_row(name: str, seed: int, plan: Plan) -> dict[str, Any]:
+    """Run a row's stages in this process, on one thread; returns what the tables need of it."""
     import torch
 
     from train import pipeline
 
     torch.set_num_threads(1)
-    values: dict[str, float] = {}
-    own = folder / f"seed_{seed}"
-    if name == CONTROL and not (own / "digital").exists():
-        shutil.copytree("checkpoints/shipped/digital", own / "digital")
+    gc.collect()  # trainers hold themselves, and with them the memory of the row before
+    if torch.cuda.is_available() and plan.device != "cpu":
+        torch.cuda.empty_cache()
+    values: dict[str, Any] = {"perplexity": {}, "seconds": {}}
     for stage in ROWS[name].stages:
-        words = [f"stage={stage}", *overrides_of(name, seed, folder, steps)]
-        config = run_config(words)
+        config = run_config([f"stage={stage}", *overrides_of(name, seed, plan)])
         pipeline.execute(config, lambda what: None)
-        record = config.folder / config.stage.stage(stage).folder / "stage.json"
-        values |= json.loads(record.read_text(encoding="utf-8"))["perplexity"]
+        record = json.loads((config.folder / config.stage.stage(stage).folder / "stage.json").read_text("utf-8"))
+        values["perplexity"] |= record["perplexity"]
+        values["seconds"][stage] = record["seconds"]
+    if plan.curve_every is not None and name != DIGITAL:
+        values["curve"] = validation_curve(plan.place(name, seed), ROWS[name].stages)
+    if plan.noise_chips and name in MEASURED_UNDER_NOISE:
+        values["noise"] = under_noise(name, seed, plan)
     return values
 
 
+def under_noise(name: str, seed: int, plan: Plan) -> dict[str, list[float]]:
+    """Held-out perplexities of a finished row's chips by the name of the noise. Training never has these chips."""
+    from dataclasses import replace
+
+    import aimc
+    from train.models import load_analog, on_accelerator
+    from train.pipeline import opened
+    from train.ranks import join
+    from train.tables import silent
+
+    stage = ROWS[name].stages[-1]
+    config = run_config([f"stage={stage}", *overrides_of(name, seed, plan)])
+    run = opened(config, silent, join(config.trainer))
+    model = on_accelerator(load_analog(config.folder / config.stage.stage(stage).folder))
+    typical = config.nonideality
+    found = {}
+    for label, noise in (("clean", aimc.Noise()), ("typical", typical), ("3 × typical", typical.scaled(3.0))):
+        chips = plan.noise_chips if noise.active() else 1
+        measurement = replace(run.measurement, chips=chips)
+        found[label] = aimc.perplexity(model, run.text, measurement, nonideality=noise).per_chip
+    return found
+
+
 def main() -> None:
-    """Run what is missing, and print the table."""
+    """Run what is missing, and print the tables."""
+    words = _parser().parse_args()
+    subject = MODELS[words.model]
+    for option in subject.needs:
+        if getattr(words, option) is None:
+            sys.exit(f"--model {words.model}: needs --{option}, as it is not in the repository; see --help")
+    if words.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit("--device cuda: PyTorch finds no GPU here; give --device cpu, or auto")
+    plan = Plan(
+        model=words.model,
+        folder=words.folder,
+        steps=words.steps or subject.steps,
+        digital_steps=subject.digital_steps if words.digital_steps is None else words.digital_steps,
+        tokens=subject.tokens if words.tokens is None else words.tokens,
+        teacher=words.teacher or subject.teacher,
+        curve_every=words.curve_every,
+        device=words.device,
+        backend=words.backend,
+        text=words.text,
+        source=words.source,
+        noise_chips=words.noise,
+        words=tuple(words.set),
+    )
+    rows = list(dict.fromkeys([*(words.rows or subject.rows), *(MEASURED_UNDER_NOISE if words.noise else ())]))
+    results, failed = measured(plan, rows, range(1, words.seeds + 1), words.jobs, words.minutes)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    if results:
+        title = f"{plan.model}, {plan.steps} steps of {subject.batch_size * 256:,} tokens"
+        console.print(table(results, title))
+    if any("curve" in values for of_seeds in results.values() for values in of_seeds.values()):
+        console.print(tokens_table(results))
+    if any("noise" in values for of_seeds in results.values() for values in of_seeds.values()):
+        console.print(noise_table(results))
+    if failed:
+        sys.exit("not measured: " + "; ".join(f"seed {seed}, {name} ({why})" for (name, seed), why in failed.items()))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__)
+    parser.add_argument("--model", choices=list(MODELS), default="shipped")
+    parser.add_argument("--text", type=Path, help="folder or file of the text of --model peps, tinystories")
+    parser.add_argument("--source", type=Path, help="folder of the pretrained model of --model tinystories")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1, 2, …, so many")
-    parser.add_argument("--steps", type=int, default=240, help="optimiser steps of 8 × 256 tokens in all")
+    parser.add_argument("--steps", type=int, help="optimiser steps in all; default: the model's (240 for shipped)")
+    parser.add_argument("--digital-steps", type=int, help="of the digital model; default: the model's")
+    parser.add_argument("--tokens", type=int, help="held-out tokens of the measurements; default: the model's")
+    parser.add_argument("--teacher", choices=(DIGITAL, CONTROL), help="of analog models; default: the model's")
+    parser.add_argument(
+        "--curve-every", type=int, metavar="STEPS", help="steps between points of curves; gives the table of tokens"
+    )
+    parser.add_argument(
+        "--noise",
+        type=int,
+        default=0,
+        metavar="CHIPS",
+        help=f"measure on so many chips under noise, and train the row {NOISY!r}",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
+    parser.add_argument("--backend", choices=("auto", "eager", "triton"), default="auto", help="of the operator")
     parser.add_argument("--jobs", type=int, default=2, help="rows at once, one thread each")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS), help="default: all")
+    parser.add_argument("--minutes", type=float, help="after so many no new row is begun")
+    parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="in the order of running; default: the model's")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings of all rows' runs")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/recipes"))
-    words = parser.parse_args()
-    results = measured(words.rows, range(1, words.seeds + 1), words.folder, words.steps, words.jobs)
-    write_json(words.folder / "recipes.json", results)
-    Console(highlight=False).print(table(results, words.steps))
+    return parser
 
 
 def measured(
-    rows: list[str], seeds: range, folder: Path, steps: int, jobs: int
-) -> dict[str, dict[int, dict[str, float]]]:
-    """Perplexities by row and seed. The controls come first: others learn from them."""
-    results: dict[str, dict[int, dict[str, float]]] = {}
+    plan: Plan, rows: Sequence[str], seeds: range, jobs: int, minutes: float | None = None
+) -> tuple[Results, dict[tuple[str, int], str]]:
+    """What earlier runs by the same plan measured, and this one; and by row and seed why something is missing.
+
+    Args:
+        plan: of all rows.
+        rows: in the order in which they are begun; each over all seeds.
+        seeds: of each row.
+        jobs: rows at once.
+        minutes: after which no new row is begun; None: no limit.
+    """
+    file, facts = plan.folder / "recipes.json", json.loads(json.dumps(plan.facts()))
+    results = read_results(file, facts)
     console = Console(highlight=False, stderr=True)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for names in ([CONTROL], [name for name in rows if name != CONTROL]):
-            asked = {
-                pool.submit(run_row, name, seed, folder, steps): (name, seed) for name, seed in _each(names, seeds)
-            }
-            for done in as_completed(asked):
-                name, seed = asked[done]
-                results.setdefault(name, {})[seed] = done.result()
-                console.print(f"seed {seed}, {name}: {_last(done.result()):.2f}")
-    return {name: results[name] for name in ROWS if name in results}
+    names = list(dict.fromkeys([DIGITAL, CONTROL, *rows]))
+    tasks = [
+        Task((name, seed), partial(run_row, name, seed, plan), tuple((x, seed) for x in plan.waits_for(name)))
+        for name in names
+        for seed in seeds
+        if not _is_whole(results.get(name, {}).get(seed), name, plan)
+    ]
+
+    def on_done(key: tuple[str, int], values: dict[str, Any]) -> None:
+        name, seed = key
+        results.setdefault(name, {})[seed] = values
+        write_json(file, {"plan": facts, "device": plan.device, "backend": plan.backend, "rows": results})
+        console.print(f"seed {seed}, {name}: {last(values):.2f}")
+
+    def on_failed(key: tuple[str, int], why: str) -> None:
+        console.print(f"seed {key[1]}, {key[0]}: {why}", style="red", markup=False)
+
+    failed = side_by_side(tasks, jobs, on_done, on_failed, minutes)
+    return results, failed
 
 
-def _each(names: list[str], seeds: range) -> Iterator[tuple[str, int]]:
-    return ((name, seed) for seed in seeds for name in names)
-
-
-def _last(values: dict[str, float]) -> float:
-    return list(values.values())[-1]
-
-
-def table(results: dict[str, dict[int, dict[str, float]]], steps: int) -> Table:
-    """Perplexity, and its ratio to the control's of the same seed: mean and the half width of the 95 % interval over
-    seeds."""
-    shown = Table(title=f"{steps} steps of 2,048 tokens, held-out text, {len(results[CONTROL])} seeds")
-    for column in ("recipe", "before fine-tuning", "perplexity", "÷ control"):
-        shown.add_column(column, justify="left" if column == "recipe" else "right")
-    for name, of_seeds in results.items():
-        ratios = [_last(values) / _last(results[CONTROL][seed]) for seed, values in of_seeds.items()]
-        before = [list(values.values())[-2] for values in of_seeds.values() if len(values) > 1]
-        shown.add_row(
-            name,
-            with_interval(before, ".1f") if before else "–",
-            with_interval([_last(values) for values in of_seeds.values()], ".2f"),
-            "1" if name == CONTROL else with_interval(ratios, ".4f"),
-        )
-    return shown
-
-
-STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Of the 95 % interval of a mean of so few numbers."""
-
-
-def with_interval(values: list[float], form: str) -> str:
-    n, mean = len(values), sum(values) / len(values)
-    if n < 2:
-        return format(mean, form)
-    spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
-    return f"{mean:{form}} ± {STUDENT_T.get(n, 2.0) * spread:{form}}"
+def _is_whole(values: dict[str, Any] | None, name: str, plan: Plan) -> bool:
+    """Whether there is nothing left to measure of a row."""
+    if values is None:
+        return False
+    if not (plan.noise_chips and name in MEASURED_UNDER_NOISE):
+        return True
+    return len(values.get("noise", {}).get("typical", ())) == plan.noise_chips
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def execute(config: RunConfig, say: Say, stages: Sequence[Stage] | None = None) 
     require_writable(config.folder)
     state = join(config.trainer)
     with one_job(config.folder, say, main_process=state.is_main_process), together():
-        run = _open(config, say if state.is_main_process else silent, state)
+        run = opened(config, say if state.is_main_process else silent, state)
         if config.stage.name == "tokenise":
             say(f"{Path(config.data.cache_dir) / run.data.fingerprint}: {run.data.sizes}")
             return
@@ -56,7 +56,8 @@ def execute(config: RunConfig, say: Say, stages: Sequence[Stage] | None = None) 
             remove(config.folder / HEARTBEAT)
 
 
-def _open(config: RunConfig, say: Say, state: PartialState) -> Run:
+def opened(config: RunConfig, say: Say, state: PartialState) -> Run:
+    """A run with its text, before its first stage."""
     source = config.model.source
     model = GPT2Config(n_positions=config.model.n_positions) if source is None else config_of(source)
     context = context_of(config.data, model)

@@ -1,0 +1,227 @@
+"""The rows of `python -m benchmarks.recipes`, the models that they are run on, and each row's command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MATCHED = 40
+"""Steps of the layer-wise start; the rest is fine-tuning."""
+LINEAR_SHARE = 6
+"""The published route's linear stage takes one step in so many."""
+PUBLISHED_HARDWARE = "hardware=cmos"
+SIGNED = ("hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hardware.input_dac.coding=sign_magnitude")
+NORMALISER = tuple(f"hardware.normaliser.{x}" for x in ("is_on=true", "full_scale=16", "counter.n_levels=256"))
+THRESHOLD = ("hardware.threshold=true",)
+BY_CONTROL = ("trainer.finetune.teacher=control",)
+ALONE = ("trainer.finetune.distillation=0",)
+ATTENTION_ONLY = ("trainer.finetune.learning_rates.rest=0",)
+WRITTEN = ("data=generated", "data.real_kind=text", "data.generated.batch_size=1024")
+UNDER_NOISE = ("trainer.finetune.noise.scale=1", "trainer.finetune.noise.ramp=0.2")
+
+DIGITAL, CONTROL = "digital", "control"
+"""The model that all start from; and the one that others are divided by."""
+PUBLISHED_ROUTE = "published route"
+"""The row whose tokens others are compared with."""
+FULL = "… and a layer-wise start"
+"""The row that leave-one-out rows leave something out of."""
+NOISY = "… trained under typical noise"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    stages: tuple[str, ...]
+    """Of the pipeline, in order."""
+    overrides: tuple[str, ...] = ()
+    """What is otherwise than in the model's experiment."""
+    has_start: bool = True
+    """False: all steps are fine-tuning."""
+    recipe: str = "direct"
+    """The route."""
+
+
+DIRECT = ("match", "finetune")
+BOTH = (*NORMALISER, *SIGNED)
+ROWS = {
+    DIGITAL: Row((DIGITAL,)),
+    CONTROL: Row((CONTROL,)),
+    PUBLISHED_ROUTE: Row(("linear", "adapt", "finetune"), recipe="published"),
+    "nonlinear from the start": Row(DIRECT, has_start=False),
+    "… on the text alone": Row(DIRECT, ALONE, has_start=False),
+    "… with a layer-wise start": Row(DIRECT),
+    "… with a normaliser": Row(DIRECT, NORMALISER, has_start=False),
+    "… with signed queries": Row(DIRECT, SIGNED, has_start=False),
+    "normaliser and signed queries": Row(DIRECT, BOTH, has_start=False),
+    "… and a threshold": Row(DIRECT, (*BOTH, *THRESHOLD), has_start=False),
+    "… and the control as teacher": Row(DIRECT, (*BOTH, *BY_CONTROL), has_start=False),
+    FULL: Row(DIRECT, BOTH),
+    "… all but the normaliser": Row(DIRECT, SIGNED),
+    "… all but signed queries": Row(DIRECT, NORMALISER),
+    "… all but distillation": Row(DIRECT, (*BOTH, *ALONE)),
+    "… all but training beyond attention": Row(DIRECT, (*BOTH, *ATTENTION_ONLY)),
+    NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
+}
+"""Ingredients added one at a time, then left out one at a time of the row :data:`FULL`; all but the layer-wise start is
+the row with normaliser and signed queries."""
+MEASURED_UNDER_NOISE = (FULL, NOISY)
+_SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model of the table, and how it is trained."""
+
+    experiment: tuple[str, ...]
+    """Words that choose it and its text."""
+    digital_steps: int
+    """Of 16 × 256 tokens, of its digital model; 0: there is one."""
+    steps: int
+    """Of each row."""
+    batch_size: int
+    """Sequences a step."""
+    learning_rate: float
+    """Of all stages but the layer-wise start."""
+    teacher: str
+    """Who analog models learn from."""
+    tokens: int | None
+    """Held-out tokens of the measurements; None: all."""
+    writes: bool = False
+    """Whether it writes the text that all rows train on, each token once."""
+    needs: tuple[str, ...] = ()
+    """Options that it cannot do without."""
+    rows: tuple[str, ...] = _SHORT
+    """What is run where nothing else is asked for."""
+
+
+MODELS = {
+    # 1.1 M parameters, the model in the repository.
+    "shipped": Subject(
+        experiment=("experiment=shipped",),
+        digital_steps=0,
+        steps=240,
+        batch_size=8,
+        learning_rate=2e-3,
+        teacher="digital",
+        tokens=None,
+        rows=tuple(name for name in ROWS if name != NOISY),
+    ),
+    # 5.3 M parameters on a folder of text, from scratch: each seed has its own digital model, so that intervals hold
+    # what its training leaves to chance. That is far from trained out, and further training is worth more to it than to
+    # the others: analog models learn from the control, which has had that.
+    "peps": Subject(
+        experiment=("experiment=text",),
+        digital_steps=1300,
+        steps=600,
+        batch_size=16,
+        learning_rate=1.5e-3,
+        teacher="control",
+        tokens=32768,
+        needs=("text",),
+    ),
+    # Pretrained, 656 K parameters, of whose text there is a megabyte: it writes the text that all rows train on.
+    "tinystories": Subject(
+        experiment=(
+            "experiment=tinystories",
+            "data=generated",
+            "data.real_kind=text",
+            "data.generated.batch_size=1024",
+        ),
+        digital_steps=0,
+        steps=1200,
+        batch_size=16,
+        learning_rate=4e-3,
+        teacher="digital",
+        tokens=None,
+        writes=True,
+        needs=("text", "source"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What all rows of a table share."""
+
+    model: str
+    folder: Path
+    steps: int
+    """Optimiser steps of each row, in all."""
+    digital_steps: int = 0
+    tokens: int | None = None
+    """Held-out tokens of the measurements; None: all."""
+    teacher: str = "digital"
+    curve_every: int | None = None
+    """Steps between two points of the validation curves; None: no curves."""
+    device: str = "cpu"
+    backend: str = "auto"
+    text: Path | None = None
+    source: Path | None = None
+    noise_chips: int = 0
+    """Chips, never trained on, over which the rows :data:`MEASURED_UNDER_NOISE` are measured; 0: they are not."""
+    words: tuple[str, ...] = ()
+    """More of the command line, for all rows."""
+
+    def facts(self) -> dict[str, object]:
+        """What shapes the numbers, as JSON has it: tables of other facts are not continued."""
+        return {
+            "model": self.model,
+            "steps": self.steps,
+            "digital_steps": self.digital_steps,
+            "tokens": self.tokens,
+            "teacher": self.teacher,
+            "curve_every": self.curve_every,
+            "words": list(self.words),
+        }
+
+    def own(self, seed: int) -> Path:
+        """Folder of the digital model and the control of a seed."""
+        return self.folder / f"seed_{seed}"
+
+    def place(self, name: str, seed: int) -> Path:
+        """Folder of a row."""
+        slug = "".join(c if c.isalnum() else "_" for c in name).strip("_")
+        return self.own(seed) if name in (DIGITAL, CONTROL) else self.own(seed) / slug
+
+    def waits_for(self, name: str) -> tuple[str, ...]:
+        """The rows that must be finished before this one can begin."""
+        if name == DIGITAL:
+            return ()
+        learns = name != CONTROL and (self.teacher == CONTROL or set(BY_CONTROL) <= set(ROWS[name].overrides))
+        return (DIGITAL, CONTROL) if learns else (DIGITAL,)
+
+
+def overrides_of(name: str, seed: int, plan: Plan) -> list[str]:
+    """The command line of a row, without its stage."""
+    row, subject = ROWS[name], MODELS[plan.model]
+    started = min(MATCHED, plan.steps // 2) if row.has_start else 0
+    if row.recipe == "published":
+        started = plan.steps // LINEAR_SHARE
+    stages = ("match", "linear", "finetune")
+    return [
+        *subject.experiment,
+        PUBLISHED_HARDWARE,
+        f"recipe={row.recipe}",
+        f"seed={seed}",
+        f"hardware.backend={plan.backend}",
+        *([] if plan.text is None else [f"data.path={plan.text}"]),
+        *([] if plan.source is None else [f"model.source={plan.source}"]),
+        *([f"data.generated.tokens={plan.steps * subject.batch_size * 256}"] if subject.writes else []),
+        f"trainer.digital.steps={plan.digital_steps}",
+        f"trainer.match.steps={started}",
+        f"trainer.linear.steps={started}",
+        f"trainer.finetune.steps={plan.steps - started}",
+        *(f"trainer.{stage}.batch_size={subject.batch_size}" for stage in stages),
+        *(f"trainer.{stage}.eval_every={plan.curve_every or 1000}" for stage in stages),
+        *(f"trainer.{stage}.learning_rate={subject.learning_rate}" for stage in stages[1:]),
+        *(f"trainer.{stage}.distillation=0.9" for stage in stages[1:]),
+        *(f"trainer.{stage}.teacher={plan.teacher}" for stage in stages[1:]),
+        f"trainer.device={'cpu' if plan.device == 'cpu' else 'auto'}",
+        f"measure.tokens={'null' if plan.tokens is None else plan.tokens}",
+        "measure.chips=1",
+        *row.overrides,
+        *plan.words,
+        f"output_dir={plan.place(name, seed)}",
+        f"previous={plan.own(seed)}",
+    ]

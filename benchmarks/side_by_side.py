@@ -1,0 +1,128 @@
+"""Calls in processes of their own, so many at once, each begun when those that it waits for are done; one that fails,
+or takes its process along, costs no other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+Key = tuple[str, int]
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+LOOK_S = 0.5
+"""Seconds between two looks at the clock and at signals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One call."""
+
+    key: Key
+    call: Callable[[], Any]
+    """Goes to another process, and so does what it returns."""
+    after: tuple[Key, ...] = ()
+    """Tasks that must be done before it begins; those that are not among the tasks are."""
+
+
+def side_by_side(
+    tasks: Sequence[Task],
+    jobs: int,
+    on_done: Callable[[Key, Any], None],
+    on_failed: Callable[[Key, str], None],
+    minutes: float | None = None,
+) -> dict[Key, str]:
+    """Run all tasks; returns why, by task, of those that came to nothing.
+
+    Args:
+        tasks: in the order in which they are begun, as far as they need not wait.
+        jobs: processes; each goes on to the next task, so that what it loaded and compiled serves again.
+        on_done: gets each result as it comes.
+        on_failed: gets each failure as it comes.
+        minutes: after which none is begun; None: no limit.
+
+    A SIGTERM or Ctrl-C goes to the processes, which save what they can and end; none is begun after it.
+    """
+    return _Runner(tasks, jobs, on_done, on_failed, minutes).run()
+
+
+class _Runner:
+    """The state of one call of :func:`side_by_side`."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        jobs: int,
+        on_done: Callable[[Key, Any], None],
+        on_failed: Callable[[Key, str], None],
+        minutes: float | None,
+    ) -> None:
+        self.left, self.known, self.done = list(tasks), {task.key for task in tasks}, set[Key]()
+        self.failed: dict[Key, str] = {}
+        self.on_done, self.on_failed = on_done, on_failed
+        self.ends = None if minutes is None else time.monotonic() + 60 * minutes
+        self.idle = [_process() for _ in range(max(1, min(jobs, len(tasks))))]
+        self.running: dict[Future[Any], tuple[Key, ProcessPoolExecutor]] = {}
+        self.stopped = False
+
+    def run(self) -> dict[Key, str]:
+        before = {number: signal.signal(number, self._stop) for number in STOPPING}
+        try:
+            while self._begin() or self.running:
+                for future in wait(self.running, timeout=LOOK_S, return_when=FIRST_COMPLETED).done:
+                    self._finish(future)
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+            for process in self.idle:
+                process.shutdown(wait=False, cancel_futures=True)
+        return self.failed
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        for child in multiprocessing.active_children():
+            child.terminate()
+
+    def _begin(self) -> bool:
+        """Give the idle processes what can be begun; returns whether something was."""
+        for task in [task for task in self.left if any(key in self.failed for key in task.after)]:
+            self._fail(task.key, "what it waits for failed")
+            self.left.remove(task)
+        if self.left and (self.stopped or (self.ends is not None and time.monotonic() > self.ends)):
+            for task in self.left:
+                self._fail(task.key, "stopped before it was begun" if self.stopped else "no time left to begin it")
+            self.left = []
+        ready = [task for task in self.left if all(key in self.done or key not in self.known for key in task.after)]
+        begun = ready[: len(self.idle)]
+        for task in begun:
+            process = self.idle.pop()
+            self.left.remove(task)
+            self.running[process.submit(task.call)] = (task.key, process)
+        return bool(begun)
+
+    def _finish(self, future: Future[Any]) -> None:
+        key, process = self.running.pop(future)
+        error = future.exception()
+        if error is None:
+            self.done.add(key)
+            self.on_done(key, future.result())
+        elif isinstance(error, BrokenProcessPool):
+            self._fail(key, "stopped; what it finished stays" if self.stopped else "its process died")
+            process = _process()
+        else:
+            self._fail(key, f"{type(error).__name__}: {error}")
+        self.idle.append(process)
+
+    def _fail(self, key: Key, why: str) -> None:
+        self.failed[key] = why
+        self.on_failed(key, why)
+
+
+def _process() -> ProcessPoolExecutor:
+    """One process, started when it gets something to do; a fresh interpreter, as CUDA does not survive a fork."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
