@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 GATE = Converter(n_levels=64, v_min=0.0, v_max=1.0)
 """Pulse of a gate in time constants: 64 levels to one RC, so that a slot keeps between 37 % and all of what it holds.
 Gates are sigmoids to the power 1/8, and one that is shut starts at 0.09."""
+TOGETHER = 256
+"""Tokens at once on an accelerator."""
 SCALES = ("score_full_scale", "readout_full_scale")
 
 
@@ -77,8 +79,8 @@ class SlotArrays(nn.Module):
         self.generator: torch.Generator | None = None
         """Source of write and read noise; None: torch's global one."""
         self.together: int | None = None
-        """Tokens that are computed at once. None: one on a CPU; all on an accelerator, where it takes the memory of T
-        times the slots, but a loop over tokens would take seconds a step."""
+        """Tokens that are computed at once, which takes the memory of as many times the slots. None: one on a CPU;
+        :data:`TOGETHER` on an accelerator, where a loop over tokens waits for its calls, seconds a step."""
         self.take(hardware)
         rest_v = hardware.cell.offset_v
         self.query_scaler, self.output_scaler = AffineScaler(n_heads), AffineScaler(n_heads)
@@ -134,7 +136,7 @@ class SlotArrays(nn.Module):
             ]
             gates = torch.exp(-dac(-log_gate, self.gate))  # [B, H, T, m]
             cells = [self._coefficients(array, q) for array in ArrayId]
-            size, out = self.together or (1 if q.device.type == "cpu" else q.shape[2]), []
+            size, out = self.together or (1 if q.device.type == "cpu" else TOGETHER), []
             # not by index: the gradient of each slice would be a whole tensor of zeros
             parts = (x.split(size, dim=2) for x in (pulses, *stored, gates))
             with self._drawing_on(q.device):

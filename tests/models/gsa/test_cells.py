@@ -178,6 +178,18 @@ def test_tokens_at_once_are_one_after_the_other(together: int) -> None:
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)  # operands are of float32
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_they_are_the_same_and_chips_are_drawn_there() -> None:
+    model = on_cells(machine())
+    expected = logits(model)
+    model.to("cuda")  # type: ignore[arg-type]
+    torch.testing.assert_close(logits(model, ids(20).cuda()).cpu(), expected, atol=1e-4, rtol=1e-4)
+    chips = [
+        aimc.perplexity(model, ids(40)[0], context=20, chips=2, nonideality=presets.typical()).per_chip for _ in "12"
+    ]
+    assert chips[0] == chips[1] and chips[0][0] != chips[0][1]
+
+
 def test_noise_of_tokens_at_once_is_that_of_single_ones() -> None:
     noisy, n = arrays(noise=Noise(write_v=0.01)), 400
     noisy.together = n
