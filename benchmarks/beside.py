@@ -3,18 +3,20 @@
 GPT-2, H3, StripedHyena, Mamba and gated slots of equal parameters are trained from scratch on the same tokens of the
 same text. What has attention then goes into gain cells by the pipeline's own stages, gated slots by
 :func:`aimc.models.gsa.put_on_cells`; each is trained there and measured clean and under `presets.typical`, beside the
-digital model given the same extra tokens. What is finished is not run again, so that an interrupted table goes on.
+digital model given the same extra tokens. What is finished is not run again, so that an interrupted table goes on; a
+model that fails is named at the end and costs no other its row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from rich.table import Table
 
 from benchmarks.pipelines import run_config
 from benchmarks.recipe_tables import with_interval
+from benchmarks.workers import ending_on_sigterm, side_by_side
 from train.files import read_object, write_json
 from train.stages import STAGES
 from train.stages.stage import Stage, StageResult
@@ -63,6 +66,16 @@ class Effort:
 
 
 QUICK = Effort(steps=2, matched=1, extra=2, tokens=512)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where models compute. It shapes no number of the table but in its last digits."""
+
+    device: str = "cpu"
+    """`cpu`; `cuda`; or `auto`, a GPU where there is one."""
+    backend: str = "auto"
+    """Implementation of attention's cells, `hardware.backend`; slots have one of their own."""
 
 
 def slot_hardware() -> Hardware:
@@ -110,7 +123,14 @@ def stages_of(model: str) -> list[Stage]:
 
 
 def overrides_of(
-    model: str, seed: int, folder: Path, effort: Effort, text: str | None, *, by_layer: bool = False
+    model: str,
+    seed: int,
+    folder: Path,
+    effort: Effort,
+    text: str | None,
+    place: Place = Place(),
+    *,
+    by_layer: bool = False,
 ) -> list[str]:
     """The command line of a model, without its stage; `by_layer`: of a stage some of whose extra steps are matched
     layer by layer, as only attention's are."""
@@ -124,6 +144,7 @@ def overrides_of(
         "trainer=embedded",
         "hardware=normalised",
         f"hardware.array.window={CONTEXT}",
+        f"hardware.backend={place.backend}",
         f"seed={seed}",
         *(f"trainer.{name}.steps={n}" for name, n in steps.items()),
         *(f"trainer.{name}.batch_size=8" for name in steps),
@@ -132,7 +153,7 @@ def overrides_of(
         "trainer.finetune.learning_rate=1e-3",
         "trainer.finetune.distillation=0",  # the same loss as the control's: a teacher this young would hold back
         *(f"trainer.{name}.eval_every=1000" for name in steps),
-        "trainer.device=cpu",
+        f"trainer.device={'cpu' if place.device == 'cpu' else 'auto'}",
         "stage.calibration_batches=4",
         f"measure.tokens={effort.tokens}",
         f"measure.chips={CHIPS}",
@@ -140,7 +161,7 @@ def overrides_of(
     ]
 
 
-def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | None) -> dict[str, Any]:
+def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | None, place: Place) -> dict[str, Any]:
     """All stages of one model with one seed, in this process, on one thread; perplexities by column, and what else the
     table tells."""
     import torch
@@ -152,7 +173,7 @@ def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | N
     records, config = [], None
     for stage in stages_of(model):
         by_layer = MODELS[model] == ATTENTION and stage.analog
-        words = [f"stage={stage.name}", *overrides_of(model, seed, folder, effort, text, by_layer=by_layer)]
+        words = [f"stage={stage.name}", *overrides_of(model, seed, folder, effort, text, place, by_layer=by_layer)]
         config = run_config(words)
         pipeline.execute(config, lambda what: None, [stage])
         record = json.loads((config.folder / stage.folder / "stage.json").read_text(encoding="utf-8"))
@@ -165,9 +186,19 @@ def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | N
         "model": model,
         "seed": seed,
         "perplexity": {name: found[name] for name in COLUMNS if name in found},
+        "device": _device_name(),
         "stage_seconds": {record["stage"]: record["seconds"] for record in records},
         "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _device_name() -> str:
+    """Of the device that this process has computed on."""
+    import torch
+    from accelerate import PartialState
+
+    device = PartialState().device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _columns(perplexity: Mapping[str, float]) -> dict[str, float]:
@@ -186,7 +217,7 @@ def _under_typical(config: RunConfig, folder: Path) -> float:
     from transformers import AutoModelForCausalLM
 
     import aimc
-    from train.models import digest_of, load_analog
+    from train.models import digest_of, load_analog, on_accelerator
     from train.tokens import prepare
 
     keeps = folder.parent / f"{folder.name}_typical.json"
@@ -199,7 +230,7 @@ def _under_typical(config: RunConfig, folder: Path) -> float:
     load: Callable[[Path], Any] = AutoModelForCausalLM.from_pretrained if is_slots else load_analog
     text = prepare(config.data, None, CONTEXT).tensor("test", measure.tokens)
     measured = aimc.perplexity(
-        load(folder), text, replace(measure, context=CONTEXT), nonideality=aimc.presets.typical()
+        on_accelerator(load(folder)), text, replace(measure, context=CONTEXT), nonideality=aimc.presets.typical()
     )
     write_json(keeps, {"settings": settings, "perplexity": measured.mean, "per_chip": measured.per_chip})
     return measured.mean
@@ -230,8 +261,35 @@ def _cell(values: list[float], form: str) -> str:
     return with_interval(values, form) if values else "–"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run what is missing, print the table, write `beside.json` after every model."""
+@dataclass(slots=True)
+class Rows:
+    """What is known of the models, in `beside.json`: this run's rows and those of earlier runs of the same effort. A
+    table of another effort is put aside, not lost."""
+
+    file: Path
+    effort: dict[str, int]
+    text: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        before = read_object(self.file)
+        if before is None:
+            return
+        if before.get("effort") == self.effort and before.get("text") == self.text:
+            self.rows = before["rows"]
+        else:
+            name = "_".join(f"{key}{value}" for key, value in before.get("effort", {}).items())
+            self.file.rename(self.file.with_name(f"beside_{name or 'unknown'}.json"))
+
+    def add(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Take in rows and write all, in the table's order; a row takes the place of one of the same model and
+        seed."""
+        found = {(row["model"], row["seed"]): row for row in (*self.rows, *rows)}
+        self.rows = sorted(found.values(), key=lambda row: (list(MODELS).index(row["model"]), row["seed"]))
+        write_json(self.file, {"effort": self.effort, "text": self.text, "rows": self.rows})
+
+
+def _words(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beside", description=__doc__)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS), help="default: all")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 1, 2, …, so many")
@@ -240,31 +298,76 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--extra", type=int, default=Effort().extra, help="steps on cells, and of the control")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="held-out tokens that are measured")
     parser.add_argument("--jobs", type=int, default=2, help="models at once, one thread each")
+    parser.add_argument("--minutes", type=float, default=None, help="after which no further model is begun")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="auto: a GPU if there is one")
+    parser.add_argument(
+        "--backend", choices=("auto", "eager", "blocked", "triton"), default="auto", help="of attention's cells"
+    )
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: whether it runs")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/beside"))
     words = parser.parse_args(arguments)
+    if words.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            parser.error("--device cuda: PyTorch sees no GPU here; give --device auto or cpu")
+    return words
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, write `beside.json` after every model, print the table; ends with status 1 where a model
+    failed."""
+    words = _words(arguments)
     effort = replace(Effort(), steps=words.steps, extra=words.extra, tokens=words.tokens)
     effort = QUICK if words.quick else effort
     text = EMBEDDED if words.text is None else Path(words.text).name
-    folder = words.folder / text
-    console, rows = Console(highlight=False, stderr=True, width=WIDTH), list[dict[str, Any]]()
+    folder, place = words.folder / text, Place(words.device, words.backend)
+    rows = Rows(folder / "beside.json", effort_of(effort), text)
     # the slowest first, so that no core waits for it at the end
-    asked_for = [(model, seed) for seed in range(1, words.seeds + 1) for model in reversed(MODELS)]
-    _tokenise_once(folder, effort, words.text)
-    with ProcessPoolExecutor(words.jobs, mp_context=get_context("spawn")) as pool:
-        asked = [
-            pool.submit(run_model, model, seed, folder, effort, words.text)
-            for model, seed in asked_for
-            if model in words.models
-        ]
-        for done in as_completed(asked):
-            row = done.result()
-            rows.append(row)
-            rows.sort(key=lambda one: (list(MODELS).index(one["model"]), one["seed"]))
-            write_json(folder / "beside.json", {"effort": effort_of(effort), "text": text, "rows": rows})
-            said = ", ".join(f"{name} {value:.2f}" for name, value in row["perplexity"].items())
-            console.print(f"seed {row['seed']}, {row['model']}: {said} ({row['seconds']:.0f} s)")
-    Console(highlight=False, width=WIDTH).print(table(rows, effort, text))
+    tasks = [
+        (model, seed, folder, effort, words.text, place)
+        for seed in range(1, words.seeds + 1)
+        for model in reversed(MODELS)
+        if model in words.models
+    ]
+    try:
+        with ending_on_sigterm():
+            _tokenise_once(folder, effort, words.text)
+            failed = _run_all(tasks, rows, words.jobs, words.minutes)
+    finally:  # of an interrupted run, too
+        Console(highlight=False, width=WIDTH).print(table(rows.rows, effort, text))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; reports are in {folder / 'failed'}")
+
+
+def _run_all(tasks: Sequence[tuple[Any, ...]], rows: Rows, jobs: int, minutes: float | None) -> list[str]:
+    """Names of the models that failed; says what each gave, and which were not begun in time."""
+    console, failed, left = Console(highlight=False, stderr=True, width=WIDTH), list[str](), list(tasks)
+    started = time.monotonic()
+
+    def may_begin() -> bool:
+        return minutes is None or time.monotonic() - started < 60 * minutes
+
+    with closing(side_by_side(run_model, tasks, jobs, may_begin)) as finished:
+        for task, done in finished:
+            left.remove(task)
+            name, error = f"seed {task[1]}, {task[0]}", done.exception()
+            if error is None:
+                row = done.result()
+                rows.add([row])
+                said = ", ".join(f"{column} {value:.2f}" for column, value in row["perplexity"].items())
+                console.print(f"{name}: {said} ({row['seconds']:.0f} s)")
+            else:
+                failed.append(name)
+                report = rows.file.parent / "failed" / f"{task[0]}_seed_{task[1]}.txt"
+                report.parent.mkdir(parents=True, exist_ok=True)
+                report.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+                told = str(error).strip().partition("\n")[0]
+                console.print(f"{name}: failed, {type(error).__name__}: {told}", markup=False)
+    if left:
+        names = ", ".join(f"seed {task[1]}, {task[0]}" for task in left)
+        console.print(f"not begun within --minutes {minutes:g}: {names}; the same command goes on")
+    return failed
 
 
 def effort_of(effort: Effort) -> dict[str, int]:

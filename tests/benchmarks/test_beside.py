@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
 import pytest
 
-from benchmarks.beside import ATTENTION, CELLS, CONTROL, DIGITAL, MODELS, NONE, Effort, overrides_of, stages_of, table
+from benchmarks import beside
+from benchmarks.beside import (
+    ATTENTION,
+    CELLS,
+    CONTROL,
+    DIGITAL,
+    MODELS,
+    NONE,
+    Effort,
+    Place,
+    main,
+    overrides_of,
+    stages_of,
+    table,
+)
 from tests.train.conftest import compose_config
 from train.configs import checked
 from train.schema import RunConfig
@@ -41,3 +60,71 @@ def test_the_table_has_ratios_seed_by_seed() -> None:
     cells = [list(column.cells) for column in table(rows, Effort(), "embedded").columns]
     assert cells[0] == ["gpt2_tiny", "mamba_tiny"] and cells[-1] == ["1.500 ± 0.000", "–"]
     assert cells[1] == ["9.00 ± 0.00", "8.00"] and cells[4][1] == "–"
+
+
+def test_where_it_computes_is_said_to_the_pipeline(tmp_path: Path) -> None:
+    words = overrides_of("gpt2_tiny", 1, tmp_path, Effort(), None, Place("cuda", "eager"))
+    config = checked(compose_config("run", "stage=match", *words), RunConfig)
+    assert config.trainer.device == "auto" and config.hardware.backend == "eager"
+    config = checked(
+        compose_config("run", "stage=match", *overrides_of("gpt2_tiny", 1, tmp_path, Effort(), None)), RunConfig
+    )
+    assert config.trainer.device == "cpu" and config.hardware.backend == "auto"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What was run, in this process, by a stand-in; seed 2 of mamba fails."""
+    found: list[tuple[str, int]] = []
+
+    def instead(work, tasks, jobs, may_begin) -> Iterator[tuple[tuple, Future]]:  # type: ignore[no-untyped-def, type-arg]
+        for task in tasks:
+            if not may_begin():
+                return
+            model, seed, done = task[0], task[1], Future()  # type: ignore[var-annotated]
+            found.append((model, seed))
+            if (model, seed) == ("mamba_tiny", 2):
+                done.set_exception(MemoryError("of the device\nand more"))
+            else:
+                done.set_result(
+                    {"model": model, "seed": seed, "perplexity": {DIGITAL: 9.0 + len(found)}, "seconds": 1.0}
+                )
+            yield task, done
+
+    monkeypatch.setattr(beside, "side_by_side", instead)
+    monkeypatch.setattr(beside, "_tokenise_once", lambda *_: None)
+    return found
+
+
+def rows_in(folder: Path) -> dict[tuple[str, int], float]:
+    rows = json.loads((folder / "embedded" / "beside.json").read_text())["rows"]
+    return {(row["model"], row["seed"]): row["perplexity"][DIGITAL] for row in rows}
+
+
+def test_a_failed_model_costs_no_other_its_row(
+    ran: list[tuple[str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="failed: seed 2, mamba_tiny; reports"):
+        main(["--seeds", "2", "--folder", str(tmp_path)])
+    assert len(ran) == 12 and rows_in(tmp_path).keys() == set(ran) - {("mamba_tiny", 2)}
+    assert "seed 2, mamba_tiny: failed, MemoryError: of the device" in capsys.readouterr().err
+    assert "and more" in (tmp_path / "embedded" / "failed" / "mamba_tiny_seed_2.txt").read_text()
+
+
+def test_rows_of_the_same_effort_stay_and_another_is_put_aside(ran: list[tuple[str, int]], tmp_path: Path) -> None:
+    main(["--seeds", "1", "--folder", str(tmp_path)])
+    before = rows_in(tmp_path)
+    main(["--seeds", "1", "--folder", str(tmp_path), "--models", "gpt2_tiny"])
+    assert rows_in(tmp_path) == before | {("gpt2_tiny", 1): 16.0} != before, "the seventh run"
+    main(["--seeds", "1", "--folder", str(tmp_path), "--models", "gpt2_tiny", "--steps", "3"])
+    assert rows_in(tmp_path).keys() == {("gpt2_tiny", 1)}
+    aside = tmp_path / "embedded" / "beside_steps200_matched20_extra60_tokens16384_chips3_context256.json"
+    assert len(json.loads(aside.read_text())["rows"]) == 6
+
+
+def test_none_is_begun_when_time_is_up(
+    ran: list[tuple[str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--seeds", "1", "--folder", str(tmp_path), "--minutes", "0", "--models", "gpt2_tiny"])
+    assert not ran and not (tmp_path / "embedded" / "beside.json").exists()
+    assert "not begun within --minutes 0: seed 1, gpt2_tiny" in capsys.readouterr().err

@@ -46,3 +46,19 @@ def test_gradients_of_the_recurrence_are_those_of_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     a, x = (torch.rand(2, 5, 3, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
     assert torch.autograd.gradcheck(Recurrence.apply, (a, x))
+
+
+@pytest.mark.parametrize(("n_tokens", "chunk"), [(16, 4), (19, 4), (5, 7), (1, 1), (9, 1)])
+def test_chunks_at_once_are_one_token_after_the_other(n_tokens: int, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    a, x, weight = (torch.rand(2, n_tokens, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    a[:, n_tokens // 2] = 0.0  # a token that forgets all
+
+    def found(size: int) -> list[torch.Tensor]:
+        of = [y.clone().requires_grad_() for y in (a, x)]
+        states = Recurrence.apply(*of, size)
+        (states * weight).sum().backward()
+        return [states, *(y.grad for y in of)]
+
+    for want, got in zip(found(n_tokens), found(chunk), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

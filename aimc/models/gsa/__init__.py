@@ -1,7 +1,7 @@
 """Gated Slot Attention: a decoder whose memory is m slots a head, digital or in gain cells, as a transformers model.
 
 `GSAForCausalLM` is an ordinary transformers model, which `AutoModelForCausalLM` knows; :func:`put_on_cells` puts its
-slots into cells. It imports transformers, PyTorch, `aimc.ops` and below, and `aimc.nn`'s scalers.
+slots into cells. It imports transformers, PyTorch, `aimc.ops` and below, `aimc.nn`'s scalers, and Mamba's recurrence.
 
 Source: Y. Zhang et al., "Gated Slot Attention for Efficient Linear-Time Sequence Modeling", NeurIPS 2024, arXiv
 2409.07146.

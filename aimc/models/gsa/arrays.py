@@ -20,6 +20,8 @@ a long one replaces what was there by `σ_w`, √(kT/C). Everything else is the 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +30,12 @@ from torch import Tensor, nn
 
 from aimc.hardware import ConfigError, Converter, Hardware
 from aimc.models.gsa.memory import Memory
+from aimc.models.selective_scan import Recurrence
 from aimc.nn.scaler import AffineScaler
 from aimc.ops.effects.cell import cell_coefficients, leaking_cell
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac, storage_dac
-from aimc.ops.effects.noise import ArrayId, Chip
+from aimc.ops.effects.noise import ArrayId, Chip, draw_seed
 
 if TYPE_CHECKING:
     from aimc.models.gsa.config import GSAConfig
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
 GATE = Converter(n_levels=64, v_min=0.0, v_max=1.0)
 """Pulse of a gate in time constants: 64 levels to one RC, so that a slot keeps between 37 % and all of what it holds.
 Gates are sigmoids to the power 1/8, and one that is shut starts at 0.09."""
+TOGETHER = 256
+"""Tokens at once on an accelerator."""
 SCALES = ("score_full_scale", "readout_full_scale")
 
 
@@ -73,6 +78,9 @@ class SlotArrays(nn.Module):
         """Which chip's mismatch the cells have."""
         self.generator: torch.Generator | None = None
         """Source of write and read noise; None: torch's global one."""
+        self.together: int | None = None
+        """Tokens that are computed at once, which takes the memory of as many times the slots. None: one on a CPU;
+        :data:`TOGETHER` on an accelerator, where a loop over tokens waits for its calls, seconds a step."""
         self.take(hardware)
         rest_v = hardware.cell.offset_v
         self.query_scaler, self.output_scaler = AffineScaler(n_heads), AffineScaler(n_heads)
@@ -127,53 +135,71 @@ class SlotArrays(nn.Module):
                 for scaler, x in ((self.key_scaler, k), (self.value_scaler, v))
             ]
             gates = torch.exp(-dac(-log_gate, self.gate))  # [B, H, T, m]
-            kept = math.exp(-self.hardware.leakage.decay_per_token)
             cells = [self._coefficients(array, q) for array in ArrayId]
-            out = []
+            size, out = self.together or (1 if q.device.type == "cpu" else TOGETHER), []
             # not by index: the gradient of each slice would be a whole tensor of zeros
-            by_token = (x.unbind(dim=2) for x in (pulses, *stored, gates))
-            for pulse, key, value, gate in zip(*by_token, strict=True):
-                memory = Memory(
-                    *(
-                        self._write(u * kept, x[:, :, None], gate[..., None])
-                        for u, x in zip(memory, (key, value), strict=True)
-                    )
-                )
-                widths, total = self._scores(pulse, memory.keys, cells[ArrayId.QK])
-                out.append(self._sums(widths, memory.values, cells[ArrayId.AV]) / total)
-            return self.output_scaler(torch.stack(out, dim=2)), memory
+            parts = (x.split(size, dim=2) for x in (pulses, *stored, gates))
+            with self._drawing_on(q.device):
+                for pulse, key, value, gate in zip(*parts, strict=True):
+                    held = Memory(*(self._written(*one, gate) for one in zip(memory, (key, value), strict=True)))
+                    memory = Memory(*(u[:, :, -1] for u in held))
+                    widths, total = self._scores(pulse, held.keys, cells[ArrayId.QK])
+                    out.append(self._sums(widths, held.values, cells[ArrayId.AV]) / total)
+            return self.output_scaler(torch.cat(out, dim=2)), memory
 
-    def _write(self, u: Tensor, target: Tensor, gate: Tensor) -> Tensor:
-        """Every slot `[B, H, m, D]` towards the token's `[B, H, 1, D]`, as far as its gate `[B, H, m, 1]` lets it."""
-        u = gate * u + (1.0 - gate) * target
-        sigma = self.hardware.noise.write_v
-        return u + sigma * (1.0 - gate * gate).clamp(min=0.0).sqrt().detach() * self._normal(u) if sigma else u
+    @contextmanager
+    def _drawing_on(self, device: torch.device) -> Iterator[None]:
+        """Noise is drawn where it is needed: from a generator of another device comes a seed alone."""
+        given = self.generator
+        if given is None or given.device.type == device.type:
+            yield
+            return
+        self.generator = torch.Generator(device).manual_seed(int(draw_seed(given, given.device)))
+        try:
+            yield
+        finally:
+            self.generator = given
+
+    def _written(self, u: Tensor, target: Tensor, gate: Tensor) -> Tensor:
+        """What slots that held `u` `[B, H, m, D]` hold after each of the next tokens, `[B, H, T, m, D]`: they leak for
+        a token time, then go towards the token's `[B, H, T, D]` as far as their gates `[B, H, T, m]` let them."""
+        kept, sigma = math.exp(-self.hardware.leakage.decay_per_token), self.hardware.noise.write_v
+        gate = gate[..., None]
+        new = (1.0 - gate) * target[..., None, :]
+        first = gate[:, :, :1] * (u * kept)[:, :, None]
+        new = first + new if new.shape[2] == 1 else torch.cat([first + new[:, :, :1], new[:, :, 1:]], dim=2)
+        if sigma:
+            new = new + sigma * (1.0 - gate * gate).clamp(min=0.0).sqrt().detach() * self._normal(new)
+        if new.shape[2] == 1:
+            return new
+        held: Tensor = Recurrence.apply((gate * kept).expand_as(new).flatten(0, 1), new.flatten(0, 1))
+        return held.unflatten(0, new.shape[:2])
 
     def _scores(self, pulse: Tensor, u: Tensor, cells: list[Tensor | float]) -> tuple[Tensor, Tensor]:
-        """Pulses into the second array `[B, H, m]`, the longest of them 1, and the sum of the exponentials
-        `[B, H, 1]`."""
+        """Pulses into the second array `[B, H, T, m]`, the longest of a token 1, and the sum of the exponentials
+        `[B, H, T, 1]`."""
         hardware, noise = self.hardware, self.hardware.noise
-        charge = (_charge(u, cells) @ pulse[..., None])[..., 0]  # [B, H, m]
-        charge = charge / (hardware.array.saturation_qk * self.score_full_scale[:, None])
+        charge = (_charge(u, cells) @ pulse[..., None])[..., 0]  # [B, H, T, m]
+        charge = charge / (hardware.array.saturation_qk * self.score_full_scale[:, None, None])
         if noise.column_gain or noise.column_offset:
             charge = with_columns(charge, *self._columns_qk(charge))
         if noise.read_qk:
             charge = charge + noise.read_qk * self._normal(charge)
-        logits = self.score_gain[:, None] * adc(charge, hardware.score_adc)
+        logits = self.score_gain[:, None, None] * adc(charge, hardware.score_adc)
         shares = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True))
         return dac(shares, hardware.probability_dac), shares.sum(dim=-1, keepdim=True)
 
     def _sums(self, widths: Tensor, u: Tensor, cells: list[Tensor | float]) -> Tensor:
-        """Digital sum of the counters `[B, H, D]`, in full scales."""
+        """Digital sum of the counters `[B, H, T, D]`, in full scales."""
         hardware, noise = self.hardware, self.hardware.noise
         rows = min(hardware.array.rows, self.n_slots)
-        tiles = (widths[..., None] * _charge(u, cells)).unflatten(2, (-1, rows)).sum(dim=3)  # [B, H, J, D]
-        tiles = tiles / (hardware.array.saturation_av * self.readout_full_scale[:, None, None])
+        tiles = (widths[..., None] * _charge(u, cells)).unflatten(3, (-1, rows)).sum(dim=4)  # [B, H, T, J, D]
+        tiles = tiles / (hardware.array.saturation_av * self.readout_full_scale[:, None, None, None])
         if noise.column_gain or noise.column_offset:
             tiles = with_columns(tiles, *self._columns_av(tiles))
         if noise.read_av:
             tiles = tiles + noise.read_av * self._normal(tiles)
-        return adc(tiles, hardware.readout).sum(dim=2)
+        return adc(tiles, hardware.readout).sum(dim=3)
 
     def _normal(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
@@ -184,27 +210,32 @@ class SlotArrays(nn.Module):
         return Chip(seed=self.chip_seed, layer=self.layer)
 
     def _coefficients(self, array: ArrayId, like: Tensor) -> list[Tensor | float]:
-        """Of the transfer curve of each cell about the voltage that it leaks to, lowest power first, `[H, m, D]` or a
-        number."""
+        """Of the transfer curve of each cell about the voltage that it leaks to, lowest power first, `[H, 1, m, D]` or
+        a number."""
         noise, slots = self.hardware.noise, torch.arange(self.n_slots, device=like.device)
         where = (array, like.shape[1], slots, like.shape[3])
-        gain = noise.mismatch_gain * self.chip.cell_gain(*where) if noise.mismatch_gain else None
-        offset = noise.mismatch_offset_v * self.chip.cell_offset(*where) if noise.mismatch_offset_v else None
+        gain = noise.mismatch_gain * self.chip.cell_gain(*where)[:, None] if noise.mismatch_gain else None
+        offset = noise.mismatch_offset_v * self.chip.cell_offset(*where)[:, None] if noise.mismatch_offset_v else None
         return cell_coefficients(leaking_cell(self.hardware), gain, offset)
 
     def _columns_qk(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Gain and offset of the columns of `[B, H, T, m]`."""
         slots, noise = torch.arange(self.n_slots, device=like.device), self.hardware.noise
-        of = (like.shape[1], slots)
-        return noise.column_gain * self.chip.column_gain_qk(*of), noise.column_offset * self.chip.column_offset_qk(*of)
+        gain, offset = (
+            of(like.shape[1], slots)[:, None] for of in (self.chip.column_gain_qk, self.chip.column_offset_qk)
+        )
+        return noise.column_gain * gain, noise.column_offset * offset
 
     def _columns_av(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        tiles, noise = torch.arange(like.shape[2], device=like.device), self.hardware.noise
-        of = (like.shape[1], tiles, like.shape[3])
-        return noise.column_gain * self.chip.column_gain_av(*of), noise.column_offset * self.chip.column_offset_av(*of)
+        """Of those of `[B, H, T, J, D]`."""
+        tiles, noise = torch.arange(like.shape[3], device=like.device), self.hardware.noise
+        of = (like.shape[1], tiles, like.shape[4])
+        gain, offset = self.chip.column_gain_av(*of)[:, None], self.chip.column_offset_av(*of)[:, None]
+        return noise.column_gain * gain, noise.column_offset * offset
 
 
 def _charge(u: Tensor, coefficients: list[Tensor | float]) -> Tensor:
-    """Charge per unit pulse of cells at `u` `[B, H, m, D]`, in signal units."""
+    """Charge per unit pulse of cells at `u` `[B, H, T, m, D]`, in signal units."""
     value: Tensor | float = coefficients[-1]
     for c in reversed(coefficients[:-1]):
         value = value * u + c

@@ -81,10 +81,11 @@ def chunked(
     of_keys, of_values = at_end @ k, at_end @ v  # [B, H, N, m, D]
     starts = []
     keys, values = memory
-    for n in range(q.shape[2]):
+    # not by index: the gradient of each slice would be a whole tensor of zeros
+    for left_of_old, new_keys, new_values in zip(*(x.unbind(dim=2) for x in (kept, of_keys, of_values)), strict=True):
         starts.append(Memory(keys, values))
-        keys = kept[:, :, n] * keys + of_keys[:, :, n]
-        values = kept[:, :, n] * values + of_values[:, :, n]
+        keys = left_of_old * keys + new_keys
+        values = left_of_old * values + new_values
     before = Memory(*(torch.stack(parts, dim=2) for parts in zip(*starts, strict=True)))
     carried = gone.exp()  # [B, H, N, C, m]
     scores = torch.einsum("...ts,...tsm->...tm", q @ k.mT, left) + carried * (q @ before.keys.mT)

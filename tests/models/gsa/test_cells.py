@@ -160,3 +160,38 @@ def test_bad_input_is_told() -> None:
         put_on_cells(model, machine())
     with pytest.raises(TypeError, match="a Linear has no slots"):
         put_on_cells(torch.nn.Linear(2, 2), machine())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("together", [20, 7])
+def test_tokens_at_once_are_one_after_the_other(together: int) -> None:
+    def found(size: int) -> list[torch.Tensor]:
+        model = on_cells(machine(presets.gain_cell_cmos()), GATE).double()
+        fixed = replace(presets.typical(), write_v=0.0, read_qk=0.0, read_av=0.0)
+        set_cells(model, machine(presets.gain_cell_cmos(), noise=fixed), chip_seed=3)
+        for _, cells in slot_arrays(model):
+            cells.together = size
+        out = model(ids(20), labels=ids(20), use_cache=False)
+        out.loss.backward()
+        return [out.logits, *(p.grad for p in model.parameters())]
+
+    for want, got in zip(found(1), found(together), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)  # operands are of float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_they_are_the_same_and_chips_are_drawn_there() -> None:
+    model = on_cells(machine())
+    expected = logits(model)
+    model.to("cuda")  # type: ignore[arg-type]
+    torch.testing.assert_close(logits(model, ids(20).cuda()).cpu(), expected, atol=1e-4, rtol=1e-4)
+    chips = [
+        aimc.perplexity(model, ids(40)[0], context=20, chips=2, nonideality=presets.typical()).per_chip for _ in "12"
+    ]
+    assert chips[0] == chips[1] and chips[0][0] != chips[0][1]
+
+
+def test_noise_of_tokens_at_once_is_that_of_single_ones() -> None:
+    noisy, n = arrays(noise=Noise(write_v=0.01)), 400
+    noisy.together = n
+    held = noisy._written(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, n, 4), torch.full((1, 1, n, 2), 0.6))
+    assert float(held[:, :, 20:].std()) == pytest.approx(0.01, rel=0.1), "replaced by noise of the write alone"
