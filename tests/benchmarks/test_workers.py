@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from benchmarks.side_by_side import ending_on_sigterm, side_by_side
+from benchmarks.workers import ending_on_sigterm, side_by_side
 
 
 def test_a_process_that_dies_costs_its_own_task_alone() -> None:
