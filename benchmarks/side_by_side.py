@@ -90,9 +90,10 @@ class _Runner:
 
     def _begin(self) -> bool:
         """Give the idle processes what can be begun; returns whether something was."""
-        for task in [task for task in self.left if any(key in self.failed for key in task.after)]:
-            self._fail(task.key, "what it waits for failed")
-            self.left.remove(task)
+        while hopeless := [task for task in self.left if any(key in self.failed for key in task.after)]:
+            for task in hopeless:
+                self._fail(task.key, "what it waits for failed")
+                self.left.remove(task)
         if self.left and (self.stopped or (self.ends is not None and time.monotonic() > self.ends)):
             for task in self.left:
                 self._fail(task.key, "stopped before it was begun" if self.stopped else "no time left to begin it")
