@@ -4,6 +4,7 @@ or takes its process along, costs no other."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -125,5 +126,6 @@ class _Runner:
 
 
 def _process() -> ProcessPoolExecutor:
-    """One process, started when it gets something to do; a fresh interpreter, as CUDA does not survive a fork."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    """One process, started when it gets something to do; a fresh interpreter, as CUDA does not survive a fork, and a
+    group of its own, as a signal to ours would reach it a second time, and end what the first one has it save."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=os.setpgrp)

@@ -173,6 +173,9 @@ def test_what_fails_costs_nothing_else() -> None:
         Task(("later", 1), partial(int, "3"), (("works", 1), ("unknown", 1))),
         Task(("works", 1), partial(int, "2")),
     ]
+    apart = [Task(("group", 1), os.getpgrp)]
+    assert side_by_side(apart, 1, lambda key, group: done.update({key: group}), lambda key, why: None) == {}
+    assert done.pop(("group", 1)) != os.getpgrp()  # a signal to this one's group comes once, by this one
     failed = side_by_side(tasks, 1, done.__setitem__, lambda key, why: None)
     assert done == {("works", 1): 2, ("later", 1): 3}
     assert set(failed) == {("waits", 1), ("waits longer", 1), ("dies", 1), ("fails", 1)}
