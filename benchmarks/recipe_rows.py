@@ -16,7 +16,7 @@ THRESHOLD = ("hardware.threshold=true",)
 BY_CONTROL = ("trainer.finetune.teacher=control",)
 ALONE = ("trainer.finetune.distillation=0",)
 ATTENTION_ONLY = ("trainer.finetune.learning_rates.rest=0",)
-WRITTEN = ("data=generated", "data.real_kind=text", "data.generated.batch_size=1024")
+WRITTEN = ("data=generated", "data.real_kind=text", "data.generated.batch_size=2048")
 UNDER_NOISE = ("trainer.finetune.noise.scale=1", "trainer.finetune.noise.ramp=0.2")
 
 DIGITAL, CONTROL = "digital", "control"
@@ -126,7 +126,7 @@ MODELS = {
             "experiment=tinystories",
             "data=generated",
             "data.real_kind=text",
-            "data.generated.batch_size=1024",
+            "data.generated.batch_size=2048",
         ),
         digital_steps=0,
         steps=1200,
@@ -214,6 +214,8 @@ def overrides_of(name: str, seed: int, plan: Plan) -> list[str]:
         f"trainer.finetune.steps={plan.steps - started}",
         *(f"trainer.{stage}.batch_size={subject.batch_size}" for stage in stages),
         *(f"trainer.{stage}.eval_every={plan.curve_every or 1000}" for stage in stages),
+        *(f"trainer.{stage}.log_every=50" for stage in (DIGITAL, *stages)),
+        *(f"trainer.{stage}.save_every=500" for stage in (DIGITAL, *stages)),
         *(f"trainer.{stage}.learning_rate={subject.learning_rate}" for stage in stages[1:]),
         *(f"trainer.{stage}.distillation=0.9" for stage in stages[1:]),
         *(f"trainer.{stage}.teacher={plan.teacher}" for stage in stages[1:]),

@@ -4,6 +4,7 @@ or takes its process along, costs no other."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -90,9 +91,10 @@ class _Runner:
 
     def _begin(self) -> bool:
         """Give the idle processes what can be begun; returns whether something was."""
-        for task in [task for task in self.left if any(key in self.failed for key in task.after)]:
-            self._fail(task.key, "what it waits for failed")
-            self.left.remove(task)
+        while hopeless := [task for task in self.left if any(key in self.failed for key in task.after)]:
+            for task in hopeless:
+                self._fail(task.key, "what it waits for failed")
+                self.left.remove(task)
         if self.left and (self.stopped or (self.ends is not None and time.monotonic() > self.ends)):
             for task in self.left:
                 self._fail(task.key, "stopped before it was begun" if self.stopped else "no time left to begin it")
@@ -124,5 +126,6 @@ class _Runner:
 
 
 def _process() -> ProcessPoolExecutor:
-    """One process, started when it gets something to do; a fresh interpreter, as CUDA does not survive a fork."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    """One process, started when it gets something to do; a fresh interpreter, as CUDA does not survive a fork, and a
+    group of its own, as a signal to ours would reach it a second time, and end what the first one has it save."""
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=os.setpgrp)

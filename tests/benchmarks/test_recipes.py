@@ -166,15 +166,19 @@ def test_results_of_another_plan_are_not_continued(tmp_path: Path) -> None:
 def test_what_fails_costs_nothing_else() -> None:
     done: dict[tuple[str, int], Any] = {}
     tasks = [
+        Task(("waits longer", 1), partial(int, "1"), (("waits", 1),)),
         Task(("waits", 1), partial(int, "1"), (("dies", 1),)),
         Task(("dies", 1), partial(os._exit, 3)),
         Task(("fails", 1), partial(int, "x")),
         Task(("later", 1), partial(int, "3"), (("works", 1), ("unknown", 1))),
         Task(("works", 1), partial(int, "2")),
     ]
+    apart = [Task(("group", 1), os.getpgrp)]
+    assert side_by_side(apart, 1, lambda key, group: done.update({key: group}), lambda key, why: None) == {}
+    assert done.pop(("group", 1)) != os.getpgrp()  # a signal to this one's group comes once, by this one
     failed = side_by_side(tasks, 1, done.__setitem__, lambda key, why: None)
     assert done == {("works", 1): 2, ("later", 1): 3}
-    assert set(failed) == {("waits", 1), ("dies", 1), ("fails", 1)}
+    assert set(failed) == {("waits", 1), ("waits longer", 1), ("dies", 1), ("fails", 1)}
     assert "died" in failed["dies", 1] and "ValueError" in failed["fails", 1] and "waits for" in failed["waits", 1]
     late = side_by_side(tasks[-1:], 1, done.__setitem__, lambda key, why: None, minutes=-1)
     assert "no time" in late["works", 1]
