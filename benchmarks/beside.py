@@ -335,7 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _tokenise_once(folder, effort, words.text)
             failed = _run_all(tasks, rows, words.jobs, words.minutes)
     finally:  # of an interrupted run, too
-        Console(highlight=False, width=WIDTH).print(table(rows.rows, effort, text))
+        if rows.rows:
+            Console(highlight=False, width=WIDTH).print(table(rows.rows, effort, text))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; reports are in {folder / 'failed'}")
 

@@ -51,8 +51,10 @@ def side_by_side(
 
 
 def _worker() -> ProcessPoolExecutor:
-    """One process, begun with its first task; spawned, for a forked one could not use a GPU."""
-    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+    """One process, begun with its first task; spawned, for a forked one could not use a GPU. Ctrl-C, which a terminal
+    sends to all, is its parent's to pass on: a second signal would end it before it has saved."""
+    ignoring = (signal.SIGINT, signal.SIG_IGN)
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=signal.signal, initargs=ignoring)
 
 
 @contextmanager
