@@ -62,7 +62,18 @@ def _attention(
         )
     n_tokens = query.shape[2]
     padding = None if attention_mask is None else ~attention_mask[:, -n_tokens:].bool()
+    query, key, value = _as_autocast((query, key, value))
     return attention(query, key, value, key_padding=padding).transpose(1, 2), None
+
+
+def _as_autocast(states: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """As `scaled_dot_product_attention` takes its inputs under autocast on a GPU: in autocast's dtype. Rotary positions
+    leave float32 behind, with which the kernels take ten times as long. A CPU's operator computes in float32 anyway."""
+    if not states[0].is_cuda or not torch.is_autocast_enabled("cuda"):
+        return states
+    dtype = torch.get_autocast_dtype("cuda")
+    query, key, value = (x.to(dtype) if x.dtype == torch.float32 else x for x in states)
+    return query, key, value
 
 
 def _digital_attention(

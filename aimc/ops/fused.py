@@ -163,6 +163,7 @@ def _call(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Call:
     key_padding, draws, chip_seed, layer, hardware, *_ = rest[3 + len(_OF_HEADS) :]
     chip = Chip(seed=chip_seed, layer=layer)
     heads = Heads(query, key, unpack(hardware), chip, draws[0], first_sequence=draws[1])
+    heads.draws = draws  # not to be made again
     return Call(query, key, value, Scaling(query_affine, key_affine, value_affine, **of_heads), key_padding, heads)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Heads:
         part.n_batch, part.n_kv_heads, part.n_heads = len(batch), len(kv_heads), len(kv_heads) * self.group
         return part
 
-    @property
+    @functools.cached_property
     def draws(self) -> Tensor:
         """Seed and number of the first sequence of the call, int64 `[2]`."""
         return torch.stack([torch.as_tensor(x, device=self.device) for x in (self.seed, self.first_sequence)])

@@ -42,10 +42,12 @@ def _launches(forward: Launch, pulse_gradient: Launch, stored_gradient: Launch) 
     }
 
 
-HALF_LAUNCHES = _launches(Launch(64, 4, 2), Launch(64, 4, 1), Launch(64, 8, 1))
-"""With two-byte operands; tried on an H200."""
-NOISY_LAUNCHES = _launches(Launch(64, 4, 1), Launch(64, 4, 1), Launch(32, 8, 1))
-"""The same with read noise, whose generator needs registers; and with a softmax."""
+HALF_LAUNCHES = _launches(Launch(64, 4, 2), Launch(64, 4, 1), Launch(64, 4, 1))
+"""With two-byte operands; the fastest of five to six tried on an H200, as are the next two."""
+SOFTMAX_LAUNCHES = _launches(Launch(64, 4, 2), Launch(64, 4, 1), Launch(32, 8, 1))
+"""The same with a softmax."""
+NOISY_LAUNCHES = _launches(Launch(32, 4, 2), Launch(64, 4, 1), Launch(32, 8, 1))
+"""The same with read noise, whose generator needs registers."""
 FULL_LAUNCHES = _launches(Launch(32, 8, 1), Launch(32, 8, 1), Launch(16, 8, 1))
 """With float32 operands."""
 LEAST_TOTAL = torch.finfo(torch.float32).tiny
@@ -228,9 +230,7 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
     softmax = None
     if inputs.softmax is not None:
         softmax = softmax_of(hardware, inputs.softmax.retained, inputs.softmax.rest)
-    is_large = is_noisy or softmax is not None
-    launches = FULL_LAUNCHES if dtype == torch.float32 else NOISY_LAUNCHES if is_large else HALF_LAUNCHES
-    how = launches[kernel]
+    how = _launches_for(dtype, is_noisy=is_noisy, has_softmax=softmax is not None)[kernel]
     keys, values, normaliser = inputs.key_powers, inputs.value_powers, hardware.normaliser
     spec = _same_spec(
         rows=hardware.array.rows,
@@ -257,6 +257,12 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
         precision="tf32x3",  # three products of tensor cores, whose float32 has 10 bits, come close to its 23
     )
     return spec, {"num_warps": how.warps, "num_stages": how.stages if _has_room(pulses.device) else 1}
+
+
+def _launches_for(dtype: torch.dtype, *, is_noisy: bool, has_softmax: bool) -> dict[str, Launch]:
+    if dtype == torch.float32:
+        return FULL_LAUNCHES
+    return NOISY_LAUNCHES if is_noisy else SOFTMAX_LAUNCHES if has_softmax else HALF_LAUNCHES
 
 
 @functools.lru_cache(maxsize=256)
