@@ -103,6 +103,20 @@ class Frozen:
             *("coefficients", array, *sigmas, *self.cell.coefficients),
         )
 
+    def coefficient_table(self, array: ArrayId) -> Tensor:
+        """:meth:`coefficients`, of which some are tables, as one: float32 `[P, H_kv, W, D]`."""
+        coefficients = self.coefficients(array)
+        like = next(c for c in coefficients if isinstance(c, Tensor))
+
+        def make() -> list[Tensor]:
+            all_tables = [c if isinstance(c, Tensor) else torch.full_like(like, c or 0.0) for c in coefficients]
+            return [torch.stack(all_tables).float()]
+
+        sigmas = self.noise.mismatch_gain, self.noise.mismatch_offset_v
+        (table,) = self._kept(make, "coefficient_table", array, *sigmas, *self.cell.coefficients)
+        assert isinstance(table, Tensor)  # made above
+        return table
+
     def leak_rates(self, array: ArrayId) -> Tensor | None:
         """λ of each cell per token time, `[H_kv, W, D]`; None: all leak alike, or not at all."""
         spread, rate = self.noise.tau_spread, self.decay_per_token
@@ -118,11 +132,10 @@ class Frozen:
 
     def columns_qk(self) -> Sequence[Table]:
         """Gain and offset of the charge-to-pulse circuits, one per slot: `[H_kv, W]` each."""
-        slots = torch.arange(self.array.window, device=self.device)
         gain, offset = self.noise.column_gain, self.noise.column_offset
 
         def make() -> list[Table]:
-            at = self.n_kv_heads, slots, self.dtype
+            at = self.n_kv_heads, torch.arange(self.array.window, device=self.device), self.dtype
             return [
                 gain * self.chip.column_gain_qk(*at) if gain else None,
                 offset * self.chip.column_offset_qk(*at) if offset else None,
@@ -140,14 +153,14 @@ class Frozen:
         return self._counters("columns_of_sum", self.head_size + 1, slice(-1, None))
 
     def _counters(self, name: str, n_columns: int, which: slice) -> Sequence[Table]:
-        tiles = torch.arange(self.array.n_tiles, device=self.device)
         gain, offset = self.noise.column_gain, self.noise.column_offset
 
         def make() -> list[Table]:
+            tiles = torch.arange(self.array.n_tiles, device=self.device)
             at = self.n_kv_heads, tiles, n_columns, self.dtype
             return [
-                gain * self.chip.column_gain_av(*at)[..., which] if gain else None,
-                offset * self.chip.column_offset_av(*at)[..., which] if offset else None,
+                (gain * self.chip.column_gain_av(*at)[..., which]).contiguous() if gain else None,
+                (offset * self.chip.column_offset_av(*at)[..., which]).contiguous() if offset else None,
             ]
 
         return self._kept(make, name, gain, offset)

@@ -9,6 +9,7 @@ through the dispatcher costs a third of a millisecond.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,19 +26,26 @@ from aimc.ops.packing import pack, unpack
 from aimc.ops.scaling import Affine, Scaling
 from aimc.ops.triton.residuals import Residuals
 
+_AFFINES = ("query", "key", "value", "memory_key", "memory_value")
+"""What of :class:`aimc.ops.scaling.Scaling` is two tensors, scale and offset. The first three have a gradient."""
 _OF_HEADS = (
-    *("score", "pulse_threshold", "memory_key", "memory_value", "full_scale_qk", "full_scale_av", "threshold"),
+    *("score", "pulse_threshold", "full_scale_qk", "full_scale_av", "threshold"),
     *("query_norm", "key_norm", "value_norm"),
 )
-"""What of :class:`aimc.ops.scaling.Scaling` there is beside the scalers."""
-_INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor? query_affine, Tensor? key_affine, Tensor? value_affine, "
-    + "".join(f"Tensor? {name}, " for name in _OF_HEADS)
-    + "Tensor? key_padding, Tensor draws, int chip_seed, int layer, float[] hardware, str engine, bool keep"
-)
+"""And what is one."""
 _N_TRAINED = 2
 """How many of them, from the first, have a gradient."""
-_N_TENSORS = 3 + 3 + len(_OF_HEADS) + 2
+_SCALING = [f"{name}_{part}" for name in _AFFINES[:3] for part in Affine._fields] + [
+    *_OF_HEADS,
+    *(f"{name}_{part}" for name in _AFFINES[3:] for part in Affine._fields),
+]
+"""In the operator's order: what has a gradient comes first."""
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, "
+    + "".join(f"Tensor? {name}, " for name in _SCALING)
+    + "Tensor? key_padding, Tensor draws, int chip_seed, int layer, float[] hardware, str engine, bool keep"
+)
+_N_TENSORS = 3 + len(_SCALING) + 2
 Grads = tuple[Tensor | None, ...]
 """Of every input, None where there is none."""
 
@@ -45,14 +53,15 @@ Grads = tuple[Tensor | None, ...]
 def fused_attention(call: Call, *, engine: str) -> Tensor:
     """:func:`aimc.ops.attention.gain_cell_attention` by one of the fused engines, `blocked` or `triton`; arguments are
     checked there."""
+    affines = [getattr(call.scaling, name) or (None, None) for name in _AFFINES]
     of_heads = [getattr(call.scaling, name) for name in _OF_HEADS]
-    scaling = [torch.stack(tuple(x)) if isinstance(x, Affine) else x for x in (*call.scaling.affines, *of_heads)]
+    scaling = *itertools.chain(*affines[:3]), *of_heads, *itertools.chain(*affines[3:])
     draws, chip, hardware = call.heads.draws, call.heads.chip, pack(call.heads.hardware)
     inputs = (*call[:3], *scaling)
     keep = engine == "triton" and _wants_gradient(inputs) and call.differentiated is call
     given = *inputs, call.key_padding, draws, chip.seed, chip.layer, hardware, engine, keep
-    run = _forward if _is_traced(call.query) else _Direct.apply
-    return run(*given)[0].transpose(1, 2)  # from [B, T, H, D]
+    out = _forward(*given)[0] if _is_traced(call.query) else _Direct.apply(*given)
+    return out.transpose(1, 2)  # from [B, T, H, D]
 
 
 def _is_traced(x: Tensor) -> bool:
@@ -96,9 +105,15 @@ def _gradients(grad: Tensor, out: Tensor | None, kept: list[Tensor], *inputs: An
     return [*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (d_query, d_key, d_value)), *of_scalers]
 
 
+def _gradients_apart(*given: Any) -> list[Tensor]:
+    """Likewise; what is of the scalers without memory in common, which a registered operator may not give."""
+    d_query, d_key, d_value, *of_scalers = _gradients(*given)
+    return [d_query, d_key, d_value, *(x if x._base is None else x.clone() for x in of_scalers)]
+
+
 _backward = torch.library.custom_op(
     "aimc::gain_cell_attention_backward",
-    _gradients,
+    _gradients_apart,
     mutates_args=(),
     schema=f"(Tensor grad, Tensor? out, Tensor[] kept, {_INPUTS}) -> Tensor[]",
 )
@@ -126,10 +141,12 @@ def _autograd(ctx: Any, grad: Tensor, _: Any, gradients: Callable[..., list[Tens
     out, *kept = tensors[_N_TENSORS:] or (None,)
     tensors = tensors[:_N_TENSORS]
     grads = gradients(grad, out, kept, *tensors, *ctx.plain)
-    trained = tensors[3 : 6 + _N_TRAINED]
-    of_scaling = [None if x is None else g.to(x.dtype) for g, x in zip(grads[3:], trained, strict=True)]
-    without = [None] * (_N_TENSORS - 6 - _N_TRAINED + len(ctx.plain))
-    return (*grads[:3], *of_scaling, *without)
+    of_inputs, of_scalers, of_heads = grads[:3], grads[3:6], grads[6:]
+    found = [*(x for of_scaler in of_scalers for x in of_scaler.unbind()), *of_heads]
+    trained = tensors[3 : 3 + len(found)]
+    of_scaling = [None if x is None else g.to(x.dtype) for g, x in zip(found, trained, strict=True)]
+    without = [None] * (_N_TENSORS - 3 - len(found) + len(ctx.plain))
+    return (*of_inputs, *of_scaling, *without)
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)
@@ -139,32 +156,31 @@ class _Direct(torch.autograd.Function):
     """The operator outside of graphs. Gradients of gradients there are none, as of the registered one."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def forward(ctx: Any, *inputs: Any) -> Tensor:  # type: ignore[override]
         out, kept = _sums(*inputs)
-        return out, *kept
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        out, *kept = output
-        ctx.mark_non_differentiable(*kept)
         _setup_context(ctx, inputs, (out, kept))
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Grads:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Grads:  # type: ignore[override]
         return _autograd(ctx, grad, None, _gradients)
 
 
 def _call(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Call:
-    query_affine, key_affine, value_affine = (x if x is None else Affine(*x) for x in rest[:3])
-    of_heads = dict(zip(_OF_HEADS, rest[3 : 3 + len(_OF_HEADS)], strict=True))
-    for name in ("memory_key", "memory_value"):
-        of_heads[name] = None if of_heads[name] is None else Affine(*of_heads[name])
-    key_padding, draws, chip_seed, layer, hardware, *_ = rest[3 + len(_OF_HEADS) :]
+    of_scaling, others = rest[: len(_SCALING)], rest[len(_SCALING) :]
+    behind = 6 + len(_OF_HEADS)  # scalers and what is of one tensor
+    numbers = *of_scaling[:6], *of_scaling[behind:]
+    affines: dict[str, Any] = {
+        name: None if scale is None else Affine(scale, offset)
+        for name, scale, offset in zip(_AFFINES, numbers[::2], numbers[1::2], strict=True)
+    }
+    scaling = Scaling(**affines, **dict(zip(_OF_HEADS, of_scaling[6:behind], strict=True)))
+    key_padding, draws, chip_seed, layer, hardware, *_ = others
     chip = Chip(seed=chip_seed, layer=layer)
     heads = Heads(query, key, unpack(hardware), chip, draws[0], first_sequence=draws[1])
-    heads.draws = draws  # not to be made again
-    return Call(query, key, value, Scaling(query_affine, key_affine, value_affine, **of_heads), key_padding, heads)
+    heads.given_draws = draws
+    return Call(query, key, value, scaling, key_padding, heads)
 
 
 def _engine(name: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import torch
@@ -55,6 +54,8 @@ class Heads:
         self.chip = chip or Chip(seed=0)  # whether one was needed is checked before
         self.layer = self.chip.layer
         self.seed, self.first_sequence = seed, first_sequence
+        self.given_draws: Tensor | None = None
+        """Both as one tensor, where somebody has it."""
         self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
         self.device = query.device
         self.n_batch, self.n_heads, self.n_tokens, self.head_size = query.shape
@@ -71,9 +72,11 @@ class Heads:
         part.n_batch, part.n_kv_heads, part.n_heads = len(batch), len(kv_heads), len(kv_heads) * self.group
         return part
 
-    @functools.cached_property
+    @property
     def draws(self) -> Tensor:
         """Seed and number of the first sequence of the call, int64 `[2]`."""
+        if self.given_draws is not None:
+            return self.given_draws
         return torch.stack([torch.as_tensor(x, device=self.device) for x in (self.seed, self.first_sequence)])
 
     @property
@@ -159,6 +162,16 @@ class Heads:
     def all_coefficients(self, array: ArrayId) -> list[Tensor | float]:
         """:meth:`coefficients` of all cells of the layer, `[H_kv, W, D]` or a number each, which nobody may change."""
         return [x for x in self._frozen.coefficients(array) if x is not None] or list(self.cell.coefficients)
+
+    def coefficient_table(self, array: ArrayId) -> Tensor:
+        """:meth:`all_coefficients` as one table `[P, H_kv, W, D]`, float32, where some differ from cell to cell."""
+        return self._frozen.coefficient_table(array)
+
+    def all_columns(self) -> list[tuple[Tensor | None, Tensor | None]]:
+        """:meth:`column_tables_qk`, :meth:`column_tables_av` and :meth:`column_tables_of_sum` of all places of the
+        layer, which nobody may change."""
+        frozen = self._frozen
+        return [frozen.columns_qk(), frozen.columns_av(), frozen.columns_of_sum()]  # type: ignore[list-item]
 
     def cell_errors(self, array: ArrayId) -> tuple[Tensor | None, Tensor | None]:
         """:meth:`mismatch` of all cells of the layer, `[H_kv, W, D]` each, which nobody may change."""

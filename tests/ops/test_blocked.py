@@ -262,15 +262,8 @@ def test_registered_operator_says_what_it_returns(dtype):
         torch.rand(2, 20, 4, 8, dtype=dtype).transpose(1, 2),
         *(torch.rand(2, 2, 20, 8, dtype=dtype) for _ in range(2)),
     )
-    affines = [torch.stack([torch.ones(n), torch.zeros(n)]) for n in (4, 2, 2)]
-    of_heads = [
-        torch.ones(4),
-        torch.ones(4),
-        *(torch.ones(2, 2) for _ in range(2)),
-        torch.ones(4),
-        torch.ones(4),
-        *[None] * 4,
-    ]
+    affines = [x for n in (4, 2, 2) for x in (torch.ones(n), torch.zeros(n))]
+    of_heads = [*(torch.ones(4) for _ in range(4)), *[None] * 4, *(torch.ones(2) for _ in range(4))]
     draws, padding = torch.tensor([7, 3]), torch.zeros(2, 20, dtype=torch.bool)
     rest = (*affines, *of_heads, padding, draws, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked", False)
     for check in ("test_schema", "test_faketensor"):

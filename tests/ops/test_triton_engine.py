@@ -177,7 +177,7 @@ def test_what_is_kept_has_the_shapes_that_a_compiler_is_told(activation):
 
     hardware = small(activation=activation)
     q, k, v = three()
-    rest = [None] * 14
+    rest = [None] * 19  # scaling and padding
     draws = torch.zeros(2, dtype=torch.int64)
     arguments = [*rest, draws.to(DEVICE), 0, 0, fused.pack(hardware), "triton", True]
     out, kept = torch.ops.aimc.gain_cell_attention(q.detach(), k.detach(), v.detach(), *arguments)

@@ -90,10 +90,7 @@ class _Prepared(NamedTuple):
         keys, values = (Cells(array, _stored(call, array), heads, draws) for array in ArrayId)
         columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
         if hardware.noise.column_gain or hardware.noise.column_offset:
-            slots = torch.arange(hardware.array.window, device=heads.device)
-            tiles = torch.arange(hardware.array.n_tiles, device=heads.device)
-            of_second = heads.column_tables_av(tiles), heads.column_tables_of_sum(tiles)
-            columns = [heads.column_tables_qk(slots), *of_second]
+            columns = heads.all_columns()
         inputs = Inputs(
             operands=operands_of(query, full_scale_qk, keys, values, dtype),
             key_powers=keys.powers,

@@ -65,19 +65,10 @@ class Given:
             block=TOKENS, head_size=size, padded_size=padded(size), dac=counter(self.converter), **of_cells
         )
 
-    def gradients(self) -> tuple[Tensor, Tensor | None]:
-        """Room for the gradient of x, `[B, T, H, D]` in its dtype, and for what adds up to the scaler's, `[2, B, H,
-        blocks]`; None: there is no scaler."""
+    def gradient(self) -> Tensor:
+        """Room for the gradient of x, `[B, T, H, D]` in its dtype."""
         batch, heads, tokens, size = self.x.shape
-        d_x = torch.empty(batch, tokens, heads, size, dtype=self.x.dtype, device=self.x.device)
-        sums = torch.empty(2, batch, heads, self.n_blocks, dtype=torch.float32, device=self.x.device)
-        return d_x, None if self.affine is None else sums
-
-    def of_scaler(self, sums: Tensor | None) -> Tensor:
-        """`[2, H]`; zero without a scaler."""
-        if sums is None:
-            return torch.zeros(2, self.x.shape[1], dtype=torch.float32, device=self.x.device)
-        return sums.sum(dim=(1, 3))
+        return torch.empty(batch, tokens, heads, size, dtype=self.x.dtype, device=self.x.device)
 
 
 class Cells:
@@ -88,12 +79,8 @@ class Cells:
         coefficients = heads.all_coefficients(array)
         self.differ = any(isinstance(c, Tensor) for c in coefficients)
         self.powers = self._powers(coefficients)
-        if self.differ:  # some powers may be alike in all cells
-            like = next(c for c in coefficients if isinstance(c, Tensor))
-            coefficients = [c if isinstance(c, Tensor) else torch.full_like(like, c) for c in coefficients]
-            self.table = torch.stack([c.float() for c in coefficients])  # type: ignore[union-attr]
-        else:
-            self.table = numbers(tuple(coefficients), heads.device)  # type: ignore[arg-type]
+        table = heads.coefficient_table(array) if self.differ else None
+        self.table = numbers(tuple(coefficients), heads.device) if table is None else table  # type: ignore[arg-type]
 
     def _powers(self, coefficients: list[Tensor | float]) -> Powers:
         if not self.heads.decay_per_token:
@@ -170,16 +157,17 @@ def gradients_of_given(
     from aimc.ops.triton.writes import gradient_at_converters
 
     all_given = query, keys.given, values.given
-    rooms = [given.gradients() for given in all_given]
+    rooms, grid = [given.gradient() for given in all_given], _grid(query, keys)
+    n_blocks, n_heads, n_batch = grid
+    room = torch.zeros if any(given.affine is None for given in all_given) else torch.empty
+    sums = room(2, n_batch, n_heads, n_blocks, dtype=torch.float32, device=query.x.device)
     if query.x.numel():
         how = full_scale, keys.written(), values.written()
-        each = [
-            (given.source(), of, grad, *room)
-            for given, of, grad, room in zip(all_given, how, grads, rooms, strict=True)
-        ]
+        each = [(of.source(), *rest) for of, *rest in zip(all_given, how, grads, rooms, strict=True)]
         specs = [of.spec(of.powers.graded) for of in (keys, values)]
-        gradient_at_converters[_grid(query, keys)](*itertools.chain(*each), query.spec(), *specs)
-    return [(d_x.transpose(1, 2), of.of_scaler(sums)) for of, (d_x, sums) in zip(all_given, rooms, strict=True)]
+        gradient_at_converters[grid](*itertools.chain(*each), sums, query.spec(), *specs)
+    of_scalers = sums.sum(dim=(1, 3)).split([given.x.shape[1] for given in all_given], dim=1)
+    return [(d_x.transpose(1, 2), of) for d_x, of in zip(rooms, of_scalers, strict=True)]
 
 
 def _grid(query: Given, keys: Cells) -> tuple[int, int, int]:

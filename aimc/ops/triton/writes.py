@@ -45,15 +45,15 @@ def _given(source, t, features, head, batch, SPEC: tl.constexpr):
 @triton.jit
 def _at_converter(grad, x, scaled, source, sums, t, features, head, batch, SPEC: tl.constexpr):
     """Straight through the converter, inside its range, and through the scaler: the gradient of what was given `[T,
-    D]`; what a program adds to those of the scaler's two numbers goes to `sums` `[2, B, H, blocks]`."""
+    D]`; what a program adds to those of the scaler's two numbers goes to `sums` `[2, B, all heads, blocks]`."""
     DAC: tl.constexpr = SPEC.dac
     inside = _inside(t, features, source, SPEC) & (scaled >= DAC.v_min) & (scaled <= DAC.v_max)
     grad = tl.where(inside, grad, 0.0)
     if source.scale is not None:
-        n_blocks = tl.num_programs(0)
-        at = (batch * source.n_heads + head) * n_blocks + tl.program_id(0)
+        n_blocks, n_programs = tl.num_programs(0), tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
+        at = (batch * tl.num_programs(1) + tl.program_id(1)) * n_blocks + tl.program_id(0)
         tl.store(sums + at, _sum(grad * x))
-        tl.store(sums + source.n_batch * source.n_heads * n_blocks + at, _sum(grad))
+        tl.store(sums + n_programs + at, _sum(grad))
         grad = grad * tl.load(source.scale + head)
     return grad
 
@@ -241,28 +241,26 @@ def gradient_at_converters(
     full_scale,
     d_pulses,
     d_query,
-    query_sums,
     key,
     key_cells,
     d_key_stack,
     d_key,
-    key_sums,
     value,
     value_cells,
     d_value_stack,
     d_value,
-    value_sums,
+    sums,
     PULSES: tl.constexpr,
     KEYS: tl.constexpr,
     VALUES: tl.constexpr,
 ):
-    """The way back of :func:`write_kernel`: each of the three also has the gradient that comes and the two that go on
-    (:func:`_pulse_gradient`, :func:`_stored_gradient`)."""
+    """The way back of :func:`write_kernel`: each of the three also has the gradient that comes and the one that goes on
+    (:func:`_pulse_gradient`, :func:`_stored_gradient`), and all give to those of their scalers."""
     head = tl.program_id(1)
     if head < query.n_heads:
-        _pulse_gradient(query, full_scale, d_pulses, d_query, query_sums, head, PULSES)
+        _pulse_gradient(query, full_scale, d_pulses, d_query, sums, head, PULSES)
     elif head < query.n_heads + key.n_heads:
-        _stored_gradient(key, key_cells, d_key_stack, d_key, key_sums, head - query.n_heads, KEYS)
+        _stored_gradient(key, key_cells, d_key_stack, d_key, sums, head - query.n_heads, KEYS)
     else:
         at = head - query.n_heads - key.n_heads
-        _stored_gradient(value, value_cells, d_value_stack, d_value, value_sums, at, VALUES)
+        _stored_gradient(value, value_cells, d_value_stack, d_value, sums, at, VALUES)
