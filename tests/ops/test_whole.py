@@ -184,10 +184,15 @@ def test_what_it_does_not_have_goes_run_by_run(changes, counted):
 
 
 def test_products_of_any_layout_on_one_thread():
+    import numba
     import numpy as np
     import threadpoolctl
 
     from aimc.ops.compiled.products import multiply, on_one_thread
+
+    @numba.njit
+    def multiplied(left, right, scale, out):
+        multiply(left, right, scale, out)
 
     rng = np.random.default_rng(0)
     with on_one_thread(), on_one_thread():
@@ -196,6 +201,6 @@ def test_products_of_any_layout_on_one_thread():
             for left in (rng.random((m, k + 2), np.float32)[:, :k], rng.random((k, m), np.float32).T):
                 for right in (rng.random((k, n + 1), np.float32)[:, :n], rng.random((n, k), np.float32).T):
                     out = np.ones((m, n + 3), np.float32)
-                    multiply(left, right, np.full(1, 2.0, np.float32), out[:, :n])
+                    multiplied(left, right, np.full(1, 2.0, np.float32), out[:, :n])
                     np.testing.assert_allclose(out[:, :n], left @ right + 2, rtol=1e-5)
                     assert (out[:, n:] == 1).all()

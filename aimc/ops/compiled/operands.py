@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
+from aimc.ops.compiled.once import BOOL, F1, F2, F3, FLOAT, HIDDEN2, INT, WORDS3, type_of
+
 
 class Line(NamedTuple):
     """Where the queries and tokens of a span are in the text."""
@@ -136,6 +138,20 @@ class Work(NamedTuple):
     """Their gradient, `[R, K·D]`."""
 
 
+class Gathered(NamedTuple):
+    """Gradients of what the arrays hold, added to what is there: of neighbouring terms, `[P, S, n'·D]`, and the column
+    of the first; and of what is between."""
+
+    keys: np.ndarray
+    first_of_keys: int
+    values: np.ndarray
+    first_of_values: int
+    thresholds: np.ndarray
+    """`[H]`."""
+    gains: np.ndarray
+    """`[B·H, T']`."""
+
+
 class Place(NamedTuple):
     """Who reads what: queries of a head, a sub-tile of its arrays."""
 
@@ -161,13 +177,17 @@ class Place(NamedTuple):
     """2: `lo` to `own` also meet what it held one window ago."""
 
 
-ZEROTH = np.int64(0)
-"""Numba compiles a function once for integers and once more for each that stands in the source, and for booleans
-likewise: so a counter begins here, and compiling takes two thirds of the time."""
+LINE = type_of(Line, *(5 * [INT]))
+ARRAYS = type_of(Arrays, F3, F3, F2, INT, F3, F3, F3, F1, F3, HIDDEN2)
+COUNTER = type_of(Counter, *(4 * [FLOAT]), BOOL)
+BETWEEN = type_of(Between, F1, BOOL, F2, COUNTER, COUNTER, BOOL, COUNTER, FLOAT, F2, F2, FLOAT)
+NOISE = type_of(ReadNoise, FLOAT, WORDS3, FLOAT, WORDS3)
+WORK = type_of(Work, F2, *(3 * [F3]), F2, F2, F3, F2, F2, F1, F1, F1, *(3 * [F2]))
+GATHERED = type_of(Gathered, F3, INT, F3, INT, F1, F2)
+PLACE = type_of(Place, *(11 * [INT]))
 
 
-@numba.njit(cache=True)
-def make_work(pulses, line, arrays, between, keeps):  # type: ignore[no-untyped-def]
+def make_work(pulses: np.ndarray, line: Line, arrays: Arrays, between: Between, keeps: bool) -> Work:
     """Room for the queries that are taken at a time; `keeps`: for what a way back over all sub-tiles needs."""
     most, size = min(line.queries, pulses.shape[2]), pulses.shape[3]
     n_key_terms, n_value_terms = arrays.key_weights.shape[1], arrays.value_weights.shape[2]

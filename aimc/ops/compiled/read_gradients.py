@@ -7,77 +7,47 @@ the queries that are taken at a time. Elsewhere a sub-tile is read and gone back
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
+from numba import types
 
 from aimc.ops.compiled.activations import back_through_clip, back_through_softmax, clip, put_pulses
 from aimc.ops.compiled.folds import folded, gather
-from aimc.ops.compiled.operands import ZEROTH, first_tile, make_work, part_of, place
+from aimc.ops.compiled.once import F2, F4, INT, NOTHING, once
+from aimc.ops.compiled.operands import (
+    ARRAYS,
+    BETWEEN,
+    COUNTER,
+    GATHERED,
+    LINE,
+    NOISE,
+    PLACE,
+    WORK,
+    Arrays,
+    Between,
+    Counter,
+    Gathered,
+    Line,
+    ReadNoise,
+    first_tile,
+    make_work,
+    part_of,
+    place,
+)
 from aimc.ops.compiled.products import multiply
 from aimc.ops.compiled.reads import put_left, put_tile, take
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
-class Gathered(NamedTuple):
-    """Gradients of what the arrays hold, added to what is there: of neighbouring terms, `[P, S, n'·D]`, and the column
-    of the first; and of what is between."""
-
-    keys: np.ndarray
-    first_of_keys: int
-    values: np.ndarray
-    first_of_values: int
-    thresholds: np.ndarray
-    """`[H]`."""
-    gains: np.ndarray
-    """`[B·H, T']`."""
-
-
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def read_back(pulses, upstream, line, arrays, counter, noise, between, gathered, out):  # type: ignore[no-untyped-def]
-    """From the gradient of what :func:`aimc.ops.compiled.reads.read` gives to that of its pulses and of the arrays.
-
-    Args:
-        pulses, line, arrays, counter, noise, between: as there.
-        upstream: `[B, H, T', D]`.
-        gathered: see there.
-        out: of the pulses, `[B, H, T', D]`.
-    """
-    n_batch, n_heads, n_queries, _ = pulses.shape
-    keeps = np.bool_(True)
-    work = make_work(pulses, line, arrays, between, keeps)
-    of_left, of_widths = np.empty_like(work.left), np.empty_like(work.widths[0])
-    is_divided = between.softmax or between.normalised
-    for batch in range(n_batch):
-        for head in range(n_heads):
-            for row in range(0, n_queries, line.queries):
-                stop = min(row + line.queries, n_queries)
-                put_left(pulses[batch, head, row:stop], arrays, row, work.left)
-                if is_divided:
-                    take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
-                back_through_division(work, between, upstream[batch, head, row:stop])
-                of_left[: stop - row] = ZERO
-                n, tile = ZEROTH, ZEROTH
-                for token in range(first_tile(line, row), line.start + stop, line.rows):
-                    at = place(line, arrays, n_heads, batch, head, row, stop, token)
-                    if not is_divided:
-                        put_tile(work, line, arrays, noise, between, at, ZEROTH, ZEROTH, keeps)
-                    back_through_counter(work, line, arrays, counter, between, at, tile)
-                    back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths, of_left)
-                    n += at.n_parts if is_divided else 0
-                    tile += 1 if is_divided else 0
-                back_to_pulses(of_left, arrays, row, out[batch, head, row:stop])
-
-
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, WORK, BETWEEN, F2, fastmath=True)
 def back_through_division(work, between, upstream):  # type: ignore[no-untyped-def]
     """From the gradient of the outputs to that of the digital sums, in the place of these, and of their divisors."""
     is_divided = between.softmax or between.normalised
     for m in range(len(upstream)):
         if not is_divided:
-            work.total[m] = upstream[m]
+            for d in range(upstream.shape[1]):
+                work.total[m, d] = upstream[m, d]
             continue
         factor, of_factor = ONE / max(work.divisor[m], between.least), ZERO
         for d in range(upstream.shape[1]):
@@ -86,7 +56,7 @@ def back_through_division(work, between, upstream):  # type: ignore[no-untyped-d
         work.of_divisor[m] = -of_factor * factor * factor if work.divisor[m] >= between.least else ZERO
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, WORK, LINE, ARRAYS, COUNTER, BETWEEN, PLACE, INT, fastmath=True)
 def back_through_counter(work, line, arrays, counter, between, at, tile):  # type: ignore[no-untyped-def]
     """From the gradient of a head's sum, `[T', D]`, to that of the terms and of the sums of the widths, each in the
     place of the number itself, straight through inside the counter's range."""
@@ -113,7 +83,7 @@ def back_through_counter(work, line, arrays, counter, between, at, tile):  # typ
                 work.sums[0, m] += work.of_divisor[at.lo - at.row + m] * gain
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, WORK, LINE, ARRAYS, BETWEEN, GATHERED, PLACE, INT, F2, F2, fastmath=True)
 def back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths, of_left):  # type: ignore[no-untyped-def]
     """From the gradient of the terms to those of what the arrays hold and of what met the first."""
     nothing, one = np.zeros(1, np.float32), np.ones(1, np.float32)
@@ -145,7 +115,7 @@ def back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths,
         multiply(of_charge, cells, one, of_left[queries])
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, ARRAYS, INT, F2, fastmath=True)
 def back_to_pulses(of_left, arrays, row, out):  # type: ignore[no-untyped-def]
     """The inverse of :func:`aimc.ops.compiled.reads.put_left` for gradients."""
     size, n_terms = out.shape[1], arrays.key_weights.shape[1]
@@ -157,3 +127,59 @@ def back_to_pulses(of_left, arrays, row, out):  # type: ignore[no-untyped-def]
             weight = arrays.key_weights[row + m, j]
             for d in range(size):
                 out[m, d] += weight * of_left[m, j * size + d]
+
+
+@numba.njit(
+    types.void(WORK, F2, F2, F4, F4, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, GATHERED, F4),
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+)
+def _read_back(  # type: ignore[no-untyped-def]
+    work, of_left, of_widths, pulses, upstream, line, arrays, counter, noise, between, gathered, out
+):
+    n_batch, n_heads, n_queries, _ = pulses.shape
+    is_divided = between.softmax or between.normalised
+    for batch in range(n_batch):
+        for head in range(n_heads):
+            for row in range(0, n_queries, line.queries):
+                stop = min(row + line.queries, n_queries)
+                put_left(pulses[batch, head, row:stop], arrays, row, work.left)
+                if is_divided:
+                    take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, True)
+                back_through_division(work, between, upstream[batch, head, row:stop])
+                of_left[: stop - row] = ZERO
+                n, tile = 0, 0
+                for token in range(first_tile(line, row), line.start + stop, line.rows):
+                    at = place(line, arrays, n_heads, batch, head, row, stop, token)
+                    if not is_divided:
+                        put_tile(work, line, arrays, noise, between, at, 0, 0, True)
+                    back_through_counter(work, line, arrays, counter, between, at, tile)
+                    back_through_arrays(work, line, arrays, between, gathered, at, n, of_widths, of_left)
+                    n += at.n_parts if is_divided else 0
+                    tile += 1 if is_divided else 0
+                back_to_pulses(of_left, arrays, row, out[batch, head, row:stop])
+
+
+def read_back(
+    pulses: np.ndarray,
+    upstream: np.ndarray,
+    line: Line,
+    arrays: Arrays,
+    counter: Counter,
+    noise: ReadNoise,
+    between: Between,
+    gathered: Gathered,
+    out: np.ndarray,
+) -> None:
+    """From the gradient of what :func:`aimc.ops.compiled.reads.read` gives to that of its pulses and of the arrays.
+
+    Args:
+        pulses, line, arrays, counter, noise, between: as there.
+        upstream: `[B, H, T', D]`.
+        gathered: see there.
+        out: of the pulses, `[B, H, T', D]`.
+    """
+    work = make_work(pulses, line, arrays, between, keeps=True)
+    room = np.empty_like(work.left), np.empty_like(work.widths[0])
+    _read_back(work, *room, pulses, upstream, line, arrays, counter, noise, between, gathered, out)
