@@ -1,9 +1,9 @@
 """The fused backends as one differentiable operator: inputs as the model has them in, digital sums out, next to nothing
 else kept.
 
-Saved for the backward pass are the inputs, and by the Triton kernels a bit per counter and what divides; pulses, stored
-voltages, charges and noise are computed again. As a registered operator it is opaque to `torch.compile`, which
-therefore neither unfolds nor reorders it.
+Saved for the backward pass are the inputs, by the Triton kernels a bit per counter and what divides, and by the blocked
+operator the charges of small calls; pulses, stored voltages, noise and other charges are computed again. As a
+registered operator it is opaque to `torch.compile`, which therefore neither unfolds nor reorders it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fused_attention(call: Call, *, engine: str) -> Tensor:
     scaling = [torch.stack(tuple(x)) if isinstance(x, Affine) else x for x in (*call.scaling.affines, *of_heads)]
     draws, chip, hardware = call.heads.draws, call.heads.chip, pack(call.heads.hardware)
     inputs = (*call[:3], *scaling)
-    keep = engine == "triton" and _wants_gradient(inputs) and call.differentiated is call
+    keep = _wants_gradient(inputs) and call.differentiated is call and (engine == "triton" or blocked.keeps(call))
     out, _ = _forward(*inputs, call.key_padding, draws, chip.seed, chip.layer, hardware, engine, keep)  # [B, T, H, D]
     return out.transpose(1, 2)
 

@@ -18,7 +18,7 @@ from aimc.ops.blocked.digital import Digital
 from aimc.ops.blocked.reader import Reader
 from aimc.ops.blocked.runs import Run, Span, runs, spans
 from aimc.ops.blocked.stored import Stored, longest_span
-from aimc.ops.blocked.whole import Whole, fitting_kernels, one_thread_each
+from aimc.ops.blocked.whole import N_KEPT, Whole, fitting_kernels, one_thread_each, room
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
@@ -38,48 +38,70 @@ LENGTH_ON_ACCELERATORS = 256
 """The same anywhere but on a CPU."""
 SPAN = 2048
 """Queries whose tokens are prepared together."""
+MOST_KEPT = 2**22
+"""Pairs of query and key of a call whose charges are kept for the way back, some 16 MB; beyond they are computed again,
+so that memory does not grow with the square of the tokens."""
 
 
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
+    return _forward(call)[0]
+
+
+def forward_keeping(call: Call) -> tuple[Tensor, list[Tensor]]:
+    """:func:`forward` of a call that :func:`keeps`, and what :func:`backward` then need not compute again."""
+    return _forward(call, keep=True)
+
+
+def keeps(call: Call) -> bool:
+    """Whether a call is computed as a whole, and so small that it pays to keep its charges for the way back."""
+    heads = call.heads
+    return heads.n_batch * heads.n_heads * heads.n_tokens**2 <= MOST_KEPT and fitting_kernels(call) is not None
+
+
+def _forward(call: Call, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
     heads = call.heads
     out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
     all_spans = _spans(call)
+    kept = [room(fitting_kernels(call), call, span) for span in all_spans] if keep else []
 
     def read(part: Call) -> None:
-        into = out[_slice(part.heads.batch), :, _slice(part.heads.query_heads)]
+        batch, of_heads = _slice(part.heads.batch), _slice(part.heads.query_heads)
+        into = out[batch, :, of_heads]
         reader, sink = Reader(part), _sink(part)
-        for span in all_spans:
+        for number, span in enumerate(all_spans):
             tokens = _Tokens(part, span, sink)
             if tokens.whole is not None:
-                of_span = _without_padding(part, span, tokens.whole.read())
-                into[:, span.start : span.stop] = of_span.transpose(1, 2)
+                of_span = tokens.whole.read([x[batch, of_heads] for x in kept[number]] if keep else None)
+                into[:, span.start : span.stop] = _without_padding(part, span, of_span).transpose(1, 2)
                 continue
             for run in span.runs:
                 into[:, run.start : run.stop] = _Read(reader, run, tokens).out.transpose(1, 2)
 
     with one_thread_each(call):
         side_by_side(read, _parts(call))
-    return out
+    return out, [x for of_span in kept for x in of_span]
 
 
-def backward(call: Call, grad: Tensor) -> list[Tensor]:
+def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None = None) -> list[Tensor]:
     """Gradients of query, key and value in their dtypes, of their scalers `[2, H]`, of the score gain and of the
-    threshold `[H]`, from that of the sums `[B, H, T, D]`."""
+    threshold `[H]`, from that of the sums `[B, H, T, D]`; `kept` is what :func:`forward_keeping` gave for the same
+    call."""
     heads = call.heads
     inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
-    all_spans = _spans(call)
+    all_spans, of_spans = _spans(call), [] if kept is None else kept[1]
 
     def read_back(part: Call) -> tuple[list[Tensor], list[Tensor | None]]:
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
         of_inputs = [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)]
         gradients = _Gradients(of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs])
         reader, sink = Reader(part), _sink(part)
-        for span in all_spans:
+        for number, span in enumerate(all_spans):
             tokens = _Tokens(part, span, sink)
             if tokens.whole is not None:
-                upstream = grad[batch, of_heads, span.start : span.stop].to(heads.dtype)
-                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream), reader.activation)
+                upstream = _without_padding(part, span, grad[batch, of_heads, span.start : span.stop].to(heads.dtype))
+                of_span = [x[batch, of_heads] for x in of_spans[number * N_KEPT : (number + 1) * N_KEPT]]
+                tokens.of_pulses = tokens.whole.back(upstream, reader.activation, of_span or None)
             for run in span.runs if tokens.whole is None else ():
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)

@@ -13,7 +13,7 @@ from aimc.ops.compiled.cells import read_av, read_qk
 from aimc.ops.compiled.levels import to_levels
 from aimc.ops.compiled.normal import add_normal
 from aimc.ops.compiled.once import one_process_at_a_time
-from aimc.ops.compiled.operands import Arrays, Between, Counter, Gathered, Line, ReadNoise
+from aimc.ops.compiled.operands import Arrays, Between, Counter, Gathered, Kept, Line, ReadNoise, kept_shapes
 from aimc.ops.compiled.sums import weighted_sum
 from aimc.ops.compiled.terms import put_terms, term_gradient
 
@@ -22,9 +22,11 @@ __all__ = [
     "Between",
     "Counter",
     "Gathered",
+    "Kept",
     "Line",
     "ReadNoise",
     "add_normal",
+    "kept_shapes",
     "on_one_thread",
     "put_terms",
     "read",

@@ -27,7 +27,7 @@ from aimc.ops.effects import words
 CACHE = Path(__file__).parent / "__pycache__"
 """Where numba keeps what it has compiled, if it may write there."""
 
-INT, BOOL = types.int64, types.boolean
+INT, BOOL, INTS = types.int64, types.boolean, types.Array(types.int64, 1, "C")
 FLOAT, F1, F2, F3, F4 = (types.float32, *(types.Array(types.float32, n, "C") for n in (1, 2, 3, 4)))
 ANY = types.Array(types.float32, 2, "A")
 """A matrix `[M, N]` that lies in memory in any way."""

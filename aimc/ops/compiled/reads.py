@@ -27,10 +27,12 @@ from aimc.ops.compiled.operands import (
     Arrays,
     Between,
     Counter,
+    Kept,
     Line,
     ReadNoise,
     first_tile,
     make_work,
+    n_charges,
     part_of,
     place,
 )
@@ -88,17 +90,17 @@ def add_terms(terms, weights, sums, constant, out):  # type: ignore[no-untyped-d
 
 
 @once(NOTHING, WORK, LINE, ARRAYS, NOISE, BETWEEN, PLACE, INT, INT, BOOL, fastmath=True)
-def put_tile(work, line, arrays, noise, between, at, n, tile, keeps):  # type: ignore[no-untyped-def]
-    """A sub-tile from the pulses to its counter, `work.counts[tile]`, by charges in the places from `n` on."""
-    scale = np.zeros(1, np.float32)
+def put_tile(work, line, arrays, noise, between, at, n, c, keeps):  # type: ignore[no-untyped-def]
+    """A sub-tile from the pulses to its counter, `work.counts` from row `c` on, by charges from row `n` on."""
+    scale, k = np.zeros(1, np.float32), at.i % len(work.charge)
     for part in range(at.n_parts):
         m, _, tokens = part_of(line, at, part)
-        widths, sums, charge = work.widths[part, :m], work.sums[part], work.charge[n + part, :m]
+        widths, sums, charge = work.widths[part, :m], work.sums[part], work.charge[k, n : n + m]
         if between.softmax:
-            shares = work.shares[n + part if keeps else 0, :m]
+            shares = work.shares[k, n : n + m] if keeps else work.shares[0, :m]
             rows = slice(at.lo - at.row, at.lo - at.row + m)
             gains = between.gains[at.i, at.lo : at.hi]
-            put_shares(charge, gains, work.largest[rows], between.score, shares, work.divisor[rows])
+            put_shares(charge, gains, work.largest[rows], between.score, shares, work.divisor[k, at.lo : at.lo + m])
             put_pulses(shares, between.pulse, widths, sums)
         else:
             put_charge(work, line, arrays, noise, at, part, charge)
@@ -108,7 +110,8 @@ def put_tile(work, line, arrays, noise, between, at, n, tile, keeps):  # type: i
         multiply(widths, cells, scale, work.terms[:m])
         for query in range(m if part else 0):
             work.sums[0, query] += sums[query]
-    counts = work.counts[tile, : at.hi - at.lo]
+        n += m
+    counts = work.counts[k, c : c + at.hi - at.lo]
     weights, constant = arrays.value_weights[at.head, at.lo : at.hi], arrays.constants[at.head]
     add_terms(work.terms, weights, work.sums[0], constant, counts)
     if arrays.offsets.shape[1]:
@@ -121,16 +124,16 @@ def put_tile(work, line, arrays, noise, between, at, n, tile, keeps):  # type: i
         add_rows(counts, noise.av, states[0], states[1], 0)
 
 
-@once(NOTHING, WORK, LINE, NOISE, BETWEEN, PLACE, INT, fastmath=True)
-def put_sum(work, line, noise, between, at, tile):  # type: ignore[no-untyped-def]
-    """What the counter of a sub-tile's normaliser column is given, into `work.pulses[tile]`."""
-    number, charge = (at.token - line.first) // line.rows, work.pulses[tile, : at.hi - at.lo]
+@once(NOTHING, WORK, LINE, NOISE, BETWEEN, PLACE, F1, fastmath=True)
+def put_sum(work, line, noise, between, at, charge):  # type: ignore[no-untyped-def]
+    """What the counter of a sub-tile's normaliser column is given, `[T']`."""
+    number = (at.token - line.first) // line.rows
     gain, offset = between.sum_gains[at.kv, number] / between.sum_full_scale, between.sum_offsets[at.kv, number]
     for m in range(len(charge)):
         charge[m] = work.sums[0, m] * gain + offset
     if noise.av:
         states = states_of(line, noise, at)
-        add_column(charge, noise.av, states[0], states[1], work.total.shape[1])
+        add_column(charge, noise.av, states[0], states[1], work.total.shape[2])
 
 
 @numba.njit(inline="always")
@@ -160,56 +163,62 @@ def add_sum(charge, between, out):  # type: ignore[no-untyped-def]
 
 @once(NOTHING, WORK, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, *(5 * [INT]), BOOL)
 def take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps):  # type: ignore[no-untyped-def]
-    """All sub-tiles that some queries see: total and divisor in `work`; with `keeps` what the way back needs."""
-    work.total[: stop - row] = ZERO
-    work.divisor[: stop - row] = ZERO
+    """All sub-tiles that some queries see: total and divisor in `work`; with `keeps` what the way back needs, from the
+    rows `work.used` on, which then are those behind it."""
+    k = (batch * n_heads + head) % len(work.charge)
+    work.total[k, row:stop] = ZERO
+    work.divisor[k, row:stop] = ZERO
     tokens = range(first_tile(line, row), line.start + stop, line.rows)
+    n, c = work.used
     if between.softmax:
         work.largest[: stop - row] = HIDDEN
-        n = 0
         for token in tokens:
             at = place(line, arrays, n_heads, batch, head, row, stop, token)
             for part in range(at.n_parts):
                 m, _, _ = part_of(line, at, part)
-                charge = work.charge[n, :m]
+                charge = work.charge[k, n : n + m]
                 put_charge(work, line, arrays, noise, at, part, charge)
-                top = work.largest[at.lo - row : at.lo - row + len(charge)]
+                top = work.largest[at.lo - row : at.lo - row + m]
                 find_largest(charge, between.gains[at.i, at.lo : at.hi], between.score, top)
-                n += 1
-    n, tile = 0, 0
+                n += m
+    n = work.used[0]
     for token in tokens:
         at = place(line, arrays, n_heads, batch, head, row, stop, token)
-        put_tile(work, line, arrays, noise, between, at, n if keeps or between.softmax else 0, tile, keeps)
-        queries = slice(at.lo - row, at.hi - row)
-        add_levels(work.counts[tile, : at.hi - at.lo], counter, work.total[queries])
+        put_tile(work, line, arrays, noise, between, at, n, c, keeps)
+        behind = c + at.hi - at.lo
+        add_levels(work.counts[k, c:behind], counter, work.total[k, at.lo : at.hi])
         if between.normalised:
-            put_sum(work, line, noise, between, at, tile)
-            add_sum(work.pulses[tile, : at.hi - at.lo], between, work.divisor[queries])
-        n += at.n_parts
-        tile += 1 if keeps else 0
+            put_sum(work, line, noise, between, at, work.pulses[k, c:behind])
+            add_sum(work.pulses[k, c:behind], between, work.divisor[k, at.lo : at.hi])
+        n += n_charges(at) if keeps or between.softmax else 0
+        c = behind if keeps else c
+    if keeps:
+        work.used[0], work.used[1] = n, c
 
 
-@once(NOTHING, WORK, BETWEEN, F2)
-def divided(work, between, out):  # type: ignore[no-untyped-def]
-    """The digital sum of the queries that were taken over what divides it."""
+@once(NOTHING, F2, F1, BETWEEN, F2)
+def divided(total, divisor, between, out):  # type: ignore[no-untyped-def]
+    """The digital sums of some queries over what divides them."""
     for m in range(len(out)):
-        factor = ONE / max(work.divisor[m], between.least) if between.softmax or between.normalised else ONE
+        factor = ONE / max(divisor[m], between.least) if between.softmax or between.normalised else ONE
         for d in range(out.shape[1]):
-            out[m, d] = work.total[m, d] * factor
+            out[m, d] = total[m, d] * factor
 
 
 @numba.njit(
-    types.void(WORK, F4, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, F4), nogil=True, cache=True, error_model="numpy"
+    types.void(WORK, F4, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, F4, BOOL), nogil=True, cache=True, error_model="numpy"
 )
-def _read(work, pulses, line, arrays, counter, noise, between, out):  # type: ignore[no-untyped-def]
+def _read(work, pulses, line, arrays, counter, noise, between, out, keeps):  # type: ignore[no-untyped-def]
     n_batch, n_heads, n_queries, _ = pulses.shape
     for batch in range(n_batch):
         for head in range(n_heads):
+            work.used[:] = 0
+            k = (batch * n_heads + head) % len(work.charge)
             for row in range(0, n_queries, line.queries):
                 stop = min(row + line.queries, n_queries)
                 put_left(pulses[batch, head, row:stop], arrays, row, work.left)
-                take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, False)
-                divided(work, between, out[batch, head, row:stop])
+                take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
+                divided(work.total[k, row:stop], work.divisor[k, row:stop], between, out[batch, head, row:stop])
 
 
 def read(
@@ -220,6 +229,7 @@ def read(
     noise: ReadNoise,
     between: Between,
     out: np.ndarray,
+    kept: Kept | None = None,
 ) -> None:
     """Digital sums of the sub-tiles in full scales of the head.
 
@@ -227,6 +237,7 @@ def read(
         pulses: over S_sat, `[B, H, T', D]`.
         line, arrays, counter, noise, between: see there.
         out: `[B, H, T', D]`.
+        kept: room for what the way back needs; None: it computes that again.
     """
-    work = make_work(pulses, line, arrays, between, keeps=False)
-    _read(work, pulses, line, arrays, counter, noise, between, out)
+    work = make_work(pulses, line, arrays, between, kept, keeps=False)
+    _read(work, pulses, line, arrays, counter, noise, between, out, kept is not None)
