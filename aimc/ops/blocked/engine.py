@@ -32,6 +32,9 @@ WORK_BUFFER_BYTES = 2**21
 """Aimed size of the charges of one run: more leave the cache, fewer cost more calls."""
 ON_ACCELERATORS = 2**28
 """The same anywhere but on a CPU: calls are dear there."""
+WHOLE = 2**19
+"""Numbers of a span's keys that are read as a whole by one thread, some 20 MB with all that is made of them: more cost
+memory, fewer cost more calls."""
 LENGTH = 64
 """Queries that a run has at least, where sub-tiles are shorter: fewer cost more calls, more read above the diagonal."""
 LENGTH_ON_ACCELERATORS = 256
@@ -88,13 +91,17 @@ def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None 
     threshold `[H]`, from that of the sums `[B, H, T, D]`; `kept` is what :func:`forward_keeping` gave for the same
     call."""
     heads = call.heads
-    inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
     all_spans, of_spans = _spans(call), [] if kept is None else kept[1]
+    at_once = len(all_spans) == 1 and heads.hardware.activation != "pruned_softmax"  # no value is read from there
+    make = torch.empty_like if at_once else torch.zeros_like
+    inputs = [make(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
 
     def read_back(part: Call) -> tuple[list[Tensor], list[Tensor | None]]:
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
         of_inputs = [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)]
-        gradients = _Gradients(of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs])
+        gradients = _Gradients(
+            of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs], {0, 1, 2} if at_once else set()
+        )
         reader, sink = Reader(part), _sink(part)
         for number, span in enumerate(all_spans):
             tokens = _Tokens(part, span, sink)
@@ -130,10 +137,15 @@ class _Gradients:
 
     inputs: list[Tensor]
     affines: list[Tensor]
+    unset: set[int]
+    """Numbers of inputs that hold nothing yet; the first that is added is all of them."""
 
     def add(self, number: int, tokens: slice | Tensor, gradient: tuple[Tensor, Tensor]) -> None:
         of_input, of_scaler = gradient
-        if isinstance(tokens, slice):
+        if number in self.unset:
+            self.inputs[number].copy_(of_input)
+            self.unset.remove(number)
+        elif isinstance(tokens, slice):
             self.inputs[number][:, :, tokens] += of_input
         else:
             self.inputs[number].index_add_(2, tokens, of_input)
@@ -282,12 +294,16 @@ def _without_padding(call: Call, of: Run | Span, x: Tensor) -> Tensor:
 
 
 def _parts(call: Call) -> list[Call]:
-    """Sequences and K/V heads whose runs have charges of the aimed size, together; at least one a thread."""
+    """Sequences and K/V heads whose runs have charges of the aimed size, or whose tokens are as many as aimed at where
+    they are read as a whole, together; at least one part a thread."""
     heads, array = call.heads, call.heads.hardware.array
-    n_slots = min(heads.n_tokens, array.window) + array.rows
-    of_array = heads.group * _length(heads) * n_slots * heads.dtype.itemsize
     on_cpu = heads.device.type == "cpu"
-    n_arrays = max((WORK_BUFFER_BYTES if on_cpu else ON_ACCELERATORS) // of_array, 1)
+    if fitting_kernels(call) is not None:
+        n_arrays = max(WHOLE // (min(heads.n_tokens, SPAN) * heads.head_size), 1)
+    else:
+        of_array = heads.group * _length(heads) * (min(heads.n_tokens, array.window) + array.rows)
+        most = WORK_BUFFER_BYTES if on_cpu else ON_ACCELERATORS
+        n_arrays = max(most // (of_array * heads.dtype.itemsize), 1)
     if on_cpu:  # as many for each thread
         n_all, n_threads = heads.n_batch * heads.n_kv_heads, torch.get_num_threads()
         n_arrays = -(-n_all // (-(-n_all // (n_arrays * n_threads)) * n_threads))

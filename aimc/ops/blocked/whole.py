@@ -157,7 +157,11 @@ class Whole:
         return out.mul_(self.full_scale)
 
     def _kept(self, kept: list[Tensor] | None) -> Any:
-        return None if kept is None else self.kernels.Kept(*(x.view(len(x) * x.shape[1], *x.shape[2:]).numpy() for x in kept))
+        return (
+            None
+            if kept is None
+            else self.kernels.Kept(*(x.view(len(x) * x.shape[1], *x.shape[2:]).numpy() for x in kept))
+        )
 
     def back(self, upstream: Tensor, activation: Activation, kept: list[Tensor] | None = None) -> Tensor:
         """From the gradient of :meth:`read`, and what it may have kept, to that of the pulses; those of keys and values
