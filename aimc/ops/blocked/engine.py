@@ -2,9 +2,10 @@
 square.
 
 The walk is that of the eager operator, cut into runs: the charges of one run of queries and all keys that they see, at
-most T'·(W + R) a head, become pulses in place, and the backward pass computes them again instead of keeping them.
-Query heads that share a K/V head are rows of the same matrix products. Sequences and K/V heads have nothing in common,
-so that few of them are taken at a time and what is being computed stays in the cache.
+most T'·(W + R) a head, become pulses in place, and the backward pass computes them again instead of keeping them, but
+for small calls that are compiled as a whole. Query heads that share a K/V head are rows of the same matrix products.
+Sequences and K/V heads have nothing in common, so that few of them are taken at a time and what is being computed stays
+in the cache.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None 
     heads = call.heads
     all_spans, of_spans = _spans(call), [] if kept is None else kept[1]
     at_once = len(all_spans) == 1 and heads.hardware.activation != "pruned_softmax"  # no value is read from there
-    make = torch.empty_like if at_once else torch.zeros_like
-    inputs = [make(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
+    make = torch.empty if at_once else torch.zeros
+    shapes = [(len(x), x.shape[2], x.shape[1], x.shape[3]) for x in call[:3]]  # by token, as they are given on
+    inputs = [make(shape, dtype=heads.dtype, device=heads.device).transpose(1, 2) for shape in shapes]
 
     def read_back(part: Call) -> tuple[list[Tensor], list[Tensor | None]]:
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
