@@ -147,7 +147,7 @@ class Whole:
         if lanes is None:
             return np.zeros((2, 0, 0), np.uint32)
         state = lanes.state.expand(2, heads.n_batch, heads.n_heads, len(queries), 1)
-        return state.reshape(2, -1, len(queries)).numpy().astype(np.uint32)
+        return state.reshape(2, -1, len(queries)).numpy().astype(np.uint32, order="C")
 
     def read(self, kept: list[Tensor] | None = None) -> Tensor:
         """Digital sums over what divides them, in units of `array.saturation_av`, `[B, H, T', D]`; `kept`:
