@@ -1,10 +1,10 @@
 """The fused backends as one differentiable operator: inputs as the model has them in, digital sums out, next to nothing
 else kept.
 
-Saved for the backward pass are the inputs, and by the Triton kernels a bit per counter and what divides; pulses, stored
-voltages, charges and noise are computed again. For `torch.compile` it is a registered operator, which is opaque and
-therefore neither unfolded nor reordered; outside of it the same functions are called without the operator, whose way
-through the dispatcher costs a third of a millisecond.
+Saved for the backward pass are the inputs, by the Triton kernels a bit per counter and what divides, and by the blocked
+operator the charges of small calls; pulses, stored voltages, noise and other charges are computed again. For
+`torch.compile` it is a registered operator, which is opaque and therefore neither unfolded nor reordered; outside of it
+the same functions are called without the operator, whose way through the dispatcher costs a third of a millisecond.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def fused_attention(call: Call, *, engine: str) -> Tensor:
     scaling = *itertools.chain(*affines[:3]), *of_heads, *itertools.chain(*affines[3:])
     draws, chip, hardware = call.heads.draws, call.heads.chip, pack(call.heads.hardware)
     inputs = (*call[:3], *scaling)
-    keep = engine == "triton" and _wants_gradient(inputs) and call.differentiated is call
+    keep = _wants_gradient(inputs) and call.differentiated is call and (engine == "triton" or blocked.keeps(call))
     given = *inputs, call.key_padding, draws, chip.seed, chip.layer, hardware, engine, keep
     out = _forward(*given)[0] if _is_traced(call.query) else _Direct.apply(*given)
     return out.transpose(1, 2)  # from [B, T, H, D]

@@ -68,3 +68,34 @@ def test_only_where_it_fits(monkeypatch):
     monkeypatch.setenv(compiled.SWITCH, "0")
     assert compiled.kernels_for(x) is None
     compiled.kernels.cache_clear()
+
+
+def test_a_changed_file_empties_the_cache(monkeypatch, tmp_path):
+    from aimc.ops.compiled import once
+
+    monkeypatch.setattr(once, "CACHE", tmp_path / "__pycache__")
+    source, kept = tmp_path / "reads.py", tmp_path / "__pycache__" / "reads.nbc"
+    found = []
+    for text in ("first", "first", "second"):
+        source.write_text(text)
+        with once.one_process_at_a_time():
+            found.append(kept.exists())
+            kept.write_text("machine code")
+    assert found == [False, True, False]
+
+
+def test_arguments_are_cast_to_the_signature():
+    import numba
+    import numpy as np
+
+    from aimc.ops.compiled.activations import clip
+
+    @numba.njit
+    def clipped(charge, widths, sums):
+        clip(charge, 0, widths, sums)
+
+    charge, sums = np.array([[-1.0, 0.5, 2.0]], np.float32), np.zeros(1, np.float32)
+    clipped(charge, widths := np.empty_like(charge), sums)
+    assert widths.tolist() == [[0.0, 0.5, 1.0]] and sums.tolist() == [1.5]
+    with pytest.raises(numba.TypingError):
+        clipped(charge.astype(np.float64), widths, sums)

@@ -140,10 +140,12 @@ def test_fewer_terms_are_the_same_terms(name, counted):
     assert_agree(hardware, 600, counted, D=16)
 
 
-def called(hardware, scaling=None, dtype=torch.float32):
+def called(hardware, scaling=None, dtype=torch.float32, twice=False):
     g = torch.Generator().manual_seed(0)
     x = [torch.rand(1, 2, 150, 16, generator=g, dtype=dtype).requires_grad_() for _ in range(3)]
     out = gain_cell_attention(*x, hardware, scaling=scaling, chip=Chip(seed=1), generator=g)
+    if twice:
+        torch.autograd.grad(out.square().sum(), x, retain_graph=True)
     return out, *torch.autograd.grad(out.square().sum(), x)
 
 
@@ -161,6 +163,26 @@ def test_heads_with_full_scales_of_their_own_and_levels_of_each_coding(coding, c
         off = (one - other).abs() > 1e-4 * other.abs().max()
         assert off.float().mean() <= 1e-3
     assert counted == ["read", "back"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": ALL_NOISE},
+        {"noise": ALL_NOISE, "activation": "softmax", "probability_dac": Converter(v_max=0.6)},
+        {"normaliser": Normaliser(is_on=True, full_scale=6.0)},
+    ],
+    ids=["clips", "softmax", "normaliser"],
+)
+@pytest.mark.parametrize("span", [70, 2048])
+def test_what_is_kept_for_the_way_back_is_what_it_would_compute_again(changes, span, counted, monkeypatch):
+    hardware = machine(64, 16, backend="blocked", **changes)
+    monkeypatch.setattr(engine, "SPAN", span)
+    kept = called(hardware)
+    assert all(map(torch.equal, kept, called(hardware, twice=True)))  # nothing of it is overwritten
+    monkeypatch.setattr(engine, "MOST_KEPT", 0)
+    assert all(map(torch.equal, kept, called(hardware)))
+    assert "back" in counted
 
 
 @pytest.mark.parametrize(
@@ -184,10 +206,15 @@ def test_what_it_does_not_have_goes_run_by_run(changes, counted):
 
 
 def test_products_of_any_layout_on_one_thread():
+    import numba
     import numpy as np
     import threadpoolctl
 
     from aimc.ops.compiled.products import multiply, on_one_thread
+
+    @numba.njit
+    def multiplied(left, right, scale, out):
+        multiply(left, right, scale, out)
 
     rng = np.random.default_rng(0)
     with on_one_thread(), on_one_thread():
@@ -196,6 +223,6 @@ def test_products_of_any_layout_on_one_thread():
             for left in (rng.random((m, k + 2), np.float32)[:, :k], rng.random((k, m), np.float32).T):
                 for right in (rng.random((k, n + 1), np.float32)[:, :n], rng.random((n, k), np.float32).T):
                     out = np.ones((m, n + 3), np.float32)
-                    multiply(left, right, np.full(1, 2.0, np.float32), out[:, :n])
+                    multiplied(left, right, np.full(1, 2.0, np.float32), out[:, :n])
                     np.testing.assert_allclose(out[:, :n], left @ right + 2, rtol=1e-5)
                     assert (out[:, n:] == 1).all()

@@ -2,9 +2,10 @@
 square.
 
 The walk is that of the eager operator, cut into runs: the charges of one run of queries and all keys that they see, at
-most T'·(W + R) a head, become pulses in place, and the backward pass computes them again instead of keeping them.
-Query heads that share a K/V head are rows of the same matrix products. Sequences and K/V heads have nothing in common,
-so that few of them are taken at a time and what is being computed stays in the cache.
+most T'·(W + R) a head, become pulses in place, and the backward pass computes them again instead of keeping them, but
+for small calls that are compiled as a whole. Query heads that share a K/V head are rows of the same matrix products.
+Sequences and K/V heads have nothing in common, so that few of them are taken at a time and what is being computed stays
+in the cache.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from aimc.ops.blocked.digital import Digital
 from aimc.ops.blocked.reader import Reader
 from aimc.ops.blocked.runs import Run, Span, runs, spans
 from aimc.ops.blocked.stored import Stored, longest_span
-from aimc.ops.blocked.whole import Whole, fitting_kernels, one_thread_each
+from aimc.ops.blocked.whole import N_KEPT, Whole, fitting_kernels, one_thread_each, room
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import dac
 from aimc.ops.effects.noise import ArrayId
@@ -32,54 +33,84 @@ WORK_BUFFER_BYTES = 2**21
 """Aimed size of the charges of one run: more leave the cache, fewer cost more calls."""
 ON_ACCELERATORS = 2**28
 """The same anywhere but on a CPU: calls are dear there."""
+WHOLE = 2**19
+"""Numbers of a span's keys that are read as a whole by one thread, some 20 MB with all that is made of them: more cost
+memory, fewer cost more calls."""
 LENGTH = 64
 """Queries that a run has at least, where sub-tiles are shorter: fewer cost more calls, more read above the diagonal."""
 LENGTH_ON_ACCELERATORS = 256
 """The same anywhere but on a CPU."""
 SPAN = 2048
 """Queries whose tokens are prepared together."""
+MOST_KEPT = 2**22
+"""Pairs of query and key of a call whose charges are kept for the way back, some 16 MB; beyond they are computed again,
+so that memory does not grow with the square of the tokens."""
 
 
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
+    return _forward(call)[0]
+
+
+def forward_keeping(call: Call) -> tuple[Tensor, list[Tensor]]:
+    """:func:`forward` of a call that :func:`keeps`, and what :func:`backward` then need not compute again."""
+    return _forward(call, keep=True)
+
+
+def keeps(call: Call) -> bool:
+    """Whether a call is computed as a whole, and so small that it pays to keep its charges for the way back."""
+    heads = call.heads
+    return heads.n_batch * heads.n_heads * heads.n_tokens**2 <= MOST_KEPT and fitting_kernels(call) is not None
+
+
+def _forward(call: Call, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
     heads = call.heads
     out = call.query.new_empty(heads.n_batch, heads.n_tokens, heads.n_heads, heads.head_size)
     all_spans = _spans(call)
+    kept = [room(fitting_kernels(call), call, span) for span in all_spans] if keep else []
 
     def read(part: Call) -> None:
-        into = out[_slice(part.heads.batch), :, _slice(part.heads.query_heads)]
+        batch, of_heads = _slice(part.heads.batch), _slice(part.heads.query_heads)
+        into = out[batch, :, of_heads]
         reader, sink = Reader(part), _sink(part)
-        for span in all_spans:
+        for number, span in enumerate(all_spans):
             tokens = _Tokens(part, span, sink)
             if tokens.whole is not None:
-                of_span = _without_padding(part, span, tokens.whole.read())
-                into[:, span.start : span.stop] = of_span.transpose(1, 2)
+                of_span = tokens.whole.read([x[batch, of_heads] for x in kept[number]] if keep else None)
+                into[:, span.start : span.stop] = _without_padding(part, span, of_span).transpose(1, 2)
                 continue
             for run in span.runs:
                 into[:, run.start : run.stop] = _Read(reader, run, tokens).out.transpose(1, 2)
 
     with one_thread_each(call):
         side_by_side(read, _parts(call))
-    return out
+    return out, [x for of_span in kept for x in of_span]
 
 
-def backward(call: Call, grad: Tensor) -> list[Tensor]:
+def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None = None) -> list[Tensor]:
     """Gradients of query, key and value in their dtypes, of their scalers `[2, H]`, of the score gain and of the
-    threshold `[H]`, from that of the sums `[B, H, T, D]`."""
+    threshold `[H]`, from that of the sums `[B, H, T, D]`; `kept` is what :func:`forward_keeping` gave for the same
+    call."""
     heads = call.heads
-    inputs = [torch.zeros_like(x, dtype=heads.dtype) for x in (call.query, call.key, call.value)]
-    all_spans = _spans(call)
+    all_spans, of_spans = _spans(call), [] if kept is None else kept[1]
+    at_once = len(all_spans) == 1 and heads.hardware.activation != "pruned_softmax"  # no value is read from there
+    make = torch.empty if at_once else torch.zeros
+    shapes = [(len(x), x.shape[2], x.shape[1], x.shape[3]) for x in call[:3]]  # by token, as they are given on
+    inputs = [make(shape, dtype=heads.dtype, device=heads.device).transpose(1, 2) for shape in shapes]
 
     def read_back(part: Call) -> tuple[list[Tensor], list[Tensor | None]]:
         batch, of_heads, of_kv = (_slice(x) for x in (part.heads.batch, part.heads.query_heads, part.heads.kv_heads))
         of_inputs = [x[batch, at] for x, at in zip(inputs, (of_heads, of_kv, of_kv), strict=True)]
-        gradients = _Gradients(of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs])
+        gradients = _Gradients(
+            of_inputs, [x.new_zeros(2, x.shape[1]) for x in of_inputs], {0, 1, 2} if at_once else set()
+        )
         reader, sink = Reader(part), _sink(part)
-        for span in all_spans:
+        for number, span in enumerate(all_spans):
             tokens = _Tokens(part, span, sink)
             if tokens.whole is not None:
-                upstream = grad[batch, of_heads, span.start : span.stop].to(heads.dtype)
-                tokens.of_pulses = tokens.whole.back(_without_padding(part, span, upstream), reader.activation)
+                upstream = _without_padding(part, span, grad[batch, of_heads, span.start : span.stop].to(heads.dtype))
+                of_span = [x[batch, of_heads] for x in of_spans[number * N_KEPT : (number + 1) * N_KEPT]]
+                tokens.of_pulses = tokens.whole.back(upstream, reader.activation, of_span or None)
             for run in span.runs if tokens.whole is None else ():
                 upstream = grad[batch, of_heads, run.start : run.stop].to(heads.dtype)
                 _Read(reader, run, tokens, keep=True).back(upstream)
@@ -108,10 +139,15 @@ class _Gradients:
 
     inputs: list[Tensor]
     affines: list[Tensor]
+    unset: set[int]
+    """Numbers of inputs that hold nothing yet; the first that is added is all of them."""
 
     def add(self, number: int, tokens: slice | Tensor, gradient: tuple[Tensor, Tensor]) -> None:
         of_input, of_scaler = gradient
-        if isinstance(tokens, slice):
+        if number in self.unset:
+            self.inputs[number].copy_(of_input)
+            self.unset.remove(number)
+        elif isinstance(tokens, slice):
             self.inputs[number][:, :, tokens] += of_input
         else:
             self.inputs[number].index_add_(2, tokens, of_input)
@@ -260,12 +296,16 @@ def _without_padding(call: Call, of: Run | Span, x: Tensor) -> Tensor:
 
 
 def _parts(call: Call) -> list[Call]:
-    """Sequences and K/V heads whose runs have charges of the aimed size, together; at least one a thread."""
+    """Sequences and K/V heads whose runs have charges of the aimed size, or whose tokens are as many as aimed at where
+    they are read as a whole, together; at least one part a thread."""
     heads, array = call.heads, call.heads.hardware.array
-    n_slots = min(heads.n_tokens, array.window) + array.rows
-    of_array = heads.group * _length(heads) * n_slots * heads.dtype.itemsize
     on_cpu = heads.device.type == "cpu"
-    n_arrays = max((WORK_BUFFER_BYTES if on_cpu else ON_ACCELERATORS) // of_array, 1)
+    if fitting_kernels(call) is not None:
+        n_arrays = max(WHOLE // (min(heads.n_tokens, SPAN) * heads.head_size), 1)
+    else:
+        of_array = heads.group * _length(heads) * (min(heads.n_tokens, array.window) + array.rows)
+        most = WORK_BUFFER_BYTES if on_cpu else ON_ACCELERATORS
+        n_arrays = max(most // (of_array * heads.dtype.itemsize), 1)
     if on_cpu:  # as many for each thread
         n_all, n_threads = heads.n_batch * heads.n_kv_heads, torch.get_num_threads()
         n_arrays = -(-n_all // (-(-n_all // (n_arrays * n_threads)) * n_threads))

@@ -187,8 +187,10 @@ class Stored:
 
     def _falls(self, powers: Sequence[int]) -> Tensor:
         """The column factors of powers, `[n, S]`."""
-        falls = [self._fall(j) for j in powers]
-        return torch.stack([self.u.new_ones(len(self.tokens)) if fall is None else fall for fall in falls])
+        of = torch.tensor(powers, dtype=torch.float64, device=self.heads.device)[:, None]
+        falls = of * self.heads.decay_per_token * (self.tokens.to(torch.float64) - self._moment)
+        dead = (falls < DEAD) | ((self.tokens >= self.span.stop) & (of > 0))
+        return falls.exp_().masked_fill_(dead, 0.0).to(self.u.dtype)
 
     def _with_fall(self, scale: Tensor | float, j: int) -> Tensor | float:
         """`scale` times the column factor of a power."""
@@ -199,9 +201,7 @@ class Stored:
         """The column factor `exp(−jλ(t_0 − s))`, `[S]`; None: one."""
         if not self.heads.decay_per_token or j == 0:
             return None
-        fall = j * self.heads.decay_per_token * (self.tokens.to(torch.float64) - self._moment)
-        dead = (fall < DEAD) | (self.tokens >= self.span.stop)
-        return torch.exp(fall).masked_fill_(dead, 0.0).to(self.u.dtype)
+        return self._falls([j])[0]
 
     @property
     def _moment(self) -> float:

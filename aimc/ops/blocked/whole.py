@@ -24,6 +24,8 @@ from aimc.ops.effects.noise import ArrayId
 HAS_NOT = ("protection",)
 """What of the hardware has to be off."""
 OFF = Hardware()
+N_KEPT = 6
+"""Tensors that a span may keep."""
 QUERIES, QUERIES_OF_ALL = 256, 128
 """Taken at a time; and where the charges of all the sub-tiles that they see have to be in the cache."""
 
@@ -69,18 +71,17 @@ class Whole:
     def __init__(self, kernels: Any, call: Call, span: Span, stored: tuple[Stored, Stored], pulses: Tensor) -> None:
         self.kernels, self.call, self.heads, self.pulses = kernels, call, call.heads, pulses.contiguous()
         self.keys, self.values = stored
-        full_scale, sizes = call.scaling.full_scale_av, self.heads.hardware.array
+        full_scale = call.scaling.full_scale_av
         ones = pulses.new_ones(self.heads.n_heads)
         full_scale = ones if full_scale is None else full_scale.detach().to(ones)
         self.full_scale = full_scale[:, None, None]  # A_sat of a head over the hardware's
         self.span, queries = span, torch.arange(span.start, span.stop)
         noise, lanes = self.heads.hardware.noise, [self._lanes(array, queries) for array in ArrayId]
-        is_divided = self.heads.hardware.has_softmax or self.heads.hardware.normaliser.is_on
-        length = QUERIES_OF_ALL if is_divided else QUERIES
+        line = _line(kernels, call, span)
         self.given = (
             _numbers(self.pulses),
-            kernels.Line(span.start, span.first, sizes.rows, sizes.window, length),
-            self._arrays(queries, length),
+            line,
+            self._arrays(queries, line.queries),
             self._counter(self.heads.hardware.readout),
             kernels.ReadNoise(np.float32(noise.read_qk), lanes[0], np.float32(noise.read_av), lanes[1]),
             self._between(),
@@ -146,17 +147,25 @@ class Whole:
         if lanes is None:
             return np.zeros((2, 0, 0), np.uint32)
         state = lanes.state.expand(2, heads.n_batch, heads.n_heads, len(queries), 1)
-        return state.reshape(2, -1, len(queries)).numpy().astype(np.uint32)
+        return state.reshape(2, -1, len(queries)).numpy().astype(np.uint32, order="C")
 
-    def read(self) -> Tensor:
-        """Digital sums over what divides them, in units of `array.saturation_av`, `[B, H, T', D]`."""
+    def read(self, kept: list[Tensor] | None = None) -> Tensor:
+        """Digital sums over what divides them, in units of `array.saturation_av`, `[B, H, T', D]`; `kept`:
+        :func:`room` to be filled."""
         out = torch.empty_like(self.pulses)
-        self.kernels.read(*self.given, out.numpy())
+        self.kernels.read(*self.given, out.numpy(), self._kept(kept))
         return out.mul_(self.full_scale)
 
-    def back(self, upstream: Tensor, activation: Activation) -> Tensor:
-        """From the gradient of :meth:`read` to that of the pulses; those of keys and values are gathered there, those
-        of threshold and score gain in `activation`."""
+    def _kept(self, kept: list[Tensor] | None) -> Any:
+        return (
+            None
+            if kept is None
+            else self.kernels.Kept(*(x.view(len(x) * x.shape[1], *x.shape[2:]).numpy() for x in kept))
+        )
+
+    def back(self, upstream: Tensor, activation: Activation, kept: list[Tensor] | None = None) -> Tensor:
+        """From the gradient of :meth:`read`, and what it may have kept, to that of the pulses; those of keys and values
+        are gathered there, those of threshold and score gain in `activation`."""
         heads, scaling = self.heads, self.call.scaling
         out = torch.empty_like(self.pulses)
         pulses, *others = self.given
@@ -165,7 +174,9 @@ class Whole:
         of_gains = out.new_zeros(heads.n_batch, heads.n_heads, out.shape[2] if heads.hardware.has_softmax else 0)
         of_between = of_thresholds.numpy(), of_gains.flatten(0, 1).numpy()
         gathered = self.kernels.Gathered(*terms[0], *terms[1], *of_between)
-        self.kernels.read_back(pulses, _numbers(upstream * self.full_scale), *others, gathered, out.numpy())
+        self.kernels.read_back(
+            pulses, _numbers(upstream * self.full_scale), *others, gathered, out.numpy(), self._kept(kept)
+        )
         if activation.of_threshold is not None:
             activation.of_threshold += of_thresholds
         if activation.of_score_gain is not None:
@@ -174,6 +185,20 @@ class Whole:
             full_scale = torch.as_tensor(heads.full_scale_qk(scaling), dtype=out.dtype).flatten()
             activation.of_score_gain += of_gains.sum(dim=(0, 2)) * full_scale
         return out
+
+
+def room(kernels: Any, call: Call, span: Span) -> list[Tensor]:
+    """For what the way back over a span need not compute again, :data:`N_KEPT` tensors `[B, H, …]`."""
+    heads, line = call.heads, _line(kernels, call, span)
+    shapes = kernels.kept_shapes(line, span.stop - span.start, heads.head_size, heads.hardware.has_softmax)
+    return [call.query.new_empty(heads.n_batch, heads.n_heads, *shape, dtype=heads.dtype) for shape in shapes]
+
+
+def _line(kernels: Any, call: Call, span: Span) -> Any:
+    hardware = call.heads.hardware
+    is_divided = hardware.has_softmax or hardware.normaliser.is_on
+    sizes, length = hardware.array, QUERIES_OF_ALL if is_divided else QUERIES
+    return kernels.Line(span.start, span.first, sizes.rows, sizes.window, length)
 
 
 def _terms(stored: Stored, queries: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,10 @@ def kernels() -> ModuleType | None:
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        from aimc.ops.compiled import functions
+        from aimc.ops.compiled.once import one_process_at_a_time
+
+        with one_process_at_a_time():
+            from aimc.ops.compiled import functions
     except (ImportError, RuntimeError):  # also a numba that does not know this numpy, or finds no folder for its cache
         return None
     return functions

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from numba import types
+
+from aimc.ops.compiled.once import F1, F2, FLOAT, HIDDEN1, INT, NOTHING, once
+from aimc.ops.compiled.operands import COUNTER, LINE
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 HIDDEN, SEEN = np.float32(-1e30), np.float32(-1e29)
@@ -16,7 +20,7 @@ OF_EXP = tuple(np.float32(1.0 / n) for n in (720, 120, 24, 6, 2, 1, 1))
 """In powers of at most half of ln 2, highest first."""
 
 
-@numba.njit(cache=True)
+@once(NOTHING, F2, INT, LINE, INT, INT, HIDDEN1)
 def hide(charge, n_partly, line, row, token, padding):  # type: ignore[no-untyped-def]
     """Mark what is not seen; only the first `n_partly` queries do not see all of the tokens, but for padding."""
     n = charge.shape[1]
@@ -31,7 +35,7 @@ def hide(charge, n_partly, line, row, token, padding):  # type: ignore[no-untype
             charge[:, s - token + line.first] = HIDDEN
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, FLOAT, F2, F1, fastmath=True)
 def clip(charge, threshold, widths, sums):  # type: ignore[no-untyped-def]
     """Charges to pulse widths elsewhere (in place it would be five times as slow), and their sums, `[T']`."""
     for m in range(charge.shape[0]):
@@ -43,7 +47,7 @@ def clip(charge, threshold, widths, sums):  # type: ignore[no-untyped-def]
         sums[m] = total
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(types.float64, F2, FLOAT, F1, F2, fastmath=True)
 def back_through_clip(charge, threshold, of_sums, grad):  # type: ignore[no-untyped-def]
     """From the gradient of the widths, and of their sums, to that of the charge, in place; the sum of it."""
     whole = np.float64(0.0)
@@ -68,7 +72,7 @@ def level_of(x, counter):  # type: ignore[no-untyped-def]
     return level
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, F1, COUNTER, F1, fastmath=True)
 def find_largest(charge, gains, score, largest):  # type: ignore[no-untyped-def]
     """Raise the largest logits `[T']` to those of the charges."""
     for m in range(charge.shape[0]):
@@ -79,7 +83,7 @@ def find_largest(charge, gains, score, largest):  # type: ignore[no-untyped-def]
         largest[m] = top
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, F1, F1, COUNTER, F2, F1, fastmath=True)
 def put_shares(charge, gains, largest, score, shares, sums):  # type: ignore[no-untyped-def]
     """Exponentials of the logits over the largest, `[T', R]`, and add their sums to `[T']`."""
     n = charge.shape[1]
@@ -106,7 +110,7 @@ def put_shares(charge, gains, largest, score, shares, sums):  # type: ignore[no-
         sums[m] += total
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, COUNTER, F2, F1, fastmath=True)
 def put_pulses(shares, pulse, widths, sums):  # type: ignore[no-untyped-def]
     """Shares through the DAC, `[T', R]`, and the sums of that, `[T']`."""
     for m in range(shares.shape[0]):
@@ -118,7 +122,7 @@ def put_pulses(shares, pulse, widths, sums):  # type: ignore[no-untyped-def]
         sums[m] = total
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, F2, F1, COUNTER, COUNTER, F1, F1, F2, F1, fastmath=True)
 def back_through_softmax(charge, shares, gains, score, pulse, of_sums, of_divisor, grad, of_gains):  # type: ignore[no-untyped-def]
     """From the gradient of the widths, of their sums and of the sum of the shares to that of the charge, in place; and
     add that of the gains, `[T']`."""

@@ -1,12 +1,19 @@
-"""All compiled functions; importing this imports numba."""
+"""All compiled functions; importing this imports numba.
+
+Whole reads are compiled when one is first computed, and their way back when it is first gone: half of all calls have
+none.
+"""
+
+import functools
+import importlib
+from types import ModuleType
+from typing import Any
 
 from aimc.ops.compiled.cells import read_av, read_qk
 from aimc.ops.compiled.levels import to_levels
 from aimc.ops.compiled.normal import add_normal
-from aimc.ops.compiled.operands import Arrays, Between, Counter, Line, ReadNoise
-from aimc.ops.compiled.products import on_one_thread
-from aimc.ops.compiled.read_gradients import Gathered, read_back
-from aimc.ops.compiled.reads import read
+from aimc.ops.compiled.once import one_process_at_a_time
+from aimc.ops.compiled.operands import Arrays, Between, Counter, Gathered, Kept, Line, ReadNoise, kept_shapes
 from aimc.ops.compiled.sums import weighted_sum
 from aimc.ops.compiled.terms import put_terms, term_gradient
 
@@ -15,9 +22,11 @@ __all__ = [
     "Between",
     "Counter",
     "Gathered",
+    "Kept",
     "Line",
     "ReadNoise",
     "add_normal",
+    "kept_shapes",
     "on_one_thread",
     "put_terms",
     "read",
@@ -28,3 +37,24 @@ __all__ = [
     "to_levels",
     "weighted_sum",
 ]
+
+
+@functools.cache
+def _compiled(name: str) -> ModuleType:
+    with one_process_at_a_time():
+        return importlib.import_module(f"aimc.ops.compiled.{name}")
+
+
+def on_one_thread() -> Any:
+    """See :func:`aimc.ops.compiled.products.on_one_thread`."""
+    return _compiled("products").on_one_thread()
+
+
+def read(*arguments: Any) -> None:
+    """See :func:`aimc.ops.compiled.reads.read`."""
+    _compiled("reads").read(*arguments)
+
+
+def read_back(*arguments: Any) -> None:
+    """See :func:`aimc.ops.compiled.read_gradients.read_back`."""
+    _compiled("read_gradients").read_back(*arguments)

@@ -56,7 +56,7 @@ def add_normal(x: Tensor, sigma: float, radial: Tensor, angular: Tensor, first: 
 
 
 @numba.njit(inline="always")
-def _mixed(x):  # type: ignore[no-untyped-def]
+def mixed(x):  # type: ignore[no-untyped-def]
     x = np.uint32((x ^ (x >> np.uint32(16))) * MIX_A)
     x = np.uint32((x ^ (x >> np.uint32(15))) * MIX_B)
     return np.uint32(x ^ (x >> np.uint32(15)))
@@ -68,10 +68,10 @@ def _polynomial(x, terms):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(inline="always")
-def _put_words(of_length, of_angle, word, length, turn, i):  # type: ignore[no-untyped-def]
+def put_words(of_length, of_angle, word, length, turn, i):  # type: ignore[no-untyped-def]
     """The two uniform numbers of a pair, of 24 bits each."""
-    length[i] = np.float32(np.int32(_mixed(np.uint32(of_length ^ word)) >> np.uint32(8)) + np.int32(1))
-    turn[i] = np.int32(_mixed(np.uint32(of_angle ^ word)) >> np.uint32(8))
+    length[i] = np.float32(np.int32(mixed(np.uint32(of_length ^ word)) >> np.uint32(8)) + np.int32(1))
+    turn[i] = np.int32(mixed(np.uint32(of_angle ^ word)) >> np.uint32(8))
 
 
 @numba.njit(inline="always")
@@ -101,7 +101,7 @@ def _put_waves(turn, along, across, along_bits, across_bits, i):  # type: ignore
 
 
 @numba.njit(inline="always")
-def _put_pairs(sigma, length, bits, turn, along, along_bits, across, across_bits):  # type: ignore[no-untyped-def]
+def put_pairs(sigma, length, bits, turn, along, along_bits, across, across_bits):  # type: ignore[no-untyped-def]
     """`sigma` times the two normal numbers of each pair of uniform ones, in short loops, each of which the compiler
     turns into vector instructions; all arrays are seen as integers, too."""
     for i in range(len(length)):
@@ -110,8 +110,7 @@ def _put_pairs(sigma, length, bits, turn, along, along_bits, across, across_bits
         _put_waves(turn, along, across, along_bits, across_bits, i)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
+def rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
     n_columns = x.shape[1]
     start, stop = first // (2 * HALF), -(-(first + n_columns) // (2 * HALF))
     n_pairs, skipped = (stop - start) * HALF, first - 2 * HALF * start
@@ -125,8 +124,8 @@ def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
     for row in range(len(x)):
         of_length, of_angle = radial[row], angular[row]
         for i in range(n_pairs):
-            _put_words(of_length, of_angle, words[i], length, turn, i)
-        _put_pairs(sigma, length, bits, turn, along, along_bits, across, across_bits)
+            put_words(of_length, of_angle, words[i], length, turn, i)
+        put_pairs(sigma, length, bits, turn, along, along_bits, across, across_bits)
         for group in range(stop - start):
             for j in range(HALF):
                 i = group * HALF + j
@@ -136,16 +135,4 @@ def _add_rows(x, sigma, radial, angular, first):  # type: ignore[no-untyped-def]
             x[row, i] += numbers[skipped + i]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def _add_column(x, sigma, radial, angular, column):  # type: ignore[no-untyped-def]
-    """One column `[T']` alone."""
-    word = np.uint32(np.uint32(column // (2 * HALF) * HALF + column % HALF) * SPREAD)
-    length, turn = np.empty(len(x), np.float32), np.empty(len(x), np.int32)
-    along, across = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
-    bits, along_bits, across_bits = length.view(np.int32), along.view(np.int32), across.view(np.int32)
-    for i in range(len(x)):
-        _put_words(radial[i], angular[i], word, length, turn, i)
-    _put_pairs(sigma, length, bits, turn, along, along_bits, across, across_bits)
-    is_sine = column // HALF % 2 == 1
-    for i in range(len(x)):
-        x[i] += length[i] * (across[i] if is_sine else along[i])
+_add_rows = numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")(rows)

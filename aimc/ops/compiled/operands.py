@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+
+from aimc.ops.compiled.once import BOOL, F1, F2, F3, FLOAT, HIDDEN2, INT, INTS, WORDS3, type_of
 
 
 class Line(NamedTuple):
@@ -99,33 +102,48 @@ class ReadNoise(NamedTuple):
     of_av: np.ndarray
 
 
-class Work(NamedTuple):
-    """What the queries that are taken at a time need. N places hold charges: of one sub-tile, or, where the digital sum
-    is divided and the whole of it must be known first, of all; a sub-tile that is being overwritten needs two, the
-    second for its oldest tokens."""
+class Kept(NamedTuple):
+    """What the way back over all sub-tiles needs of K heads, one sub-tile behind the other, N rows of charges and C of
+    counts; K = 1: of the queries that are taken at a time, or of one sub-tile."""
 
+    charge: np.ndarray
+    """Of the columns in full scales, `[K, N, R]`; a sub-tile that is being overwritten has rows for its own tokens,
+    then for its oldest."""
+    shares: np.ndarray
+    """Of the softmax, before the DAC, `[K, N, R]`; N = 0: there is none."""
+    counts: np.ndarray
+    """Charge of the second arrays in full scales before the counter, `[K, C, D]`."""
+    pulses: np.ndarray
+    """What the normaliser columns' counters are given, `[K, C]`."""
+    total: np.ndarray
+    """Digital sum, `[K, T', D]`."""
+    divisor: np.ndarray
+    """Sum of what divides, `[K, T']`."""
+
+
+class Work(NamedTuple):
+    """What the queries that are taken at a time need; the first six are those of :class:`Kept`."""
+
+    charge: np.ndarray
+    shares: np.ndarray
+    counts: np.ndarray
+    pulses: np.ndarray
+    total: np.ndarray
+    divisor: np.ndarray
     left: np.ndarray
     """What meets the first array, `[T', K·D + e]`."""
-    charge: np.ndarray
-    """Of a sub-tile's columns in full scales, `[N, T', R]`."""
-    shares: np.ndarray
-    """Of the softmax, before the DAC, `[N, T', R]`; N = 0: none, 1: they are not kept."""
     widths: np.ndarray
     """Pulses of a sub-tile, `[2, T', R]`."""
     sums: np.ndarray
     """Of these, `[2, T']`."""
     terms: np.ndarray
     """Charge of its second array, term by term, `[T', K·D]`."""
-    counts: np.ndarray
-    """The same in full scales before the counter, of one or of all sub-tiles, `[J, T', D]`."""
-    pulses: np.ndarray
-    """What the normaliser columns' counters are given, `[J, T']`."""
-    total: np.ndarray
-    """Digital sum, `[T', D]`; on the way back its gradient."""
-    divisor: np.ndarray
-    """Sum of what divides, `[T']`."""
+    of_counts: np.ndarray
+    """Gradient of its counts, `[T', D]`."""
+    of_total: np.ndarray
+    """Gradient of the digital sum, `[T', D]`."""
     of_divisor: np.ndarray
-    """Its gradient, `[T']`."""
+    """Of what divides, `[T']`."""
     largest: np.ndarray
     """Logit, `[T']`."""
     keys: np.ndarray
@@ -134,6 +152,22 @@ class Work(NamedTuple):
     """Likewise, `[R, K·D]`."""
     of_cells: np.ndarray
     """Their gradient, `[R, K·D]`."""
+    used: np.ndarray
+    """Rows of charges and of counts that are taken, `[2]`."""
+
+
+class Gathered(NamedTuple):
+    """Gradients of what the arrays hold, added to what is there: of neighbouring terms, `[P, S, n'·D]`, and the column
+    of the first; and of what is between."""
+
+    keys: np.ndarray
+    first_of_keys: int
+    values: np.ndarray
+    first_of_values: int
+    thresholds: np.ndarray
+    """`[H]`."""
+    gains: np.ndarray
+    """`[B·H, T']`."""
 
 
 class Place(NamedTuple):
@@ -161,41 +195,14 @@ class Place(NamedTuple):
     """2: `lo` to `own` also meet what it held one window ago."""
 
 
-ZEROTH = np.int64(0)
-"""Numba compiles a function once for integers and once more for each that stands in the source, and for booleans
-likewise: so a counter begins here, and compiling takes two thirds of the time."""
-
-
-@numba.njit(cache=True)
-def make_work(pulses, line, arrays, between, keeps):  # type: ignore[no-untyped-def]
-    """Room for the queries that are taken at a time; `keeps`: for what a way back over all sub-tiles needs."""
-    most, size = min(line.queries, pulses.shape[2]), pulses.shape[3]
-    n_key_terms, n_value_terms = arrays.key_weights.shape[1], arrays.value_weights.shape[2]
-    n_stored = arrays.key_folds.shape[2] if len(arrays.key_folds) else n_key_terms
-    n_left = n_key_terms * size + arrays.keys.shape[2] - n_stored * size
-    n_tiles = min(line.window, line.start + pulses.shape[2]) // line.rows + most // line.rows + 3
-    n_all = n_tiles + most // line.rows + 2
-    is_divided = between.softmax or between.normalised
-    n_charges = n_all if between.softmax or (keeps and is_divided) else 2
-    n_counts = n_tiles if keeps and is_divided else 1
-    n_shares = 0 if not between.softmax else n_all if keeps else 1
-    return Work(
-        np.zeros((most, n_left), np.float32),
-        np.empty((n_charges, most, line.rows), np.float32),
-        np.empty((n_shares, most, line.rows), np.float32),
-        np.empty((2, most, line.rows), np.float32),
-        np.empty((2, most), np.float32),
-        np.empty((most, n_value_terms * size), np.float32),
-        np.empty((n_counts, most, size), np.float32),
-        np.empty((n_counts, most), np.float32),
-        np.empty((most, size), np.float32),
-        np.empty(most, np.float32),
-        np.empty(most, np.float32),
-        np.empty(most, np.float32),
-        np.empty((line.rows, n_left), np.float32),
-        np.empty((line.rows, n_value_terms * size), np.float32),
-        np.empty((line.rows, max(n_key_terms, n_value_terms) * size), np.float32),
-    )
+LINE = type_of(Line, *(5 * [INT]))
+ARRAYS = type_of(Arrays, F3, F3, F2, INT, F3, F3, F3, F1, F3, HIDDEN2)
+COUNTER = type_of(Counter, *(4 * [FLOAT]), BOOL)
+BETWEEN = type_of(Between, F1, BOOL, F2, COUNTER, COUNTER, BOOL, COUNTER, FLOAT, F2, F2, FLOAT)
+NOISE = type_of(ReadNoise, FLOAT, WORDS3, FLOAT, WORDS3)
+WORK = type_of(Work, *(3 * [F3]), F2, F3, F2, F2, F3, F2, F2, F2, F2, F1, F1, *(3 * [F2]), INTS)
+GATHERED = type_of(Gathered, F3, INT, F3, INT, F1, F2)
+PLACE = type_of(Place, *(11 * [INT]))
 
 
 @numba.njit(inline="always")
@@ -205,13 +212,20 @@ def first_tile(line, row):  # type: ignore[no-untyped-def]
     return max(own - line.window + line.rows, 0)
 
 
+@numba.njit(inline="always")
+def seen_by(line, row, stop, token):  # type: ignore[no-untyped-def]
+    """Of the queries `row` to `stop` the first that sees a sub-tile, one past the last that is written to it, and one
+    past the last that sees it."""
+    lo, hi = max(token - line.start, row), min(token + line.window - line.start, stop)
+    return lo, max(min(token + line.rows - line.start, stop), lo), hi
+
+
 @numba.njit(cache=True)
 def place(line, arrays, n_heads, batch, head, row, stop, token):  # type: ignore[no-untyped-def]
     """Who of the queries `row` to `stop` reads the sub-tile that begins with a token."""
     n_kv = arrays.offsets.shape[0]
     kv = head * n_kv // n_heads
-    lo, hi = max(token - line.start, row), min(token + line.window - line.start, stop)
-    own = max(min(token + line.rows - line.start, stop), lo)
+    lo, own, hi = seen_by(line, row, stop, token)
     n_parts = 2 if token >= line.window and own > lo else 1
     return Place(batch, head, kv, batch * n_heads + head, batch * n_kv + kv, row, lo, own, hi, token, n_parts)
 
@@ -221,3 +235,69 @@ def part_of(line, at, part):  # type: ignore[no-untyped-def]
     """How many queries a part has, its first token, and which of the span's tokens these are."""
     token = at.token - part * line.window
     return (at.own if part else at.hi) - at.lo, token, slice(token - line.first, token - line.first + line.rows)
+
+
+@numba.njit(inline="always")
+def n_charges(at):  # type: ignore[no-untyped-def]
+    """Rows of charges of a sub-tile."""
+    return at.hi - at.lo + (at.own - at.lo if at.n_parts == 2 else 0)
+
+
+def kept_shapes(line: Line, n_queries: int, size: int, softmax: bool) -> Any:
+    """Shapes of :class:`Kept` for all queries of a head, but for K."""
+    n, c = np.sum(_rows(line, n_queries), axis=0).tolist()
+    return _shapes(n, n if softmax else 0, c, (n_queries, size), line.rows)
+
+
+def _shapes(n_charges: int, n_shares: int, n_counts: int, total: tuple[int, int], rows: int) -> Any:
+    return Kept((n_charges, rows), (n_shares, rows), (n_counts, total[1]), (n_counts,), total, total[:1])  # type: ignore[arg-type]
+
+
+@functools.lru_cache
+def _rows(line: Line, n_queries: int) -> list[tuple[int, int]]:
+    """How many of charges and of counts all sub-tiles have together, for each of the times that queries are taken."""
+    found = []
+    for row in range(0, n_queries, line.queries):
+        stop, n, c = min(row + line.queries, n_queries), 0, 0
+        for token in range(first_tile.py_func(line, row), line.start + stop, line.rows):
+            lo, own, hi = seen_by.py_func(line, row, stop, token)
+            n, c = n + hi - lo + (own - lo if token >= line.window else 0), c + hi - lo
+        found.append((n, c))
+    return found
+
+
+def make_work(
+    pulses: np.ndarray, line: Line, arrays: Arrays, between: Between, kept: Kept | None, *, keeps: bool
+) -> Work:
+    """Room for the queries that are taken at a time; `keeps`: for what a way back over all sub-tiles needs, if it is
+    not kept anyway."""
+    n_queries, size = pulses.shape[2:]
+    most = min(line.queries, n_queries)
+    n_key_terms, n_value_terms = arrays.key_weights.shape[1], arrays.value_weights.shape[2]
+    n_stored = arrays.key_folds.shape[2] if len(arrays.key_folds) else n_key_terms
+    n_left = n_key_terms * size + arrays.keys.shape[2] - n_stored * size
+
+    def room(*shape: int) -> np.ndarray:
+        return np.empty(shape, np.float32)
+
+    if kept is None:
+        n_all, c_all = np.max(_rows(line, n_queries), axis=0).tolist()
+        keeps &= between.softmax or between.normalised
+        n, c = n_all if keeps or between.softmax else 2 * most, c_all if keeps else most
+        n_shares = 0 if not between.softmax else n if keeps else most
+        kept = Kept(*(room(1, *shape) for shape in _shapes(n, n_shares, c, (n_queries, size), line.rows)))
+    return Work(
+        *kept,
+        np.zeros((most, n_left), np.float32),
+        room(2, most, line.rows),
+        room(2, most),
+        room(most, n_value_terms * size),
+        room(most, size),
+        room(most, size),
+        room(most),
+        room(most),
+        room(line.rows, n_left),
+        room(line.rows, n_value_terms * size),
+        room(line.rows, max(n_key_terms, n_value_terms) * size),
+        np.zeros(2, np.int64),
+    )

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 from numba.np.linalg import ensure_blas
 from threadpoolctl import ThreadpoolController
+
+from aimc.ops.compiled.once import ANY, F1, NOTHING, once
 
 ensure_blas()
 _F = types.CPointer(types.float32)
@@ -29,7 +30,7 @@ _lock, _inside = threading.Lock(), 0
 _limit: Any = None
 
 
-@numba.njit(inline="never")
+@once(NOTHING, ANY, ANY, F1, ANY)
 def multiply(left, right, scale, out):  # type: ignore[no-untyped-def]
     """`out = left·right + scale·out`, `[M, K]·[K, N]`, float32; of `out` the rows, of the others rows or columns have
     their numbers side by side."""

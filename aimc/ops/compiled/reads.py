@@ -11,40 +11,38 @@ from __future__ import annotations
 
 import numba
 import numpy as np
+from numba import types
 
 from aimc.ops.compiled.activations import HIDDEN, clip, find_largest, hide, put_pulses, put_shares
 from aimc.ops.compiled.folds import folded
-from aimc.ops.compiled.normal import _add_column, _add_rows, _mixed
-from aimc.ops.compiled.operands import ZEROTH, first_tile, make_work, part_of, place
+from aimc.ops.compiled.once import BOOL, F1, F2, F4, FLOAT, INT, NOTHING, once
+from aimc.ops.compiled.operands import (
+    ARRAYS,
+    BETWEEN,
+    COUNTER,
+    LINE,
+    NOISE,
+    PLACE,
+    WORK,
+    Arrays,
+    Between,
+    Counter,
+    Kept,
+    Line,
+    ReadNoise,
+    first_tile,
+    make_work,
+    n_charges,
+    part_of,
+    place,
+)
 from aimc.ops.compiled.products import multiply
-from aimc.ops.effects import words
+from aimc.ops.compiled.read_noise import add_column, add_rows, states_of
 
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
-SPREAD = np.uint32(words.SPREAD)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True, error_model="numpy")
-def read(pulses, line, arrays, counter, noise, between, out):  # type: ignore[no-untyped-def]
-    """Digital sums of the sub-tiles in full scales of the head.
-
-    Args:
-        pulses: over S_sat, `[B, H, T', D]`.
-        line, arrays, counter, noise, between: see there.
-        out: `[B, H, T', D]`.
-    """
-    n_batch, n_heads, n_queries, _ = pulses.shape
-    keeps = np.bool_(False)
-    work = make_work(pulses, line, arrays, between, keeps)
-    for batch in range(n_batch):
-        for head in range(n_heads):
-            for row in range(0, n_queries, line.queries):
-                stop = min(row + line.queries, n_queries)
-                put_left(pulses[batch, head, row:stop], arrays, row, work.left)
-                take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
-                divided(work, between, out[batch, head, row:stop])
-
-
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, ARRAYS, INT, F2, fastmath=True)
 def put_left(pulses, arrays, row, left):  # type: ignore[no-untyped-def]
     """What meets the first array, `[T', K·D + e]`."""
     size, n_terms = pulses.shape[1], arrays.key_weights.shape[1]
@@ -63,107 +61,20 @@ def put_left(pulses, arrays, row, left):  # type: ignore[no-untyped-def]
             left[m, at + arrays.n_constant] = ONE
 
 
-@numba.njit(cache=True, error_model="numpy")
-def take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps):  # type: ignore[no-untyped-def]
-    """All sub-tiles that some queries see: total and divisor in `work`; with `keeps` what the way back needs."""
-    work.total[: stop - row] = ZERO
-    work.divisor[: stop - row] = ZERO
-    tokens = range(first_tile(line, row), line.start + stop, line.rows)
-    if between.softmax:
-        work.largest[: stop - row] = HIDDEN
-        n = ZEROTH
-        for token in tokens:
-            at = place(line, arrays, n_heads, batch, head, row, stop, token)
-            for part in range(at.n_parts):
-                charge = put_charge(work, line, arrays, noise, at, part, n)
-                top = work.largest[at.lo - row : at.lo - row + len(charge)]
-                find_largest(charge, between.gains[at.i, at.lo : at.hi], between.score, top)
-                n += 1
-    n, tile = ZEROTH, ZEROTH
-    for token in tokens:
-        at = place(line, arrays, n_heads, batch, head, row, stop, token)
-        put_tile(work, line, arrays, noise, between, at, n if keeps or between.softmax else ZEROTH, tile, keeps)
-        queries = slice(at.lo - row, at.hi - row)
-        add_levels(work.counts[tile, : at.hi - at.lo], counter, work.total[queries])
-        if between.normalised:
-            put_sum(work, line, noise, between, at, tile)
-            add_sum(work.pulses[tile, : at.hi - at.lo], between, work.divisor[queries])
-        n += at.n_parts
-        tile += 1 if keeps else 0
-
-
-@numba.njit(cache=True)
-def put_charge(work, line, arrays, noise, at, part, place_of_part):  # type: ignore[no-untyped-def]
-    """Charge of the first array in full scales, into its place in `work`."""
+@once(NOTHING, WORK, LINE, ARRAYS, NOISE, PLACE, INT, F2)
+def put_charge(work, line, arrays, noise, at, part, charge):  # type: ignore[no-untyped-def]
+    """Charge of the first array in full scales."""
     m, token, tile = part_of(line, at, part)
-    charge = work.charge[place_of_part, :m]
     left = work.left[at.lo - at.row : at.lo - at.row + m]
     cells = folded(arrays.keys[at.p, tile], arrays.key_folds, at, line, work.keys)
     multiply(left, cells.T, np.zeros(1, np.float32), charge)
     if noise.qk:
-        states = noise.of_qk[:, at.i, at.lo : at.lo + m]
-        _add_rows(charge, noise.qk, states[0], states[1], token)
+        queries = slice(at.lo, at.lo + m)
+        add_rows(charge, noise.qk, noise.of_qk[0, at.i, queries], noise.of_qk[1, at.i, queries], token)
     hide(charge, at.own - at.lo, line, at.lo, token, arrays.padding[at.batch])
-    return charge
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
-def put_tile(work, line, arrays, noise, between, at, n, tile, keeps):  # type: ignore[no-untyped-def]
-    """A sub-tile from the pulses to its counter, `work.counts[tile]`, by charges in the places from `n` on."""
-    scale = np.zeros(1, np.float32)
-    for part in range(at.n_parts):
-        m, _, tokens = part_of(line, at, part)
-        widths, sums = work.widths[part, :m], work.sums[part]
-        if between.softmax:
-            charge, shares = work.charge[n + part, :m], work.shares[n + part if keeps else 0, :m]
-            rows = slice(at.lo - at.row, at.lo - at.row + m)
-            gains = between.gains[at.i, at.lo : at.hi]
-            put_shares(charge, gains, work.largest[rows], between.score, shares, work.divisor[rows])
-            put_pulses(shares, between.pulse, widths, sums)
-        else:
-            clip(put_charge(work, line, arrays, noise, at, part, n + part), between.thresholds[at.head], widths, sums)
-        scale[0] = part
-        cells = folded(arrays.values[at.p, tokens], arrays.value_folds, at, line, work.values)
-        multiply(widths, cells, scale, work.terms[:m])
-        if part:
-            work.sums[0, :m] += work.sums[1, :m]
-    counts = work.counts[tile, : at.hi - at.lo]
-    weights, constant = arrays.value_weights[at.head, at.lo : at.hi], arrays.constants[at.head]
-    add_terms(work.terms, weights, work.sums[0], constant, counts)
-    if arrays.offsets.shape[1]:
-        offsets = arrays.offsets[at.kv, (at.token - line.first) // line.rows]
-        for m in range(len(counts)):
-            for d in range(len(offsets)):
-                counts[m, d] += offsets[d]
-    if noise.av:
-        states = states_of(line, noise, at)
-        _add_rows(counts, noise.av, states[0], states[1], ZEROTH)
-
-
-@numba.njit(cache=True)
-def states_of(line, noise, at):  # type: ignore[no-untyped-def]
-    """Of the two lanes, behind the number of the sub-tile in the second array."""
-    word = np.uint32(np.uint32(at.token % line.window // line.rows) * SPREAD)
-    states = noise.of_av[:, at.i, at.lo : at.hi].copy()
-    for lane in range(2):
-        for m in range(states.shape[1]):
-            states[lane, m] = _mixed(np.uint32(states[lane, m] ^ word))
-    return states
-
-
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
-def put_sum(work, line, noise, between, at, tile):  # type: ignore[no-untyped-def]
-    """What the counter of a sub-tile's normaliser column is given, into `work.pulses[tile]`."""
-    number, charge = (at.token - line.first) // line.rows, work.pulses[tile, : at.hi - at.lo]
-    gain, offset = between.sum_gains[at.kv, number] / between.sum_full_scale, between.sum_offsets[at.kv, number]
-    for m in range(len(charge)):
-        charge[m] = work.sums[0, m] * gain + offset
-    if noise.av:
-        states = states_of(line, noise, at)
-        _add_column(charge, noise.av, states[0], states[1], work.total.shape[1])
-
-
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@once(NOTHING, F2, F2, F1, FLOAT, F2, fastmath=True)
 def add_terms(terms, weights, sums, constant, out):  # type: ignore[no-untyped-def]
     """Terms `[T', K·D]`, each times its factor of the row `[T', K]`, and a constant for the sum of the pulses, added up
     into `[T', D]`."""
@@ -178,6 +89,53 @@ def add_terms(terms, weights, sums, constant, out):  # type: ignore[no-untyped-d
                 out[m, d] += weight * terms[m, j * size + d]
 
 
+@once(NOTHING, WORK, LINE, ARRAYS, NOISE, BETWEEN, PLACE, INT, INT, BOOL, fastmath=True)
+def put_tile(work, line, arrays, noise, between, at, n, c, keeps):  # type: ignore[no-untyped-def]
+    """A sub-tile from the pulses to its counter, `work.counts` from row `c` on, by charges from row `n` on."""
+    scale, k = np.zeros(1, np.float32), at.i % len(work.charge)
+    for part in range(at.n_parts):
+        m, _, tokens = part_of(line, at, part)
+        widths, sums, charge = work.widths[part, :m], work.sums[part], work.charge[k, n : n + m]
+        if between.softmax:
+            shares = work.shares[k, n : n + m] if keeps else work.shares[0, :m]
+            rows = slice(at.lo - at.row, at.lo - at.row + m)
+            gains = between.gains[at.i, at.lo : at.hi]
+            put_shares(charge, gains, work.largest[rows], between.score, shares, work.divisor[k, at.lo : at.lo + m])
+            put_pulses(shares, between.pulse, widths, sums)
+        else:
+            put_charge(work, line, arrays, noise, at, part, charge)
+            clip(charge, between.thresholds[at.head], widths, sums)
+        scale[0] = part
+        cells = folded(arrays.values[at.p, tokens], arrays.value_folds, at, line, work.values)
+        multiply(widths, cells, scale, work.terms[:m])
+        for query in range(m if part else 0):
+            work.sums[0, query] += sums[query]
+        n += m
+    counts = work.counts[k, c : c + at.hi - at.lo]
+    weights, constant = arrays.value_weights[at.head, at.lo : at.hi], arrays.constants[at.head]
+    add_terms(work.terms, weights, work.sums[0], constant, counts)
+    if arrays.offsets.shape[1]:
+        offsets = arrays.offsets[at.kv, (at.token - line.first) // line.rows]
+        for m in range(len(counts)):
+            for d in range(counts.shape[1]):
+                counts[m, d] += offsets[d]
+    if noise.av:
+        states = states_of(line, noise, at)
+        add_rows(counts, noise.av, states[0], states[1], 0)
+
+
+@once(NOTHING, WORK, LINE, NOISE, BETWEEN, PLACE, F1, fastmath=True)
+def put_sum(work, line, noise, between, at, charge):  # type: ignore[no-untyped-def]
+    """What the counter of a sub-tile's normaliser column is given, `[T']`."""
+    number = (at.token - line.first) // line.rows
+    gain, offset = between.sum_gains[at.kv, number] / between.sum_full_scale, between.sum_offsets[at.kv, number]
+    for m in range(len(charge)):
+        charge[m] = work.sums[0, m] * gain + offset
+    if noise.av:
+        states = states_of(line, noise, at)
+        add_column(charge, noise.av, states[0], states[1], work.total.shape[2])
+
+
 @numba.njit(inline="always")
 def _counted(x, counter):  # type: ignore[no-untyped-def]
     """Clip, and take the nearest level, bit for bit that of PyTorch."""
@@ -188,7 +146,7 @@ def _counted(x, counter):  # type: ignore[no-untyped-def]
     return level
 
 
-@numba.njit(cache=True, error_model="numpy")
+@once(NOTHING, F2, COUNTER, F2)
 def add_levels(counts, counter, out):  # type: ignore[no-untyped-def]
     """Through the counters, and added."""
     for m in range(counts.shape[0]):
@@ -196,17 +154,90 @@ def add_levels(counts, counter, out):  # type: ignore[no-untyped-def]
             out[m, d] += _counted(counts[m, d], counter)
 
 
-@numba.njit(cache=True, error_model="numpy")
+@once(NOTHING, F1, BETWEEN, F1)
 def add_sum(charge, between, out):  # type: ignore[no-untyped-def]
     """Through the counter of the normaliser column, and added in pulses of full length."""
     for m in range(len(charge)):
         out[m] += _counted(charge[m], between.sum_counter) * between.sum_full_scale
 
 
-@numba.njit(cache=True, error_model="numpy")
-def divided(work, between, out):  # type: ignore[no-untyped-def]
-    """The digital sum of the queries that were taken over what divides it."""
+@once(NOTHING, WORK, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, *(5 * [INT]), BOOL)
+def take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps):  # type: ignore[no-untyped-def]
+    """All sub-tiles that some queries see: total and divisor in `work`; with `keeps` what the way back needs, from the
+    rows `work.used` on, which then are those behind it."""
+    k = (batch * n_heads + head) % len(work.charge)
+    work.total[k, row:stop] = ZERO
+    work.divisor[k, row:stop] = ZERO
+    tokens = range(first_tile(line, row), line.start + stop, line.rows)
+    n, c = work.used
+    if between.softmax:
+        work.largest[: stop - row] = HIDDEN
+        for token in tokens:
+            at = place(line, arrays, n_heads, batch, head, row, stop, token)
+            for part in range(at.n_parts):
+                m, _, _ = part_of(line, at, part)
+                charge = work.charge[k, n : n + m]
+                put_charge(work, line, arrays, noise, at, part, charge)
+                top = work.largest[at.lo - row : at.lo - row + m]
+                find_largest(charge, between.gains[at.i, at.lo : at.hi], between.score, top)
+                n += m
+    n = work.used[0]
+    for token in tokens:
+        at = place(line, arrays, n_heads, batch, head, row, stop, token)
+        put_tile(work, line, arrays, noise, between, at, n, c, keeps)
+        behind = c + at.hi - at.lo
+        add_levels(work.counts[k, c:behind], counter, work.total[k, at.lo : at.hi])
+        if between.normalised:
+            put_sum(work, line, noise, between, at, work.pulses[k, c:behind])
+            add_sum(work.pulses[k, c:behind], between, work.divisor[k, at.lo : at.hi])
+        n += n_charges(at) if keeps or between.softmax else 0
+        c = behind if keeps else c
+    if keeps:
+        work.used[0], work.used[1] = n, c
+
+
+@once(NOTHING, F2, F1, BETWEEN, F2)
+def divided(total, divisor, between, out):  # type: ignore[no-untyped-def]
+    """The digital sums of some queries over what divides them."""
     for m in range(len(out)):
-        factor = ONE / max(work.divisor[m], between.least) if between.softmax or between.normalised else ONE
+        factor = ONE / max(divisor[m], between.least) if between.softmax or between.normalised else ONE
         for d in range(out.shape[1]):
-            out[m, d] = work.total[m, d] * factor
+            out[m, d] = total[m, d] * factor
+
+
+@numba.njit(
+    types.void(WORK, F4, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, F4, BOOL), nogil=True, cache=True, error_model="numpy"
+)
+def _read(work, pulses, line, arrays, counter, noise, between, out, keeps):  # type: ignore[no-untyped-def]
+    n_batch, n_heads, n_queries, _ = pulses.shape
+    for batch in range(n_batch):
+        for head in range(n_heads):
+            work.used[:] = 0
+            k = (batch * n_heads + head) % len(work.charge)
+            for row in range(0, n_queries, line.queries):
+                stop = min(row + line.queries, n_queries)
+                put_left(pulses[batch, head, row:stop], arrays, row, work.left)
+                take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
+                divided(work.total[k, row:stop], work.divisor[k, row:stop], between, out[batch, head, row:stop])
+
+
+def read(
+    pulses: np.ndarray,
+    line: Line,
+    arrays: Arrays,
+    counter: Counter,
+    noise: ReadNoise,
+    between: Between,
+    out: np.ndarray,
+    kept: Kept | None = None,
+) -> None:
+    """Digital sums of the sub-tiles in full scales of the head.
+
+    Args:
+        pulses: over S_sat, `[B, H, T', D]`.
+        line, arrays, counter, noise, between: see there.
+        out: `[B, H, T', D]`.
+        kept: room for what the way back needs; None: it computes that again.
+    """
+    work = make_work(pulses, line, arrays, between, kept, keeps=False)
+    _read(work, pulses, line, arrays, counter, noise, between, out, kept is not None)

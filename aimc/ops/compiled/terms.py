@@ -13,6 +13,8 @@ from torch import Tensor
 from aimc.ops.compiled.threads import in_parts
 
 ONE = np.float32(1.0)
+TABLES = 4
+"""Coefficients are made as many or a multiple: for each number of them everything is compiled once more."""
 Factors = Sequence[Tensor | float]
 
 
@@ -63,7 +65,8 @@ def term_gradient(
 
 
 def _given(u: Tensor, powers: Sequence[int], coefficients: Factors, scale: Tensor | float, falls: Tensor) -> Any:
-    tables = tuple(_table(coefficient) for coefficient in coefficients)
+    behind = [1.0] * (-len(coefficients) % TABLES)
+    tables = tuple(_table(coefficient) for coefficient in (*coefficients, *behind))
     return u.shape[1], np.array(powers), tables, _table(scale), falls.to(u.dtype).contiguous().numpy()
 
 
