@@ -15,8 +15,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.pipelines import run_config
+from benchmarks.places import parse
 from benchmarks.recipe_tables import with_interval
-from benchmarks.workers import ending_on_sigterm, side_by_side
+from benchmarks.side_by_side import Failure, Key, Outcome, Task, side_by_side
 from train.files import read_object, write_json
 from train.stages import STAGES
 from train.stages.stage import Stage, StageResult
@@ -165,7 +166,9 @@ def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | N
     """All stages of one model with one seed, in this process, on one thread; perplexities by column, and what else the
     table tells."""
     import torch
+    from accelerate import PartialState
 
+    from benchmarks.machine import device_name
     from train import pipeline
 
     torch.set_num_threads(1)
@@ -186,19 +189,10 @@ def run_model(model: str, seed: int, folder: Path, effort: Effort, text: str | N
         "model": model,
         "seed": seed,
         "perplexity": {name: found[name] for name in COLUMNS if name in found},
-        "device": _device_name(),
+        "device": device_name(PartialState().device),  # on which it has computed
         "stage_seconds": {record["stage"]: record["seconds"] for record in records},
         "seconds": round(time.perf_counter() - started, 1),
     }
-
-
-def _device_name() -> str:
-    """Of the device that this process has computed on."""
-    import torch
-    from accelerate import PartialState
-
-    device = PartialState().device
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _columns(perplexity: Mapping[str, float]) -> dict[str, float]:
@@ -297,26 +291,14 @@ def _words(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=Effort().steps, help="optimiser steps of 8 × 256 tokens")
     parser.add_argument("--extra", type=int, default=Effort().extra, help="steps on cells, and of the control")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="held-out tokens that are measured")
-    parser.add_argument("--jobs", type=int, default=2, help="models at once, one thread each")
-    parser.add_argument("--minutes", type=float, default=None, help="after which no further model is begun")
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="auto: a GPU if there is one")
-    parser.add_argument(
-        "--backend", choices=("auto", "eager", "blocked", "triton"), default="auto", help="of attention's cells"
-    )
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: whether it runs")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/beside"))
-    words = parser.parse_args(arguments)
-    if words.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            parser.error("--device cuda: PyTorch sees no GPU here; give --device auto or cpu")
-    return words
+    return parse(parser, "models", arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, write `beside.json` after every model, print the table; ends with status 1 where a model
-    failed."""
+    failed, and with 128 more than the number of a signal that stopped it."""
     words = _words(arguments)
     effort = replace(Effort(), steps=words.steps, extra=words.extra, tokens=words.tokens)
     effort = QUICK if words.quick else effort
@@ -325,50 +307,47 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = Rows(folder / "beside.json", effort_of(effort), text)
     # the slowest first, so that no core waits for it at the end
     tasks = [
-        (model, seed, folder, effort, words.text, place)
+        Task((model, seed), partial(run_model, model, seed, folder, effort, words.text, place))
         for seed in range(1, words.seeds + 1)
         for model in reversed(MODELS)
         if model in words.models
     ]
     try:
-        with ending_on_sigterm():
-            _tokenise_once(folder, effort, words.text)
-            failed = _run_all(tasks, rows, words.jobs, words.minutes)
+        _tokenise_once(folder, effort, words.text)
+        outcome = _run_all(tasks, rows, words.jobs, words.minutes)
     finally:  # of an interrupted run, too
         if rows.rows:
             Console(highlight=False, width=WIDTH).print(table(rows.rows, effort, text))
+    if outcome.signal is not None:
+        sys.exit(128 + outcome.signal)
+    failed = [_name(key) for key, failure in outcome.failed.items() if failure.error is not None]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; reports are in {folder / 'failed'}")
 
 
-def _run_all(tasks: Sequence[tuple[Any, ...]], rows: Rows, jobs: int, minutes: float | None) -> list[str]:
-    """Names of the models that failed; says what each gave, and which were not begun in time."""
-    console, failed, left = Console(highlight=False, stderr=True, width=WIDTH), list[str](), list(tasks)
-    started = time.monotonic()
+def _run_all(tasks: Sequence[Task], rows: Rows, jobs: int, minutes: float | None) -> Outcome:
+    """Run tasks, take in their rows, say what each gave; of one that fails, its folder `failed` has the traceback."""
+    console = Console(highlight=False, stderr=True, width=WIDTH)
 
-    def may_begin() -> bool:
-        return minutes is None or time.monotonic() - started < 60 * minutes
+    def on_done(key: Key, row: dict[str, Any]) -> None:
+        rows.add([row])
+        said = ", ".join(f"{column} {value:.2f}" for column, value in row["perplexity"].items())
+        console.print(f"{_name(key)}: {said} ({row['seconds']:.0f} s)")
 
-    with closing(side_by_side(run_model, tasks, jobs, may_begin)) as finished:
-        for task, done in finished:
-            left.remove(task)
-            name, error = f"seed {task[1]}, {task[0]}", done.exception()
-            if error is None:
-                row = done.result()
-                rows.add([row])
-                said = ", ".join(f"{column} {value:.2f}" for column, value in row["perplexity"].items())
-                console.print(f"{name}: {said} ({row['seconds']:.0f} s)")
-            else:
-                failed.append(name)
-                report = rows.file.parent / "failed" / f"{task[0]}_seed_{task[1]}.txt"
-                report.parent.mkdir(parents=True, exist_ok=True)
-                report.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-                told = str(error).strip().partition("\n")[0]
-                console.print(f"{name}: failed, {type(error).__name__}: {told}", markup=False)
-    if left:
-        names = ", ".join(f"seed {task[1]}, {task[0]}" for task in left)
-        console.print(f"not begun within --minutes {minutes:g}: {names}; the same command goes on")
-    return failed
+    def on_failed(key: Key, failure: Failure) -> None:
+        if failure.error is None:
+            console.print(f"{_name(key)}: {failure.why}; the same command goes on")
+            return
+        report = rows.file.parent / "failed" / f"{key[0]}_seed_{key[1]}.txt"
+        report.parent.mkdir(parents=True, exist_ok=True)
+        report.write_text("".join(traceback.format_exception(failure.error)), encoding="utf-8")
+        console.print(f"{_name(key)}: failed, {failure.why.splitlines()[0]}", markup=False)
+
+    return side_by_side(tasks, jobs, on_done, on_failed, minutes)
+
+
+def _name(key: Key) -> str:
+    return f"seed {key[1]}, {key[0]}"
 
 
 def effort_of(effort: Effort) -> dict[str, int]:

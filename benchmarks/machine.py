@@ -24,7 +24,7 @@ def provenance(device: str) -> dict[str, Any]:
     return {
         "commit": commit(),
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "device": device_name(device),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -39,6 +39,11 @@ def commit() -> str:
         return head + ("+dirty" if _git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def device_name(device: torch.device | str) -> str:
+    """Model of a GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else cpu_name()
 
 
 def cpu_name() -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.pipelines import run_config
+from benchmarks.places import parse
 from benchmarks.recipe_rows import (
     CONTROL,
     DIGITAL,
@@ -31,7 +32,7 @@ from benchmarks.recipe_rows import (
     overrides_of,
 )
 from benchmarks.recipe_tables import Results, last, noise_table, read_results, table, tokens_table, validation_curve
-from benchmarks.side_by_side import Task, side_by_side
+from benchmarks.side_by_side import Failure, Key, Outcome, Task, side_by_side
 from train.files import write_json
 
 
@@ -84,16 +85,11 @@ def under_noise(name: str, seed: int, plan: Plan) -> dict[str, list[float]]:
 
 def main() -> None:
     """Run what is missing, and print the tables."""
-    words = _parser().parse_args()
+    words = parse(_parser(), "rows")
     subject = MODELS[words.model]
     for option in subject.needs:
         if getattr(words, option) is None:
             sys.exit(f"--model {words.model}: needs --{option}, as it is not in the repository; see --help")
-    if words.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            sys.exit("--device cuda: PyTorch finds no GPU here; give --device cpu, or auto")
     plan = Plan(
         model=words.model,
         folder=words.folder,
@@ -110,7 +106,7 @@ def main() -> None:
         words=tuple(words.set),
     )
     rows = list(dict.fromkeys([*(words.rows or subject.rows), *(MEASURED_UNDER_NOISE if words.noise else ())]))
-    results, failed = measured(plan, rows, range(1, words.seeds + 1), words.jobs, words.minutes)
+    results, outcome = measured(plan, rows, range(1, words.seeds + 1), words.jobs, words.minutes)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     if results:
         title = f"{plan.model}, {plan.steps} steps of {subject.batch_size * 256:,} tokens"
@@ -119,8 +115,11 @@ def main() -> None:
         console.print(tokens_table(results))
     if any("noise" in values for of_seeds in results.values() for values in of_seeds.values()):
         console.print(noise_table(results))
-    if failed:
-        sys.exit("not measured: " + "; ".join(f"seed {seed}, {name} ({why})" for (name, seed), why in failed.items()))
+    if outcome.signal is not None:
+        sys.exit(128 + outcome.signal)
+    if outcome.failed:
+        missing = [f"seed {seed}, {name} ({failure.why})" for (name, seed), failure in outcome.failed.items()]
+        sys.exit("not measured: " + "; ".join(missing))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,10 +142,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHIPS",
         help=f"measure on so many chips under noise, and train the row {NOISY!r}",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu")
-    parser.add_argument("--backend", choices=("auto", "eager", "triton"), default="auto", help="of the operator")
-    parser.add_argument("--jobs", type=int, default=2, help="rows at once, one thread each")
-    parser.add_argument("--minutes", type=float, help="after so many no new row is begun")
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="in the order of running; default: the model's")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings of all rows' runs")
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/recipes"))
@@ -155,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def measured(
     plan: Plan, rows: Sequence[str], seeds: range, jobs: int, minutes: float | None = None
-) -> tuple[Results, dict[tuple[str, int], str]]:
-    """What earlier runs by the same plan measured, and this one; and by row and seed why something is missing.
+) -> tuple[Results, Outcome]:
+    """What earlier runs by the same plan measured, and this one; and, by row and seed, why something is missing.
 
     Args:
         plan: of all rows.
@@ -176,17 +171,16 @@ def measured(
         if not _is_whole(results.get(name, {}).get(seed), name, plan)
     ]
 
-    def on_done(key: tuple[str, int], values: dict[str, Any]) -> None:
+    def on_done(key: Key, values: dict[str, Any]) -> None:
         name, seed = key
         results.setdefault(name, {})[seed] = values
         write_json(file, {"plan": facts, "device": plan.device, "backend": plan.backend, "rows": results})
         console.print(f"seed {seed}, {name}: {last(values):.2f}")
 
-    def on_failed(key: tuple[str, int], why: str) -> None:
-        console.print(f"seed {key[1]}, {key[0]}: {why}", style="red", markup=False)
+    def on_failed(key: Key, failure: Failure) -> None:
+        console.print(f"seed {key[1]}, {key[0]}: {failure.why}", style="red", markup=False)
 
-    failed = side_by_side(tasks, jobs, on_done, on_failed, minutes)
-    return results, failed
+    return results, side_by_side(tasks, jobs, on_done, on_failed, minutes)
 
 
 def _is_whole(values: dict[str, Any] | None, name: str, plan: Plan) -> bool:

@@ -31,14 +31,32 @@ class Task:
     """Tasks that must be done before it begins; those that are not among the tasks are."""
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a task came to nothing."""
+
+    why: str
+    error: BaseException | None = None
+    """What it raised, caused by the traceback of the other process; None: it was stopped, or never begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of all tasks."""
+
+    failed: dict[Key, Failure]
+    signal: int | None
+    """That asked to end before all was done; 128 more is the exit status that a shell expects then."""
+
+
 def side_by_side(
     tasks: Sequence[Task],
     jobs: int,
     on_done: Callable[[Key, Any], None],
-    on_failed: Callable[[Key, str], None],
+    on_failed: Callable[[Key, Failure], None],
     minutes: float | None = None,
-) -> dict[Key, str]:
-    """Run all tasks; returns why, by task, of those that came to nothing.
+) -> Outcome:
+    """Run all tasks; returns which of them came to nothing.
 
     Args:
         tasks: in the order in which they are begun, as far as they need not wait.
@@ -47,7 +65,8 @@ def side_by_side(
         on_failed: gets each failure as it comes.
         minutes: after which none is begun; None: no limit.
 
-    A SIGTERM or Ctrl-C goes to the processes, which save what they can and end; none is begun after it.
+    A SIGTERM or Ctrl-C goes to the processes, which save what they can and end; none is begun after it. A second one is
+    what it was before.
     """
     return _Runner(tasks, jobs, on_done, on_failed, minutes).run()
 
@@ -60,44 +79,61 @@ class _Runner:
         tasks: Sequence[Task],
         jobs: int,
         on_done: Callable[[Key, Any], None],
-        on_failed: Callable[[Key, str], None],
+        on_failed: Callable[[Key, Failure], None],
         minutes: float | None,
     ) -> None:
         self.left, self.known, self.done = list(tasks), {task.key for task in tasks}, set[Key]()
-        self.failed: dict[Key, str] = {}
+        self.failed: dict[Key, Failure] = {}
         self.on_done, self.on_failed = on_done, on_failed
         self.ends = None if minutes is None else time.monotonic() + 60 * minutes
         self.idle = [_process() for _ in range(max(1, min(jobs, len(tasks))))]
         self.running: dict[Future[Any], tuple[Key, ProcessPoolExecutor]] = {}
-        self.stopped = False
+        self.signal: int | None = None
+        self.handlers: dict[signal.Signals, Any] = {}
+        self.told_to_end = False
 
-    def run(self) -> dict[Key, str]:
-        before = {number: signal.signal(number, self._stop) for number in STOPPING}
+    def run(self) -> Outcome:
+        self.handlers = {number: signal.signal(number, self._stop) for number in STOPPING}
         try:
             while self._begin() or self.running:
                 for future in wait(self.running, timeout=LOOK_S, return_when=FIRST_COMPLETED).done:
                     self._finish(future)
+                if self.signal is not None:
+                    self._tell_to_end()
         finally:
-            for number, old in before.items():
-                signal.signal(number, old)
-            for process in self.idle:
+            self._give_signals_back()
+            if self.running:  # the caller's functions failed, or a second signal came
+                self._tell_to_end()
+            for process in [*self.idle, *(process for _, process in self.running.values())]:
                 process.shutdown(wait=False, cancel_futures=True)
-        return self.failed
+        return Outcome(self.failed, self.signal)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-        for child in multiprocessing.active_children():
-            child.terminate()
+        """Only a note: amid the start of a process, that one could not be told."""
+        self.signal = number
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
+        for number, old in self.handlers.items():
+            signal.signal(number, old)
+
+    def _tell_to_end(self) -> None:
+        """All processes, once: a second signal would end what the first one has them save."""
+        if not self.told_to_end:
+            self.told_to_end = True
+            for child in multiprocessing.active_children():
+                child.terminate()
 
     def _begin(self) -> bool:
         """Give the idle processes what can be begun; returns whether something was."""
         while hopeless := [task for task in self.left if any(key in self.failed for key in task.after)]:
             for task in hopeless:
-                self._fail(task.key, "what it waits for failed")
+                self._fail(task.key, Failure("what it waits for failed"))
                 self.left.remove(task)
-        if self.left and (self.stopped or (self.ends is not None and time.monotonic() > self.ends)):
+        stopped = self.signal is not None
+        if stopped or (self.ends is not None and time.monotonic() >= self.ends):
             for task in self.left:
-                self._fail(task.key, "stopped before it was begun" if self.stopped else "no time left to begin it")
+                self._fail(task.key, Failure("stopped before it was begun" if stopped else "no time left to begin it"))
             self.left = []
         ready = [task for task in self.left if all(key in self.done or key not in self.known for key in task.after)]
         begun = ready[: len(self.idle)]
@@ -113,16 +149,18 @@ class _Runner:
         if error is None:
             self.done.add(key)
             self.on_done(key, future.result())
+        elif self.signal is not None:  # which is then why
+            self._fail(key, Failure("stopped; what it finished stays"))
         elif isinstance(error, BrokenProcessPool):
-            self._fail(key, "stopped; what it finished stays" if self.stopped else "its process died")
+            self._fail(key, Failure("its process died", error))
             process = _process()
         else:
-            self._fail(key, f"{type(error).__name__}: {error}")
+            self._fail(key, Failure(f"{type(error).__name__}: {str(error).strip()}", error))
         self.idle.append(process)
 
-    def _fail(self, key: Key, why: str) -> None:
-        self.failed[key] = why
-        self.on_failed(key, why)
+    def _fail(self, key: Key, failure: Failure) -> None:
+        self.failed[key] = failure
+        self.on_failed(key, failure)
 
 
 def _process() -> ProcessPoolExecutor:

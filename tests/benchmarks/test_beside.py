@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import Future
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from benchmarks import beside
+from benchmarks import beside, side_by_side
 from benchmarks.beside import (
     ATTENTION,
     CELLS,
@@ -74,24 +76,20 @@ def test_where_it_computes_is_said_to_the_pipeline(tmp_path: Path) -> None:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What was run, in this process, by a stand-in; seed 2 of mamba fails."""
+    """What was run, by a stand-in, in threads in place of processes; seed 2 of mamba fails, seed 3 stops everything."""
     found: list[tuple[str, int]] = []
 
-    def instead(work, tasks, jobs, may_begin) -> Iterator[tuple[tuple, Future]]:  # type: ignore[no-untyped-def, type-arg]
-        for task in tasks:
-            if not may_begin():
-                return
-            model, seed, done = task[0], task[1], Future()  # type: ignore[var-annotated]
-            found.append((model, seed))
-            if (model, seed) == ("mamba_tiny", 2):
-                done.set_exception(MemoryError("of the device\nand more"))
-            else:
-                done.set_result(
-                    {"model": model, "seed": seed, "perplexity": {DIGITAL: 9.0 + len(found)}, "seconds": 1.0}
-                )
-            yield task, done
+    def instead(model: str, seed: int, *_: object) -> dict[str, object]:
+        found.append((model, seed))
+        if (model, seed) == ("mamba_tiny", 2):
+            raise MemoryError("of the device\nand more")
+        if (model, seed) == ("mamba_tiny", 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # the signal is another thread's to see
+        return {"model": model, "seed": seed, "perplexity": {DIGITAL: 9.0 + len(found)}, "seconds": 1.0}
 
-    monkeypatch.setattr(beside, "side_by_side", instead)
+    monkeypatch.setattr(beside, "run_model", instead)
+    monkeypatch.setattr(side_by_side, "_process", lambda: ThreadPoolExecutor(1))
     monkeypatch.setattr(beside, "_tokenise_once", lambda *_: None)
     return found
 
@@ -108,7 +106,20 @@ def test_a_failed_model_costs_no_other_its_row(
         main(["--seeds", "2", "--folder", str(tmp_path)])
     assert len(ran) == 12 and rows_in(tmp_path).keys() == set(ran) - {("mamba_tiny", 2)}
     assert "seed 2, mamba_tiny: failed, MemoryError: of the device" in capsys.readouterr().err
-    assert "and more" in (tmp_path / "embedded" / "failed" / "mamba_tiny_seed_2.txt").read_text()
+    report = (tmp_path / "embedded" / "failed" / "mamba_tiny_seed_2.txt").read_text()
+    assert "and more" in report and "in instead" in report, "with its traceback"
+
+
+def test_a_signal_to_end_leaves_the_table_of_what_is_finished(
+    ran: list[tuple[str, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--seeds", "3", "--folder", str(tmp_path), "--jobs", "1", "--models", "s4d_tiny", "mamba_tiny"])
+    assert ended.value.code == 128 + signal.SIGTERM and ran[-1] == ("mamba_tiny", 3)
+    assert rows_in(tmp_path).keys() == set(ran) - {("mamba_tiny", 2)}
+    said = capsys.readouterr()
+    assert "seed 3, s4d_tiny: stopped before it was begun; the same command goes on" in said.err
+    assert "Held-out perplexity" in said.out and "mamba_tiny" in said.out
 
 
 def test_rows_of_the_same_effort_stay_and_another_is_put_aside(ran: list[tuple[str, int]], tmp_path: Path) -> None:
@@ -127,4 +138,4 @@ def test_none_is_begun_when_time_is_up(
 ) -> None:
     main(["--seeds", "1", "--folder", str(tmp_path), "--minutes", "0", "--models", "gpt2_tiny"])
     assert not ran and not (tmp_path / "embedded" / "beside.json").exists()
-    assert "not begun within --minutes 0: seed 1, gpt2_tiny" in capsys.readouterr().err
+    assert "seed 1, gpt2_tiny: no time left to begin it; the same command goes on" in capsys.readouterr().err

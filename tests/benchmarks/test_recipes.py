@@ -1,16 +1,12 @@
 """The table of recipes: every row is a command that there is, of as many steps as any other; intervals, tokens and
-losses are right; one row that fails costs no other."""
+losses are right."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,7 @@ from benchmarks.recipe_rows import (
 )
 from benchmarks.recipe_tables import noise_table, read_results, table, tokens_table, tokens_taken
 from benchmarks.recipes import measured
-from benchmarks.side_by_side import Task, side_by_side
+from benchmarks.side_by_side import Outcome
 from tests.conftest import REPOSITORY
 from tests.train.conftest import compose_config
 from train.configs import checked
@@ -160,54 +156,8 @@ def test_results_of_another_plan_are_not_continued(tmp_path: Path) -> None:
     assert read_results(file, {**facts, "steps": 7}) == {}
     whole = {name: {"1": row_of(5.0)} for name in (DIGITAL, CONTROL)}
     file.write_text(json.dumps({"plan": facts, "rows": whole}))
-    assert measured(plan, [], range(1, 2), 1) == ({name: {1: row_of(5.0)} for name in whole}, {})  # nothing is run
-
-
-def test_what_fails_costs_nothing_else() -> None:
-    done: dict[tuple[str, int], Any] = {}
-    tasks = [
-        Task(("waits longer", 1), partial(int, "1"), (("waits", 1),)),
-        Task(("waits", 1), partial(int, "1"), (("dies", 1),)),
-        Task(("dies", 1), partial(os._exit, 3)),
-        Task(("fails", 1), partial(int, "x")),
-        Task(("later", 1), partial(int, "3"), (("works", 1), ("unknown", 1))),
-        Task(("works", 1), partial(int, "2")),
-    ]
-    apart = [Task(("group", 1), os.getpgrp)]
-    assert side_by_side(apart, 1, lambda key, group: done.update({key: group}), lambda key, why: None) == {}
-    assert done.pop(("group", 1)) != os.getpgrp()  # a signal to this one's group comes once, by this one
-    failed = side_by_side(tasks, 1, done.__setitem__, lambda key, why: None)
-    assert done == {("works", 1): 2, ("later", 1): 3}
-    assert set(failed) == {("waits", 1), ("waits longer", 1), ("dies", 1), ("fails", 1)}
-    assert "died" in failed["dies", 1] and "ValueError" in failed["fails", 1] and "waits for" in failed["waits", 1]
-    late = side_by_side(tasks[-1:], 1, done.__setitem__, lambda key, why: None, minutes=-1)
-    assert "no time" in late["works", 1]
-
-
-STOPPED = """
-import sys, time
-from functools import partial
-from benchmarks.side_by_side import Task, side_by_side
-if __name__ == "__main__":
-    calls = {"first": partial(int, "1"), "long": partial(time.sleep, 600), "next": partial(int, "2")}
-    tasks = [Task((name, 1), call) for name, call in calls.items()]
-    failed = side_by_side(tasks, 1, lambda key, value: print(key, flush=True), lambda key, why: None)
-    print(sorted(failed.items()))
-"""
-
-
-def test_sigterm_keeps_what_is_done(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(STOPPED, encoding="utf-8")
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "('first', 1)\n"
-        time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
-        rest, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "stopped; what it finished stays" in rest and "stopped before it was begun" in rest
+    outcome = Outcome({}, None)  # nothing is run
+    assert measured(plan, [], range(1, 2), 1) == ({name: {1: row_of(5.0)} for name in whole}, outcome)
 
 
 @pytest.mark.slow
