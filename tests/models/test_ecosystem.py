@@ -409,3 +409,25 @@ def test_a_peft_model_is_not_put_back_by_halves() -> None:
     model = get_peft_model(converted("llama"), LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(TypeError, match="get_base_model"):
         aimc.to_digital(model)
+
+
+def test_autocast_of_a_gpu_gives_the_operator_its_dtype():
+    """On tensors without memory, because there need not be a GPU; on a CPU nothing is rounded."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from aimc.models.hook import _as_autocast
+
+    with FakeTensorMode():
+        rotated, value = torch.empty(1, 2, 4, 8, device="cuda"), torch.empty(1, 1, 4, 8, dtype=torch.bfloat16)
+        states = rotated, rotated[:, :1], value.to("cuda")
+        on_cpu = tuple(x.to("cpu") for x in states)
+        assert _as_autocast(states) is states
+        before = torch.get_autocast_dtype("cuda")
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            assert {x.dtype for x in _as_autocast(states)} == {torch.bfloat16}
+            assert _as_autocast(on_cpu) is on_cpu
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+            torch.set_autocast_dtype("cuda", before)
