@@ -15,6 +15,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,12 @@ def test_evaluation_command_runs(tmp_path: Path) -> None:
     assert {"results.json", "results.csv", "nonidealities.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-@pytest.mark.parametrize("page", SAYS)
+def _runs(page: str) -> Any:
+    """A page whose code takes a quarter of a minute: `make slow` runs it."""
+    return pytest.param(page, marks=pytest.mark.slow) if page in ("designer.md", "evaluator.md") else page
+
+
+@pytest.mark.parametrize("page", map(_runs, SAYS))
 def test_python_runs_as_written(page: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
     blocks = [block for block in BLOCKS if block.page == page and block.kind == "python"]

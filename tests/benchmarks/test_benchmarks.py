@@ -51,6 +51,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "bench.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_quick_run_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert program.main(["--quick", "--seconds", "0.01", "--out", str(tmp_path), "--width", "160"]) == 0
     results = lines(tmp_path)
