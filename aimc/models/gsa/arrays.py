@@ -143,8 +143,8 @@ class SlotArrays(nn.Module):
                 for pulse, key, value, gate in zip(*parts, strict=True):
                     held = Memory(*(self._written(*one, gate) for one in zip(memory, (key, value), strict=True)))
                     memory = Memory(*(u[:, :, -1] for u in held))
-                    widths, total = self._scores(pulse, held.keys, cells[ArrayId.QK])
-                    out.append(self._sums(widths, held.values, cells[ArrayId.AV]) / total)
+                    widths, longest = self._scores(pulse, held.keys, cells[ArrayId.QK])
+                    out.append(self._sums(widths, held.values, cells[ArrayId.AV]) * longest)
             return self.output_scaler(torch.cat(out, dim=2)), memory
 
     @contextmanager
@@ -176,8 +176,13 @@ class SlotArrays(nn.Module):
         return held.unflatten(0, new.shape[:2])
 
     def _scores(self, pulse: Tensor, u: Tensor, cells: list[Tensor | float]) -> tuple[Tensor, Tensor]:
-        """Pulses into the second array `[B, H, T, m]`, the longest of a token 1, and the sum of the exponentials
-        `[B, H, T, 1]`."""
+        """Pulses into the second array `[B, H, T, m]`, the longest of a token 1, and the share that 1 stands for `[B, H,
+        T, 1]`.
+
+        Shares are divided before the pulses, whose gradients then leave alone what all scores of a token have in
+        common, as the machine does. Divided behind the counters, the rounding of each would be a gradient of that,
+        which the charge of resting cells, common to all, makes fifty times too large.
+        """
         hardware, noise = self.hardware, self.hardware.noise
         charge = (_charge(u, cells) @ pulse[..., None])[..., 0]  # [B, H, T, m]
         charge = charge / (hardware.array.saturation_qk * self.score_full_scale[:, None, None])
@@ -186,8 +191,9 @@ class SlotArrays(nn.Module):
         if noise.read_qk:
             charge = charge + noise.read_qk * self._normal(charge)
         logits = self.score_gain[:, None, None] * adc(charge, hardware.score_adc)
-        shares = torch.exp(logits - logits.detach().amax(dim=-1, keepdim=True))
-        return dac(shares, hardware.probability_dac), shares.sum(dim=-1, keepdim=True)
+        shares = logits.softmax(dim=-1)
+        longest = shares.detach().amax(dim=-1, keepdim=True)
+        return dac(shares / longest, hardware.probability_dac), longest
 
     def _sums(self, widths: Tensor, u: Tensor, cells: list[Tensor | float]) -> Tensor:
         """Digital sum of the counters `[B, H, T, D]`, in full scales."""
