@@ -195,3 +195,15 @@ def test_noise_of_tokens_at_once_is_that_of_single_ones() -> None:
     noisy.together = n
     held = noisy._written(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, n, 4), torch.full((1, 1, n, 2), 0.6))
     assert float(held[:, :, 20:].std()) == pytest.approx(0.01, rel=0.1), "replaced by noise of the write alone"
+
+
+def test_what_all_scores_have_in_common_has_no_gradient_however_coarse_the_counters() -> None:
+    """As it has no effect: of the charge of resting cells, common to all slots, which would drown all others."""
+    coarse = arrays(readout=Converter(n_levels=8, v_min=-1.0, v_max=1.0, coding="sign_magnitude"))
+    drawn = torch.Generator().manual_seed(0)
+    u, pulse = torch.randn(1, 1, 5, 2, 4, generator=drawn), torch.rand(1, 1, 5, 4, generator=drawn)
+    resting, slope = torch.tensor(0.02, requires_grad=True), torch.tensor(0.05, requires_grad=True)
+    widths, longest = coarse._scores(pulse, u, [resting, slope])
+    out = coarse._sums(widths, u, [0.0, 0.2]) * longest
+    of_resting, of_slope = torch.autograd.grad((out * torch.randn(out.shape, generator=drawn)).sum(), (resting, slope))
+    assert float(of_resting.abs()) < 1e-4 * float(of_slope.abs())
