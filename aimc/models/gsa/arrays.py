@@ -176,8 +176,8 @@ class SlotArrays(nn.Module):
         return held.unflatten(0, new.shape[:2])
 
     def _scores(self, pulse: Tensor, u: Tensor, cells: list[Tensor | float]) -> tuple[Tensor, Tensor]:
-        """Pulses into the second array `[B, H, T, m]`, the longest of a token 1, and the share that 1 stands for `[B, H,
-        T, 1]`.
+        """Pulses into the second array `[B, H, T, m]`, the longest of a token 1, and the share that 1 stands for
+        `[B, H, T, 1]`.
 
         Shares are divided before the pulses, whose gradients then leave alone what all scores of a token have in
         common, as the machine does. Divided behind the counters, the rounding of each would be a gradient of that,
