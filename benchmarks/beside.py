@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.pipelines import run_config
-from benchmarks.places import parse
+from benchmarks.places import device_of_pipeline, parse
 from benchmarks.recipe_tables import with_interval
 from benchmarks.side_by_side import Failure, Key, Outcome, Task, side_by_side
 from train.files import read_object, write_json
@@ -154,7 +154,7 @@ def overrides_of(
         "trainer.finetune.learning_rate=1e-3",
         "trainer.finetune.distillation=0",  # the same loss as the control's: a teacher this young would hold back
         *(f"trainer.{name}.eval_every=1000" for name in steps),
-        f"trainer.device={'cpu' if place.device == 'cpu' else 'auto'}",
+        device_of_pipeline(place.device),
         "stage.calibration_batches=4",
         f"measure.tokens={effort.tokens}",
         f"measure.chips={CHIPS}",

@@ -30,3 +30,8 @@ def parse(parser: argparse.ArgumentParser, what: str, arguments: Sequence[str] |
         if not torch.cuda.is_available():
             parser.error("--device cuda: PyTorch finds no GPU here, so none can compute; give --device cpu or auto")
     return words
+
+
+def device_of_pipeline(device: str) -> str:
+    """A device of :data:`DEVICES` as a run's config has it, which takes the GPU that there is."""
+    return f"trainer.device={'cpu' if device == 'cpu' else 'auto'}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.places import device_of_pipeline
+
 MATCHED = 40
 """Steps of the layer-wise start; the rest is fine-tuning."""
 LINEAR_SHARE = 6
@@ -122,12 +124,7 @@ MODELS = {
     ),
     # Pretrained, 656 K parameters, of whose text there is a megabyte: it writes the text that all rows train on.
     "tinystories": Subject(
-        experiment=(
-            "experiment=tinystories",
-            "data=generated",
-            "data.real_kind=text",
-            "data.generated.batch_size=2048",
-        ),
+        experiment=("experiment=tinystories", *WRITTEN),
         digital_steps=0,
         steps=1200,
         batch_size=16,
@@ -219,7 +216,7 @@ def overrides_of(name: str, seed: int, plan: Plan) -> list[str]:
         *(f"trainer.{stage}.learning_rate={subject.learning_rate}" for stage in stages[1:]),
         *(f"trainer.{stage}.distillation=0.9" for stage in stages[1:]),
         *(f"trainer.{stage}.teacher={plan.teacher}" for stage in stages[1:]),
-        f"trainer.device={'cpu' if plan.device == 'cpu' else 'auto'}",
+        device_of_pipeline(plan.device),
         f"measure.tokens={'null' if plan.tokens is None else plan.tokens}",
         "measure.chips=1",
         *row.overrides,

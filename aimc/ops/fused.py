@@ -169,13 +169,12 @@ class _Direct(torch.autograd.Function):
 
 def _call(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Call:
     of_scaling, others = rest[: len(_SCALING)], rest[len(_SCALING) :]
-    behind = 6 + len(_OF_HEADS)  # scalers and what is of one tensor
-    numbers = *of_scaling[:6], *of_scaling[behind:]
+    given = dict(zip(_SCALING, of_scaling, strict=True))
     affines: dict[str, Any] = {
-        name: None if scale is None else Affine(scale, offset)
-        for name, scale, offset in zip(_AFFINES, numbers[::2], numbers[1::2], strict=True)
+        name: None if given[f"{name}_scale"] is None else Affine(given[f"{name}_scale"], given[f"{name}_offset"])
+        for name in _AFFINES
     }
-    scaling = Scaling(**affines, **dict(zip(_OF_HEADS, of_scaling[6:behind], strict=True)))
+    scaling = Scaling(**affines, **{name: given[name] for name in _OF_HEADS})
     key_padding, draws, chip_seed, layer, hardware, *_ = others
     chip = Chip(seed=chip_seed, layer=layer)
     heads = Heads(query, key, unpack(hardware), chip, draws[0], first_sequence=draws[1])

@@ -56,12 +56,15 @@ def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None 
         d_pulses, memory = grads.pulses, grads.memory
         if memory is not None and not call.heads.hardware.has_softmax:
             d_pulses = d_pulses + memory[0]  # behind the same clip
-        both = gradients_of_given((d_pulses, grads.keys, grads.values), *prepared[:4])
-        both[1:] = [_before_storage(call, x, of) for x, of in zip(both[1:], prepared[2:4], strict=True)]
+        query, full_scale, keys, values, _ = prepared
+        of_query, of_key, of_value = gradients_of_given(
+            (d_pulses, grads.keys, grads.values), query, full_scale, keys, values
+        )
+        both = [of_query, _before_storage(call, of_key, keys), _before_storage(call, of_value, values)]
         if memory is not None:
-            beside = _back_through_memory(call, memory, prepared.full_scale_qk)
+            beside = _back_through_memory(call, memory, full_scale)
             both = [(a + c.to(a.dtype), b + d) for (a, b), (c, d) in zip(both, beside, strict=True)]
-    of_heads = _of_activation(call, grads.trained, prepared.full_scale_qk)
+    of_heads = _of_activation(call, grads.trained, full_scale)
     return [*(of_input for of_input, _ in both), *(of_scaler for _, of_scaler in both), *of_heads]
 
 
