@@ -1,4 +1,4 @@
-"""The affine bridge between a model's numbers and the arrays' units, and the way back through a converter."""
+"""The affine bridge between a model's numbers and the arrays' units."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
-from aimc.hardware import Converter
 
 
 class Affine(NamedTuple):
@@ -92,29 +90,3 @@ def scaled(x: Tensor, affine: Affine | None) -> Tensor:
 def per_head(factor: Tensor | None, dtype: torch.dtype) -> Tensor | float:
     """A factor of each head `[H]`, shaped to multiply `[B, H, T, …]`, without gradient; None: one."""
     return 1.0 if factor is None else factor.detach().to(dtype)[:, None, None]
-
-
-def converter_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:
-    """From the gradient of `dac(scaled(x, affine), converter)` to those of `x` and of the scaler, by hand.
-
-    Args:
-        grad: `[B, H, T, D]`; overwritten.
-        x: what was scaled, `[B, H, T, D]`, any floating dtype.
-        affine: its scaler; None: none.
-        converter: the converter behind it, straight-through inside its range, bent or not.
-
-    Returns:
-        The gradient of `x` in the dtype of `grad`, and `[2, H]`: gradients of scale and offset (zeros without a
-            scaler).
-    """
-    at_converter = scaled(x, affine)
-    grad = grad.masked_fill_((at_converter < converter.v_min) | (at_converter > converter.v_max), 0.0)
-    return scaler_gradient(grad, x, affine)
-
-
-def scaler_gradient(grad: Tensor, x: Tensor, affine: Affine | None) -> tuple[Tensor, Tensor]:
-    """From the gradient of `scaled(x, affine)` to those of `x` and of the scaler, as :func:`converter_gradient`."""
-    if affine is None:
-        return grad, grad.new_zeros(2, x.shape[1])
-    of_scaler = torch.stack([(grad * x).sum(dim=(0, 2, 3)), grad.sum(dim=(0, 2, 3))])
-    return grad.mul_(affine.scale.to(grad.dtype)[:, None, None]), of_scaler

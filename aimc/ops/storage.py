@@ -7,23 +7,38 @@ from torch import Tensor
 
 from aimc.hardware import Hardware
 from aimc.ops.call import Call
+from aimc.ops.conversion import converted, converter_gradient, scaler_gradient
 from aimc.ops.effects.cell import powers_with_gradient, stored_gradient
 from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.levels import line_of, storage_slope
-from aimc.ops.effects.noise import ArrayId
+from aimc.ops.effects.noise import ArrayId, with_noise
 from aimc.ops.effects.protection import ideal_charge, undivided
-from aimc.ops.scaling import Affine, converter_gradient, scaled, scaler_gradient
+from aimc.ops.heads import Heads
+from aimc.ops.scaling import Affine, scaled
+
+
+def stored_u(heads: Heads, raw: Tensor, affine: Affine | None, array: ArrayId, tokens: Tensor) -> Tensor:
+    """Voltages about rest that are written for keys or values `[B, H_kv, S, D]` of the tokens `[S]`, without a
+    gradient."""
+    converter, offset_v = heads.hardware.storage_dac, heads.cell.offset_v
+    noise = heads.write_noise(array, tokens)
+    if converter.spacing == "equal_charge":
+        return with_noise(storage_dac(scaled(raw, affine), heads.hardware), noise).sub_(offset_v)
+    if noise is None:
+        return converted(raw, affine, converter, less=offset_v)
+    return converted(raw, affine, converter).add_(noise).sub_(offset_v)
 
 
 def storage_gradient(
     of_voltage: Tensor, raw: Tensor, affine: Affine | None, hardware: Hardware
 ) -> tuple[Tensor, Tensor]:
     """From the gradient of stored voltages `[B, H_kv, S, D]` to those of what the model gave and of its scaler, through
-    the storage DAC; see :func:`aimc.ops.scaling.converter_gradient`."""
-    level = storage_dac(scaled(raw, affine), hardware, straight=True)
-    slope = storage_slope(level, hardware.storage_dac, hardware.cell)
-    of_number = of_voltage.clone() if slope is None else of_voltage * slope
-    return converter_gradient(of_number, raw, affine, hardware.storage_dac)
+    the storage DAC; see :func:`aimc.ops.conversion.converter_gradient`."""
+    if hardware.storage_dac.spacing == "equal_charge":
+        level = storage_dac(scaled(raw, affine), hardware, straight=True)
+        slope = storage_slope(level, hardware.storage_dac, hardware.cell)
+        of_voltage = of_voltage if slope is None else of_voltage * slope
+    return converter_gradient(of_voltage, raw, affine, hardware.storage_dac)
 
 
 class Remembered:

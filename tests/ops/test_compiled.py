@@ -6,7 +6,9 @@ import torch
 from aimc.hardware import Converter
 from aimc.ops import compiled
 from aimc.ops.blocked.reader import _weighted_sum
-from aimc.ops.effects.converters import adc, adc_, dac_
+from aimc.ops.conversion import converted, converter_gradient
+from aimc.ops.effects.converters import adc, adc_, dac, dac_
+from aimc.ops.scaling import Affine, scaled
 
 pytestmark = pytest.mark.skipif(compiled.kernels() is None, reason="numba is not installed")
 
@@ -58,6 +60,49 @@ def test_terms_add_up(with_constant, monkeypatch):
         return out
 
     torch.testing.assert_close(added(), in_torch(monkeypatch, added))
+
+
+def laid_out(shape, how):
+    """Numbers as models hand them on: by token, side by side in one projection, one for all heads, in no order."""
+    if how == "by token":
+        return torch.randn(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2)
+    if how == "of a projection":
+        return torch.randn(shape[0], shape[2], 3, shape[1], shape[3])[:, :, 1].transpose(1, 2)
+    if how == "expanded":
+        return torch.randn(shape[0], 1, *shape[2:]).expand(shape)
+    return torch.randn(*shape[:2], shape[3], shape[2]).mT
+
+
+@pytest.mark.parametrize("converter", CONVERTERS, ids=lambda c: f"{c.coding}-{c.n_levels}-{c.inl:g}")
+@pytest.mark.parametrize("how", ["by token", "of a projection", "expanded", "transposed"])
+@pytest.mark.parametrize("has_scaler", [True, False])
+def test_what_is_scaled_and_converted_is_the_same_to_the_last_bit(converter, how, has_scaler, monkeypatch):
+    x = laid_out((2, 3, 50, 5), how)
+    affine = Affine(torch.tensor([0.3, 1.0, 2.0]), torch.tensor([0.1, 0.0, -0.2])) if has_scaler else None
+
+    def made():
+        return converted(x, affine, converter, less=0.45, over=torch.tensor([0.5, 1.0, 3.0])[:, None, None])
+
+    assert torch.equal(made(), in_torch(monkeypatch, made))
+
+
+@pytest.mark.parametrize("how", ["by token", "of a projection", "expanded", "transposed"])
+@pytest.mark.parametrize("has_scaler", [True, False])
+def test_the_way_back_through_a_converter_is_that_of_autograd(how, has_scaler):
+    x = laid_out((2, 3, 300, 5), how)
+    x[0, 0, 0, :3] = torch.tensor([0.7, -0.7, 1e9])
+    scalers = [torch.tensor([1.0, 0.3, 2.0]), torch.tensor([0.0, 0.1, -0.2])]
+    given = [t.clone().requires_grad_() for t in (x, *scalers)]
+    grad = torch.randn(2, 3, 300, 5)
+    affine = Affine(*given[1:]) if has_scaler else None
+    at_converter = scaled(given[0], affine)
+    expected = torch.autograd.grad(dac(at_converter, CONVERTERS[1]), given[: 3 if has_scaler else 1], grad)
+    of_x, of_scaler = converter_gradient(grad, x, Affine(*scalers) if has_scaler else None, CONVERTERS[1])
+    torch.testing.assert_close(of_x, expected[0], rtol=0, atol=0)
+    if has_scaler:
+        torch.testing.assert_close(of_scaler, torch.stack(expected[1:]), rtol=1e-5, atol=1e-5)
+    else:
+        assert not of_scaler.any()
 
 
 def test_only_where_it_fits(monkeypatch):

@@ -5,9 +5,20 @@ import pytest
 import torch
 
 from aimc import presets
+from aimc.ops import threads
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.effects.noise import Chip
 from aimc.ops.threads import side_by_side
+
+
+@pytest.fixture(params=["openmp", "pool"])
+def kind(request, monkeypatch):
+    """PyTorch's own threads, and those that do where it has none of OpenMP."""
+    if request.param == "pool":
+        monkeypatch.setattr(threads, "_openmp", lambda: None)
+    elif threads._openmp() is None:
+        pytest.skip("PyTorch was not built with OpenMP here")
+    return request.param
 
 
 @pytest.fixture
@@ -18,11 +29,9 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_results_come_in_order_from_threads_without_gradients(two_threads):
-    here = threading.get_ident()
-
+def test_results_come_in_order_from_threads_without_gradients(two_threads, kind):
     def compute(i):
-        assert threading.get_ident() != here and torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1
         assert not torch.is_grad_enabled()
         return i, torch.is_inference_mode_enabled()
 
@@ -32,9 +41,28 @@ def test_results_come_in_order_from_threads_without_gradients(two_threads):
     assert torch.get_num_threads() == 2
 
 
-def test_an_error_comes_out_and_the_threads_are_given_back(two_threads):
-    with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda i: 1 // i, range(3))
+def test_two_are_computed_at_once(two_threads, kind):
+    both_are_there = threading.Barrier(2, timeout=20)
+    who = side_by_side(lambda _: (both_are_there.wait(), threading.get_ident())[1], range(2))
+    assert len(set(who)) == 2
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_an_error_comes_out_and_the_threads_are_given_back(error, two_threads, kind):
+    def compute(i):
+        if i == 0:
+            raise error
+
+    with pytest.raises(error):
+        side_by_side(compute, range(3))
+    assert torch.get_num_threads() == 2
+    assert side_by_side(lambda i: i, range(3)) == [0, 1, 2]
+
+
+def test_operations_of_pytorch_still_split_afterwards(two_threads, kind):
+    x = torch.rand(2000, 500)
+    side_by_side(lambda i: torch.mm(x.T, x), range(4))
+    torch.testing.assert_close(x.exp(), x.double().exp().float())
     assert torch.get_num_threads() == 2
 
 
@@ -50,7 +78,7 @@ def results(batch=3, heads=4, kv_heads=2):
     return [out, again, *grads]
 
 
-def test_threads_change_no_number(two_threads):
+def test_threads_change_no_number(two_threads, kind):
     by_two = results()
     torch.set_num_threads(1)
     for one, other in zip(results(), by_two, strict=True):

@@ -21,12 +21,12 @@ from aimc.ops.blocked.runs import Run, Span, runs, spans
 from aimc.ops.blocked.stored import Stored, longest_span
 from aimc.ops.blocked.whole import N_KEPT, Whole, fitting_kernels, one_thread_each, room
 from aimc.ops.call import Call
-from aimc.ops.effects.converters import dac
+from aimc.ops.conversion import converted, converter_gradient, scaler_gradient
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.effects.normaliser import reciprocal
 from aimc.ops.effects.protection import digital_pulses, has_memory, sink_tokens
 from aimc.ops.heads import Heads
-from aimc.ops.scaling import converter_gradient, scaled, scaler_gradient
+from aimc.ops.scaling import scaled
 from aimc.ops.threads import side_by_side
 
 WORK_BUFFER_BYTES = 2**21
@@ -162,9 +162,11 @@ class _Tokens:
         hardware = call.heads.hardware
         self.call, self.start, self.queries = call, span.start, slice(span.start, span.stop)
         self.full_scale = call.heads.full_scale_qk(call.scaling)
-        query = scaled(call.query[:, :, self.queries], call.scaling.query)
-        self.pulses = dac(query, hardware.input_dac).div_(self.full_scale)
-        self.digital_pulses = None if sink is None else digital_pulses(query, hardware) / self.full_scale
+        query, scaler = call.query[:, :, self.queries], call.scaling.query
+        self.pulses = converted(query, scaler, hardware.input_dac, over=self.full_scale)
+        self.digital_pulses = (
+            None if sink is None else digital_pulses(scaled(query, scaler), hardware) / self.full_scale
+        )
         self.of_pulses: Tensor | None = None
         self.of_digital: Tensor | None = None
         self.keys = Stored(call, ArrayId.QK, span)

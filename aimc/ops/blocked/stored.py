@@ -22,14 +22,12 @@ from aimc.ops.blocked.folds import fold
 from aimc.ops.blocked.interpolation import Nodes, nodes, nodes_needed
 from aimc.ops.blocked.runs import Run, Span
 from aimc.ops.call import Call
-from aimc.ops.eager import stored_v
 from aimc.ops.effects.array import decayed, summed
 from aimc.ops.effects.cell import cell_operands, powers_with_gradient, stored_gradient
 from aimc.ops.effects.leakage import own_decay
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
-from aimc.ops.scaling import scaled
-from aimc.ops.storage import storage_gradient
+from aimc.ops.storage import storage_gradient, stored_u
 
 MOST_FALL = 30.0
 """Largest exponent of a factor of a decay: `exp(±30)` leaves float32 room for what it multiplies."""
@@ -88,7 +86,7 @@ class Stored:
         self.raw = source[:, :, span.first : span.behind]  # [B, H_kv, S, D]
         if span.behind > heads.n_tokens:  # nobody sees what is in the slots behind the text
             self.raw = pad(self.raw, (0, 0, 0, span.behind - heads.n_tokens))
-        self.u = stored_v(heads, scaled(self.raw, self.affine), array, self.tokens) - heads.cell.offset_v
+        self.u = stored_u(heads, self.raw, self.affine, array, self.tokens)
         self.coefficients = heads.coefficients(array, self.tokens)
         self.rates = heads.leak_rates(array, self.tokens)  # [H_kv, S, D]
         # A column of the first array is a token, of the second a feature of a sub-tile, so that its gain is one of

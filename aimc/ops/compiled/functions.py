@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from aimc.ops.compiled.cells import read_av, read_qk
+from aimc.ops.compiled.conversion import back_through_converter, convert
 from aimc.ops.compiled.levels import to_levels
 from aimc.ops.compiled.normal import add_normal
 from aimc.ops.compiled.once import one_process_at_a_time
@@ -26,6 +27,8 @@ __all__ = [
     "Line",
     "ReadNoise",
     "add_normal",
+    "back_through_converter",
+    "convert",
     "kept_shapes",
     "on_one_thread",
     "put_terms",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from aimc.ops.threads import pool
+from aimc.ops.threads import side_by_side
 
 LEAST = 2**15
 """Numbers for which a thread of its own pays."""
@@ -18,8 +18,5 @@ def in_parts(compute: Callable[[int, int], None], n_rows: int, row_length: int) 
     if n_parts < 2:
         return compute(0, n_rows)
     bounds = [n_rows * i // n_parts for i in range(n_parts + 1)]
-    others = [pool(n_parts).submit(compute, *bounds[i : i + 2]) for i in range(1, n_parts)]
-    compute(*bounds[:2])
-    for other in others:
-        other.result()
+    side_by_side(lambda i: compute(*bounds[i : i + 2]), range(n_parts))
     return None

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from aimc.hardware import Converter
 from aimc.ops.call import Call
+from aimc.ops.conversion import scaler_gradient
 from aimc.ops.effects.activation import logit_gain
 from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.effects.protection import digital_pulses, sink_tokens
 from aimc.ops.heads import Heads
-from aimc.ops.scaling import scaled, scaler_gradient
+from aimc.ops.scaling import scaled
 from aimc.ops.storage import Remembered, storage_gradient
 from aimc.ops.triton.check import check_triton
 from aimc.ops.triton.inputs import Inputs, Protected, Softmax
