@@ -14,7 +14,7 @@ from aimc.ops.effects.ageing import retained
 from aimc.ops.effects.array import CellDecay, Decay
 from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
-from aimc.ops.effects.noise import ArrayId, Chip, at_read, write_noise
+from aimc.ops.effects.noise import ArrayId, Chip, at_read, at_write, write_noise
 from aimc.ops.effects.random import Lanes, normal
 from aimc.ops.frozen import Frozen
 from aimc.ops.scaling import Scaling, per_head
@@ -146,6 +146,16 @@ class Heads:
         sigma = self.hardware.noise.write_v
         at = (self.sequences, self.kv_heads, tokens, self.head_size, self.dtype)
         return sigma * write_noise(self.seed, self.layer, array, *at) if sigma else None
+
+    def add_write_noise_(self, volts: Tensor, array: ArrayId, tokens: Tensor) -> Tensor:
+        """:meth:`write_noise` added to what is written, `[B, H_kv, S, D]`, in place and without a gradient; returns
+        it."""
+        sigma = self.hardware.noise.write_v
+        if sigma:
+            at = at_write(self.layer, array, self.sequences, self.kv_heads, tokens)
+            features = torch.arange(self.head_size, device=self.device)
+            Lanes.of(torch.as_tensor(self.seed, device=self.device), *at).add_normal_(volts, sigma, features)
+        return volts
 
     def mismatch(self, array: ArrayId, tokens: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset mismatch of the cells that hold the tokens `[S]`: `[H_kv, S, D]` each, the offset in volt;

@@ -11,7 +11,7 @@ from aimc.ops.conversion import converted, converter_gradient, scaler_gradient
 from aimc.ops.effects.cell import powers_with_gradient, stored_gradient
 from aimc.ops.effects.converters import storage_dac
 from aimc.ops.effects.levels import line_of, storage_slope
-from aimc.ops.effects.noise import ArrayId, with_noise
+from aimc.ops.effects.noise import ArrayId
 from aimc.ops.effects.protection import ideal_charge, undivided
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Affine, scaled
@@ -21,12 +21,13 @@ def stored_u(heads: Heads, raw: Tensor, affine: Affine | None, array: ArrayId, t
     """Voltages about rest that are written for keys or values `[B, H_kv, S, D]` of the tokens `[S]`, without a
     gradient."""
     converter, offset_v = heads.hardware.storage_dac, heads.cell.offset_v
-    noise = heads.write_noise(array, tokens)
     if converter.spacing == "equal_charge":
-        return with_noise(storage_dac(scaled(raw, affine), heads.hardware), noise).sub_(offset_v)
-    if noise is None:
+        volts = storage_dac(scaled(raw, affine), heads.hardware)
+    elif heads.hardware.noise.write_v:
+        volts = converted(raw, affine, converter)
+    else:
         return converted(raw, affine, converter, less=offset_v)
-    return converted(raw, affine, converter).add_(noise).sub_(offset_v)
+    return heads.add_write_noise_(volts, array, tokens).sub_(offset_v)
 
 
 def storage_gradient(

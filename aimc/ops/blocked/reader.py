@@ -47,9 +47,20 @@ class Reader:
         full_scale = call.scaling.full_scale_av
         self.factor = None if full_scale is None else full_scale.detach().to(self.heads.dtype)  # A_sat of a head, [H]
         self._buffers: dict[str, Tensor] = {}
-        rows = torch.arange(self.heads.n_tokens, device=self.heads.device)
-        self.noise_qk, self.noise_av = (self.heads.read_lanes(array, rows) for array in ArrayId)
         self.features = torch.arange(self.heads.head_size, device=self.heads.device)
+
+    @functools.cached_property
+    def noise_qk(self) -> Lanes | None:
+        """Of the first array, `[2, B, H, T, 1]`; None: none."""
+        return self._lanes(ArrayId.QK)
+
+    @functools.cached_property
+    def noise_av(self) -> Lanes | None:
+        """Of the second, likewise."""
+        return self._lanes(ArrayId.AV)
+
+    def _lanes(self, array: ArrayId) -> Lanes | None:
+        return self.heads.read_lanes(array, torch.arange(self.heads.n_tokens, device=self.heads.device))
 
     @property
     def resting_output(self) -> float:

@@ -88,10 +88,16 @@ def write_noise(
     dtype: torch.dtype,
 ) -> Tensor:
     """Unit write noise of the tokens at absolute `positions` [S]: `[B, H_kv, S, D]`, the same at every read."""
+    feature = torch.arange(head_size, device=positions.device)
+    return normal(seed, *at_write(layer, array, batch, heads, positions), feature, dtype=dtype)
+
+
+def at_write(layer: int, array: ArrayId, batch: Numbers, heads: Numbers, positions: Tensor) -> tuple[int | Tensor, ...]:
+    """First coordinates of the write noise of tokens at absolute `positions` `[S]`, `[B, H_kv, S, 1]`. The feature
+    follows."""
     device = positions.device
     at = _numbers(device, batch)[:, None, None, None], _numbers(device, heads)[:, None, None]
-    feature = torch.arange(head_size, device=device)
-    return normal(seed, Stream.WRITE, layer, int(array), *at, positions[:, None], feature, dtype=dtype)
+    return Stream.WRITE, layer, int(array), *at, positions[:, None]
 
 
 def at_read(layer: int, array: ArrayId, batch: Numbers, heads: Numbers, positions: Tensor) -> tuple[int | Tensor, ...]:

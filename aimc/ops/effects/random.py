@@ -14,9 +14,11 @@ last digit.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,9 +88,16 @@ class Lanes:
     @classmethod
     def of(cls, seed: Tensor, stream: int | Tensor, *coordinates: int | Tensor) -> Lanes:
         """The lanes behind coordinates that broadcast together, the last dimension left for what follows."""
-        # Filled on the device: nothing is brought there, which would have to be waited for and no CUDA graph records.
-        lanes = cls(torch.stack([torch.full((1,), lane, dtype=torch.int64, device=seed.device) for lane in LANES]))
-        return lanes.absorbing(seed & MASK, seed >> 32, stream, *coordinates)
+        words: list[int | Tensor] = [seed & MASK, seed >> 32, stream, *coordinates]
+        if seed.device.type == "cpu":  # elsewhere it would have to be waited for
+            words[:2] = int(seed) & MASK, int(seed) >> 32
+        known = list(itertools.takewhile(lambda word: isinstance(word, int), words))
+        # Filled on the device: nothing is brought there, which no CUDA graph records.
+        states = [
+            torch.full((1,), functools.reduce(_absorbed, known, lane), dtype=torch.int64, device=seed.device)
+            for lane in LANES
+        ]
+        return cls(torch.stack(states)).absorbing(*words[len(known) :])
 
     def absorbing(self, *words: int | Tensor) -> Lanes:
         """The lanes behind more coordinates, `[…, 1]`; each is hashed at its size and that of those before it."""
@@ -96,7 +105,7 @@ class Lanes:
         for word in words:
             if isinstance(word, Tensor):  # the lanes come first
                 state = state.view(2, *[1] * (word.ndim - state.ndim + 1), *state.shape[1:])
-            state = _mixed(state ^ (word * SPREAD) & MASK)
+            state = _absorbed(state, word)
         return Lanes(state)
 
     def add_normal_(self, x: Tensor, sigma: float, columns: Tensor) -> None:
@@ -162,7 +171,12 @@ def _mix32_(x: Tensor) -> Tensor:
     return x
 
 
-def _mixed(x: Tensor) -> Tensor:
+def _absorbed(state: Any, word: Any) -> Any:
+    """A state behind one more coordinate, plain numbers or int64 tensors."""
+    return _mixed(state ^ (word * SPREAD) & MASK)
+
+
+def _mixed(x: Any) -> Any:
     """A bijection of 32-bit words in which every input bit flips every output bit with probability near one half; in
     int64, where a product with one of the constants, both below 2^31, does not overflow."""
     x = ((x ^ (x >> 16)) * MIX_A) & MASK
