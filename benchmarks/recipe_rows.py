@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from aimc.hardware.presets import LINEAR_SLOPE
 from benchmarks.places import device_of_pipeline
 
 MATCHED = 40
@@ -16,6 +17,11 @@ SIGNED = ("hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hard
 NORMALISER = tuple(f"hardware.normaliser.{x}" for x in ("is_on=true", "full_scale=16", "counter.n_levels=256"))
 THRESHOLD = ("hardware.threshold=true",)
 BY_CONTROL = ("trainer.finetune.teacher=control",)
+WITHOUT_LEVELS = tuple(
+    f"hardware.{converter}.n_levels=null" for converter in ("input_dac", "storage_dac", "readout", "normaliser.counter")
+)
+WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
+LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
 ALONE = ("trainer.finetune.distillation=0",)
 ATTENTION_ONLY = ("trainer.finetune.learning_rates.rest=0",)
 WRITTEN = ("data=generated", "data.real_kind=text", "data.generated.batch_size=2048")
@@ -63,10 +69,15 @@ ROWS = {
     "… all but signed queries": Row(DIRECT, NORMALISER),
     "… all but distillation": Row(DIRECT, (*BOTH, *ALONE)),
     "… all but training beyond attention": Row(DIRECT, (*BOTH, *ATTENTION_ONLY)),
+    "… on ideal arrays": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS, *WITHOUT_LEAKAGE, *LINEAR_CELLS)),
+    "… without levels": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS)),
+    "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
+    "… on linear cells": Row(DIRECT, (*BOTH, *LINEAR_CELLS)),
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
 }
-"""Ingredients added one at a time, then left out one at a time of the row :data:`FULL`; all but the layer-wise start is
-the row with normaliser and signed queries."""
+"""Ingredients added one at a time, then left out one at a time of the row :data:`FULL` (all but the layer-wise start is
+the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
+from the start on."""
 MEASURED_UNDER_NOISE = (FULL, NOISY)
 _SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
 
