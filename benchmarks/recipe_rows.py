@@ -24,6 +24,7 @@ WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
 LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
 ALONE = ("trainer.finetune.distillation=0",)
 ATTENTION_ONLY = ("trainer.finetune.learning_rates.rest=0",)
+DROPOUT = ("trainer.finetune.dropout=true",)
 WRITTEN = ("data=generated", "data.real_kind=text", "data.generated.batch_size=2048")
 UNDER_NOISE = ("trainer.finetune.noise.scale=1", "trainer.finetune.noise.ramp=0.2")
 
@@ -69,6 +70,7 @@ ROWS = {
     "… all but signed queries": Row(DIRECT, NORMALISER),
     "… all but distillation": Row(DIRECT, (*BOTH, *ALONE)),
     "… all but training beyond attention": Row(DIRECT, (*BOTH, *ATTENTION_ONLY)),
+    "… with the model's dropout": Row(DIRECT, (*BOTH, *DROPOUT)),
     "… on ideal arrays": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS, *WITHOUT_LEAKAGE, *LINEAR_CELLS)),
     "… without levels": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS)),
     "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
@@ -226,6 +228,7 @@ def overrides_of(name: str, seed: int, plan: Plan) -> list[str]:
         *(f"trainer.{stage}.save_every=500" for stage in (DIGITAL, *stages)),
         *(f"trainer.{stage}.learning_rate={subject.learning_rate}" for stage in stages[1:]),
         *(f"trainer.{stage}.distillation=0.9" for stage in stages[1:]),
+        *(f"trainer.{stage}.dropout=false" for stage in stages[1:]),
         *(f"trainer.{stage}.teacher={plan.teacher}" for stage in stages[1:]),
         device_of_pipeline(plan.device),
         f"measure.tokens={'null' if plan.tokens is None else plan.tokens}",

@@ -93,6 +93,9 @@ class Recipe:
     """AdamW's first moment."""
     beta2: float = number(0.95, least=0, below=1)
     """AdamW's second moment."""
+    dropout: bool = True
+    """Whether the model's dropout works while it trains. Off is better where a stage reads each text a few times only;
+    on, where it reads the same text for long."""
     max_grad_norm: float = number(1.0, above=0)
     """Gradient clip."""
     distillation: float = number(

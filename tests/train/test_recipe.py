@@ -22,6 +22,7 @@ from tests.train.conftest import compose_config, same_weights
 from tests.train.test_resume import Killed, at_step, kill
 from train.configs import checked
 from train.distillation import divergence, hidden_distance
+from train.dropout import without_dropout
 from train.errors import RunError
 from train.groups import groups_of
 from train.models import digital_model
@@ -282,6 +283,42 @@ def test_adapters_without_peft_name_the_extra(parts: Parts, tmp_path: Path, monk
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(RunError, match=r"^trainer\.finetune\.lora_rank=4: needs peft; pip install 'aimc\[lora\]'"):
         parts.train(tmp_path, lora_rank=4)
+
+
+# --- dropout
+
+
+def test_without_dropout_a_model_trains_as_one_that_has_none(parts: Parts, tmp_path: Path) -> None:
+    def with_dropout(p: float) -> Parts:
+        changed = copy.copy(parts)
+        changed.analog = copy.deepcopy(parts.analog)
+        for module in changed.analog.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = p
+        return changed
+
+    has, has_none = with_dropout(0.4), with_dropout(0.0)
+    off = has.train(tmp_path / "off", dropout=False)
+    assert same_weights(off.state_dict(), has_none.train(tmp_path / "none").state_dict())
+    assert not same_weights(off.state_dict(), has.train(tmp_path / "on").state_dict())
+    assert {m.p for m in off.modules() if isinstance(m, torch.nn.Dropout)} == {0.4}, "put back"
+
+
+def test_dropout_that_is_no_layer_is_left_out_too() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16, "num_attention_heads": 2}
+    model = OPTForCausalLM(OPTConfig(vocab_size=50, num_hidden_layers=2, dropout=0.5, **sizes)).train()
+    tokens = torch.arange(20)[None]
+    with without_dropout(model, True):
+        once, again = (model(tokens).logits for _ in range(2))
+    assert once.equal(again)
+    assert not model(tokens).logits.equal(model(tokens).logits)
+    with pytest.raises(ZeroDivisionError), without_dropout(model, True):
+        raise ZeroDivisionError
+    assert not model(tokens).logits.equal(model(tokens).logits)
+    with without_dropout(model, False):
+        assert not model(tokens).logits.equal(model(tokens).logits)
 
 
 # --- noise
