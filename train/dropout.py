@@ -10,16 +10,19 @@ from torch import nn
 
 
 @contextmanager
-def without_dropout(model: nn.Module, is_off: bool) -> Iterator[None]:
-    """Nothing is dropped while it lasts; afterwards each layer's probability is what it was. Does nothing unless
-    `is_off`."""
+def dropout(model: nn.Module, is_on: bool) -> Iterator[None]:
+    """Nothing is dropped while it lasts, unless `is_on`; afterwards each layer's probability is what it was. What a
+    model reads from its config at every pass, as Falcon does, stays."""
+    if is_on:
+        yield
+        return
     found = [(module, name, value) for module in model.modules() for name, value in _probabilities(module)]
-    for module, name, _ in found if is_off else ():
+    for module, name, _ in found:
         setattr(module, name, 0.0)
     try:
         yield
     finally:
-        for module, name, value in found if is_off else ():
+        for module, name, value in found:
             setattr(module, name, value)
 
 

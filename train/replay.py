@@ -25,6 +25,7 @@ from aimc.models.arrays import has_arrays, set_chip, set_draws
 from aimc.models.manifest import damage_of
 
 from .command import run_command
+from .dropout import dropout
 from .errors import RunError
 from .files import read_object
 from .models import load_any
@@ -67,7 +68,7 @@ def replay(model: PreTrainedModel, batch: dict[str, Tensor], facts: dict[str, An
     losses = []
     model.train()
     model.zero_grad()
-    with torch.random.fork_rng(), noise_of(model, noise):
+    with torch.random.fork_rng(), noise_of(model, noise), dropout(model, facts.get("dropout", True)):
         torch.set_rng_state(batch["random"])
         if facts["chip"] is not None:
             set_chip(model, facts["chip"])

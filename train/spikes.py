@@ -201,6 +201,7 @@ class SpikeWatch(TrainerCallback, ExportableState):
             "seed": training.seed,
             "data_seed": training.data_seed,
             "precision": training.shared.precision,
+            "dropout": training.recipe.dropout,
             "has_teacher": training.recipe.has_teacher,
             "points": str(training.folder),
             **self.noise.facts(state.global_step),

@@ -23,7 +23,7 @@ from .arguments import arguments_of, texts_of
 from .callbacks import Heartbeat, Progress, SaveBest, StopOnSignal
 from .clock import Clock, is_over
 from .distillation import divergence, hidden_distance, require_teacher
-from .dropout import without_dropout
+from .dropout import dropout
 from .errors import RESUME, RunError
 from .files import remove, saving
 from .groups import frozen, set_rates
@@ -115,7 +115,7 @@ def train(
     with (
         adapters(model, recipe.lora_rank, setting, training.seed),
         frozen(model, recipe.learning_rates.factors()),
-        without_dropout(model, not recipe.dropout),
+        dropout(model, recipe.dropout),
     ):
         return _train(model, data, training, teacher if recipe.has_teacher else None)
 

@@ -12,7 +12,7 @@ from aimc.ops.scaling import Affine, scaled
 
 
 def converted(
-    x: Tensor, affine: Affine | None, converter: Converter, *, less: float = 0.0, over: Tensor | float = 1.0
+    x: Tensor, affine: Affine | None, converter: Converter, *, less: float = 0.0, over: Tensor | float | None = None
 ) -> Tensor:
     """`(dac(scaled(x)) − less) / over`, `[B, H, T, D]`, in float32 (float64 for float64).
 
@@ -21,13 +21,15 @@ def converted(
         affine: its scaler; None: none.
         converter: behind it; its levels are evenly spaced or listed.
         less: taken off what it puts out, in its unit.
-        over: what that is divided by, a number or `[H, 1, 1]`.
+        over: what that is divided by, a number or `[H, 1, 1]`; None: by nothing.
     """
     x = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     levels, kernels = even_levels(converter), compiled.kernels_for(x)
     if levels is not None and kernels is not None:
-        return kernels.convert(x, affine, levels, less, over)
-    return dac(scaled(x, affine), converter).sub_(less).div_(over)
+        return kernels.convert(x, affine, levels, less, 1.0 if over is None else over)
+    out = dac(scaled(x, affine), converter)
+    out = out.sub_(less) if less else out
+    return out if over is None else out.div_(over)
 
 
 def converter_gradient(grad: Tensor, x: Tensor, affine: Affine | None, converter: Converter) -> tuple[Tensor, Tensor]:

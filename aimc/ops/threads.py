@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -21,7 +22,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _PROCESS = os.getpid()
-"""In its forked children OpenMP would wait for ever for threads that did not come along."""
+"""In its forked children OpenMP would wait for ever for threads that did not come along, as PyTorch does in a child
+that imports this first."""
 
 
 def side_by_side(compute: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -49,10 +51,12 @@ def _by_openmp(
     """`compute` of each item on the threads of OpenMP, of which this one is the first."""
     results: dict[int, Result] = {}
     errors: list[BaseException] = []
+    arrived: set[int] = set()
     left = iter(range(len(items)))  # Python's lock gives each number to one thread
 
     def take(_: Any) -> None:
         try:
+            arrived.add(threading.get_ident())
             for number in left:
                 results[number] = compute(items[number])
                 if errors:
@@ -60,7 +64,9 @@ def _by_openmp(
         except BaseException as error:  # which must not go through what is not Python
             errors.append(error)
 
-    run(_BODY(take), None, min(n_threads, len(items)), 0)
+    run(_BODY(take), None, n_threads, 0)  # with fewer, OpenMP would end the others, and make them again for PyTorch
+    if not errors and threading.get_ident() not in arrived:
+        raise KeyboardInterrupt  # came on the way into `take`, where ctypes only prints what a signal raises
     if errors:
         raise errors[0]
     return [results[number] for number in range(len(items))]
@@ -70,7 +76,7 @@ def _by_openmp(
 def _openmp() -> Callable[..., None] | None:
     """What opens a parallel region of PyTorch's OpenMP library, by the name that GCC and Clang give it; None: the
     library is another one, or there is none."""
-    if "OpenMP" not in torch.__config__.parallel_info():
+    if "parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return None
     try:
         run = ctypes.CDLL(None).GOMP_parallel
@@ -86,4 +92,5 @@ def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, "aimc")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise
+from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise, Protection
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.blocked import engine as blocked_engine
 from aimc.ops.blocked.runs import runs
@@ -96,6 +96,20 @@ def assert_agree(hardware, T, *, tolerance=1e-10, **kwargs):
     for name, expected in eager.items():
         error = (blocked[name] - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
         assert error <= tolerance, f"{name}: relative error {error:.1e}"  # NaN fails, too
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sinks_where_a_text_is_all_padding(dtype):
+    """A part of the call has no token in its digital memory."""
+    padding = torch.zeros(2, 150, dtype=torch.bool)
+    padding[0] = True
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        protected = machine(protection=Protection(n_sink=1))
+        assert_agree(protected, 150, B=2, padding=padding, dtype=dtype, tolerance=1e-4)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("window", [256, 2048])

@@ -1,4 +1,5 @@
 import os
+import signal
 import threading
 
 import pytest
@@ -59,11 +60,40 @@ def test_an_error_comes_out_and_the_threads_are_given_back(error, two_threads, k
     assert side_by_side(lambda i: i, range(3)) == [0, 1, 2]
 
 
-def test_operations_of_pytorch_still_split_afterwards(two_threads, kind):
-    x = torch.rand(2000, 500)
-    side_by_side(lambda i: torch.mm(x.T, x), range(4))
-    torch.testing.assert_close(x.exp(), x.double().exp().float())
-    assert torch.get_num_threads() == 2
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted by /proc")
+@pytest.mark.parametrize("kind", ["openmp"], indirect=True)
+def test_no_thread_of_pytorch_is_made_again(kind):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        x, found = torch.rand(2000, 500), []
+        for _ in range(4):
+            x.exp()
+            side_by_side(lambda i: i, range(2))
+            found.append(set(os.listdir("/proc/self/task")))
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[-1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what ctypes prints
+def test_what_a_signal_raises_comes_out(two_threads, kind):
+    """Wherever it meets the main thread: in a part, or on the way into one."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, stop)
+    try:
+        for microseconds in range(50, 1050, 50):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
+                while True:
+                    side_by_side(lambda i: i, range(4))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert side_by_side(lambda i: i, range(3)) == [0, 1, 2] and torch.get_num_threads() == 2
 
 
 def results(batch=3, heads=4, kv_heads=2):

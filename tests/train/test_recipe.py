@@ -22,7 +22,7 @@ from tests.train.conftest import compose_config, same_weights
 from tests.train.test_resume import Killed, at_step, kill
 from train.configs import checked
 from train.distillation import divergence, hidden_distance
-from train.dropout import without_dropout
+from train.dropout import dropout
 from train.errors import RunError
 from train.groups import groups_of
 from train.models import digital_model
@@ -310,14 +310,14 @@ def test_dropout_that_is_no_layer_is_left_out_too() -> None:
     sizes: dict[str, Any] = {"hidden_size": 16, "ffn_dim": 16, "word_embed_proj_dim": 16, "num_attention_heads": 2}
     model = OPTForCausalLM(OPTConfig(vocab_size=50, num_hidden_layers=2, dropout=0.5, **sizes)).train()
     tokens = torch.arange(20)[None]
-    with without_dropout(model, True):
+    with dropout(model, False):
         once, again = (model(tokens).logits for _ in range(2))
     assert once.equal(again)
     assert not model(tokens).logits.equal(model(tokens).logits)
-    with pytest.raises(ZeroDivisionError), without_dropout(model, True):
+    with pytest.raises(ZeroDivisionError), dropout(model, False):
         raise ZeroDivisionError
     assert not model(tokens).logits.equal(model(tokens).logits)
-    with without_dropout(model, False):
+    with dropout(model, True):
         assert not model(tokens).logits.equal(model(tokens).logits)
 
 

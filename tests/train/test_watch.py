@@ -67,7 +67,9 @@ def disturb(monkeypatch: pytest.MonkeyPatch, by: float, for_good: bool = True) -
     monkeypatch.setattr(HardwareAwareTrainer, "training_step", training_step)
 
 
+@pytest.mark.parametrize("dropout", ["true", "false"])
 def test_a_spike_is_told_saved_and_done_again_to_the_digit(
+    dropout: str,
     tmp_path: Path,
     linear: Callable[..., RunConfig],
     monkeypatch: pytest.MonkeyPatch,
@@ -75,7 +77,7 @@ def test_a_spike_is_told_saved_and_done_again_to_the_digit(
 ) -> None:
     disturb(monkeypatch, 30.0)
     noise = ["nonideality=typical", "trainer.linear.noise.scale=1", "trainer.linear.accumulate=2", "model.dropout=0.1"]
-    said = run(linear("trainer.spike_weights=true", *noise))
+    said = run(linear("trainer.spike_weights=true", f"trainer.linear.dropout={dropout}", *noise))
     folder = tmp_path / "spikes" / "linear" / f"step-{AT:07d}"
     (told,) = (line for line in said.splitlines() if "was usual" in line)
     assert f"at step {AT}; its batch is saved, to do it again: python -m train.replay '{folder}'" in told

@@ -30,7 +30,7 @@ def convert(x: Tensor, scaler: Scaler, levels: Levels, less: float, over: Tensor
     n_batch, n_heads, n_tokens, size = x.shape
     out = torch.empty(n_batch * n_heads, n_tokens, size, dtype=x.dtype)
     *numbers, clips = levels
-    divisors = torch.as_tensor(over, dtype=x.dtype).expand(n_heads, 1, 1).numpy()
+    divisors = torch.as_tensor(over, dtype=x.dtype).expand(n_heads, 1, 1).flatten().numpy()
     settings = tuple(np.float32(number) for number in (*numbers, less))
     given = *_given(x, scaler), settings, clips, divisors, out.numpy()
 
@@ -54,10 +54,10 @@ def back_through_converter(
         v_min, v_max: its range.
     """
     n_batch, n_heads, n_tokens, size = x.shape
-    of_rows = grad.contiguous().view(-1, n_tokens, size).numpy()
+    of_rows = grad.contiguous().view(n_batch * n_heads, n_tokens, size).numpy()
     out = torch.empty(n_batch, n_heads, n_tokens, size, dtype=x.dtype)
     of_scaler = torch.zeros(n_batch, n_heads, 2, dtype=torch.float64)
-    into = out.view(of_rows.shape).numpy(), of_scaler.view(-1, 2).numpy()
+    into = out.view(of_rows.shape).numpy(), of_scaler.view(n_batch * n_heads, 2).numpy()
     given = of_rows, *_given(x, scaler), np.float32(v_min), np.float32(v_max), *into
 
     def gather(start: int, stop: int) -> None:
@@ -84,7 +84,7 @@ def _convert(start, stop, x, steps_to, scale, offset, numbers, clips, divisors, 
     v_min, v_max, steps, zero, less = numbers
     for i in range(start, stop):
         batch, head = i // len(scale), i % len(scale)
-        a, b, divisor = scale[head], offset[head], divisors[head, 0, 0]
+        a, b, divisor = scale[head], offset[head], divisors[head]
         for t in range(out.shape[1]):
             first = batch * steps_to[0] + head * steps_to[1] + t * steps_to[2]
             row, into = x[first : first + out.shape[2]], out[i, t]

@@ -88,9 +88,8 @@ class Lanes:
     @classmethod
     def of(cls, seed: Tensor, stream: int | Tensor, *coordinates: int | Tensor) -> Lanes:
         """The lanes behind coordinates that broadcast together, the last dimension left for what follows."""
-        words: list[int | Tensor] = [seed & MASK, seed >> 32, stream, *coordinates]
-        if seed.device.type == "cpu":  # elsewhere it would have to be waited for
-            words[:2] = int(seed) & MASK, int(seed) >> 32
+        number = int(seed) if seed.device.type == "cpu" else seed  # elsewhere it would have to be waited for
+        words: list[int | Tensor] = [number & MASK, number >> 32, stream, *coordinates]
         known = list(itertools.takewhile(lambda word: isinstance(word, int), words))
         # Filled on the device: nothing is brought there, which no CUDA graph records.
         states = [
