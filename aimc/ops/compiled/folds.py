@@ -18,17 +18,19 @@ def _fold(cells, fold, out):  # type: ignore[no-untyped-def]
     size = (cells.shape[1] - out.shape[1]) // (n_in - n_out)
     for s in range(len(cells)):
         for k in range(n_out):
-            into = out[s, k * size : (k + 1) * size]
-            into[:] = ZERO
-            for j in range(0, n_in - 1, 2):  # two in a pass over what is written: twice as fast
-                first, second = fold[k, j], fold[k, j + 1]
-                one, other = cells[s, j * size : (j + 1) * size], cells[s, (j + 1) * size : (j + 2) * size]
+            into, done = out[s, k * size : (k + 1) * size], 0
+            if n_in >= 4:  # in one pass over what is written
+                one, two, three, four = fold[k, 0], fold[k, 1], fold[k, 2], fold[k, 3]
+                a, b, c, e = cells[s, :size], cells[s, size:], cells[s, 2 * size :], cells[s, 3 * size :]
                 for d in range(size):
-                    into[d] += first * one[d] + second * other[d]
-            if n_in % 2:
-                first, last = fold[k, n_in - 1], cells[s, (n_in - 1) * size : n_in * size]
+                    into[d] = one * a[d] + two * b[d] + three * c[d] + four * e[d]
+                done = 4
+            else:
+                into[:] = ZERO
+            for j in range(done, n_in):
+                factor, of = fold[k, j], cells[s, j * size : (j + 1) * size]
                 for d in range(size):
-                    into[d] += first * last[d]
+                    into[d] += factor * of[d]
         for d in range(out.shape[1] - n_out * size):
             out[s, n_out * size + d] = cells[s, n_in * size + d]
 
@@ -43,14 +45,21 @@ def folded(cells, folds, at, line, room):  # type: ignore[no-untyped-def]
     return room
 
 
-@once(NOTHING, ANY, F2, INT, INT, F2, fastmath=True)
+@once(NOTHING, F2, F2, INT, INT, F2, fastmath=True)
 def _unfold(room, fold, size, first, out):  # type: ignore[no-untyped-def]
     for s in range(len(out)):
         for j in range(out.shape[1] // size):
-            for k in range(len(fold)):
-                factor = fold[k, first // size + j]
+            into, at, done = out[s, j * size : (j + 1) * size], first // size + j, 0
+            if len(fold) >= 3:  # in one pass over what is written
+                one, two, three = fold[0, at], fold[1, at], fold[2, at]
+                a, b, c = room[s, :size], room[s, size : 2 * size], room[s, 2 * size : 3 * size]
                 for d in range(size):
-                    out[s, j * size + d] += factor * room[s, k * size + d]
+                    into[d] += one * a[d] + two * b[d] + three * c[d]
+                done = 3
+            for k in range(done, len(fold)):
+                factor, of = fold[k, at], room[s, k * size : (k + 1) * size]
+                for d in range(size):
+                    into[d] += factor * of[d]
 
 
 @once(NOTHING, ANY, ANY, INT, F3, PLACE, LINE, F2, F1, F2)
