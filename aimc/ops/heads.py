@@ -194,6 +194,10 @@ class Heads:
         not at all."""
         return self._part(self._frozen.leak_rates(array), self._slots(tokens))
 
+    def all_leak_rates(self, array: ArrayId) -> Tensor | None:
+        """:meth:`leak_rates` of all cells of the layer, `[H_kv, W, D]`, which nobody may change."""
+        return self._frozen.leak_rates(array)
+
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""
         gain, offset = self._frozen.columns_qk()

@@ -1,6 +1,7 @@
 """The Triton kernels are the eager operator: same outputs, same gradients. Without a GPU they run in Triton's
 interpreter."""
 
+import math
 import os
 
 import pytest
@@ -15,6 +16,7 @@ from aimc import gain_cell_attention, presets
 from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise, Normaliser
 from aimc.ops.effects.noise import Chip
 from aimc.ops.triton.check import check_triton
+from aimc.ops.triton.spread import half_length, orders_needed
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 
@@ -169,13 +171,55 @@ def test_bent_converters(n_levels):
     assert_equals_eager(machine(readout=readout, **dacs), 50)
 
 
-def test_spread_of_retention_is_refused_and_means_nothing_without_leakage():
-    hardware = machine(noise=Noise(tau_spread=0.1))
+SLOW_LEAK = Leakage(tau_s=1.0, token_time_s=0.0005)
+"""Which cells may leak at so different rates that each has its own polynomial of ten orders."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": replace(ALL_NOISE, tau_spread=0.5)},
+        pytest.param({"noise": Noise(tau_spread=0.5), "cell": Cell(coefficients=QUINTIC)}, marks=MORE),
+        {"noise": Noise(tau_spread=0.5), "cell": Cell(coefficients=CUBIC, gradient="linear", surrogate_slope=19.3)},
+        pytest.param(
+            {"noise": Noise(tau_spread=0.5), "leakage": replace(SLOW_LEAK, target_v=0.0)},
+            marks=MORE,
+        ),
+    ],
+    ids=["all noise", "quintic", "surrogate", "to ground"],
+)
+def test_every_cell_at_a_rate_of_its_own(changes):
+    hardware = machine(**{"leakage": SLOW_LEAK, **changes})
+    assert_equals_eager(hardware, 50)
+    alike = replace(hardware, noise=replace(hardware.noise, tau_spread=0.0))
+    data = inputs(50)
+    out, of_alike = by_eager(hardware, *data)[0], by_eager(alike, *data)[0]
+    assert (out - of_alike).abs().max() > 1e-3 * out.abs().max(), "the spread can be seen"
+
+
+def test_spread_of_retention_that_is_too_wide_is_refused_and_means_nothing_without_leakage():
+    hardware = machine(noise=Noise(tau_spread=0.5))
     reason = check_triton((1, 1, 50, 32), torch.float32, DEVICE, hardware)
-    assert "noise.tau_spread" in reason and "blocked" in reason
+    assert "noise.tau_spread=0.5" in reason and "blocked" in reason
     assert check_triton((1, 1, 50, 32), torch.float32, DEVICE, replace(hardware, leakage=Leakage())) is None
+    made_up_for = replace(hardware, activation="softmax", leakage=replace(SLOW_LEAK, compensate=True))
+    assert "leakage.compensate" in check_triton((1, 1, 50, 32), torch.float32, DEVICE, made_up_for)
     with pytest.raises(ValueError, match=r"hardware\.backend='triton'.*noise\.tau_spread"):
-        gain_cell_attention(*inputs(20)[:3], replace(hardware, backend="triton"), chip=CHIP)
+        gain_cell_attention(*inputs(50)[:3], replace(hardware, backend="triton"), chip=CHIP)
+
+
+def test_the_published_cell_needs_few_orders_in_time():
+    """Within a window of 1,024 tokens, out to four standard deviations."""
+    hardware = presets.gain_cell_cmos()
+    assert orders_needed(hardware, 4096, torch.bfloat16) == 0
+    hardware.noise = Noise(tau_spread=0.2)
+    found = [orders_needed(hardware, 4096, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert found == [8, 6]
+    for n_orders in found:  # what is left out, of the fastest cell, at the ends of the time
+        b = 3 * hardware.leakage.decay_per_token * math.exp(0.8) * half_length(hardware, 4096)
+        for x in (-1.0, 1.0):
+            series = sum((-b * x) ** m / math.factorial(m) for m in range(n_orders))
+            assert abs(series - math.exp(-b * x)) < (1e-6 if n_orders == 8 else 5e-4)
 
 
 def test_all_noise_without_leakage():

@@ -101,6 +101,12 @@ CASES: dict[str, dict[str, object]] = {
         "storage_dac": Converter(v_max=0.9, spacing="equal_charge"),
         "noise": ALL_NOISE,
     },
+    "spread of retention, normalised, protected, noise": {
+        "noise": replace(ALL_NOISE, tau_spread=0.3),
+        "leakage": Leakage(tau_s=1.0, token_time_s=0.0005),
+        "features": NORMALISED,
+        "protection": PROTECTED,
+    },
     "hard sigmoid, protected": {"activation": "hard_sigmoid", "protection": PROTECTED, "threshold": True},
     "hard sigmoid, protected, normaliser": {
         "activation": "hard_sigmoid",

@@ -9,6 +9,7 @@ import os
 import torch
 
 from aimc.hardware import Hardware
+from aimc.ops.triton.spread import MOST, orders_needed
 
 ROWS = (16, 32, 64, 128)
 """Sub-tile sizes that are a block: a power of two, and no smaller than the smallest tensor-core product."""
@@ -57,12 +58,16 @@ def check_triton(
             f"the triton backend walks the keys in sub-tiles of array.rows in {sizes}, not {rows}; change array.rows,"
             f" or {instead}"
         )
-    if hardware.noise.tau_spread and hardware.leakage.decay_per_token:
+    orders = orders_needed(hardware, query_shape[-2], dtype)
+    if orders is None:
         return (
-            "the triton backend lets all cells leak alike, and noise.tau_spread gives each a rate of its own;"
-            f" {instead}, or set it to 0"
+            f"the triton backend reads cells that leak apart by at most {MOST} orders in time, and with"
+            f" noise.tau_spread={hardware.noise.tau_spread:g} and leakage.tau_s={hardware.leakage.tau_s:g} the fastest"
+            f" of them lose too much while a query sees them; {instead}"
         )
-    if (len(hardware.cell.coefficients) - 1) * hardware.leakage.decay_per_token * rows > MOST_DECAY:
+    if orders and hardware.leakage.compensate:
+        return f"the triton backend does not have leakage.compensate together with noise.tau_spread; {instead}"
+    if not orders and (len(hardware.cell.coefficients) - 1) * hardware.leakage.decay_per_token * rows > MOST_DECAY:
         return (
             f"the triton backend keeps what is left of a voltage relative to its sub-tile, and with leakage.tau_s="
             f"{hardware.leakage.tau_s:g} nothing is left within array.rows={rows} tokens; {instead}"

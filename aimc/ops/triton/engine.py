@@ -91,7 +91,7 @@ class _Prepared(NamedTuple):
         )
         draws = heads.draws
         query = Given(call.query, scaling.query, hardware.input_dac)
-        keys, values = (Cells(array, _stored(call, array), heads, draws) for array in ArrayId)
+        keys, values = (Cells(array, _stored(call, array), heads, draws, dtype) for array in ArrayId)
         columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
         if hardware.noise.column_gain or hardware.noise.column_offset:
             columns = heads.all_columns()

@@ -17,6 +17,7 @@ from aimc.ops.triton.check import interpreted
 from aimc.ops.triton.inputs import Gradients, Inputs, Table
 from aimc.ops.triton.operands import counter, numbers, padded, softmax_of, span, stack
 from aimc.ops.triton.residuals import Residuals, n_bytes
+from aimc.ops.triton.spread import half_length, orders_needed
 
 if TYPE_CHECKING:
     from aimc.ops.triton.spec import Kept, Machine, OfSoftmax, Spec
@@ -210,6 +211,7 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
         n_kept=n_bytes(pulses.shape[2], hardware),
         levels=Levels(
             decay_per_token=hardware.leakage.decay_per_token,
+            half_length=half_length(hardware, pulses.shape[2]),
             saturation_av=hardware.array.saturation_av,
             read_noise_qk=hardware.noise.read_qk,
             read_noise_av=hardware.noise.read_av,
@@ -238,6 +240,7 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
         block=min(hardware.array.rows, how.block),
         head_size=head_size,
         padded_size=padded(head_size),
+        spreads=bool(orders_needed(hardware, pulses.shape[2], dtype)),
         highest=max(0, *keys.present, *values.present, *keys.graded, *values.graded),
         keys=stack(keys.present),
         values=stack(values.present),

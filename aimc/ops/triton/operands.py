@@ -18,6 +18,7 @@ from aimc.ops.effects.converters import inl_curvature
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Affine
+from aimc.ops.triton.spread import half_length, orders_needed
 
 if TYPE_CHECKING:
     from aimc.ops.triton.spec import Counter, Softmax, Source, Stack, WriteSpec, Written
@@ -30,7 +31,8 @@ class Powers(NamedTuple):
     """What the cells of one array are to the kernels."""
 
     present: tuple[int, ...]
-    """Powers of the decay whose operand differs from cell to cell, rising; without leakage all in one, as power 0."""
+    """Powers of the decay whose operand differs from cell to cell, rising; without leakage all in one, as power 0;
+    where cells leak apart, orders in time (:mod:`aimc.ops.triton.spread`)."""
     constant: float
     """The operand of power 0 that all cells share; 0: none."""
     graded: tuple[int, ...]
@@ -74,8 +76,9 @@ class Given:
 class Cells:
     """The cells of one array, and what is written to them."""
 
-    def __init__(self, array: ArrayId, given: Given, heads: Heads, draws: Tensor) -> None:
+    def __init__(self, array: ArrayId, given: Given, heads: Heads, draws: Tensor, dtype: torch.dtype) -> None:
         self.array, self.given, self.heads, self.draws = array, given, heads, draws
+        self.orders = orders_needed(heads.hardware, heads.n_tokens, dtype) or 0
         coefficients = heads.all_coefficients(array)
         self.differ = any(isinstance(c, Tensor) for c in coefficients)
         self.powers = self._powers(coefficients)
@@ -85,6 +88,8 @@ class Cells:
     def _powers(self, coefficients: list[Tensor | float]) -> Powers:
         if not self.heads.decay_per_token:
             return Powers((0,), 0.0, (0,))
+        if self.orders:
+            return Powers(tuple(range(self.orders)), 0.0, tuple(range(self.orders)))
         cell, (zeroth, *higher) = self.heads.cell, coefficients
         present = tuple(j for j, c in enumerate(higher, 1) if isinstance(c, Tensor) or c != 0.0)
         graded = tuple(j for j in powers_with_gradient(cell) if j in present or cell.gradient == "linear")
@@ -102,6 +107,7 @@ class Cells:
             stack=stack(powers),
             leaky=bool(self.heads.decay_per_token),
             differ=self.differ,
+            orders=self.orders,
             linear_gradient=self.heads.cell.gradient == "linear",
             write_noise=hardware.noise.write_v > 0,
         )
@@ -115,6 +121,8 @@ class Cells:
             self.table,
             self.table.stride(0),
             heads.decay_per_token,
+            heads.all_leak_rates(self.array),
+            half_length(heads.hardware, heads.n_tokens),
             heads.hardware.noise.write_v,
             heads.cell.surrogate_slope,
             self.draws,

@@ -97,8 +97,13 @@ def is_protected(t, s, batch, machine):
 @triton.jit
 def decay_since(t, block, machine, SPEC: tl.constexpr):
     """Decay of the queries since a block began, `[T, 1]`; above one for a query inside it, whose keys have the rest in
-    their operands."""
-    return tl.exp((t - block * SPEC.rows).to(tl.float32) * -machine.levels.decay_per_token)[:, None]
+    their operands. Where cells leak apart, what takes its place: x of :mod:`aimc.ops.triton.spread`."""
+    since = (t - block * SPEC.rows).to(tl.float32)
+    if SPEC.spreads:
+        factor = since / machine.levels.half_length - 1.0
+    else:
+        factor = tl.exp(since * -machine.levels.decay_per_token)
+    return factor[:, None]
 
 
 @triton.jit

@@ -74,7 +74,10 @@ class Spec:
     padded_size: int
     """The power of two that holds D."""
     highest: int
-    """Highest power of the decay with an operand; 0 without leakage."""
+    """Highest power of the decay, or order in time, with an operand; 0 without leakage."""
+    spreads: bool
+    """Whether cells leak apart, so that operands are by order in time and not by power of the decay, see
+    :mod:`aimc.ops.triton.spread`."""
     keys: Stack
     """Operands that differ from cell to cell."""
     values: Stack
@@ -142,6 +145,8 @@ class WriteSpec:
     leaky: bool = False
     differ: bool = False
     """Whether cells differ from each other."""
+    orders: int = 0
+    """In time, of cells that leak apart, see :mod:`aimc.ops.triton.spread`; 0: all leak alike."""
     linear_gradient: bool = False
     """`cell.gradient == "linear"`."""
     write_noise: bool = False
@@ -170,6 +175,10 @@ class Written(NamedTuple):
     of_power: int
     """Distance between the powers."""
     decay_per_token: float
+    rates: Any
+    """λ of each cell per token time, float32 `[H_kv, W, D]`; None: all leak alike."""
+    half_length: float
+    """h of :mod:`aimc.ops.triton.spread`, in token times."""
     write_noise_v: float
     surrogate_slope: float
     draws: Any
@@ -180,6 +189,8 @@ class Levels(NamedTuple):
     """Real numbers that vary without another compilation."""
 
     decay_per_token: float
+    half_length: float
+    """h of :mod:`aimc.ops.triton.spread`, in token times."""
     saturation_av: float
     read_noise_qk: float
     read_noise_av: float

@@ -127,6 +127,16 @@ def _coefficient(cells, j: tl.constexpr, t, features, head, source, SPEC: tl.con
 
 
 @triton.jit
+def _spread(cells, t, features, head, source, SPEC: tl.constexpr):
+    """Of cells that leak apart, `[T, D]`: what is left of a voltage in the middle of the time in which their block is
+    seen, and by how much its exponent falls in half of that time (:mod:`aimc.ops.triton.spread`)."""
+    offsets = (head * SPEC.window + t[:, None] % SPEC.window) * SPEC.head_size + features[None, :]
+    rate = tl.load(cells.rates + offsets, mask=_inside(t, features, source, SPEC), other=0.0)
+    since = (t % SPEC.rows).to(tl.float32)[:, None]
+    return tl.exp(-rate * (cells.half_length - since)), rate * cells.half_length
+
+
+@triton.jit
 def _rise(cells, t, SPEC: tl.constexpr):
     """`e^(λ(s−s_0))`, `[T, 1]`."""
     return tl.exp((t % SPEC.rows).to(tl.float32) * cells.decay_per_token)[:, None]
@@ -140,7 +150,19 @@ def _write_cells(source, cells, stack, head, SPEC: tl.constexpr):
     _, scaled = _given(source, t, features, head, batch, SPEC)
     u = _voltage(scaled, cells, t, head, batch, SPEC)
     END: tl.constexpr = SPEC.powers
-    if SPEC.leaky:
+    if SPEC.orders > 0:
+        left, fall = _spread(cells, t, features, head, source, SPEC)
+        factor = tl.full(u.shape, 1.0, tl.float32)  # (−fall)^m / m!
+        ORDERS: tl.constexpr = SPEC.orders
+        for m in tl.static_range(ORDERS):
+            operand = tl.full(u.shape, 0.0, tl.float32)
+            power = tl.full(u.shape, 1.0, tl.float32)
+            for j in tl.static_range(END):
+                operand += power * _coefficient(cells, j, t, features, head, source, SPEC) * j**m
+                power = power * u * left
+            _store_operand(stack, operand * factor, m, t, features, head, batch, source, SPEC)
+            factor = factor * -fall / (m + 1)
+    elif SPEC.leaky:
         step = u * _rise(cells, t, SPEC)
         power = tl.full(u.shape, 1.0, tl.float32)
         for j in tl.static_range(END):
@@ -175,7 +197,25 @@ def _stored_gradient(source, cells, d_stack, d_given, sums, head, SPEC: tl.const
     x, scaled = _given(source, t, features, head, batch, SPEC)
     inside = _inside(t, features, source, SPEC)
     grad = tl.full(x.shape, 0.0, tl.float32)
-    if SPEC.linear_gradient:
+    if SPEC.orders > 0:
+        left, fall = _spread(cells, t, features, head, source, SPEC)
+        u = _voltage(scaled, cells, t, head, batch, SPEC)
+        factor = tl.full(u.shape, 1.0, tl.float32)
+        ORDERS: tl.constexpr = SPEC.orders
+        POWERS: tl.constexpr = 2 if SPEC.linear_gradient else SPEC.powers
+        for m in tl.static_range(ORDERS):
+            slope = tl.full(u.shape, 0.0, tl.float32)
+            power = left
+            for j in tl.static_range(1, POWERS):
+                if SPEC.linear_gradient:
+                    slope += power * cells.surrogate_slope
+                else:
+                    slope += power * _coefficient(cells, j, t, features, head, source, SPEC) * (j * j**m)
+                power = power * u * left
+            at = _operand_at(d_stack, m, t, features, head, batch, source, SPEC)
+            grad += tl.load(at, mask=inside, other=0.0) * slope * factor
+            factor = factor * -fall / (m + 1)
+    elif SPEC.linear_gradient:
         grad += cells.surrogate_slope * tl.load(
             _operand_at(d_stack, 0, t, features, head, batch, source, SPEC), mask=inside, other=0.0
         )
