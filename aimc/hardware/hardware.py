@@ -182,6 +182,11 @@ class Hardware:
         )
 
     @property
+    def leaks_apart(self) -> bool:
+        """Whether cells leak, and each at a rate of its own."""
+        return bool(self.noise.tau_spread and self.leakage.decay_per_token)
+
+    @property
     def has_softmax(self) -> bool:
         """Whether a softmax, of all or of selected tokens, follows the first array."""
         return self.activation != "hard_sigmoid"

@@ -170,7 +170,7 @@ def _only_eager(hardware: Hardware) -> str | None:
     """What of the hardware the fused backends do not have."""
     if hardware.activation == "pruned_softmax" and hardware.pruning.hysteresis:
         return f"comparators that remember (pruning.hysteresis={hardware.pruning.hysteresis:g})"
-    if hardware.noise.tau_spread and hardware.leakage.decay_per_token and nodes_needed(hardware) is None:
+    if hardware.leaks_apart and nodes_needed(hardware) is None:
         return (
             f"cells that each fade at a rate of their own (noise.tau_spread={hardware.noise.tau_spread:g}) as far"
             f" within the tokens of a sub-tile (leakage.tau_s, array.rows={hardware.array.rows})"

@@ -92,7 +92,7 @@ class Heads:
     @property
     def leaks_apart(self) -> bool:
         """Whether cells leak, and each at a rate of its own."""
-        return bool(self.hardware.noise.tau_spread and self.decay_per_token)
+        return self.hardware.leaks_apart
 
     @property
     def group(self) -> int:

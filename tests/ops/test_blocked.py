@@ -99,17 +99,12 @@ def assert_agree(hardware, T, *, tolerance=1e-10, **kwargs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sinks_where_a_text_is_all_padding(dtype):
+def test_sinks_where_a_text_is_all_padding(dtype, two_threads):
     """A part of the call has no token in its digital memory."""
     padding = torch.zeros(2, 150, dtype=torch.bool)
     padding[0] = True
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        protected = machine(protection=Protection(n_sink=1))
-        assert_agree(protected, 150, B=2, padding=padding, dtype=dtype, tolerance=1e-4)
-    finally:
-        torch.set_num_threads(before)
+    protected = machine(protection=Protection(n_sink=1))
+    assert_agree(protected, 150, B=2, padding=padding, dtype=dtype, tolerance=1e-4)
 
 
 @pytest.mark.parametrize("window", [256, 2048])

@@ -22,14 +22,6 @@ def kind(request, monkeypatch):
     return request.param
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_results_come_in_order_from_threads_without_gradients(two_threads, kind):
     def compute(i):
         assert torch.get_num_threads() == 1

@@ -55,12 +55,18 @@ def nodes(start: int, stop: int, number: int, device: torch.device, dtype: torch
 def nodes_needed(hardware: Hardware) -> int | None:
     """K for runs of `array.rows` queries; None: cells fade so much within a run that more than :data:`MOST` would be
     needed."""
-    fastest = hardware.leakage.decay_per_token * math.exp(min(RARE * hardware.noise.tau_spread, 100.0))
-    b = (len(hardware.cell.coefficients) - 1) * fastest * (hardware.array.rows - 1) / 2
+    b = largest_fall(hardware, (hardware.array.rows - 1) / 2)
     for number in range(2, MOST + 1):
         if interpolation_error(b, number) <= TOLERANCE:
             return number
     return None
+
+
+def largest_fall(hardware: Hardware, half: float) -> float:
+    """b, by how much the exponent of the highest power falls within a half of the time, in token times, for the
+    fastest-leaking of cells out to :data:`RARE` standard deviations."""
+    fastest = hardware.leakage.decay_per_token * math.exp(min(RARE * hardware.noise.tau_spread, 100.0))
+    return (len(hardware.cell.coefficients) - 1) * fastest * half
 
 
 def interpolation_error(b: float, number: int) -> float:

@@ -139,8 +139,7 @@ class Whole:
     def _counter(self, converter: Converter) -> Any:
         levels = even_levels(converter)
         assert levels is not None  # `fitting_kernels`
-        *numbers, clips = levels
-        return self.kernels.Counter(*(np.float32(x) for x in numbers), clips)
+        return self.kernels.counter_of(*levels)
 
     def _lanes(self, array: ArrayId, queries: Tensor) -> np.ndarray:
         heads, lanes = self.heads, self.heads.read_lanes(array, queries)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aimc.ops.compiled.levels import counted
+from aimc.ops.compiled.operands import counter_of
 from aimc.ops.compiled.threads import in_parts
 
 Scaler = tuple[Tensor, Tensor] | None
@@ -29,10 +31,8 @@ def convert(x: Tensor, scaler: Scaler, levels: Levels, less: float, over: Tensor
     """
     n_batch, n_heads, n_tokens, size = x.shape
     out = torch.empty(n_batch * n_heads, n_tokens, size, dtype=x.dtype)
-    *numbers, clips = levels
     divisors = torch.as_tensor(over, dtype=x.dtype).expand(n_heads, 1, 1).flatten().numpy()
-    settings = tuple(np.float32(number) for number in (*numbers, less))
-    given = *_given(x, scaler), settings, clips, divisors, out.numpy()
+    given = *_given(x, scaler), counter_of(*levels), np.float32(less), divisors, out.numpy()
 
     def make(start: int, stop: int) -> None:
         _convert(start, stop, *given)
@@ -80,8 +80,7 @@ def _given(x: Tensor, scaler: Scaler) -> Any:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _convert(start, stop, x, steps_to, scale, offset, numbers, clips, divisors, out):  # type: ignore[no-untyped-def]
-    v_min, v_max, steps, zero, less = numbers
+def _convert(start, stop, x, steps_to, scale, offset, counter, less, divisors, out):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         batch, head = i // len(scale), i % len(scale)
         a, b, divisor = scale[head], offset[head], divisors[head]
@@ -89,11 +88,7 @@ def _convert(start, stop, x, steps_to, scale, offset, numbers, clips, divisors, 
             first = batch * steps_to[0] + head * steps_to[1] + t * steps_to[2]
             row, into = x[first : first + out.shape[2]], out[i, t]
             for d in range(len(into)):
-                level = min(max(a * row[d] + b, v_min), v_max)
-                if steps:
-                    level = np.rint((level - zero) * steps) / steps + zero
-                    level = min(max(level, v_min), v_max) if clips else level
-                into[d] = (level - less) / divisor
+                into[d] = (counted(a * row[d] + b, counter) - less) / divisor
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "nsz"})

@@ -14,14 +14,13 @@ from aimc.ops.compiled.conversion import back_through_converter, convert
 from aimc.ops.compiled.levels import to_levels
 from aimc.ops.compiled.normal import add_normal
 from aimc.ops.compiled.once import one_process_at_a_time
-from aimc.ops.compiled.operands import Arrays, Between, Counter, Gathered, Kept, Line, ReadNoise, kept_shapes
+from aimc.ops.compiled.operands import Arrays, Between, Gathered, Kept, Line, ReadNoise, counter_of, kept_shapes
 from aimc.ops.compiled.sums import weighted_sum
 from aimc.ops.compiled.terms import put_terms, term_gradient
 
 __all__ = [
     "Arrays",
     "Between",
-    "Counter",
     "Gathered",
     "Kept",
     "Line",
@@ -29,6 +28,7 @@ __all__ = [
     "add_normal",
     "back_through_converter",
     "convert",
+    "counter_of",
     "kept_shapes",
     "on_one_thread",
     "put_terms",

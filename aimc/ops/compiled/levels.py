@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from torch import Tensor
 
+from aimc.ops.compiled.operands import counter_of
 from aimc.ops.compiled.rows import rows_of
 from aimc.ops.compiled.threads import in_parts
 
@@ -26,15 +27,24 @@ def to_levels(x: Tensor, v_min: float, v_max: float, steps: float, zero: float) 
     if rows is None:
         return False
     numbers = rows.numpy()
-    settings = [np.float32(value) for value in (v_min, v_max, steps, zero)]
-    in_parts(lambda start, stop: _to_levels(numbers[start:stop], *settings), len(numbers), numbers.shape[1])
+    counter = counter_of(v_min, v_max, steps, zero, clips=True)
+    in_parts(lambda start, stop: _to_levels(numbers[start:stop], counter), len(numbers), numbers.shape[1])
     return True
 
 
+@numba.njit(inline="always")
+def counted(x, counter):  # type: ignore[no-untyped-def]
+    """Clip, and take the nearest level, bit for bit that of PyTorch."""
+    level = min(max(x, counter.v_min), counter.v_max)
+    if counter.steps:
+        # a difference of zero changes no bit
+        level = np.rint((level - counter.zero) * counter.steps) / counter.steps + counter.zero
+        level = min(max(level, counter.v_min), counter.v_max) if counter.clips else level
+    return level
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _to_levels(x, v_min, v_max, steps, zero):  # type: ignore[no-untyped-def]
+def _to_levels(x, counter):  # type: ignore[no-untyped-def]
     for row in range(x.shape[0]):
         for i in range(x.shape[1]):
-            clipped = min(max(x[row, i], v_min), v_max)
-            level = np.rint((clipped - zero) * steps) / steps + zero  # a difference of zero changes no bit
-            x[row, i] = min(max(level, v_min), v_max)
+            x[row, i] = counted(x[row, i], counter)

@@ -66,6 +66,12 @@ class Counter(NamedTuple):
     """Whether a level stays inside the range."""
 
 
+def counter_of(v_min: float, v_max: float, steps: float, zero: float, clips: bool) -> Any:
+    """A :class:`Counter` of these numbers in float32."""
+    numbers: tuple[Any, ...] = tuple(np.float32(x) for x in (v_min, v_max, steps, zero))
+    return Counter._make((*numbers, clips))
+
+
 class Between(NamedTuple):
     """What makes pulses of charges, and by what the digital sum is divided."""
 

@@ -15,6 +15,7 @@ from numba import types
 
 from aimc.ops.compiled.activations import HIDDEN, clip, find_largest, hide, put_pulses, put_shares
 from aimc.ops.compiled.folds import folded
+from aimc.ops.compiled.levels import counted
 from aimc.ops.compiled.once import BOOL, F1, F2, F4, FLOAT, INT, NOTHING, once
 from aimc.ops.compiled.operands import (
     ARRAYS,
@@ -136,29 +137,19 @@ def put_sum(work, line, noise, between, at, charge):  # type: ignore[no-untyped-
         add_column(charge, noise.av, states[0], states[1], work.total.shape[2])
 
 
-@numba.njit(inline="always")
-def _counted(x, counter):  # type: ignore[no-untyped-def]
-    """Clip, and take the nearest level, bit for bit that of PyTorch."""
-    level = min(max(x, counter.v_min), counter.v_max)
-    if counter.steps:
-        level = np.rint((level - counter.zero) * counter.steps) / counter.steps + counter.zero
-        level = min(max(level, counter.v_min), counter.v_max) if counter.clips else level
-    return level
-
-
 @once(NOTHING, F2, COUNTER, F2)
 def add_levels(counts, counter, out):  # type: ignore[no-untyped-def]
     """Through the counters, and added."""
     for m in range(counts.shape[0]):
         for d in range(counts.shape[1]):
-            out[m, d] += _counted(counts[m, d], counter)
+            out[m, d] += counted(counts[m, d], counter)
 
 
 @once(NOTHING, F1, BETWEEN, F1)
 def add_sum(charge, between, out):  # type: ignore[no-untyped-def]
     """Through the counter of the normaliser column, and added in pulses of full length."""
     for m in range(len(charge)):
-        out[m] += _counted(charge[m], between.sum_counter) * between.sum_full_scale
+        out[m] += counted(charge[m], between.sum_counter) * between.sum_full_scale
 
 
 @once(NOTHING, WORK, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, *(5 * [INT]), BOOL)

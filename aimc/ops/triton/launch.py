@@ -17,7 +17,7 @@ from aimc.ops.triton.check import interpreted
 from aimc.ops.triton.inputs import Gradients, Inputs, Table
 from aimc.ops.triton.operands import counter, numbers, padded, softmax_of, span, stack
 from aimc.ops.triton.residuals import Residuals, n_bytes
-from aimc.ops.triton.spread import half_length, orders_needed
+from aimc.ops.triton.spread import half_length
 
 if TYPE_CHECKING:
     from aimc.ops.triton.spec import Kept, Machine, OfSoftmax, Spec
@@ -240,7 +240,7 @@ def _spec(inputs: Inputs, kernel: str) -> tuple[Spec, dict[str, int]]:
         block=min(hardware.array.rows, how.block),
         head_size=head_size,
         padded_size=padded(head_size),
-        spreads=bool(orders_needed(hardware, pulses.shape[2], dtype)),
+        spreads=hardware.leaks_apart,
         highest=max(0, *keys.present, *values.present, *keys.graded, *values.graded),
         keys=stack(keys.present),
         values=stack(values.present),

@@ -18,7 +18,7 @@ import math
 import torch
 
 from aimc.hardware import Hardware
-from aimc.ops.blocked.interpolation import RARE
+from aimc.ops.blocked.interpolation import largest_fall
 
 TOLERANCE = {torch.float32: 1e-6}
 """Largest relative error of a power of a voltage, for the fastest-leaking of cells out to `RARE` standard
@@ -44,10 +44,9 @@ def orders_needed(hardware: Hardware, n_tokens: int, dtype: torch.dtype) -> int 
         n_tokens: T, of a call.
         dtype: of the operands.
     """
-    if not (hardware.noise.tau_spread and hardware.leakage.decay_per_token):
+    if not hardware.leaks_apart:
         return 0
-    fastest = hardware.leakage.decay_per_token * math.exp(min(RARE * hardware.noise.tau_spread, 100.0))
-    b = (len(hardware.cell.coefficients) - 1) * fastest * half_length(hardware, n_tokens)
+    b = largest_fall(hardware, half_length(hardware, n_tokens))
     tolerance = TOLERANCE.get(dtype, OF_HALF)
     if b > 50.0:  # the numbers below would overflow
         return None
