@@ -170,8 +170,12 @@ class Plan:
     source: Path | None = None
     noise_chips: int = 0
     """Chips, never trained on, over which the rows :data:`MEASURED_UNDER_NOISE` are measured; 0: they are not."""
+    noise_tokens: int | None = None
+    """Held-out tokens of that; None: as many as of the rest."""
     words: tuple[str, ...] = ()
     """More of the command line, for all rows."""
+    control_words: tuple[str, ...] = ()
+    """And for the control alone."""
 
     def facts(self) -> dict[str, object]:
         """What shapes the numbers, as JSON has it: tables of other facts are not continued."""
@@ -182,7 +186,9 @@ class Plan:
             "tokens": self.tokens,
             "teacher": self.teacher,
             "curve_every": self.curve_every,
+            "noise_tokens": self.noise_tokens,
             "words": list(self.words),
+            "control_words": list(self.control_words),
         }
 
     def own(self, seed: int) -> Path:
@@ -198,8 +204,9 @@ class Plan:
         """The rows that must be finished before this one can begin."""
         if name == DIGITAL:
             return ()
-        learns = name != CONTROL and (self.teacher == CONTROL or set(BY_CONTROL) <= set(ROWS[name].overrides))
-        return (DIGITAL, CONTROL) if learns else (DIGITAL,)
+        learns = self.teacher == CONTROL or set(BY_CONTROL) <= set(ROWS[name].overrides)
+        is_compared = self.noise_chips and name in MEASURED_UNDER_NOISE
+        return (DIGITAL, CONTROL) if name != CONTROL and (learns or is_compared) else (DIGITAL,)
 
 
 def overrides_of(name: str, seed: int, plan: Plan) -> list[str]:
@@ -235,6 +242,7 @@ def overrides_of(name: str, seed: int, plan: Plan) -> list[str]:
         "measure.chips=1",
         *row.overrides,
         *plan.words,
+        *(plan.control_words if name == CONTROL else ()),
         f"output_dir={plan.place(name, seed)}",
         f"previous={plan.own(seed)}",
     ]

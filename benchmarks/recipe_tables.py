@@ -14,7 +14,7 @@ from .recipe_rows import CONTROL, DIGITAL, PUBLISHED_ROUTE, ROWS
 
 Results = dict[str, dict[int, dict[str, Any]]]
 """By row and seed: `perplexity` by moment, in order; perhaps `curve`, `[tokens, perplexity]` a point, and `noise`, the
-perplexities of all chips by the name of the noise."""
+perplexities of all chips by the name of the noise, and the control's as :data:`CONTROL`."""
 WITHIN = (0.05, 0.02)
 """How near to the control's last validation perplexity."""
 
@@ -120,11 +120,13 @@ def _fewer(results: Results, ours: dict[int, int | None], published: dict[int, i
 
 
 def noise_table(results: Results) -> Table:
-    """What noise does: mean over chips, the worst chip in brackets, both divided by the control's perplexity, and the
-    loss against the clean machine in nat; means over seeds, with intervals."""
+    """What noise does: mean over chips, the worst chip in brackets, both divided by the control's perplexity on that
+    text; and the loss against the clean machine in nat; means over seeds, with intervals."""
     names = [name for name in ROWS if any("noise" in values for values in results.get(name, {}).values())]
     measured = {name: {seed: x for seed, x in results[name].items() if "noise" in x} for name in names}
-    noises = next((list(x["noise"]) for of_seeds in measured.values() for x in of_seeds.values()), [])
+    noises = next(
+        ([n for n in x["noise"] if n != CONTROL] for of_seeds in measured.values() for x in of_seeds.values()), []
+    )
     shown = Table(title="Chips never trained on, ÷ control: mean (worst); loss against clean, nat")
     for column in (
         "recipe",
@@ -134,11 +136,7 @@ def noise_table(results: Results) -> Table:
     for name, of_seeds in measured.items():
         cells: list[str] = []
         for noise in noises:
-            pairs = [
-                (values["noise"][noise], last(results[CONTROL][seed]))
-                for seed, values in of_seeds.items()
-                if seed in results.get(CONTROL, {})
-            ]
+            pairs = [(x["noise"][noise], _mean(x["noise"][CONTROL])) for x in of_seeds.values()]
             means = with_interval([_mean(chips) / control for chips, control in pairs], ".4f")
             cells.append(f"{means} ({with_interval([max(chips) / control for chips, control in pairs], '.4f')})")
             if noise != "clean":

@@ -61,24 +61,29 @@ def run_row(name: str, seed: int, plan: Plan) -> dict[str, Any]:
 
 
 def under_noise(name: str, seed: int, plan: Plan) -> dict[str, list[float]]:
-    """Held-out perplexities of a finished row's chips by the name of the noise. Training never has these chips."""
+    """Held-out perplexities of a finished row's chips by the name of the noise, and of its seed's control on the same
+    text. Training never has these chips."""
     from dataclasses import replace
 
     import aimc
     from train.models import load_analog, on_accelerator
     from train.pipeline import opened
+    from train.pretrained import load_digital
     from train.ranks import join
+    from train.stages import STAGES
     from train.tables import silent
 
     stage = ROWS[name].stages[-1]
     config = run_config([f"stage={stage}", *overrides_of(name, seed, plan)])
     run = opened(config, silent, join(config.trainer))
+    whole = replace(run.measurement, tokens=plan.noise_tokens or run.measurement.tokens)
+    control = on_accelerator(load_digital(str(plan.place(CONTROL, seed) / STAGES[CONTROL].folder)))
+    found = {CONTROL: aimc.perplexity(control, run.text, replace(whole, chips=1)).per_chip}
     model = on_accelerator(load_analog(config.folder / config.stage.stage(stage).folder))
     typical = config.nonideality
-    found = {}
     for label, noise in (("clean", aimc.Noise()), ("typical", typical), ("3 × typical", typical.scaled(3.0))):
         chips = plan.noise_chips if noise.active() else 1
-        measurement = replace(run.measurement, chips=chips)
+        measurement = replace(whole, chips=chips)
         found[label] = aimc.perplexity(model, run.text, measurement, nonideality=noise).per_chip
     return found
 
@@ -103,7 +108,9 @@ def main() -> None:
         text=words.text,
         source=words.source,
         noise_chips=words.noise,
+        noise_tokens=words.noise_tokens,
         words=tuple(words.set),
+        control_words=tuple(words.set_control),
     )
     rows = list(dict.fromkeys([*(words.rows or subject.rows), *(MEASURED_UNDER_NOISE if words.noise else ())]))
     results, outcome = measured(plan, rows, range(1, words.seeds + 1), words.jobs, words.minutes)
@@ -142,8 +149,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHIPS",
         help=f"measure on so many chips under noise, and train the row {NOISY!r}",
     )
+    parser.add_argument(
+        "--noise-tokens", type=int, metavar="TOKENS", help="held-out tokens of that; default: all of --tokens"
+    )
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="in the order of running; default: the model's")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="settings of all rows' runs")
+    parser.add_argument(
+        "--set-control", nargs="*", default=[], metavar="FIELD=VALUE", help="and of the control's alone"
+    )
     parser.add_argument("--folder", type=Path, default=Path("checkpoints/recipes"))
     return parser
 

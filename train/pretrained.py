@@ -21,6 +21,10 @@ from aimc.models.manifest import Damaged
 from .errors import RunError
 from .fetch import how_to_get
 
+GELU, GELU_IN_ONE_PASS = "gelu_new", "gelu_pytorch_tanh"
+"""Names of GPT-2's activation, which transformers writes out in eight passes over a model's widest tensors, and of the
+same function as one operation of PyTorch's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -49,7 +53,7 @@ def config_of(source: str, setting: str = "model.source") -> PretrainedConfig:
 
 
 def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
-    """A pretrained causal language model, in float32.
+    """A pretrained causal language model, in float32, whose MLPs' activation is computed in one pass.
 
     Args:
         source: as of :func:`aimc.load_pretrained`.
@@ -59,6 +63,9 @@ def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
         RunError: it cannot be loaded, or is a converted one.
     """
     config = config_of(source, setting)
+    for name in ("activation_function", "hidden_act"):
+        if getattr(config, name, None) == GELU:
+            setattr(config, name, GELU_IN_ONE_PASS)
     with _told(source, setting):
         return pretrained.load_pretrained(source, config=config, **where(source))
 

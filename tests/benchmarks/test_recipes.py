@@ -141,8 +141,8 @@ def test_tokens_are_counted_up_to_the_first_point_that_is_near_enough() -> None:
 
 
 def test_noise_is_told_by_mean_worst_chip_and_loss() -> None:
-    noise = {"clean": [55.0], "typical": [55.0, 65.0]}
-    results = {CONTROL: {1: row_of(50.0)}, FULL: {1: row_of(55.0, noise=noise)}}
+    noise = {CONTROL: [50.0], "clean": [55.0], "typical": [55.0, 65.0]}
+    results = {CONTROL: {1: row_of(49.0)}, FULL: {1: row_of(54.0, noise=noise)}}  # of a longer text
     cells = cells_of(noise_table(results))
     assert [row[0] for row in cells] == [FULL, "1.1000 (1.1000)", "1.2000 (1.3000)", "0.087"]  # ln(60 / 55)
 
@@ -176,7 +176,18 @@ def test_a_table_is_measured_and_continued(model: str, tmp_path: Path) -> None:
     words += ["--source", str(source)] if model == "tinystories" else []
     sizes = [f"trainer.{stage}.batch_size=2" for stage in ("digital", "match", "linear", "finetune")]
     settings = [*sizes, f"data.cache_dir={tmp_path / 'cache'}", "data.generated.batch_size=16"]
-    words += ["--noise", "2", "--rows", PUBLISHED_ROUTE, "--folder", str(tmp_path / "out"), "--set", *settings]
+    words += [
+        "--noise",
+        "2",
+        "--noise-tokens",
+        "400",
+        "--rows",
+        PUBLISHED_ROUTE,
+        "--folder",
+        str(tmp_path / "out"),
+        "--set",
+        *settings,
+    ]
     command = [sys.executable, "-m", "benchmarks.recipes", *words]
     first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr

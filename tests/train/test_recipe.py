@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import kl_div
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import aimc
@@ -20,6 +21,7 @@ from aimc.hardware import Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from tests.train.conftest import compose_config, same_weights
 from tests.train.test_resume import Killed, at_step, kill
+from train import distillation
 from train.configs import checked
 from train.distillation import divergence, hidden_distance
 from train.dropout import dropout
@@ -103,17 +105,37 @@ def test_the_divergence_is_what_it_says() -> None:
     assert divergence(student, teacher, temperature=2.0).item() == pytest.approx(4 * soft / 2)
 
 
-def test_the_divergence_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    teacher = torch.randn(2, 5, 7, dtype=torch.bfloat16)
-    found = []
-    for together in (100, 3):
-        monkeypatch.setattr("train.distillation.TOKENS_TOGETHER", together)
-        student = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(1), requires_grad=True)
-        loss = divergence(student, teacher, temperature=1.5, reverse_share=0.25)
-        loss.backward()
-        found.append((loss.detach(), student.grad))
-    torch.testing.assert_close(found[1], found[0])
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+@pytest.mark.parametrize("reverse_share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("together", [2**22, 21])
+def test_the_gradient_of_the_divergence(
+    together: int, reverse_share: float, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is that of PyTorch's own divergence, and in double precision that of differences."""
+    monkeypatch.setitem(distillation.NUMBERS_TOGETHER, "cpu", together)
+    g = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(2, 5, 7, generator=g) for _ in range(2))
+    student.requires_grad_()
+    drawn, wanted = ((x / temperature).log_softmax(-1).flatten(0, 1) for x in (student, teacher))
+    expected = (1 - reverse_share) * kl_div(drawn, wanted, log_target=True, reduction="batchmean")
+    expected = temperature**2 * (
+        expected + reverse_share * kl_div(wanted, drawn, log_target=True, reduction="batchmean")
+    )
+    found = divergence(student, teacher, temperature, reverse_share)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(3 * x, student, retain_graph=True)[0] for x in (found, expected)))
+    precise = student.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: divergence(x, teacher.double(), temperature, reverse_share), precise)
+
+
+def test_the_divergence_of_half_precision_is_computed_in_full() -> None:
+    student, teacher = (torch.randn(2, 5, 300, dtype=torch.bfloat16) for _ in range(2))
+    student.requires_grad_()
+    found, expected = divergence(student, teacher), divergence(student.float(), teacher.float())
+    assert found.dtype == torch.float32 and found.equal(expected)
+    of_half, of_full = (torch.autograd.grad(x, student)[0] for x in (found, expected))
+    assert of_half.dtype == torch.bfloat16
+    torch.testing.assert_close(of_half, of_full, rtol=2**-7, atol=0)
 
 
 # --- clock
