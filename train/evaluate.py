@@ -16,10 +16,12 @@ def evaluate(settings: EvaluationConfig) -> None:
     from . import evaluation, harness, tables  # seconds to import; a wrong config is refused before that
     from .files import require_writable
     from .lock import one_job
+    from .memory import keep_freed_memory
     from .ranks import first_alone, join, together
     from .trainer_schema import TrainerConfig
 
     folder = settings.folder
+    keep_freed_memory()
     state = join(TrainerConfig())
     say = tables.terminal() if state.is_main_process else tables.silent
     tasks = harness.load_tasks(settings)

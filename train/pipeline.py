@@ -14,6 +14,7 @@ from transformers import GPT2Config
 from . import report
 from .files import read_object, remove, require_writable, settle, write_json
 from .lock import one_job
+from .memory import keep_freed_memory
 from .needs import require_all
 from .pretrained import config_of
 from .ranks import first_alone, join, together
@@ -41,6 +42,7 @@ def execute(config: RunConfig, say: Say, stages: Sequence[Stage] | None = None) 
         RunError: anything that the user can put right.
     """
     require_writable(config.folder)
+    keep_freed_memory()
     state = join(config.trainer)
     with one_job(config.folder, say, main_process=state.is_main_process), together():
         run = opened(config, say if state.is_main_process else silent, state)
