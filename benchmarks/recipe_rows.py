@@ -205,7 +205,7 @@ class Plan:
         if name == DIGITAL:
             return ()
         learns = self.teacher == CONTROL or set(BY_CONTROL) <= set(ROWS[name].overrides)
-        is_compared = self.noise_chips and name in MEASURED_UNDER_NOISE
+        is_compared = self.noise_chips > 0 and name in MEASURED_UNDER_NOISE
         return (DIGITAL, CONTROL) if name != CONTROL and (learns or is_compared) else (DIGITAL,)
 
 

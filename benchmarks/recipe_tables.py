@@ -150,6 +150,8 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+ADDED_FACTS: dict[str, object] = {"noise_tokens": None, "control_words": []}
+"""What plans did not say once, and meant."""
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Of the 95 % interval of a mean of so few numbers."""
 
@@ -171,6 +173,6 @@ def read_results(file: Path, facts: dict[str, object]) -> Results:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict) or found.get("plan") != facts:
+    if not isinstance(found, dict) or {**ADDED_FACTS, **found.get("plan", {})} != facts:
         return {}
     return {name: {int(seed): values for seed, values in of_seeds.items()} for name, of_seeds in found["rows"].items()}

@@ -105,6 +105,16 @@ def test_more_words_of_the_command_line_have_the_last_word(tmp_path: Path) -> No
     assert plan.waits_for("… and the control as teacher") == (DIGITAL, CONTROL)
     assert plan.waits_for(FULL) == (DIGITAL,) == plan.waits_for(CONTROL)
     assert replace(plan, teacher=CONTROL).waits_for(FULL) == (DIGITAL, CONTROL)
+    assert replace(plan, noise_chips=2).waits_for(FULL) == (DIGITAL, CONTROL), "its chips are divided by it"
+
+
+def test_words_for_the_control_are_its_own(tmp_path: Path) -> None:
+    plan = replace(plan_of("shipped", tmp_path), control_words=("trainer.finetune.dropout=true",))
+    found = {
+        name: checked(compose_config("run", *overrides_of(name, 1, plan)), RunConfig).trainer.finetune.dropout
+        for name in (CONTROL, FULL)
+    }
+    assert found == {CONTROL: True, FULL: False}
 
 
 def row_of(*values: float, **other: Any) -> dict[str, Any]:
@@ -154,6 +164,11 @@ def test_results_of_another_plan_are_not_continued(tmp_path: Path) -> None:
     file.write_text(json.dumps({"plan": facts, "rows": {CONTROL: {"1": row_of(5.0)}}}))
     assert read_results(file, facts) == {CONTROL: {1: row_of(5.0)}}
     assert read_results(file, {**facts, "steps": 7}) == {}
+    assert read_results(file, {**facts, "noise_tokens": 7}) == {}
+    del facts["noise_tokens"], facts["control_words"]  # as plans once were
+    file.write_text(json.dumps({"plan": facts, "rows": {CONTROL: {"1": row_of(5.0)}}}))
+    facts = json.loads(json.dumps(plan.facts()))
+    assert read_results(file, facts) == {CONTROL: {1: row_of(5.0)}}
     whole = {name: {"1": row_of(5.0)} for name in (DIGITAL, CONTROL)}
     file.write_text(json.dumps({"plan": facts, "rows": whole}))
     outcome = Outcome({}, None)  # nothing is run

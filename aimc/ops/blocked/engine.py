@@ -42,10 +42,9 @@ LENGTH_ON_ACCELERATORS = 256
 """The same anywhere but on a CPU."""
 SPAN = 2048
 """Queries whose tokens are prepared together."""
-MOST_KEPT = 16
-"""Tokens of a text, in head sizes, up to which charges are kept for the way back: half as many numbers as there are
-pairs of query and key, less than half of what a layer keeps anyway. Beyond, where they grow past it with the square of
-the tokens and are long out of the cache, they are computed again."""
+MOST_KEPT = 2**24
+"""Pairs of query and key of a call whose charges and counts are kept for the way back, some 64 MB, with a softmax half
+as much again; beyond they are computed again, so that memory does not grow with the square of the tokens."""
 
 
 def forward(call: Call) -> Tensor:
@@ -59,10 +58,9 @@ def forward_keeping(call: Call) -> tuple[Tensor, list[Tensor]]:
 
 
 def keeps(call: Call) -> bool:
-    """Whether a call is computed as a whole, and its text so short that it pays to keep its charges for the way
-    back."""
+    """Whether a call is computed as a whole, and so small that it pays to keep its charges for the way back."""
     heads = call.heads
-    return heads.n_tokens <= MOST_KEPT * heads.head_size and fitting_kernels(call) is not None
+    return heads.n_batch * heads.n_heads * heads.n_tokens**2 <= MOST_KEPT and fitting_kernels(call) is not None
 
 
 def _forward(call: Call, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
