@@ -16,13 +16,13 @@ setup: $(INSTALLED)
 $(RUNNABLE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "aimc needs Python 3.11 or newer; set PYTHON=python3.11 (or newer)")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,fast]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-compile --editable '.[train,fast]'
 	@touch $@
 
 # What tests, notebooks, static tiles and the site need beside that.
 $(INSTALLED): $(RUNNABLE)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[train,eval,gguf,fast,study,notebooks,static,docs,dev]'
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --only-binary aihwkit --no-deps aihwkit || \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-compile --editable '.[train,eval,gguf,fast,study,notebooks,static,docs,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-compile --only-binary aihwkit --no-deps aihwkit || \
 	  echo "no wheel of aihwkit for this Python and machine: everything but static tiles works, and their tests are skipped"
 	@touch $@
 
