@@ -43,7 +43,7 @@ LENGTH_ON_ACCELERATORS = 256
 SPAN = 2048
 """Queries whose tokens are prepared together."""
 MOST_KEPT = 2**24
-"""Pairs of query and key of a call whose charges and counts are kept for the way back, some 64 MB, with a softmax half
+"""Pairs of query and key of a call whose charges and counts are kept for the way back, some 75 MB, with a softmax half
 as much again; beyond they are computed again, so that memory does not grow with the square of the tokens."""
 
 
