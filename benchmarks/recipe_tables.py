@@ -122,8 +122,12 @@ def _fewer(results: Results, ours: dict[int, int | None], published: dict[int, i
 def noise_table(results: Results) -> Table:
     """What noise does: mean over chips, the worst chip in brackets, both divided by the control's perplexity on that
     text; and the loss against the clean machine in nat; means over seeds, with intervals."""
-    names = [name for name in ROWS if any("noise" in values for values in results.get(name, {}).values())]
-    measured = {name: {seed: x for seed, x in results[name].items() if "noise" in x} for name in names}
+    # Tables of before divided by what the control has on another text; there is nothing to divide by in them.
+    measured = {
+        name: {seed: x for seed, x in results[name].items() if CONTROL in x.get("noise", {})}
+        for name in ROWS
+        if any(CONTROL in x.get("noise", {}) for x in results.get(name, {}).values())
+    }
     noises = next(
         ([n for n in x["noise"] if n != CONTROL] for of_seeds in measured.values() for x in of_seeds.values()), []
     )

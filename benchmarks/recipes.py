@@ -202,7 +202,8 @@ def _is_whole(values: dict[str, Any] | None, name: str, plan: Plan) -> bool:
         return False
     if not (plan.noise_chips and name in MEASURED_UNDER_NOISE):
         return True
-    return len(values.get("noise", {}).get("typical", ())) == plan.noise_chips
+    noise = values.get("noise", {})
+    return CONTROL in noise and len(noise.get("typical", ())) == plan.noise_chips
 
 
 if __name__ == "__main__":

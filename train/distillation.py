@@ -22,8 +22,7 @@ them."""
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, reverse_share: float = 0.0) -> Tensor:
     """Mean over tokens of (1 − ρ)·KL(teacher‖student) + ρ·KL(student‖teacher), in nat, times the square of the
-    temperature (Hinton et al., arXiv 1503.02531), so that gradients keep their size. None of them
-    reaches the teacher.
+    temperature (Hinton et al., arXiv 1503.02531), so that gradients keep their size. None of them reaches the teacher.
 
     Args:
         student, teacher: logits `[B, T, V]`, in any precision.

@@ -19,7 +19,7 @@ from aimc.static.install import MissingAihwkit
 from aimc.static.tiles import has_static
 
 from .errors import RunError
-from .pretrained import is_model_file, load_digital
+from .pretrained import in_one_pass, is_model_file, load_digital
 from .scratch import fresh_config
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def digital_model(config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed:
     if config.source is not None:
         return load_digital(config.source)
     try:
-        sizes = fresh_config(config, tokenizer)
+        sizes = in_one_pass(fresh_config(config, tokenizer))
     except ValueError as error:
         raise RunError(f"model: {error}") from error
     torch.manual_seed(seed)

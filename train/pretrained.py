@@ -21,10 +21,6 @@ from aimc.models.manifest import Damaged
 from .errors import RunError
 from .fetch import how_to_get
 
-GELU, GELU_IN_ONE_PASS = "gelu_new", "gelu_pytorch_tanh"
-"""Names of GPT-2's activation, which transformers writes out in eight passes over a model's widest tensors, and of the
-same function as one operation of PyTorch's."""
-
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -62,12 +58,18 @@ def load_digital(source: str, setting: str = "model.source") -> PreTrainedModel:
     Raises:
         RunError: it cannot be loaded, or is a converted one.
     """
-    config = config_of(source, setting)
-    for name in ("activation_function", "hidden_act"):
-        if getattr(config, name, None) == GELU:
-            setattr(config, name, GELU_IN_ONE_PASS)
+    config = in_one_pass(config_of(source, setting))
     with _told(source, setting):
         return pretrained.load_pretrained(source, config=config, **where(source))
+
+
+def in_one_pass(config: PretrainedConfig) -> PretrainedConfig:
+    """A config, in place, whose activation is GPT-2's as one operation of PyTorch's, where it was the same function as
+    transformers writes it out, in eight passes over a model's widest tensors."""
+    for name in ("activation_function", "hidden_act"):
+        if getattr(config, name, None) == "gelu_new":
+            setattr(config, name, "gelu_pytorch_tanh")
+    return config
 
 
 def is_model_file(source: str, setting: str) -> bool:

@@ -35,7 +35,6 @@ def _gpt2(sizes: ModelConfig, vocabulary: Mapping[str, Any]) -> PretrainedConfig
         n_layer=sizes.n_layer,
         n_head=sizes.n_head,
         n_inner=sizes.n_inner,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one pass
         resid_pdrop=sizes.dropout,
         embd_pdrop=sizes.dropout,
         attn_pdrop=0.0,
