@@ -108,8 +108,10 @@ def _of_training(run: Run) -> dict[str, Any]:
         settings["best"] = trainer.best
     if recipes and trainer.on_spike == "skip":
         settings["skipped"] = {"deviations": trainer.spike_deviations, "window": trainer.spike_window}
-    if recipes and not stage.analog and stage.needs is not None and trainer.distill_control:
+    if run.is_control and trainer.distill_control:
         settings["distill_control"] = True
+    if run.is_control and trainer.control_dropout is not None:
+        settings["control_dropout"] = trainer.control_dropout
     if stage.analog and any(recipe.noise.scale for recipe in recipes.values()):
         settings["nonideality"] = asdict(run.config.nonideality)
     if any(run.teacher_name(name) == "control" for name in recipes):

@@ -35,6 +35,7 @@ from .trainer import Training, train
 if TYPE_CHECKING:
     from aimc.evaluate.perplexity import Perplexity
 
+    from .recipe import Recipe
     from .schema import RunConfig
 
 
@@ -75,6 +76,18 @@ class Run:
     def device(self) -> torch.device:
         """Where its models compute: this process's accelerator if there is one and `trainer.device` allows it."""
         return PartialState().device
+
+    @property
+    def is_control(self) -> bool:
+        """Whether its model is what analog ones are compared with, and trains by their recipes."""
+        return self.stage.name == "control"
+
+    def recipe(self, name: str) -> Recipe:
+        """By which the stage trains: a recipe of the group `trainer`, with what is otherwise for the control."""
+        recipe, control_dropout = self.config.trainer.recipe(name), self.config.trainer.control_dropout
+        if self.is_control and control_dropout is not None:
+            return replace(recipe, dropout=control_dropout)
+        return recipe
 
     def input(self, needed: str) -> Path:
         """The folder of another stage's model: this run's, or else the one that `previous` names.
@@ -187,7 +200,7 @@ class Run:
         training = Training(
             stage=self.stage.name,
             recipe_name=name,
-            recipe=config.trainer.recipe(name),
+            recipe=self.recipe(name),
             shared=config.trainer,
             context=self.context,
             seed=config.seed,

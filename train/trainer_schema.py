@@ -62,6 +62,9 @@ class TrainerConfig:
     distill_control: bool = False
     """True: the control learns from the digital model by the recipes' own `distillation` and `hidden_weight`, as the
     analog models do; False: from the text alone."""
+    control_dropout: bool | None = None
+    """Whether the control's dropout works while it trains; null: as the recipes' own `dropout` says. What learns from a
+    teacher is often better without where a model on the text alone is better with it."""
 
     def __post_init__(self) -> None:
         check(self)

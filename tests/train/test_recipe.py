@@ -263,6 +263,30 @@ def test_without_dropout_a_model_trains_as_one_that_has_none(parts: Parts, tmp_p
     assert {m.p for m in off.modules() if isinstance(m, torch.nn.Dropout)} == {0.4}, "put back"
 
 
+def test_the_controls_dropout_is_its_own(tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the recipes of what it is compared with, but for what `control_dropout` says."""
+    worked: list[tuple[str, str, bool]] = []
+
+    def noted(self: HardwareAwareTrainer, training: Training, *args: Any, **kwargs: Any) -> None:
+        worked.append((training.stage, training.recipe_name, training.recipe.dropout))
+        original(self, training, *args, **kwargs)
+
+    original = HardwareAwareTrainer.__init__
+    monkeypatch.setattr(HardwareAwareTrainer, "__init__", noted)
+    without = [f"trainer.{name}.dropout=false" for name in ("linear", "finetune")]
+    stages = ("digital", "control", "linear")
+    for name in stages:
+        execute(compose(tmp_path, *without, f"stage.name={name}", "trainer.control_dropout=true"), lambda what: None)
+    assert worked == [
+        ("digital", "digital", True),
+        ("control", "linear", True),
+        ("control", "finetune", True),
+        ("linear", "linear", False),
+    ]
+    execute(compose(tmp_path, *without, "stage.name=control"), lambda what: None)
+    assert [dropout for *_, dropout in worked[4:]] == [False, False]
+
+
 def test_dropout_that_is_no_layer_is_left_out_too() -> None:
     from transformers import OPTConfig, OPTForCausalLM
 
