@@ -66,7 +66,16 @@ def _brings_hardware(config: Any) -> bool:
     return is_analog(config.checkpoint)
 
 
+def _recalibrates(config: Any) -> bool:
+    return isinstance(config, RunConfig) and config.stage.name == "recalibrate"
+
+
 RULES: list[Rule] = [
+    (
+        ("hardware", "hardware.*"),
+        lambda c: not _recalibrates(c),
+        "the fine-tuned model is recalibrated on the hardware that it was trained on",
+    ),
     (
         ("hardware", "hardware.*"),
         lambda c: not _brings_hardware(c),

@@ -10,6 +10,7 @@ import torch
 from aimc.static.install import MissingAihwkit, require_aihwkit
 
 from .errors import RunError
+from .recipe import FRESH
 from .run import Run
 from .stages.stage import CALIBRATION
 
@@ -52,7 +53,24 @@ def require_all(run: Run) -> None:
     if config.data.streaming:  # what is kept of the text is enough
         run.data.require("test", config.measure.tokens)
         run.data.require("valid", config.trainer.eval_tokens)
+    if any(stage.name == "recalibrate" for stage in stages):
+        _require_chip(run)
     _require_teachers(run)
+
+
+def _require_chip(run: Run) -> None:
+    """That there is one chip to recalibrate to, and something that is off about it."""
+    noise = run.config.trainer.recipe("recalibrate").noise
+    if noise.chip == FRESH:
+        raise RunError(
+            f"trainer.recalibrate.noise.chip={FRESH}: a model is recalibrated to one chip, while fresh ones are for"
+            " trainer.finetune; give the chip's number, such as 7"
+        )
+    if not noise.scale:
+        raise RunError(
+            "trainer.recalibrate.noise.scale=0: nothing is off about this chip, so nothing would be recalibrated; 1 is"
+            " `nonideality` as it stands"
+        )
 
 
 def _require_package(name: str, setting: str, remedy: str) -> None:
@@ -61,8 +79,9 @@ def _require_package(name: str, setting: str, remedy: str) -> None:
 
 
 def _require_teachers(run: Run) -> None:
-    """That there is or will be a control for those that learn from it."""
+    """That there is or will be a teacher for all that learn from one."""
     wanted = run.config.stage.wanted()
-    for at in () if "control" in wanted else (replace(run, stage=run.config.stage.stage(name)) for name in wanted):
-        if any(at.teacher_name(recipe) == "control" for recipe in at.stage.recipes):
-            at.input("control")
+    for at in (replace(run, stage=run.config.stage.stage(name)) for name in wanted):
+        for teacher in map(at.teacher_name, at.stage.recipes):
+            if teacher is not None and teacher not in wanted:
+                at.input(teacher)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 import aimc
 from aimc.evaluate.ageing import ageing
 from aimc.evaluate.measurement import Measurement
+from aimc.hardware import Noise
 from aimc.models.arrays import has_arrays
 from aimc.static.programming import DAY_S
 
@@ -225,6 +226,11 @@ class Run:
         """Held-out perplexity, clean."""
         noise = aimc.Noise() if has_arrays(model) else None
         return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1, ranks=everyone()))
+
+    def measure_on_chip(self, model: PreTrainedModel, nonideality: Noise, chip: int) -> float:
+        """Held-out perplexity under non-idealities on the chip of that number."""
+        whole = replace(self.measurement, seed=chip, chips=1)
+        return float(aimc.perplexity(model, self.text, whole, nonideality=nonideality, ranks=everyone()))
 
     def clip_fractions(self, model: PreTrainedModel) -> dict[str, float]:
         """How often a value meets a bound of the hardware, on a batch of the training text; says where a normaliser's

@@ -120,7 +120,11 @@ class StageConfig:
     def in_pipeline(self) -> list[str]:
         """The stages that the pipeline runs, in order."""
         route = ROUTES[self.recipe]
-        return [name for name, stage in route.items() if stage.switch is None or getattr(self, stage.switch.name)]
+        return [
+            name
+            for name, stage in route.items()
+            if not stage.is_alone and (stage.switch is None or getattr(self, stage.switch.name))
+        ]
 
     def stage(self, name: str) -> Stage:
         """A stage as it is on this route; one of the other route as it is there."""

@@ -106,6 +106,7 @@ def run_config(*overrides: str) -> RunConfig:
         (["trainer.finetune.noise.every=5"], "set trainer.finetune.noise.scale"),
         (["trainer=smoke", "trainer.finetune.temperature=2"], "set trainer.finetune.distillation"),
         (["logger.project=mine"], "set logger=wandb"),
+        (["stage=recalibrate", "hardware=igzo"], "recalibrated on the hardware that it was trained on"),
     ],
 )
 def test_a_setting_without_effect_is_refused(overrides: list[str], name: str) -> None:

@@ -53,7 +53,7 @@ def test_every_fact_is_one_that_can_be_used() -> None:
             assert OmegaConf.select(config, setting, default=None) is not None or setting == "model", setting
         assert all(recipe in STAGES and recipe in config.trainer for recipe in stage.recipes)
         assert (REPOSITORY / "conf" / "stage" / f"{name}.yaml").exists()
-    assert set(RECIPES) == {"digital", "match", "linear", "finetune", "joint"}
+    assert set(RECIPES) == {"digital", "match", "linear", "finetune", "joint", "recalibrate"}
     assert set(SWITCHES) == {"with_control", "with_softmax", "with_static"}
 
 
@@ -62,9 +62,10 @@ def test_the_pipeline_runs_what_its_switches_say() -> None:
     assert StageConfig(recipe="published").wanted() == ["digital", "control", "linear", "adapt", "finetune"]
     for route, stages in ROUTES.items():
         everything = StageConfig(recipe=route, **dict.fromkeys(SWITCHES, True))
-        assert everything.wanted() == list(stages)
+        assert everything.wanted() == [name for name, stage in stages.items() if not stage.is_alone]
     assert StageConfig(name="linear").stage("linear").recipes == ("linear",)  # also where the route has none
-    assert StageConfig(name="joint").wanted() == ["joint"] and StageConfig(name="evaluate").wanted() == []
+    assert all(StageConfig(name=name).wanted() == [name] for name in ("joint", "recalibrate"))
+    assert StageConfig(name="evaluate").wanted() == []
 
 
 def test_a_new_stage_is_one_file_one_name_and_one_yaml(tmp_path: Path) -> None:
@@ -82,8 +83,8 @@ def test_a_new_stage_is_one_file_one_name_and_one_yaml(tmp_path: Path) -> None:
     text = text.replace("data_order=1,", 'data_order=3,\n    switch=Switch("with_polish", default=False),')
     (stages / "polish.py").write_text(text)
     registry = (stages / "__init__.py").read_text()
-    registry = registry.replace("match, softmax\n", "match, polish, softmax\n")
-    registry = registry.replace("finetune, joint)\n", "finetune, polish, joint)\n")
+    registry = registry.replace("recalibrate, softmax\n", "polish, recalibrate, softmax\n")
+    registry = registry.replace("finetune, joint, recalibrate)\n", "finetune, polish, joint, recalibrate)\n")
     (stages / "__init__.py").write_text(registry)
     (tmp_path / "conf" / "stage" / "polish.yaml").write_text("name: polish\n")
     words = ["stage=polish", "stage.with_polish=true", "trainer.polish.steps=7", "--cfg", "job"]

@@ -64,6 +64,8 @@ class Stage:
     route: str | None = None
     """The route that it belongs to; None: to all."""
     switch: Switch | None = None
-    """What makes the pipeline run it or leave it out; None: the pipeline always does."""
+    """What makes the pipeline run it or leave it out; None: it always does, unless the stage is alone."""
+    is_alone: bool = False
+    """Whether it runs by its name alone, and no pipeline goes on with its model, nor reports it."""
     curve: str | None = None
     """Its training curve's name in the figure; None: none is drawn."""
