@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the cores, one thread each
@@ -85,6 +86,13 @@ def shared_model(name: str) -> PreTrainedModel:
     if not folder.exists():
         pytest.skip(f"{name} is part of the shared data, which is not beside this checkout")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imports_are_frozen() -> None:
+    """What was imported stays. A training run collects garbage when it begins, and looks through it for a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

@@ -14,16 +14,14 @@ SAYS = "import warnings; warnings.simplefilter('always')\n"
 MOVED = dict(aimc._MOVED)
 
 
-def run(code: str) -> tuple[str, list[str]]:
-    """What a fresh interpreter prints, and the lines in which it warns."""
-    done = subprocess.run([sys.executable, "-c", SAYS + code], capture_output=True, text=True, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "DeprecationWarning: aimc." in line]
-
-
-def test_a_moved_module_is_the_one_at_its_new_place() -> None:
-    """By attribute, by import and by `from … import`; each is told once, with the place to go."""
+@pytest.fixture(scope="module")
+def told() -> tuple[str, list[str], list[str]]:
+    """What a fresh interpreter prints that takes every new name and then every old module, and the lines in which it
+    warns at each."""
+    names = sorted({*aimc.__all__} - {"static", "plot"})
     code = (
-        "import sys, importlib, aimc\n"
+        f"import sys, importlib, aimc\nfor name in {names!r}: getattr(aimc, name)\n"
+        "print(aimc.presets.__name__)\nprint('old names', file=sys.stderr)\n"
         f"moved = {MOVED!r}\n"
         "for old, new in moved.items():\n"
         "    first = importlib.import_module('aimc.' + old)\n"
@@ -32,7 +30,15 @@ def test_a_moved_module_is_the_one_at_its_new_place() -> None:
         "    assert first is second is getattr(aimc, old) is sys.modules['aimc.' + old] is real, old\n"
         "    assert real.__name__ == real.__spec__.name == new, old\n"
     )
-    _, warned = run(code)
+    done = subprocess.run([sys.executable, "-c", SAYS + code], capture_output=True, text=True, check=True)
+    at_new, _, at_old = done.stderr.partition("old names\n")
+    warned = ([x for x in said.splitlines() if "DeprecationWarning: aimc." in x] for said in (at_new, at_old))
+    return done.stdout.strip(), *warned  # type: ignore[return-value]
+
+
+def test_a_moved_module_is_the_one_at_its_new_place(told: tuple[str, list[str], list[str]]) -> None:
+    """By attribute, by import and by `from … import`; each is told once, with the place to go."""
+    *_, warned = told
     assert len(warned) == len(MOVED)
     for (old, new), line in zip(MOVED.items(), warned, strict=True):
         assert line.endswith(f"DeprecationWarning: aimc.{old} is {new} now")
@@ -54,10 +60,8 @@ def test_the_warning_names_the_users_line(use: str) -> None:
     assert done.stderr.count("DeprecationWarning: aimc.") == 1 and "<string>:1: Dep" in done.stderr
 
 
-def test_new_names_warn_nothing() -> None:
-    names = sorted({*aimc.__all__} - {"static", "plot"})
-    out, warned = run(f"import aimc\nfor name in {names!r}: getattr(aimc, name)\nprint(aimc.presets.__name__)")
-    assert (out.strip(), warned) == ("aimc.hardware.presets", [])
+def test_new_names_warn_nothing(told: tuple[str, list[str], list[str]]) -> None:
+    assert told[:2] == ("aimc.hardware.presets", [])
 
 
 def test_an_unknown_module_is_unknown() -> None:

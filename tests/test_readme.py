@@ -95,7 +95,8 @@ def module_call(command: str) -> list[str] | None:
 COMPOSED = {command: call for command in COMMANDS if (call := module_call(command)) is not None}
 MODULES = sorted({call[1] for call in COMPOSED.values()})
 COMPOSE = """
-import contextlib, importlib, io, json, sys
+import contextlib, gc, importlib, io, json, sys
+gc.disable()
 module, calls = json.loads(sys.argv[1])
 main = importlib.import_module(module).main
 for command, words in calls.items():

@@ -30,9 +30,18 @@ from tests.train.conftest import compose_config
 from train.configs import checked
 from train.schema import RunConfig
 
+QUICK = (("gpt2_tiny", None), ("stripedhyena_tiny", None), ("mamba_tiny", "some/folder"))
+"""All of its layers attention, some of them, and none."""
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("text", [None, "some/folder"])
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        pytest.param(model, text, marks=() if (model, text) in QUICK else pytest.mark.slow)
+        for model in MODELS
+        for text in (None, "some/folder")
+    ],
+)
 def test_every_model_is_trained_on_as_many_tokens(model: str, text: str | None, tmp_path) -> None:  # type: ignore[no-untyped-def]
     effort, stages = Effort(steps=7, matched=2, extra=5), stages_of(model)
     extra = {"control": 0, "cells": 0}

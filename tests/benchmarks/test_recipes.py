@@ -52,7 +52,9 @@ def cells_of(shown: Any) -> list[list[str]]:
     return [list(column.cells) for column in shown.columns]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [pytest.param(name, marks=pytest.mark.slow if name == "tinystories" else ()) for name in MODELS]
+)
 def test_every_row_is_a_run_of_as_many_steps(model: str, tmp_path: Path) -> None:
     plan, subject = plan_of(model, tmp_path), MODELS[model]
     for name, row in ((name, ROWS[name]) for name in (ROWS if model == "shipped" else subject.rows)):

@@ -67,7 +67,13 @@ def test_the_former_name_of_the_share_still_works() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"method": "statistics"}, {"method": "search"}, {"method": "statistics", "n_std": 3.0}]
+    "settings",
+    [
+        {},
+        {"method": "statistics"},
+        pytest.param({"method": "search"}, marks=pytest.mark.slow),
+        {"method": "statistics", "n_std": 3.0},
+    ],
 )
 def test_finer_converters_come_closer(settings: dict[str, object]) -> None:
     reference = tiny_model("llama")

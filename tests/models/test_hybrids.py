@@ -146,6 +146,13 @@ def converted(family: str, leaky: bool = False) -> tuple[PreTrainedModel, aimc.m
     return model, report
 
 
+most_families = pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=() if name in ("lfm2", "jamba", "qwen3_next") else pytest.mark.slow) for name in CONFIGS],
+)
+"""Convolutions, Mamba and the delta rule; `make slow` does the others."""
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_attention_goes_onto_arrays_and_the_rest_stays(family: str) -> None:
     model, report = converted(family)
@@ -202,7 +209,7 @@ def test_padding_on_the_left_changes_nothing(family: str) -> None:
     torch.testing.assert_close(torch.stack(padded.logits)[:, 1:], torch.stack(alone.logits), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@most_families
 def test_rows_of_a_mixed_cache_move_together(family: str) -> None:
     """Arrays and states: what the rows would be had they come in that order."""
     model, _ = converted(family)
@@ -223,7 +230,7 @@ def test_rows_of_a_mixed_cache_move_together(family: str) -> None:
             torch.testing.assert_close(logits[1], logits[0], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@most_families
 def test_tokens_cannot_be_taken_back_out_of_a_mixed_cache(family: str) -> None:
     model, _ = converted(family)
     cache = aimc.GainCellCache(model)

@@ -16,9 +16,10 @@ from tests.tiny_models import tiny_model
 PROMPT, LENGTH = 5, W + 3
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(error_on_recompile=True)
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_one_graph_of_the_model_does_for_every_token(family: str) -> None:
     torch._dynamo.reset()
     model = tiny_model(family)

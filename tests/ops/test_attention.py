@@ -186,6 +186,7 @@ def test_autocast_does_not_lower_the_precision_and_dtype_follows_the_query():
     assert torch.equal(half, gain_cell_attention(*(x.bfloat16().float() for x in qkv), machine()).bfloat16())
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager():
     torch._dynamo.reset()
     compiled = torch.compile(gain_cell_attention, backend="aot_eager", fullgraph=True)

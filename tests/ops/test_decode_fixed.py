@@ -30,7 +30,7 @@ CASES: dict[str, Hardware] = {
     "softmax, normalised, old": softmax_machine(noise=ALL_NOISE, features=NORMALISED, leakage=COMPENSATED),
 }
 
-RARE, SLOW = ("retention spread, no levels", "normaliser"), pytest.mark.slow
+RARE, SLOW = ("all noise", "retention spread, no levels", "normaliser"), pytest.mark.slow
 
 
 def inputs() -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:

@@ -43,8 +43,8 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noisy"])
-@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("noise", [pytest.param(Noise(), marks=MORE), ALL_NOISE], ids=["clean", "noisy"])
+@pytest.mark.parametrize("scaled", [True, pytest.param(False, marks=MORE)])
 def test_equals_eager_with_scalers_levels_and_padding(noise, scaled):
     T, hardware = 40, presets.gain_cell_cmos()
     hardware.array = Array(window=32, rows=16, saturation_qk=30.0, saturation_av=12.0)

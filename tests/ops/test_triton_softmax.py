@@ -115,16 +115,12 @@ CASES: dict[str, dict[str, object]] = {
         "threshold": True,
     },
 }
-FAST = (
-    "softmax",
-    "normalised, old, protected, equal charge, noise",
-    "hard sigmoid, protected, normaliser",
-)
+FAST = ("normalised, old, protected, equal charge, noise", "hard sigmoid, protected, normaliser")
 
 
 @pytest.mark.parametrize("case", [pytest.param(name, marks=() if name in FAST else MORE) for name in CASES])
 def test_outputs_and_gradients_are_the_eager_operators(case: str) -> None:
-    assert_agree(machine(**CASES[case]), 50, n_padded=3)
+    assert_agree(machine(**CASES[case]), 40, n_padded=3)
 
 
 @MORE

@@ -56,18 +56,23 @@ def test_without_the_extra_the_line_that_installs_it() -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("aimc ", {"train", "evaluate", "real", "chip", "characterise", "study", "report", "replay", "fetch"}),
+        pytest.param(
+            "aimc ",
+            {"train", "evaluate", "real", "chip", "characterise", "study", "report", "replay", "fetch"},
+            marks=pytest.mark.slow,
+        ),
         ("aimc ev", {"evaluate"}),
-        ("aimc train exp", {"experiment="}),
-        (
+        pytest.param("aimc train exp", {"experiment="}, marks=pytest.mark.slow),
+        pytest.param(
             "aimc train experiment=s",
             {"experiment=shipped", "experiment=smoke", "experiment=smollm2", "experiment=smollm2_gpu"},
+            marks=pytest.mark.slow,
         ),
         ("aimc train experiment=smoke hardware.array.r", {"hardware.array.rows="}),
-        ("aimc evaluate nonideality=", {"nonideality=none", "nonideality=typical"}),
-        ("aimc chip with_", {"with_curve="}),
-        ("aimc nonsense exp", {""}),
-        ("aimc fetch smo", {""}),
+        pytest.param("aimc evaluate nonideality=", {"nonideality=none", "nonideality=typical"}, marks=pytest.mark.slow),
+        pytest.param("aimc chip with_", {"with_curve="}, marks=pytest.mark.slow),
+        pytest.param("aimc nonsense exp", {""}, marks=pytest.mark.slow),
+        pytest.param("aimc fetch smo", {""}, marks=pytest.mark.slow),
     ],
 )
 def test_tab_completes(environment: dict[str, str], tmp_path: Path, line: str, expected: set[str]) -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tomllib
 
+import pytest
+
 from aimc.static.install import INSTALL
 from tests.conftest import REPOSITORY
 
@@ -13,12 +15,9 @@ NOT_FOR_TILES = ("torchvision", "sklearn", "google.protobuf", "requests", "lmfit
 """What aihwkit declares, or imports elsewhere."""
 
 
-def loaded_by(code: str) -> str:
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    return ran.stdout.strip()
-
-
-def test_tiles_need_what_the_extra_names_and_no_more() -> None:
+@pytest.fixture(scope="module")
+def told() -> list[str]:
+    """What a fresh interpreter says of what a tile has imported, and of transformers thereafter."""
     code = f"""
 import sys
 from torch import nn, ones
@@ -27,19 +26,22 @@ from aimc.static.layer import StaticLinear
 layer = StaticLinear(nn.Linear(4, 4), presets.pcm(), "layer").eval()
 layer.program_analog_weights(); layer.drift_analog_weights(1.0); layer(ones(1, 4))
 print([name for name in {NOT_FOR_TILES!r} if name in sys.modules], "tqdm" in sys.modules)
-"""
-    assert loaded_by(code) == "[] True"
-    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert [requirement.split(">")[0] for requirement in extras["static"]] == ["tqdm"]
-
-
-def test_transformers_works_beside_aihwkit() -> None:
-    code = """
 import aihwkit.nn
 from transformers import GPT2LMHeadModel, Trainer
 print("works")
 """
-    assert loaded_by(code) == "works"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return ran.stdout.split("\n")
+
+
+def test_tiles_need_what_the_extra_names_and_no_more(told: list[str]) -> None:
+    assert told[0] == "[] True"
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert [requirement.split(">")[0] for requirement in extras["static"]] == ["tqdm"]
+
+
+def test_transformers_works_beside_aihwkit(told: list[str]) -> None:
+    assert told[1] == "works"
 
 
 def test_the_make_file_installs_it_as_the_error_says() -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
+import subprocess
 from collections.abc import Callable
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from aimc import presets
 from aimc.hardware import Noise
 from tests.conftest import REPOSITORY
 from tests.train.conftest import command, compose_config
+from train import evaluate
 from train.command import launch
 from train.configs import checked
 from train.errors import RunError
@@ -27,6 +32,20 @@ from train.screens import SCREENS, screen
 CONF = REPOSITORY / "conf"
 CHOICES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
 GROUPS = [choice for choice in CHOICES if "/" in choice]
+
+
+def together(*groups: str) -> list[str]:
+    """Choices in as few compositions as there are in the largest of the groups: the first of each, the second of each,
+    and so on."""
+    chosen = [choice for choice in GROUPS if choice.partition("/")[0] in groups]
+    by_group = [list(of) for _, of in groupby(chosen, lambda choice: choice.partition("/")[0])]
+    return [" ".join(filter(None, row)) for row in zip_longest(*by_group)]
+
+
+ALONE = [choice for choice in GROUPS if choice.startswith("experiment/")]
+"""What sets other groups."""
+TOGETHER = together(*({choice.partition("/")[0] for choice in GROUPS} - {"experiment", "launcher"}))
+TEXT_AND_NOISE = together("data", "nonideality")
 
 
 def run_config(*overrides: str) -> RunConfig:
@@ -49,29 +68,38 @@ def test_the_entry_points_are_the_only_files_outside_the_groups() -> None:
     assert len(GROUPS) >= 30
 
 
-@pytest.mark.parametrize("choice", [choice for choice in GROUPS if not choice.startswith("launcher/")])
-def test_every_choice_composes(choice: str) -> None:
-    group, name = choice.split("/")
-    config = run_config(f"{group}={name}")
-    wanted = OmegaConf.load(CONF / f"{choice}.yaml")
-    wanted.pop("defaults", None)
-    assert isinstance(wanted, type(OmegaConf.create({})))
+def overrides_of(choices: str) -> list[str]:
+    return choices.replace("/", "=").split()
+
+
+@pytest.mark.parametrize("choices", [*ALONE, *TOGETHER])
+def test_every_choice_composes(choices: str) -> None:
+    config = run_config(*overrides_of(choices))
     got = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(config)))
-    node = got if "@package _global_" in (CONF / f"{choice}.yaml").read_text() else got[group]
-    # What the file says is what the program gets.
-    assert OmegaConf.to_container(OmegaConf.merge(node, wanted)) == OmegaConf.to_container(node)
+    for choice in choices.split():
+        wanted = OmegaConf.load(CONF / f"{choice}.yaml")
+        wanted.pop("defaults", None)
+        assert isinstance(wanted, type(OmegaConf.create({})))
+        node = got if "@package _global_" in (CONF / f"{choice}.yaml").read_text() else got[choice.partition("/")[0]]
+        # What the file says is what the program gets.
+        assert OmegaConf.to_container(OmegaConf.merge(node, wanted)) == OmegaConf.to_container(node), choice
 
 
-@pytest.mark.parametrize("choice", ["evaluation", *(c for c in GROUPS if c.startswith(("data/", "nonideality/")))])
-def test_every_choice_composes_into_an_evaluation(choice: str) -> None:
-    overrides = [choice.replace("/", "=")] if "/" in choice else []
+def test_no_choice_is_left_out() -> None:
+    launchers = [choice for choice in GROUPS if choice.startswith("launcher/")]
+    assert sorted(" ".join([*ALONE, *TOGETHER, *launchers]).split()) == GROUPS
+
+
+@pytest.mark.parametrize("choices", ["", *TEXT_AND_NOISE])
+def test_every_choice_composes_into_an_evaluation(choices: str) -> None:
+    overrides = overrides_of(choices)
     config = checked(compose_config("evaluation", "checkpoint=somewhere", *overrides), EvaluationConfig)
     assert config.checkpoint == "somewhere"
 
 
-@pytest.mark.parametrize("choice", ["whole_chip", *(c for c in GROUPS if c.startswith(("data/", "nonideality/")))])
-def test_every_choice_composes_into_a_whole_chip(choice: str) -> None:
-    overrides = [choice.replace("/", "=")] if "/" in choice else []
+@pytest.mark.parametrize("choices", ["", *TEXT_AND_NOISE])
+def test_every_choice_composes_into_a_whole_chip(choices: str) -> None:
+    overrides = overrides_of(choices)
     config = checked(compose_config("whole_chip", "checkpoint=somewhere", *overrides), WholeChipConfig)
     assert config.checkpoint == "somewhere" and config.since_programming_s == 86400
 
@@ -188,10 +216,24 @@ BAD = {
 }
 
 
+@pytest.fixture(scope="module")
+def bare() -> DictConfig:
+    """What Hydra composes of no words."""
+    config = compose_config("run")
+    assert isinstance(config, DictConfig)
+    return config
+
+
 @pytest.mark.parametrize("override", BAD)
-def test_a_wrong_value_is_refused_on_one_line(override: str) -> None:
+def test_a_wrong_value_is_refused_on_one_line(override: str, bare: DictConfig) -> None:
     with pytest.raises(RunError) as caught:
-        run_config(override)
+        if override.startswith(("+", "hardware.backend=", "nonideality.read_qk=")):
+            run_config(override)
+        else:  # as Hydra sets it, a quarter of a second sooner
+            changed = copy.deepcopy(bare)
+            key, value = override.split("=", maxsplit=1)
+            OmegaConf.update(changed, key, yaml.safe_load(value))
+            checked(changed, RunConfig)
     assert re.search(BAD[override], str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -280,8 +322,13 @@ def test_an_unknown_key_in_a_yaml_file_is_named(tmp_path: Path, file: str, text:
         ("train.evaluate", ["checkpoint=/nowhere"], "checkpoint=/nowhere: no model there"),
     ],
 )
-def test_the_command_ends_with_one_line_and_status_1(module: str, overrides: list[str], message: str) -> None:
-    done = command(module, *overrides)
+def test_the_command_ends_with_one_line_and_status_1(
+    module: str,
+    overrides: list[str],
+    message: str,
+    command_here: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = command(module, *overrides) if module == "train" else command_here(evaluate.main, *overrides)
     assert done.returncode == 1
     assert done.stdout == ""
     lines = done.stderr.strip().splitlines()

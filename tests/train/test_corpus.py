@@ -29,6 +29,7 @@ def test_embedded_is_over_a_megabyte_of_prose_in_three_splits(embedded: list[cor
     assert text.count(" the ") > 10_000
 
 
+@pytest.mark.slow
 def test_embedded_is_deterministic(embedded: list[corpus.Document]) -> None:
     assert list(corpus.embedded()) == embedded
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.train.conftest import command
+from train.__main__ import main
 from train.errors import RunError
 from train.lock import LOCK, one_job
 from train.sweep import name_of_job
@@ -41,9 +41,11 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
-def test_jobs_of_a_sweep_write_side_by_side(tmp_path: Path, smoke: Callable[..., list[str]]) -> None:
-    done = command(
-        "train", "-m", "seed=1,2", *smoke(tmp_path / "out", "stage=digital"), "hydra.sweep.dir=" + str(tmp_path)
+def test_jobs_of_a_sweep_write_side_by_side(
+    tmp_path: Path, smoke: Callable[..., list[str]], command_here: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = command_here(
+        main, "-m", "seed=1,2", *smoke(tmp_path / "out", "stage=digital"), "hydra.sweep.dir=" + str(tmp_path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["seed=1", "seed=2"]
@@ -72,9 +74,12 @@ def test_long_names_stay_apart() -> None:
 
 
 def test_a_folder_that_is_held_is_refused_and_its_holder_named(
-    tmp_path: Path, holder: subprocess.Popen[str], smoke: Callable[..., list[str]]
+    tmp_path: Path,
+    holder: subprocess.Popen[str],
+    smoke: Callable[..., list[str]],
+    command_here: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
-    done = command("train", *smoke(tmp_path, "stage=digital"))
+    done = command_here(main, *smoke(tmp_path, "stage=digital"))
     assert done.returncode == 1
     line = done.stderr.strip()
     assert "\n" not in line and line.startswith(f"error: output_dir={tmp_path}: another job writes into it")

@@ -97,7 +97,7 @@ def test_order_is_the_same_in_micro_steps_and_with_workers(read: Callable[..., l
     assert read("trainer.workers=2", folder="workers") == steps
 
 
-@pytest.mark.parametrize("kill_at", [2, 7])
+@pytest.mark.parametrize("kill_at", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_order_goes_on_where_it_stopped(read: Callable[..., list[list[int]]], kill_at: int) -> None:
     """In the first pass and in the second; with micro-steps that another size shares."""
     steps = read()

@@ -189,6 +189,7 @@ def test_a_second_run_writes_no_model(done: Path, compose: Compose) -> None:
     assert not (done / ".work").exists() or not list((done / ".work").iterdir())
 
 
+@pytest.mark.slow
 def test_a_changed_setting_reruns_what_depends_on_it(again: Path, compose: Compose) -> None:
     before = times(again)
     said = execute(compose(again, "trainer.finetune.learning_rate=1e-4"))

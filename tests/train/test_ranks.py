@@ -30,13 +30,13 @@ from train.shared import checkpointed
 from train.trainer import HardwareAwareTrainer
 
 Compose = Callable[..., RunConfig]
-STEPS = 20
+STEPS = 10
 RECIPE = {
     "steps": STEPS,
     "warmup_steps": 2,
     "log_every": 1,
-    "eval_every": 10,
-    "save_every": 10,
+    "eval_every": 5,
+    "save_every": 5,
     "noise.scale": 1.0,
     "noise.evaluate": "noisy",
 }
@@ -51,7 +51,7 @@ def batches(size: int, accumulate: int = 1) -> list[str]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Settings of all runs, on a text that is read more than once."""
     folder = tmp_path_factory.mktemp("short")
-    for split, start, size in (("train", 0, 4000), ("valid", 4000, 3000), ("test", 7000, 3000)):
+    for split, start, size in (("train", 0, 2000), ("valid", 4000, 3000), ("test", 7000, 3000)):
         (folder / f"{split}.txt").write_text(english(size, start), encoding="utf-8")
     return [*SHARED, f"data.path={folder}"]
 
@@ -88,7 +88,7 @@ def at_step(step: int, action: Callable[[HardwareAwareTrainer], None]) -> None:
 def kill_the_second(rank: int) -> None:
     """Without warning, two steps after the run's first point to resume from."""
     if rank == 1:
-        at_step(12, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))
+        at_step(7, lambda trainer: os.kill(os.getpid(), signal.SIGKILL))
 
 
 def look_at_shares(rank: int) -> None:
@@ -210,7 +210,7 @@ def test_two_share_what_one_alone_began(
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(HardwareAwareTrainer, "training_step", HardwareAwareTrainer.training_step)  # put back
-        at_step(12, stop)
+        at_step(7, stop)
         with pytest.raises(KeyboardInterrupt):
             pipeline.execute(
                 compose(tmp_path / "run", "stage.name=linear", f"previous={digital}", *shared, *batches(4)),

@@ -142,7 +142,7 @@ def test_hidden_states_weigh_less_and_less(parts: Parts, tmp_path: Path, monkeyp
 def test_each_part_of_the_loss_changes_the_weights(parts: Parts, tmp_path: Path) -> None:
     results = []
     for number, fields in enumerate(({}, {"temperature": 2.0}, {"reverse_share": 0.5}, {"hidden_weight": 1.0})):
-        results.append(parts.train(tmp_path / str(number), distillation=0.5, steps=2, **fields).state_dict())
+        results.append(parts.train(tmp_path / str(number), distillation=0.5, steps=1, **fields).state_dict())
     for one in results[1:]:
         assert not same_weights(results[0], one)
 
@@ -274,6 +274,7 @@ def test_the_controls_dropout_is_its_own(tmp_path: Path, compose: Compose, monke
     original = HardwareAwareTrainer.__init__
     monkeypatch.setattr(HardwareAwareTrainer, "__init__", noted)
     without = [f"trainer.{name}.dropout=false" for name in ("linear", "finetune")]
+    without += [f"trainer.{name}.steps=1" for name in ("digital", "linear", "finetune")]
     stages = ("digital", "control", "linear")
     for name in stages:
         execute(compose(tmp_path, *without, f"stage.name={name}", "trainer.control_dropout=true"), lambda what: None)
@@ -393,7 +394,7 @@ def test_a_scale_of_nothing_is_refused(tmp_path: Path, compose: Compose) -> None
     "fields",
     [
         {"noise": NOISY, "distillation": 0.5, "hidden_weight": 1.0, "temperature": 2.0, "reverse_share": 0.5},
-        {"lora_rank": 2, "learning_rates": LearningRates(scalers=3)},
+        pytest.param({"lora_rank": 2, "learning_rates": LearningRates(scalers=3)}, marks=pytest.mark.slow),
     ],
     ids=["fresh chips, teacher", "adapters"],
 )

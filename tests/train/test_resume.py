@@ -105,8 +105,14 @@ def test_noise_shapes_the_linear_weights(tmp_path: Path, compose: Compose, undis
     assert not same_weights(weights_of(tmp_path / "linear"), weights_of(undisturbed / "linear"))
 
 
-@pytest.mark.parametrize("stage", ["digital", "linear"])
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(
+    ("stage", "step"),
+    [
+        ("digital", 1),
+        ("linear", 3),
+        *(pytest.param(*at, marks=pytest.mark.slow) for at in (("linear", 1), ("digital", 3))),
+    ],
+)
 def test_a_killed_stage_ends_with_the_same_weights(
     tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int
 ) -> None:
@@ -127,6 +133,7 @@ def test_a_killed_stage_ends_with_the_same_weights(
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_control_stage_ends_with_the_same_weights(
     tmp_path: Path, configure: Compose, undisturbed: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +174,7 @@ def test_a_stage_killed_after_its_last_step_takes_no_step_more(
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_process_killed_by_the_system_goes_on(
     tmp_path: Path, smoke: Callable[..., list[str]], configure: Compose, undisturbed: Path
 ) -> None:
@@ -194,7 +202,7 @@ runpy.run_module("train", run_name="__main__")
     assert same_weights(weights_of(tmp_path / "linear"), weights_of(undisturbed / "linear"))
 
 
-@pytest.mark.parametrize("damage", ["no mark", "no mark, truncated"])
+@pytest.mark.parametrize("damage", [pytest.param("no mark", marks=pytest.mark.slow), "no mark, truncated"])
 def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(
     tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
@@ -239,7 +247,7 @@ def test_restart_does_not_resume(tmp_path: Path, configure: Compose, monkeypatch
     assert steps == [0]
 
 
-@pytest.mark.parametrize("stage", ["digital", "linear"])
+@pytest.mark.parametrize("stage", [pytest.param("digital", marks=pytest.mark.slow), "linear"])
 def test_a_loss_that_is_not_a_number_stops_the_run(
     tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
@@ -278,7 +286,7 @@ def test_weights_that_broke_in_the_last_update_are_not_saved(
     assert not (tmp_path / "linear").exists()
 
 
-@pytest.mark.parametrize("stage", ["digital", "linear"])
+@pytest.mark.parametrize("stage", [pytest.param("digital", marks=pytest.mark.slow), "linear"])
 def test_control_c_saves_says_where_and_the_next_run_goes_on(
     tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:

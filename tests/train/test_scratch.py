@@ -129,7 +129,7 @@ def test_a_model_without_attention_is_refused_before_it_trains(
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("family", ["mamba", "gsa"])
+@pytest.mark.parametrize("family", ["mamba", pytest.param("gsa", marks=pytest.mark.slow)])
 def test_a_family_without_attention_is_trained_and_measured_as_gpt2_is(
     family: str,
     tmp_path: Path,

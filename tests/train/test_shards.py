@@ -91,6 +91,7 @@ def test_shards_are_one_text(text: Path, one: TokenData, several: Path) -> None:
     assert all(file[-1] == end for file in train.files), "no document goes over the end of a shard"
 
 
+@pytest.mark.slow
 def test_shards_are_the_same_by_any_number_of_processes(text: Path, several: Path, tmp_path: Path) -> None:
     data = prepare(text, tmp_path / "two", workers=2)
     assert data.fingerprint == several.name

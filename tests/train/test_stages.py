@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from omegaconf import OmegaConf
 from transformers import GPT2Config
 
 import aimc
 from tests.conftest import REPOSITORY
-from tests.train.conftest import command
 from train import pipeline
+from train.__main__ import main
 from train.errors import RunError
 from train.pretrained import config_of, load_digital
 from train.record import settings_of
@@ -110,14 +111,17 @@ def test_the_last_analog_model_may_be_the_joint_one(stages: list[str], last: str
     assert last_analog(stages) == last
 
 
-@pytest.fixture
-def settings(tmp_path: Path, compose: Callable[..., RunConfig]) -> Callable[..., dict[str, dict[str, object]]]:
+@pytest.fixture(scope="module")
+def settings(
+    tmp_path_factory: pytest.TempPathFactory, compose: Callable[..., RunConfig]
+) -> Callable[..., dict[str, dict[str, object]]]:
     """What each stage of the shipped run would depend on, by stage."""
-    first = compose(tmp_path)
+    folder = tmp_path_factory.mktemp("settings")
+    first = compose(folder)
     data = prepare(first.data, None, 32)
 
     def make(*overrides: str) -> dict[str, dict[str, object]]:
-        config = compose(tmp_path, f"previous={SHIPPED}", *overrides)
+        config = compose(folder, f"previous={SHIPPED}", *overrides)
         run = Run(
             config=config,
             data=data,
@@ -129,6 +133,11 @@ def settings(tmp_path: Path, compose: Callable[..., RunConfig]) -> Callable[...,
         return {name: settings_of(replace(run, stage=config.stage.stage(name))) for name in ROUTES["published"]}
 
     return make
+
+
+@pytest.fixture(scope="module")
+def unchanged(settings: Callable[..., dict[str, dict[str, object]]]) -> dict[str, dict[str, object]]:
+    return settings()
 
 
 @pytest.mark.parametrize(
@@ -150,10 +159,13 @@ def settings(tmp_path: Path, compose: Callable[..., RunConfig]) -> Callable[...,
     ],
 )
 def test_a_setting_belongs_to_the_stages_that_use_it(
-    settings: Callable[..., dict[str, dict[str, object]]], override: str, depending: set[str]
+    settings: Callable[..., dict[str, dict[str, object]]],
+    unchanged: dict[str, dict[str, object]],
+    override: str,
+    depending: set[str],
 ) -> None:
-    before, after = settings(), settings(override)
-    assert {name for name in before if before[name] != after[name]} == depending
+    changed = settings(override)
+    assert {name for name in unchanged if unchanged[name] != changed[name]} == depending
 
 
 @pytest.mark.parametrize("stage", ["linear", "finetuned", "joint"])
@@ -177,14 +189,16 @@ def test_a_converted_folder_is_no_digital_model_of_a_whole_chip() -> None:
         measure(WholeChipConfig(checkpoint=str(SHIPPED / "joint"), digital=str(SHIPPED / "finetuned")))
 
 
-def test_without_a_network_a_hub_name_is_told_shortly_on_one_line(tmp_path: Path) -> None:
+def test_without_a_network_a_hub_name_is_told_shortly_on_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command_here: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     with socket.socket() as unused:  # nobody listens there
         unused.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
         started = time.perf_counter()
-        done = command(
-            "train", "model.source=nobody/nothing", f"output_dir={tmp_path}", HF_ENDPOINT=nobody, HF_HOME=str(tmp_path)
-        )
+        done = command_here(main, "model.source=nobody/nothing", f"output_dir={tmp_path}")
     assert time.perf_counter() - started < 60
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.strip() == (

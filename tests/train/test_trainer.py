@@ -259,7 +259,9 @@ def test_wandb_stages_are_the_run_of_the_agent(
     assert folder.name.endswith("-fromagent")
 
 
-@pytest.mark.parametrize("broken", ["wandb.init", "transformers.integrations.WandbCallback.on_log"])
+@pytest.mark.parametrize(
+    "broken", [pytest.param("wandb.init", marks=pytest.mark.slow), "transformers.integrations.WandbCallback.on_log"]
+)
 def test_wandb_trouble_does_not_cost_the_run(
     tmp_path: Path,
     logged_out: None,
@@ -325,6 +327,7 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
             "model.dropout=0",
             f"trainer.linear.distillation={weight}",
             "trainer.linear.accumulate=2",
+            "trainer.linear.steps=1",
         )
         data = prepare(config.data, None, config.model.n_positions)
         teacher = digital_model(config.model, data.tokenizer, 0)

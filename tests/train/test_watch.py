@@ -67,7 +67,7 @@ def disturb(monkeypatch: pytest.MonkeyPatch, by: float, for_good: bool = True) -
     monkeypatch.setattr(HardwareAwareTrainer, "training_step", training_step)
 
 
-@pytest.mark.parametrize("dropout", ["true", "false"])
+@pytest.mark.parametrize("dropout", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_spike_is_told_saved_and_done_again_to_the_digit(
     dropout: str,
     tmp_path: Path,

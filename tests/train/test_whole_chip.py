@@ -65,6 +65,7 @@ def test_the_joint_stage_trains_tiles_and_arrays(done: Path) -> None:
     assert not [p for p in (done / "joint").rglob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
+@pytest.mark.slow
 def test_a_second_run_skips_it_and_an_interrupted_one_ends_at_the_same_weights(
     done: Path, compose: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
