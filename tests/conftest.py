@@ -95,6 +95,10 @@ def imports_are_frozen() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or compiled libraries call what is left at the end leaks
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """A test that is asked for by its name runs in this process, without workers that import torch again."""
     named = config.args and all("::" in argument for argument in config.args)

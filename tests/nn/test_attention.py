@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 import aimc
 from aimc.hardware import Hardware
+from aimc.hardware.presets import gain_cell_cmos, gain_cell_normalised, with_softmax
 from aimc.nn.attention import PARTS, GainCellAttention
 from aimc.nn.scaler import AffineScaler
 
@@ -71,3 +74,23 @@ def test_dtype_of_the_query_comes_back(hardware: Hardware) -> None:
 def test_operator_is_public(hardware: Hardware) -> None:
     x = torch.rand(1, 2, 6, 8)
     assert aimc.gain_cell_attention(x, x, x, hardware).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "made",
+    [gain_cell_cmos, gain_cell_normalised, lambda: with_softmax(gain_cell_cmos())],
+    ids=["hard sigmoid", "normaliser", "softmax"],
+)
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_parameters_keep_memory_that_can_be_resized(made: Callable[[], Hardware], with_gradient: bool) -> None:
+    """What numpy has seen of a parameter can never be freed again, which FSDP does after every block."""
+    hardware = made()
+    hardware.threshold = not hardware.has_softmax
+    module = GainCellAttention(2, 2, hardware, layer=0)
+    x = torch.rand(1, 2, 40, 8, requires_grad=with_gradient)
+    with torch.set_grad_enabled(with_gradient):
+        out = module(x, x, x)
+    if with_gradient:
+        out.sum().backward()
+    shared = [name for name, p in module.named_parameters() if not p.untyped_storage().resizable()]
+    assert not shared

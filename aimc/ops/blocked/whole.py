@@ -111,7 +111,9 @@ class Whole:
     def _between(self) -> Any:
         heads, hardware, scaling = self.heads, self.heads.hardware, self.call.scaling
         normaliser, threshold = hardware.normaliser, scaling.pulse_threshold
-        thresholds = self.pulses.new_zeros(heads.n_heads) if threshold is None else threshold.detach().to(heads.dtype)
+        thresholds = self.pulses.new_zeros(heads.n_heads)
+        if threshold is not None:
+            thresholds.copy_(threshold.detach())  # no parameter's own memory for numpy, see `compiled/conversion.py`
         gains = self.pulses.new_empty(0, 0)
         if hardware.has_softmax:
             scaling = scaling.of_tokens(slice(self.span.start, self.span.stop))

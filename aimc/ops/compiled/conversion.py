@@ -70,12 +70,13 @@ def back_through_converter(
 
 def _given(x: Tensor, scaler: Scaler) -> Any:
     """All numbers from the first to the last, and how far sequences, heads and tokens are apart: rows whose numbers are
-    known to be side by side are taken several at a time. Then the scaler."""
+    known to be side by side are taken several at a time. Then the scaler: a copy, for memory that numpy has seen can no
+    longer be resized, and FSDP resizes that of parameters."""
     x = x.detach()
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
     of_heads = scaler or (torch.ones(x.shape[1]), torch.zeros(x.shape[1]))
-    numbers = x.as_strided((extent if x.numel() else 0,), (1,)), *(of.detach().to(x.dtype) for of in of_heads)
+    numbers = x.as_strided((extent if x.numel() else 0,), (1,)), *(of.detach().to(x.dtype, copy=True) for of in of_heads)
     return numbers[0].numpy(), x.stride()[:3], *(of.contiguous().numpy() for of in numbers[1:])
 
 
