@@ -76,8 +76,9 @@ def _given(x: Tensor, scaler: Scaler) -> Any:
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     extent = 1 + sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
     of_heads = scaler or (torch.ones(x.shape[1]), torch.zeros(x.shape[1]))
-    numbers = x.as_strided((extent if x.numel() else 0,), (1,)), *(of.detach().to(x.dtype, copy=True) for of in of_heads)
-    return numbers[0].numpy(), x.stride()[:3], *(of.contiguous().numpy() for of in numbers[1:])
+    numbers = x.as_strided((extent if x.numel() else 0,), (1,)).numpy()
+    scale, offset = (of.detach().to(x.dtype, copy=True).contiguous().numpy() for of in of_heads)
+    return numbers, x.stride()[:3], scale, offset
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
