@@ -72,9 +72,14 @@ def _recalibrates(config: Any) -> bool:
 
 RULES: list[Rule] = [
     (
-        ("hardware", "hardware.*"),
+        ("hardware", "hardware.[!b]*"),  # all but the backend, which changes no model
         lambda c: not _recalibrates(c),
         "the fine-tuned model is recalibrated on the hardware that it was trained on",
+    ),
+    (
+        ("trainer.control_dropout", "trainer.distill_control"),
+        lambda c: _pipeline(c, "control"),
+        "this pipeline trains no control; set stage.with_control=true or stage=control",
     ),
     (
         ("hardware", "hardware.*"),

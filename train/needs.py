@@ -64,7 +64,7 @@ def _require_chip(run: Run) -> None:
     if noise.chip == FRESH:
         raise RunError(
             f"trainer.recalibrate.noise.chip={FRESH}: a model is recalibrated to one chip, while fresh ones are for"
-            " trainer.finetune; give the chip's number, such as 7"
+            " trainer.finetune; use stage=recalibrate, which brings its recipe, and give the chip's number, such as 7"
         )
     if not noise.scale:
         raise RunError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from aimc.evaluate.measurement import MOST_SEED
+
 from .errors import RunError
 from .fields import check, choice, number
 
@@ -53,7 +55,7 @@ class NoiseTraining:
 
     def __post_init__(self) -> None:
         check(self)
-        if self.chip != FRESH and not (self.chip.isascii() and self.chip.isdigit() and int(self.chip) < 2**63):
+        if self.chip != FRESH and not (self.chip.isascii() and self.chip.isdigit() and int(self.chip) <= MOST_SEED):
             raise RunError(
                 f"chip={self.chip}: no number of a chip, and a frozen chip is known by its number; give one, such as 7,"
                 f" or {FRESH}"

@@ -70,7 +70,8 @@ def settings_of(run: Run) -> dict[str, Any]:
     stage, config = run.stage, asdict(run.config)
     settings: dict[str, Any] = {"seed": run.config.seed, "context": run.context, "data": run.data.fingerprint}
     if stage.recipes:
-        settings["trainer"] = {name: config["trainer"][name] for name in (*stage.recipes, "precision")}
+        settings["trainer"] = {name: asdict(run.recipe(name)) for name in stage.recipes}
+        settings["trainer"]["precision"] = run.config.trainer.precision
         if (processes := PartialState().num_processes) > 1:
             settings["processes"] = processes
     for place in stage.depends_on:
@@ -110,8 +111,6 @@ def _of_training(run: Run) -> dict[str, Any]:
         settings["skipped"] = {"deviations": trainer.spike_deviations, "window": trainer.spike_window}
     if run.is_control and trainer.distill_control:
         settings["distill_control"] = True
-    if run.is_control and trainer.control_dropout is not None:
-        settings["control_dropout"] = trainer.control_dropout
     if stage.analog and any(recipe.noise.scale for recipe in recipes.values()):
         settings["nonideality"] = asdict(run.config.nonideality)
     if any(run.teacher_name(name) == "control" for name in recipes):

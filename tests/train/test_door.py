@@ -107,6 +107,8 @@ def run_config(*overrides: str) -> RunConfig:
         (["trainer=smoke", "trainer.finetune.temperature=2"], "set trainer.finetune.distillation"),
         (["logger.project=mine"], "set logger=wandb"),
         (["stage=recalibrate", "hardware=igzo"], "recalibrated on the hardware that it was trained on"),
+        (["stage=recalibrate", "hardware.array.rows=32"], "recalibrated on the hardware that it was trained on"),
+        (["experiment=shipped", "trainer.control_dropout=true"], "this pipeline trains no control"),
     ],
 )
 def test_a_setting_without_effect_is_refused(overrides: list[str], name: str) -> None:
@@ -123,6 +125,7 @@ def test_a_setting_without_effect_is_refused(overrides: list[str], name: str) ->
         ["recipe=published", "trainer.linear.steps=5", "stage.start=published", "stage.adapt_iterations=3"],
         ["stage=digital", "trainer.linear.steps=5"],
         ["data.path=null"],
+        ["stage=recalibrate", "hardware.backend=eager"],
         ["stage.with_static=true", "static.preset=reram", "trainer.joint.steps=5"],
     ],
 )

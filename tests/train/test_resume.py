@@ -133,7 +133,6 @@ def test_a_killed_stage_ends_with_the_same_weights(
     assert [line["step"] for line in history if "loss" in line] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
 def test_a_killed_control_stage_ends_with_the_same_weights(
     tmp_path: Path, configure: Compose, undisturbed: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:

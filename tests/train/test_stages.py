@@ -151,6 +151,8 @@ def unchanged(settings: Callable[..., dict[str, dict[str, object]]]) -> dict[str
         ("trainer.joint.steps=5", {"joint"}),
         ("trainer.finetune.steps=5", {"control", "finetune"}),
         ("trainer.control_dropout=false", {"control"}),
+        ("trainer.control_dropout=true", set()),  # as by default
+        ("trainer.recalibrate.noise.chip=3", {"recalibrate"}),
         ("static.preset=reram", {"joint"}),
         ("hardware.array.rows=16", {"softmax", "linear", "adapt", "finetune", "joint"}),
         ("model.dropout=0.2", {"digital"}),

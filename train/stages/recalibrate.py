@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .stage import Stage, StageResult
@@ -13,12 +14,17 @@ if TYPE_CHECKING:
 def run(run: Run) -> StageResult:
     """Train on the chip of the recipe's noise, of the hardware that the model has, and measure there before and
     after."""
+    import aimc
+    from aimc.models.arrays import hardware_of
+
     noise = run.config.trainer.recipe("recalibrate").noise
     chip, nonideality = int(noise.chip), run.config.nonideality.scaled(noise.scale)
+    name = f"chip {chip}" + (f" at {noise.scale:g} × its noise" if noise.scale != 1 else "")
     result = StageResult(run.model_of("finetune"))
-    result.perplexity[f"chip {chip}, as it is"] = run.measure_on_chip(result.model, nonideality, chip)
+    aimc.set_hardware(result.model, replace(hardware_of(result.model), backend=run.config.hardware.backend))
+    result.perplexity[f"{name}, as it is"] = run.measure_on_chip(result.model, nonideality, chip)
     result.history = run.train(result.model, teacher=run.teacher())
-    result.perplexity[f"chip {chip}, recalibrated"] = run.measure_on_chip(result.model, nonideality, chip)
+    result.perplexity[f"{name}, recalibrated"] = run.measure_on_chip(result.model, nonideality, chip)
     return result
 
 
