@@ -61,8 +61,7 @@ def test_folder_is_whole_and_small(stage: str) -> None:
 
 @pytest.mark.parametrize("stage", [*STAGES, ON_TILES])
 def test_scores_about_what_its_card_says(stage: str, score: Callable[[str], float]) -> None:
-    """Another stretch and another Python give another perplexity, but not another kind of
-    model."""
+    """Another stretch and another Python give another perplexity, but not another kind of model."""
     recorded = list(record(stage)["perplexity"].values())[-1]
     assert score(stage) == pytest.approx(recorded, rel=0.35)
 

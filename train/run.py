@@ -225,12 +225,14 @@ class Run:
     def measure(self, model: PreTrainedModel) -> float:
         """Held-out perplexity, clean."""
         noise = aimc.Noise() if has_arrays(model) else None
-        return float(aimc.perplexity(model, self.text, self.measurement, nonideality=noise, chips=1, ranks=everyone()))
+        return self.measure_on_chip(model, noise, self.measurement.seed)
 
-    def measure_on_chip(self, model: PreTrainedModel, nonideality: Noise, chip: int) -> float:
-        """Held-out perplexity under non-idealities on the chip of that number."""
-        whole = replace(self.measurement, seed=chip, chips=1)
-        return float(aimc.perplexity(model, self.text, whole, nonideality=nonideality, ranks=everyone()))
+    def measure_on_chip(self, model: PreTrainedModel, nonideality: Noise | None, chip: int) -> float:
+        """Held-out perplexity under non-idealities on the chip of that number; None: a digital model has neither."""
+        how = self.measurement
+        return float(
+            aimc.perplexity(model, self.text, how, nonideality=nonideality, chips=1, seed=chip, ranks=everyone())
+        )
 
     def clip_fractions(self, model: PreTrainedModel) -> dict[str, float]:
         """How often a value meets a bound of the hardware, on a batch of the training text; says where a normaliser's

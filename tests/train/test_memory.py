@@ -18,7 +18,8 @@ def faults():
 def work():
     for size in (2**20, 2**22, 2**24):  # bytes
         torch.ones(size // 4).add(1)
-work()
+for _ in range(3):  # until no round needs more than the one before
+    work()
 before = faults()
 for _ in range(10):
     work()
@@ -34,4 +35,4 @@ def test_memory_is_not_fetched_anew_for_every_tensor() -> None:
         )
         return int(done.stdout)
 
-    assert page_faults(kept=True) < 0.3 * page_faults(kept=False)
+    assert page_faults(kept=True) < 0.1 * page_faults(kept=False)

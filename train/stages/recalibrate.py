@@ -31,7 +31,7 @@ def run(run: Run) -> StageResult:
 STAGE = Stage(
     name="recalibrate",
     folder="recalibrated",
-    describe="Attention on gain-cell arrays, fine-tuned, then recalibrated to one chip, and good on no other.",
+    describe="Attention on gain-cell arrays, fine-tuned, then recalibrated to one chip.",
     run=run,
     needs="finetune",
     recipes=("recalibrate",),
