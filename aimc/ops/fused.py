@@ -101,8 +101,13 @@ def _gradients(grad: Tensor, out: Tensor | None, kept: list[Tensor], *inputs: An
         call = _call(*inputs).differentiated
         given = (call, grad.transpose(1, 2)) if out is None else (call, grad.transpose(1, 2), (out, kept))
         d_query, d_key, d_value, *of_scalers = engine.backward(*given)
-    # Laid out by token, [B, T, H, D] in memory, as the projections in front give and take them.
-    return [*(x.transpose(1, 2).contiguous().transpose(1, 2) for x in (d_query, d_key, d_value)), *of_scalers]
+    return [*(_by_token(x) for x in (d_query, d_key, d_value)), *of_scalers]
+
+
+def _by_token(x: Tensor) -> Tensor:
+    """`[B, H, T, D]` as `[B, T, H, D]` in memory, as the projections in front give and take it."""
+    by_token = x.transpose(1, 2)
+    return x if by_token.is_contiguous() else by_token.contiguous().transpose(1, 2)
 
 
 def _gradients_apart(*given: Any) -> list[Tensor]:

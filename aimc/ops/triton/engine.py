@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from aimc.hardware import Converter
 from aimc.ops.call import Call
 from aimc.ops.conversion import scaler_gradient
 from aimc.ops.effects.activation import logit_gain
@@ -18,14 +16,14 @@ from aimc.ops.effects.protection import digital_pulses, sink_tokens
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import scaled
 from aimc.ops.storage import Remembered, storage_gradient
-from aimc.ops.triton.check import check_triton
+from aimc.ops.triton.alignment import aligned
 from aimc.ops.triton.inputs import Inputs, Protected, Softmax
 from aimc.ops.triton.launch import triton_backward, triton_forward
-from aimc.ops.triton.operands import Cells, Given, gradients_of_given, numbers, operands_of
+from aimc.ops.triton.operands import Before, Cells, Given, gradients_of_given, numbers, operands_of, plain
+from aimc.ops.triton.program import Program
 from aimc.ops.triton.residuals import Residuals
+from aimc.ops.triton.translation import NO_CONVERTER, storage_converter
 
-NO_CONVERTER = Converter(v_min=-1e30, v_max=1e30)
-"""In front of what has been converted already."""
 Gradient = tuple[Tensor, Tensor]
 """Of an input `[B, H, T, D]`, and of its scaler `[2, H]`."""
 
@@ -33,13 +31,13 @@ Gradient = tuple[Tensor, Tensor]
 def forward(call: Call) -> Tensor:
     """Digital sums `[B, T, H, D]` in the dtype of the query."""
     with _on_device_of(call.query):
-        return triton_forward(_Prepared.of(call).inputs, call.query.dtype)[0]
+        return triton_forward(_prepared(call)[1], call.query.dtype)[0]
 
 
 def forward_keeping(call: Call) -> tuple[Tensor, list[Tensor]]:
     """:func:`forward`, and what :func:`backward` then need not compute again."""
     with _on_device_of(call.query):
-        out, residuals = triton_forward(_Prepared.of(call).inputs, call.query.dtype, keep=True)
+        out, residuals = triton_forward(_prepared(call)[1], call.query.dtype, keep=True)
     return out, residuals.tensors
 
 
@@ -48,82 +46,72 @@ def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None 
     threshold `[H]`, from that of the sums `[B, H, T, D]`; `kept` is what :func:`forward_keeping` gave for the same
     call."""
     with _on_device_of(call.query):
-        prepared = _Prepared.of(call)
+        before, inputs = _prepared(call)
         if kept is None:
-            out, residuals = triton_forward(prepared.inputs, torch.float32, keep=True)
+            out, residuals = triton_forward(inputs, torch.float32, keep=True)
         else:
             out, residuals = kept[0], Residuals.of(kept[1], call.heads.hardware)
-        grads = triton_backward(grad.transpose(1, 2), prepared.inputs, out, residuals)
+        grads = triton_backward(grad.transpose(1, 2), inputs, out, residuals)
         d_pulses, memory = grads.pulses, grads.memory
         if memory is not None and not call.heads.hardware.has_softmax:
             d_pulses = d_pulses + memory[0]  # behind the same clip
-        query, full_scale, keys, values, _ = prepared
-        of_query, of_key, of_value = gradients_of_given(
-            (d_pulses, grads.keys, grads.values), query, full_scale, keys, values
-        )
-        both = [of_query, _before_storage(call, of_key, keys), _before_storage(call, of_value, values)]
+        of_query, of_key, of_value = gradients_of_given(before, (d_pulses, grads.keys, grads.values))
+        both = [
+            of_query,
+            _before_storage(call, of_key, ArrayId.QK),
+            _before_storage(call, of_value, ArrayId.AV),
+        ]
         if memory is not None:
-            beside = _back_through_memory(call, memory, full_scale)
+            beside = _back_through_memory(call, memory, before.full_scale)
             both = [(a + c.to(a.dtype), b + d) for (a, b), (c, d) in zip(both, beside, strict=True)]
-    of_heads = _of_activation(call, grads.trained, full_scale)
+    of_heads = _of_activation(call, grads.trained, before.full_scale)
     return [*(of_input for of_input, _ in both), *(of_scaler for _, of_scaler in both), *of_heads]
 
 
-class _Prepared(NamedTuple):
-    """A call as the kernels take it."""
+def _prepared(call: Call) -> tuple[Before, Inputs]:
+    """A call as the kernels take it.
 
-    query: Given
-    full_scale_qk: Tensor
-    """`[H]`."""
-    keys: Cells
-    values: Cells
-    inputs: Inputs
-
-    @classmethod
-    def of(cls, call: Call) -> _Prepared:
-        """Raises ValueError for what :func:`aimc.ops.triton.check.check_triton` names."""
-        heads, scaling, dtype, hardware = call.heads, call.scaling, call.query.dtype, call.heads.hardware
-        reason = check_triton(call.query.shape, dtype, heads.device, hardware)
-        if reason is not None:
-            raise ValueError(reason)
-        full_scale_qk, full_scale_av = (
-            _of_heads(x, heads) for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
-        )
-        draws = heads.draws
-        query = Given(call.query, scaling.query, hardware.input_dac)
-        keys, values = (Cells(array, _stored(call, array), heads, draws, dtype) for array in ArrayId)
-        columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
-        if hardware.noise.column_gain or hardware.noise.column_offset:
-            columns = heads.all_columns()
-        inputs = Inputs(
-            operands=operands_of(query, full_scale_qk, keys, values, dtype),
-            key_powers=keys.powers,
-            value_powers=values.powers,
-            columns_qk=columns[0],
-            columns_av=columns[1],
-            columns_of_sum=columns[2],
-            full_scale_av=full_scale_av,
-            threshold=None if hardware.has_softmax else _plain(scaling.pulse_threshold),
-            softmax=_softmax(call) if hardware.has_softmax else None,
-            memory=_protected(call, full_scale_qk) if hardware.protection.is_on else None,
-            key_padding=call.key_padding,
-            draws=draws,
-            layer=heads.layer,
-            hardware=hardware,
-        )
-        return cls(query, full_scale_qk, keys, values, inputs)
+    Raises:
+        ValueError: for what :func:`aimc.ops.triton.check.check_triton` names.
+    """
+    heads, scaling, hardware = call.heads, call.scaling, call.heads.hardware
+    full_scale_qk, full_scale_av = (
+        _of_heads(x, heads) for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
+    )
+    draws = aligned(heads.draws)
+    query, stored = Given(call.query, scaling.query), [_stored(call, array) for array in ArrayId]
+    program = Program.of(call, [query.x, *(given.x for given in stored)])
+    keys, values = (Cells.of(array, given, heads, program, draws) for array, given in zip(ArrayId, stored, strict=True))
+    before = Before(program, query, full_scale_qk, keys, values)
+    columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
+    if hardware.noise.column_gain or hardware.noise.column_offset:
+        columns = heads.all_columns()
+    inputs = Inputs(
+        program=program,
+        operands=operands_of(before),
+        columns_qk=columns[0],
+        columns_av=columns[1],
+        columns_of_sum=columns[2],
+        full_scale_av=full_scale_av,
+        threshold=None if hardware.has_softmax else _optional(scaling.pulse_threshold),
+        softmax=_softmax(call) if hardware.has_softmax else None,
+        memory=_protected(call, full_scale_qk) if hardware.protection.is_on else None,
+        key_padding=call.key_padding,
+        draws=draws,
+        layer=heads.layer,
+    )
+    return before, inputs
 
 
 def _softmax(call: Call) -> Softmax:
     heads, scaling = call.heads, call.scaling
     return Softmax(
         gain=_of_heads(logit_gain(heads, scaling._replace(query_norm=None)), heads),
-        query_norm=_plain(scaling.query_norm),
-        key_norm=_plain(scaling.key_norm),
-        value_norm=_plain(scaling.value_norm),
+        query_norm=_optional(scaling.query_norm),
+        key_norm=_optional(scaling.key_norm),
+        value_norm=_optional(scaling.value_norm),
         trained=scaling.score is not None,
         retained=heads.retained,
-        rest=heads.cell.coefficients[0],
     )
 
 
@@ -145,17 +133,17 @@ def _stored(call: Call, array: ArrayId) -> Given:
     left to PyTorch."""
     hardware, is_key = call.heads.hardware, array == ArrayId.QK
     raw, affine = (call.key, call.scaling.key) if is_key else (call.value, call.scaling.value)
-    if hardware.storage_dac.spacing == "uniform":
-        return Given(raw, affine, hardware.storage_dac)
-    return Given(storage_dac(scaled(raw, affine), hardware), None, NO_CONVERTER)
+    if storage_converter(hardware) is not NO_CONVERTER:
+        return Given(raw, affine)
+    return Given(storage_dac(scaled(raw, affine), hardware), None)
 
 
-def _before_storage(call: Call, grads: Gradient, cells: Cells) -> Gradient:
+def _before_storage(call: Call, grads: Gradient, array: ArrayId) -> Gradient:
     """The gradients of what the kernels were given and of its scaler, where PyTorch has converted before them."""
-    if cells.given.converter is not NO_CONVERTER:
+    if storage_converter(call.heads.hardware) is not NO_CONVERTER:
         return grads
     of_given, _ = grads
-    raw, affine = (call.key, call.scaling.key) if cells.array == ArrayId.QK else (call.value, call.scaling.value)
+    raw, affine = (call.key, call.scaling.key) if array == ArrayId.QK else (call.value, call.scaling.value)
     of_raw, of_scaler = storage_gradient(of_given, raw, affine, call.heads.hardware)
     return of_raw.to(raw.dtype), of_scaler
 
@@ -183,11 +171,11 @@ def _of_activation(call: Call, by_query: Tensor | None, full_scale: Tensor) -> l
 
 def _of_heads(x: Tensor | float, heads: Heads) -> Tensor:
     """A number of each query head, `[H]`."""
-    return x.flatten().contiguous() if isinstance(x, Tensor) else numbers((x,) * heads.n_heads, heads.device)
+    return plain(x.flatten()) if isinstance(x, Tensor) else numbers((x,) * heads.n_heads, heads.device)
 
 
-def _plain(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().float().contiguous()
+def _optional(x: Tensor | None) -> Tensor | None:
+    return None if x is None else plain(x)
 
 
 def _on_device_of(x: Tensor) -> AbstractContextManager[object]:

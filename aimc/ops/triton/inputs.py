@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from aimc.hardware import Hardware
 from aimc.ops.effects.ageing import Retained
-from aimc.ops.triton.operands import Operands, Powers
+from aimc.ops.triton.operands import Operands
+from aimc.ops.triton.program import Program
 
 Table = Tensor | None
 
@@ -28,8 +28,6 @@ class Softmax(NamedTuple):
     """Whether the gain's gradient is wanted."""
     retained: Retained | None
     """What age compensation makes up for; None: it is off."""
-    rest: float
-    """Charge of a resting cell per unit pulse, in signal units."""
 
 
 class Protected(NamedTuple):
@@ -47,9 +45,8 @@ class Protected(NamedTuple):
 class Inputs(NamedTuple):
     """What the kernels compute with, all on one device."""
 
+    program: Program
     operands: Operands
-    key_powers: Powers
-    value_powers: Powers
     columns_qk: tuple[Table, Table]
     """Gain and offset of the charge-to-pulse circuits, float32 `[H_kv, W]`; None: none."""
     columns_av: tuple[Table, Table]
@@ -69,7 +66,6 @@ class Inputs(NamedTuple):
     draws: Tensor
     """int64 `[2]`: seed of the read noise, and number of the first sequence."""
     layer: int
-    hardware: Hardware
 
 
 class Gradients(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Hardware
+from aimc.ops.triton.alignment import aligned
 
 PER_BYTE = 8
 """Sub-tiles whose counters share a byte."""
@@ -65,7 +66,7 @@ class Residuals(NamedTuple):
         softmax, divides, corrects = hardware.has_softmax, hardware.normaliser.is_on, corrects_on(hardware)
         given = iter(tensors)
         there = True, divides, divides or softmax, softmax, corrects, corrects
-        return cls(*(next(given) if is_there else None for is_there in there))
+        return cls(*(aligned(next(given)) if is_there else None for is_there in there))
 
 
 def n_bytes(n_tokens: int, hardware: Hardware) -> int:

@@ -1,0 +1,173 @@
+"""A kernel that is launched again is the one that Triton itself would have chosen for the arguments.
+
+Triton chooses as on a GPU, by its own look at all arguments; only that nothing is compiled nor launched, so that no GPU
+is needed.
+"""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, which is inside the first call
+
+from dataclasses import replace
+
+from aimc import gain_cell_attention, presets
+from aimc.hardware import Array, Noise, Protection
+from aimc.ops.effects.noise import Chip
+from aimc.ops.scaling import Affine, Scaling
+from aimc.ops.triton import program as programs
+from aimc.ops.triton.program import Program
+
+pytest.importorskip("triton", reason="the triton backend needs the package triton")
+B, H, H_KV, T, D = 2, 4, 2, 48, 24
+
+
+class Chosen:
+    """What stands for a compiled kernel."""
+
+    function = packed_metadata = None
+
+    def launch_metadata(self, *_):
+        return None
+
+    def run(self, *_):
+        return None
+
+
+class Driver:
+    """A GPU that is not there."""
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, _):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def choices(monkeypatch):
+    """For each launch, in order: its program, the kernel's name and variant, and what Triton chooses."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    def chosen(kernel, key, *_):
+        kernel_cache, *_ = kernel.device_caches[0]
+        kernel_cache[key] = Chosen()
+        return kernel_cache[key]
+
+    jitted, found = {}, []
+
+    def launch(self, kernel, grid, *args, variant=None, **how):
+        name = kernel.__name__
+        if name not in jitted:
+            jitted[name] = JITFunction(kernel.fn)
+        found.append((self, (name, variant), jitted[name][grid](*args, **how)))
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # tensors of the CPU are taken
+    monkeypatch.setattr(JITFunction, "_do_compile", chosen)
+    before = dict(vars(driver))
+    driver.set_active(Driver())
+    monkeypatch.setattr(Program, "launch", launch)
+    monkeypatch.setattr(programs, "_programs", {})
+    yield found
+    vars(driver).clear()
+    vars(driver).update(before)
+
+
+def off(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers one further in memory than an address that is a multiple of 16."""
+    moved = torch.empty(x.numel() + 1, dtype=x.dtype)[1:].view_as(x).copy_(x.detach())
+    return moved.requires_grad_(x.requires_grad)
+
+
+def affine(heads: int, place) -> Affine:
+    return Affine(*(place(x).requires_grad_() for x in (torch.ones(heads), torch.zeros(heads))))
+
+
+def pass_through(hardware, place=torch.clone, *, layer=1, T=T, B=B, dtype=torch.bfloat16, chip=3, **of):
+    """Forward and backward with everything given at a place."""
+    q, k, v = (place(torch.rand(B, h, T, D).to(dtype)).requires_grad_() for h in (H, H_KV, H_KV))
+    scaling = Scaling(affine(H, place), affine(H_KV, place), affine(H_KV, place))
+    if of.get("score"):
+        scaling = scaling._replace(score=place(torch.ones(H)).requires_grad_())
+    if of.get("threshold"):
+        scaling = scaling._replace(pulse_threshold=place(torch.zeros(H)).requires_grad_())
+    if of.get("plain"):
+        scaling = None
+    if of.get("by_token"):
+        q, k, v = (x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in (q, k, v))
+    padding = place(torch.zeros(B, T, dtype=torch.bool)) if of.get("padding") else None
+    call = {"scaling": scaling, "key_padding": padding, "chip": Chip(seed=chip, layer=layer)}
+    call["generator"] = torch.Generator().manual_seed(0)
+    out = gain_cell_attention(q, k, v, replace(hardware, backend="triton"), **call)
+    out.backward(place(torch.ones(B, T, H, D, dtype=out.dtype)).transpose(1, 2))  # as it is laid out
+    with torch.no_grad():
+        gain_cell_attention(q, k, v, replace(hardware, backend="triton"), **call)
+
+
+def published():
+    hardware = presets.gain_cell_cmos()
+    hardware.array = Array(window=32, rows=16, saturation_qk=10.0, saturation_av=6.0)
+    return hardware
+
+
+def softmax():
+    hardware = presets.for_pretrained(presets.gain_cell_cmos(), protection=Protection(n_sink=2, n_recent=16))
+    hardware.leakage = published().leakage
+    hardware.array = replace(hardware.array, window=32, rows=16)
+    return hardware
+
+
+MACHINES = {
+    "published": published,
+    "noisy": lambda: replace(published(), noise=presets.typical()),
+    "read noise alone": lambda: replace(published(), noise=Noise(read_qk=0.02)),
+    "cells that leak apart": lambda: replace(published(), noise=Noise(tau_spread=0.1)),
+    "normalised": lambda: replace(presets.gain_cell_normalised(), array=published().array),
+    "protected": lambda: replace(published(), protection=Protection(n_sink=2, n_recent=16)),
+    "softmax": softmax,
+    "ideal": lambda: replace(published(), leakage=replace(published().leakage, tau_s=None)),
+}
+WAYS = (
+    {},
+    {"place": off},
+    {"layer": 16},
+    {"layer": 5},
+    {"layer": 5, "place": off},
+    {"T": 1},
+    {"T": 33},
+    {"B": 1},
+    {"dtype": torch.float32},
+    {"dtype": torch.float16, "place": off},
+    {"padding": True, "place": off},
+    {"padding": True},
+    {"plain": True},
+    {"by_token": True},
+    {"chip": 4},
+)
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_kernels_launched_again_are_those_that_triton_would_choose(choices, name):
+    hardware = MACHINES[name]()
+    extra = ({"score": True},) if hardware.has_softmax else ({"threshold": True},)
+    for way in (*WAYS, *extra):
+        if way.get("threshold"):
+            hardware = replace(hardware, threshold=True)
+        pass_through(hardware, **way)
+    before, finer = len(choices), replace(hardware, readout=replace(hardware.readout, n_levels=64))
+    pass_through(finer)
+    assert {program.hardware.readout.n_levels for program, *_ in choices[before:]} == {64}
+    known: dict[object, object] = {}
+    for program, kernel, chosen in choices:
+        assert known.setdefault((id(program), *kernel), chosen) is chosen, f"{kernel}: another was compiled for these"
+    assert len({id(program) for program, *_ in choices}) < len(choices) / 6  # each was used again
+    assert len(choices) - len(known) > len(WAYS)
