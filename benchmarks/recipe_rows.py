@@ -17,9 +17,10 @@ SIGNED = ("hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hard
 NORMALISER = tuple(f"hardware.normaliser.{x}" for x in ("is_on=true", "full_scale=16", "counter.n_levels=256"))
 THRESHOLD = ("hardware.threshold=true",)
 BY_CONTROL = ("trainer.finetune.teacher=control",)
-WITHOUT_LEVELS = tuple(
+WITHOUT_INPUT_LEVELS, WITHOUT_STORAGE_LEVELS, *WITHOUT_READOUT_LEVELS = (
     f"hardware.{converter}.n_levels=null" for converter in ("input_dac", "storage_dac", "readout", "normaliser.counter")
 )
+WITHOUT_LEVELS = (WITHOUT_INPUT_LEVELS, WITHOUT_STORAGE_LEVELS, *WITHOUT_READOUT_LEVELS)
 WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
 LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
 ALONE = ("trainer.finetune.distillation=0",)
@@ -73,6 +74,9 @@ ROWS = {
     "… with the model's dropout": Row(DIRECT, (*BOTH, *DROPOUT)),
     "… on ideal arrays": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS, *WITHOUT_LEAKAGE, *LINEAR_CELLS)),
     "… without levels": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS)),
+    "… without input levels": Row(DIRECT, (*BOTH, WITHOUT_INPUT_LEVELS)),
+    "… without storage levels": Row(DIRECT, (*BOTH, WITHOUT_STORAGE_LEVELS)),
+    "… without readout levels": Row(DIRECT, (*BOTH, *WITHOUT_READOUT_LEVELS)),
     "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
     "… on linear cells": Row(DIRECT, (*BOTH, *LINEAR_CELLS)),
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),

@@ -58,6 +58,9 @@ def choices(monkeypatch):
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
+    if not hasattr(JITFunction, "_do_compile"):
+        pytest.skip("this version of Triton cannot be kept from compiling")
+
     def chosen(kernel, key, *_):
         kernel_cache, *_ = kernel.device_caches[0]
         kernel_cache[key] = Chosen()
