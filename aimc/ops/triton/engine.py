@@ -20,7 +20,7 @@ from aimc.ops.triton.alignment import aligned
 from aimc.ops.triton.inputs import Inputs, Protected, Softmax
 from aimc.ops.triton.launch import triton_backward, triton_forward
 from aimc.ops.triton.operands import Before, Cells, Given, gradients_of_given, numbers, operands_of, plain
-from aimc.ops.triton.program import Program
+from aimc.ops.triton.plan import Plan
 from aimc.ops.triton.residuals import Residuals
 from aimc.ops.triton.translation import NO_CONVERTER, storage_converter
 
@@ -80,14 +80,14 @@ def _prepared(call: Call) -> tuple[Before, Inputs]:
     )
     draws = aligned(heads.draws)
     query, stored = Given(call.query, scaling.query), [_stored(call, array) for array in ArrayId]
-    program = Program.of(call, [query.x, *(given.x for given in stored)])
-    keys, values = (Cells.of(array, given, heads, program, draws) for array, given in zip(ArrayId, stored, strict=True))
-    before = Before(program, query, full_scale_qk, keys, values)
+    plan = Plan.of(call, [query.x, *(given.x for given in stored)])
+    keys, values = (Cells.of(array, given, heads, plan, draws) for array, given in zip(ArrayId, stored, strict=True))
+    before = Before(plan, query, full_scale_qk, keys, values)
     columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
     if hardware.noise.column_gain or hardware.noise.column_offset:
         columns = heads.all_columns()
     inputs = Inputs(
-        program=program,
+        plan=plan,
         operands=operands_of(before),
         columns_qk=columns[0],
         columns_av=columns[1],

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from aimc.ops.effects.ageing import Retained
 from aimc.ops.triton.operands import Operands
-from aimc.ops.triton.program import Program
+from aimc.ops.triton.plan import Plan
 
 Table = Tensor | None
 
@@ -45,7 +45,7 @@ class Protected(NamedTuple):
 class Inputs(NamedTuple):
     """What the kernels compute with, all on one device."""
 
-    program: Program
+    plan: Plan
     operands: Operands
     columns_qk: tuple[Table, Table]
     """Gain and offset of the charge-to-pulse circuits, float32 `[H_kv, W]`; None: none."""

@@ -29,19 +29,19 @@ def triton_forward(inputs: Inputs, out_dtype: torch.dtype, *, keep: bool = False
     from aimc.ops.triton.kernels import forward_kernel
     from aimc.ops.triton.statistics import statistics_kernel
 
-    program, pulses = inputs.program, inputs.operands.pulses
+    plan, pulses = inputs.plan, inputs.operands.pulses
     batch, heads, tokens, size = pulses.shape
     out = torch.empty(batch, tokens, heads, size, dtype=out_dtype, device=pulses.device)
-    residuals = Residuals.room(pulses, program.hardware, keep=keep)
+    residuals = Residuals.room(pulses, plan.hardware, keep=keep)
     if out.numel():
         machine = _machine(inputs, residuals)
         if inputs.softmax is not None:
-            spec, how = program.spec("statistics")
-            program.launch(statistics_kernel, (-(-tokens // spec.block), heads, batch), pulses, machine, spec, **how)
-        spec, how = program.spec("forward")
+            spec, how = plan.spec("statistics")
+            plan.launch(statistics_kernel, (-(-tokens // spec.block), heads, batch), pulses, machine, spec, **how)
+        spec, how = plan.spec("forward")
         grid = (-(-tokens // spec.block), heads, batch)
         args = pulses, machine, out, residuals.divisor, _kept(residuals), keep, spec
-        program.launch(forward_kernel, grid, *args, variant=(keep, out_dtype), **how)
+        plan.launch(forward_kernel, grid, *args, variant=(keep, out_dtype), **how)
     return out, residuals
 
 
@@ -54,7 +54,7 @@ def triton_backward(grad: Tensor, inputs: Inputs, out: Tensor, residuals: Residu
     from aimc.ops.triton.kernels import pulse_gradient_kernel, stored_gradient_kernel
     from aimc.ops.triton.memory import memory_gradient_kernel
 
-    (pulses, keys, _), memory, program = inputs.operands, inputs.memory, inputs.program
+    (pulses, keys, _), memory, plan = inputs.operands, inputs.memory, inputs.plan
     batch, heads, tokens, _ = pulses.shape
     grad, scale = _scaled(grad, pulses.dtype)
     grad, d_sum = _undivided(grad, out, residuals, inputs)
@@ -64,23 +64,23 @@ def triton_backward(grad: Tensor, inputs: Inputs, out: Tensor, residuals: Residu
         return torch.empty(shape, dtype=torch.float32, device=pulses.device)
 
     d_pulses = room(*pulses.shape)
-    d_keys, d_values = (room(span(of.powers.graded), *keys.shape[1:]) for of in program.cells.values())
+    d_keys, d_values = (room(span(of.powers.graded), *keys.shape[1:]) for of in plan.cells.values())
     trains = inputs.threshold is not None or (inputs.softmax is not None and inputs.softmax.trained)
     by_query = room(*pulses.shape[:3]) if trains else None
     of_memory = None if memory is None else (room(*pulses.shape), room(*keys.shape[1:]), room(*keys.shape[1:]))
     if pulses.numel():
-        spec, how = program.spec("pulse_gradient")
+        spec, how = plan.spec("pulse_gradient")
         machine = _machine(inputs, residuals)
         args = (pulses, grad, d_sum, machine, _kept(residuals))
         d_memory_pulses = None if of_memory is None else of_memory[0]
         grid = (-(-tokens // spec.block), heads, batch)
-        program.launch(pulse_gradient_kernel, grid, *args, d_pulses, d_memory_pulses, by_query, spec, **how)
+        plan.launch(pulse_gradient_kernel, grid, *args, d_pulses, d_memory_pulses, by_query, spec, **how)
         grid = (-(-tokens // spec.rows), keys.shape[2], batch)
-        spec, how = program.spec("stored_gradient")
-        program.launch(stored_gradient_kernel, grid, *args, d_keys, d_values, spec, **how)
+        spec, how = plan.spec("stored_gradient")
+        plan.launch(stored_gradient_kernel, grid, *args, d_keys, d_values, spec, **how)
         if of_memory is not None:
-            spec, how = program.spec("memory_gradient")
-            program.launch(memory_gradient_kernel, grid, grad, d_sum, machine, *of_memory[1:], spec, **how)
+            spec, how = plan.spec("memory_gradient")
+            plan.launch(memory_gradient_kernel, grid, grad, d_sum, machine, *of_memory[1:], spec, **how)
     found = Gradients(d_pulses, d_keys, d_values, by_query, of_memory)
     return found if scale is None else _times(found, scale)
 
@@ -91,10 +91,10 @@ def _undivided(grad: Tensor, out: Tensor, residuals: Residuals, inputs: Inputs) 
     sums = residuals.divisor
     if sums is None:
         return grad, None
-    least = inputs.program.levels.least_sum
+    least = inputs.plan.levels.least_sum
     grad, divisor = grad.float(), sums.clamp(min=least)
     of_sums = (grad * out).sum(dim=-1).transpose(1, 2) / -divisor
-    of_sums = inputs.program.levels.saturation_av * of_sums.masked_fill(sums < least, 0.0).contiguous()
+    of_sums = inputs.plan.levels.saturation_av * of_sums.masked_fill(sums < least, 0.0).contiguous()
     if residuals.longest is not None:
         divisor = divisor / residuals.longest
     return grad / divisor.transpose(1, 2)[..., None], of_sums
@@ -126,7 +126,7 @@ def _of_softmax(inputs: Inputs, residuals: Residuals) -> OfSoftmax:
         return NO_SOFTMAX
     return OfSoftmax(
         *given[:4],
-        shares=None if given.retained is None else numbers(given.retained.shares, inputs.program.device),
+        shares=None if given.retained is None else numbers(given.retained.shares, inputs.plan.device),
         resting=residuals.resting,
         largest=residuals.largest,
         total=residuals.divisor,
@@ -143,7 +143,7 @@ def _memory(inputs: Inputs) -> Memory:
         *protected[:3],
         None if sink is None else _flags(sink),
         None if sink is None else _behind_last(sink),
-        inputs.program.hardware.protection.n_recent,
+        inputs.plan.hardware.protection.n_recent,
     )
 
 
@@ -158,7 +158,7 @@ def _flags(x: Tensor) -> Tensor:
 
 
 def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
-    program, padding = inputs.program, inputs.key_padding
+    plan, padding = inputs.plan, inputs.key_padding
     _, keys, values = inputs.operands
     return Machine(
         key_operands=keys,
@@ -172,12 +172,12 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
         padding=None if padding is None else _flags(padding),
         draws=inputs.draws,
         layer=inputs.layer,
-        n_batch=program.n_batch,
-        n_tokens=program.n_tokens,
-        n_heads=program.n_heads,
-        n_kv_heads=program.n_kv_heads,
-        n_kept=program.n_kept,
-        levels=program.levels,
+        n_batch=plan.n_batch,
+        n_tokens=plan.n_tokens,
+        n_heads=plan.n_heads,
+        n_kv_heads=plan.n_kv_heads,
+        n_kept=plan.n_kept,
+        levels=plan.levels,
     )
 
 

@@ -14,7 +14,7 @@ from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Affine
 from aimc.ops.triton.alignment import aligned
-from aimc.ops.triton.program import CellKind, Program
+from aimc.ops.triton.plan import CellKind, Plan
 from aimc.ops.triton.spec import Source, Written
 from aimc.ops.triton.translation import span
 
@@ -47,16 +47,16 @@ class Cells(NamedTuple):
     written: Written
 
     @classmethod
-    def of(cls, array: ArrayId, given: Given, heads: Heads, program: Program, draws: Tensor) -> Cells:
+    def of(cls, array: ArrayId, given: Given, heads: Heads, plan: Plan, draws: Tensor) -> Cells:
         """Those of a call; `draws` are of its write noise."""
-        kind, cell = program.cells[array], heads.cell
+        kind, cell = plan.cells[array], heads.cell
         table = heads.coefficient_table(array) if kind.differ else numbers(tuple(cell.coefficients), heads.device)
         written = Written(
             table,
             table.stride(0),
             heads.decay_per_token,
             heads.all_leak_rates(array),
-            program.half_length,
+            plan.half_length,
             heads.hardware.noise.write_v,
             cell.surrogate_slope,
             draws,
@@ -68,7 +68,7 @@ class Cells(NamedTuple):
 class Before(NamedTuple):
     """What stands in front of the arrays."""
 
-    program: Program
+    plan: Plan
     query: Given
     full_scale: Tensor
     """Of the first array of each head, `[H]`."""
@@ -91,15 +91,15 @@ def operands_of(before: Before) -> Operands:
     """Of one call."""
     from aimc.ops.triton.writes import write_kernel
 
-    program, query, full_scale, *cells = before
-    dtype, device = program.dtype, program.device
+    plan, query, full_scale, *cells = before
+    dtype, device = plan.dtype, plan.device
     pulses = torch.empty(query.x.shape, dtype=dtype, device=device)
     stacks = [torch.empty(span(of.kind.powers.present), *of.given.x.shape, dtype=dtype, device=device) for of in cells]
     if pulses.numel():
         each = [(of.given.source(), of.written, stack) for of, stack in zip(cells, stacks, strict=True)]
-        specs = program.query, *(of.kind.present for of in cells)
+        specs = plan.query, *(of.kind.present for of in cells)
         args = query.source(), full_scale, pulses, *itertools.chain(*each)
-        program.launch(write_kernel, program.grid, *args, *specs)
+        plan.launch(write_kernel, plan.grid, *args, *specs)
     return Operands(pulses, *stacks)
 
 
@@ -108,17 +108,17 @@ def gradients_of_given(before: Before, grads: tuple[Tensor, Tensor, Tensor]) -> 
     those of query, key and value, `[B, H, T, D]`, and of their scalers, `[2, H]`."""
     from aimc.ops.triton.writes import gradient_at_converters
 
-    program, query, full_scale, keys, values = before
+    plan, query, full_scale, keys, values = before
     all_given = query, keys.given, values.given
     rooms = [given.gradient() for given in all_given]
-    n_blocks, n_heads, n_batch = program.grid
+    n_blocks, n_heads, n_batch = plan.grid
     room = torch.zeros if any(given.affine is None for given in all_given) else torch.empty
-    sums = room(2, n_batch, n_heads, n_blocks, dtype=torch.float32, device=program.device)
+    sums = room(2, n_batch, n_heads, n_blocks, dtype=torch.float32, device=plan.device)
     if query.x.numel():
         how = full_scale, keys.written, values.written
         each = [(of.source(), *rest) for of, *rest in zip(all_given, how, grads, rooms, strict=True)]
-        specs = program.query, keys.kind.graded, values.kind.graded
-        program.launch(gradient_at_converters, program.grid, *itertools.chain(*each), sums, *specs)
+        specs = plan.query, keys.kind.graded, values.kind.graded
+        plan.launch(gradient_at_converters, plan.grid, *itertools.chain(*each), sums, *specs)
     of_scalers = sums.sum(dim=(1, 3)).split([given.x.shape[1] for given in all_given], dim=1)
     return [(d_x.transpose(1, 2), of) for d_x, of in zip(rooms, of_scalers, strict=True)]
 

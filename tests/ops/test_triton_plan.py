@@ -18,8 +18,8 @@ from aimc import gain_cell_attention, presets
 from aimc.hardware import Array, Noise, Protection
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
-from aimc.ops.triton import program as programs
-from aimc.ops.triton.program import Program
+from aimc.ops.triton import plan as plans
+from aimc.ops.triton.plan import Plan
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 B, H, H_KV, T, D = 2, 4, 2, 48, 24
@@ -54,7 +54,7 @@ class Driver:
 
 @pytest.fixture
 def choices(monkeypatch):
-    """For each launch, in order: its program, the kernel's name and variant, and what Triton chooses."""
+    """For each launch, in order: its plan, the kernel's name and variant, and what Triton chooses."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -78,8 +78,8 @@ def choices(monkeypatch):
     monkeypatch.setattr(JITFunction, "_do_compile", chosen)
     before = dict(vars(driver))
     driver.set_active(Driver())
-    monkeypatch.setattr(Program, "launch", launch)
-    monkeypatch.setattr(programs, "_programs", {})
+    monkeypatch.setattr(Plan, "launch", launch)
+    monkeypatch.setattr(plans, "_plans", {})
     yield found
     vars(driver).clear()
     vars(driver).update(before)
@@ -168,9 +168,9 @@ def test_kernels_launched_again_are_those_that_triton_would_choose(choices, name
         pass_through(hardware, **way)
     before, finer = len(choices), replace(hardware, readout=replace(hardware.readout, n_levels=64))
     pass_through(finer)
-    assert {program.hardware.readout.n_levels for program, *_ in choices[before:]} == {64}
+    assert {plan.hardware.readout.n_levels for plan, *_ in choices[before:]} == {64}
     known: dict[object, object] = {}
-    for program, kernel, chosen in choices:
-        assert known.setdefault((id(program), *kernel), chosen) is chosen, f"{kernel}: another was compiled for these"
-    assert len({id(program) for program, *_ in choices}) < len(choices) / 6  # each was used again
+    for plan, kernel, chosen in choices:
+        assert known.setdefault((id(plan), *kernel), chosen) is chosen, f"{kernel}: another was compiled for these"
+    assert len({id(plan) for plan, *_ in choices}) < len(choices) / 6  # each was used again
     assert len(choices) - len(known) > len(WAYS)

@@ -1,5 +1,5 @@
-"""A call's kernels but for its tensors: what they are compiled for and how they are launched, found once for all calls
-that differ in the numbers of their tensors alone.
+"""The plan of a call: all of it but its tensors. What its kernels are compiled for and how they are launched is found
+once for all calls that differ in the numbers of their tensors alone.
 
 A GPU waits for what Python does between two launches. Triton looks at every argument of a launch, tuples of up to fifty
 with ours, to find the kernel that was compiled for such; here it does so at the first launch. Afterwards the kernel is
@@ -30,7 +30,7 @@ TOKENS = 32
 LEAST_TOTAL = torch.finfo(torch.float32).tiny
 """Of all shares of a query, by which is divided."""
 MOST = 1024
-"""Programs that are kept: a new one costs less than a millisecond, and its kernels stay compiled."""
+"""Plans that are kept: a new one costs less than a millisecond, and its kernels stay compiled."""
 
 
 class CellKind(NamedTuple):
@@ -45,7 +45,7 @@ class CellKind(NamedTuple):
     """And that of the way back."""
 
 
-class Program:
+class Plan:
     """All of a call that does not depend on the numbers in its tensors.
 
     Args:
@@ -86,27 +86,27 @@ class Program:
         self._compiled: dict[tuple[object, object], Any] = {}
 
     @classmethod
-    def of(cls, call: Call, given: Sequence[Tensor]) -> Program:
-        """The program of a call; `given` are query, key and value as its kernels have them."""
+    def of(cls, call: Call, given: Sequence[Tensor]) -> Plan:
+        """The plan of a call; `given` are query, key and value as its kernels have them."""
         heads = call.heads
         key = (
-            id(heads.hardware),  # which no other has while its program is kept: it holds it
+            id(heads.hardware),  # which no other has while its plan is kept: it holds it
             heads.layer,
             heads.device,
             *[(x.dtype, x.shape, x.stride()) for x in given],
             *[x is None for x in call.scaling],
             call.key_padding is None,
         )
-        found = _programs.get(key)
+        found = _plans.get(key)
         if found is None:
-            if len(_programs) >= MOST:
-                _programs.clear()
-            found = _programs[key] = cls(call)
+            if len(_plans) >= MOST:
+                _plans.clear()
+            found = _plans[key] = cls(call)
         return found
 
     def launch(self, kernel: Any, grid: tuple[int, ...], *args: Any, variant: object = None, **how: int) -> None:
         """`kernel[grid](*args, **how)`; `variant` tells apart launches of a kernel with constants or dtypes that differ
-        between calls of one program."""
+        between calls of one plan."""
         known = self._compiled.get((kernel.__name__, variant))
         if known is not None:
             known[grid](*args)
@@ -183,5 +183,5 @@ class Program:
         return CellKind(powers, differ, present, graded)
 
 
-_programs: dict[tuple[object, ...], Program] = {}
+_plans: dict[tuple[object, ...], Plan] = {}
 """Of this process, by all that they depend on."""
