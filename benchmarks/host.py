@@ -1,7 +1,8 @@
 """`python -m benchmarks.host`: what Python does around the Triton kernels of a layer, for which a GPU waits.
 
-No GPU is needed: the kernels are compiled for one and launched into nothing, and tensors are as small as they can be.
-`--base COMMIT` measures that commit as well, in turn.
+No GPU is needed: the kernels are compiled for one and launched into nothing. So Triton's own launcher is left out, and
+what it takes to hand a launch to a GPU; on the other hand PyTorch's few operations in between are computed here, on a
+short text. `--base COMMIT` measures that commit as well, in turn.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _each(call: Callable[[], object]) -> float:
 
 def _of_tree(tree: Path) -> dict[str, dict[str, float]]:
     """Of the package there, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0"}
     command = [sys.executable, "-W", "ignore", str(Path(__file__).resolve()), "--once"]
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -133,7 +134,7 @@ def main() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks.commits import scratch_clone
+    from benchmarks.commits import CommitError, scratch_clone
     from benchmarks.machine import REPOSITORY
 
     names = ["this tree", *([words.base] if words.base else [])]
@@ -141,8 +142,11 @@ def main() -> None:
     table.add_column("machine")
     table.add_column("pass")
     if words.base:
-        with scratch_clone(words.base) as other:
-            turns = [[_of_tree(REPOSITORY), _of_tree(other)] for _ in range(TURNS)]
+        try:
+            with scratch_clone(words.base) as other:
+                turns = [[_of_tree(REPOSITORY), _of_tree(other)] for _ in range(TURNS)]
+        except CommitError as error:
+            sys.exit(f"--base: {error}")
     else:
         turns = [[_of_tree(REPOSITORY)]]
     for name in names:

@@ -17,10 +17,11 @@ SIGNED = ("hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hard
 NORMALISER = tuple(f"hardware.normaliser.{x}" for x in ("is_on=true", "full_scale=16", "counter.n_levels=256"))
 THRESHOLD = ("hardware.threshold=true",)
 BY_CONTROL = ("trainer.finetune.teacher=control",)
-WITHOUT_INPUT_LEVELS, WITHOUT_STORAGE_LEVELS, *WITHOUT_READOUT_LEVELS = (
-    f"hardware.{converter}.n_levels=null" for converter in ("input_dac", "storage_dac", "readout", "normaliser.counter")
-)
-WITHOUT_LEVELS = (WITHOUT_INPUT_LEVELS, WITHOUT_STORAGE_LEVELS, *WITHOUT_READOUT_LEVELS)
+WITHOUT_INPUT_LEVELS = ("hardware.input_dac.n_levels=null",)
+WITHOUT_STORAGE_LEVELS = ("hardware.storage_dac.n_levels=null",)
+WITHOUT_READOUT_LEVELS = ("hardware.readout.n_levels=null", "hardware.normaliser.counter.n_levels=null")
+WITHOUT_LEVELS = (*WITHOUT_INPUT_LEVELS, *WITHOUT_STORAGE_LEVELS, *WITHOUT_READOUT_LEVELS)
+SMALL_COUNTERS = ("hardware.array.saturation_av=10",)
 WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
 LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
 ALONE = ("trainer.finetune.distillation=0",)
@@ -74,9 +75,10 @@ ROWS = {
     "… with the model's dropout": Row(DIRECT, (*BOTH, *DROPOUT)),
     "… on ideal arrays": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS, *WITHOUT_LEAKAGE, *LINEAR_CELLS)),
     "… without levels": Row(DIRECT, (*BOTH, *WITHOUT_LEVELS)),
-    "… without input levels": Row(DIRECT, (*BOTH, WITHOUT_INPUT_LEVELS)),
-    "… without storage levels": Row(DIRECT, (*BOTH, WITHOUT_STORAGE_LEVELS)),
+    "… without input levels": Row(DIRECT, (*BOTH, *WITHOUT_INPUT_LEVELS)),
+    "… without storage levels": Row(DIRECT, (*BOTH, *WITHOUT_STORAGE_LEVELS)),
     "… without readout levels": Row(DIRECT, (*BOTH, *WITHOUT_READOUT_LEVELS)),
+    "… with a quarter of the counters' full scale": Row(DIRECT, (*BOTH, *SMALL_COUNTERS)),
     "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
     "… on linear cells": Row(DIRECT, (*BOTH, *LINEAR_CELLS)),
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
@@ -85,6 +87,8 @@ ROWS = {
 the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
 from the start on."""
 MEASURED_UNDER_NOISE = (FULL, NOISY)
+_OF_LEVELS = tuple(name for name in ROWS if "levels" in name and name != "… without levels" or "counters" in name)
+"""What of the levels stands in the way, where they do."""
 _SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
 
 
@@ -124,7 +128,7 @@ MODELS = {
         learning_rate=2e-3,
         teacher="digital",
         tokens=None,
-        rows=tuple(name for name in ROWS if name != NOISY),
+        rows=tuple(name for name in ROWS if name not in (NOISY, *_OF_LEVELS)),
     ),
     # 5.3 M parameters on a folder of text, from scratch: each seed has its own digital model, so that intervals hold
     # what its training leaves to chance. That is far from trained out, and further training is worth more to it than to

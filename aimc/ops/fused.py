@@ -98,7 +98,10 @@ def _gradients(grad: Tensor, out: Tensor | None, kept: list[Tensor], *inputs: An
     """Of query, key and value, then of what else is trained, from that of the sums `[B, T, H, D]`."""
     engine = _engine(inputs[-2])
     with torch.autocast(grad.device.type, enabled=False):
-        call = _call(*inputs).differentiated
+        forward = _call(*inputs)
+        call = forward.differentiated
+        if call is not forward:  # the same object each time, as :func:`_call` has it: what is kept by it is found again
+            call.heads.hardware = unpack(pack(call.heads.hardware))
         given = (call, grad.transpose(1, 2)) if out is None else (call, grad.transpose(1, 2), (out, kept))
         d_query, d_key, d_value, *of_scalers = engine.backward(*given)
     return [*(_by_token(x) for x in (d_query, d_key, d_value)), *of_scalers]

@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 import functools
-import operator
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -56,7 +55,6 @@ def _leaves(of: Any, *before: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 _LEAVES = list(_leaves(Hardware()))
 _PLACES = [(path[:-1], path[-1], _CHOICES.get(path[-1]), "list" in str(hint)) for path, hint in _LEAVES]
-_values = operator.attrgetter(*(".".join(path) for path, _ in _LEAVES))
 _WHOLE = [int in (hint, *typing.get_args(hint)) for _, hint in _LEAVES]
 _TRUTH = [hint is bool for _, hint in _LEAVES]
 
@@ -64,7 +62,11 @@ _TRUTH = [hint is bool for _, hint in _LEAVES]
 def pack(hardware: Hardware) -> list[float]:
     """All fields."""
     numbers: list[float] = []
-    for value, (_, _, choices, is_list) in zip(_values(hardware), _PLACES, strict=True):
+    for parents, name, choices, is_list in _PLACES:
+        at: Any = hardware
+        for parent in parents:
+            at = getattr(at, parent)
+        value = getattr(at, name)
         if value is None:
             numbers.append(_NONE)
         elif choices is not None:

@@ -18,7 +18,7 @@ from aimc import gain_cell_attention, presets
 from aimc.hardware import Array, Noise, Protection
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
-from aimc.ops.triton import plan as plans
+from aimc.ops.triton import plan as all_plans
 from aimc.ops.triton.plan import Plan
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
@@ -26,15 +26,32 @@ B, H, H_KV, T, D = 2, 4, 2, 48, 24
 
 
 class Chosen:
-    """What stands for a compiled kernel."""
+    """What stands for a compiled kernel. Launched again, it asks Triton whom it would have chosen."""
 
     function = packed_metadata = None
+
+    def __init__(self, kernel):
+        self.kernel = kernel
 
     def launch_metadata(self, *_):
         return None
 
     def run(self, *_):
         return None
+
+    def __getitem__(self, grid):
+        def launched_again(*args):
+            AGAIN.append(self)
+            chosen = self.kernel[grid](*args, **HOW[-1])
+            assert chosen is self, f"{self.kernel.__name__}: another was compiled for these arguments"
+
+        return launched_again
+
+
+HOW: list[dict[str, int]] = []
+"""Of each launch."""
+AGAIN: list[Chosen] = []
+"""Launches of what was known."""
 
 
 class Driver:
@@ -53,8 +70,8 @@ class Driver:
 
 
 @pytest.fixture
-def choices(monkeypatch):
-    """For each launch, in order: its plan, the kernel's name and variant, and what Triton chooses."""
+def plans(monkeypatch):
+    """That of each launch, in order."""
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
@@ -63,24 +80,25 @@ def choices(monkeypatch):
 
     def chosen(kernel, key, *_):
         kernel_cache, *_ = kernel.device_caches[0]
-        kernel_cache[key] = Chosen()
+        kernel_cache[key] = Chosen(kernel)
         return kernel_cache[key]
 
-    jitted, found = {}, []
+    jitted, used, launch = {}, [], Plan.launch
 
-    def launch(self, kernel, grid, *args, variant=None, **how):
-        name = kernel.__name__
-        if name not in jitted:
-            jitted[name] = JITFunction(kernel.fn)
-        found.append((self, (name, variant), jitted[name][grid](*args, **how)))
+    def watched(self, kernel, grid, *args, variant=None, **how):
+        used.append(self)
+        HOW.append(how)
+        as_on_a_gpu = jitted.setdefault(kernel.__name__, JITFunction(kernel.fn))
+        launch(self, as_on_a_gpu, grid, *args, variant=variant, **how)
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # tensors of the CPU are taken
     monkeypatch.setattr(JITFunction, "_do_compile", chosen)
     before = dict(vars(driver))
     driver.set_active(Driver())
-    monkeypatch.setattr(Plan, "launch", launch)
-    monkeypatch.setattr(plans, "_plans", {})
-    yield found
+    monkeypatch.setattr(Plan, "launch", watched)
+    monkeypatch.setattr(all_plans, "_plans", {})
+    AGAIN.clear()
+    yield used
     vars(driver).clear()
     vars(driver).update(before)
 
@@ -103,6 +121,11 @@ def pass_through(hardware, place=torch.clone, *, layer=1, T=T, B=B, dtype=torch.
         scaling = scaling._replace(score=place(torch.ones(H)).requires_grad_())
     if of.get("threshold"):
         scaling = scaling._replace(pulse_threshold=place(torch.zeros(H)).requires_grad_())
+    if hardware.features.normalises:
+        norms = {name: place(torch.ones(B, h, T)) for name, h in (("query", H), ("key", H_KV), ("value", H_KV))}
+        scaling = scaling._replace(**{f"{name}_norm": x for name, x in norms.items()})
+    if hardware.array.full_scales == "head":
+        scaling = scaling._replace(full_scale_qk=place(torch.ones(H)), full_scale_av=place(torch.ones(H)))
     if of.get("plain"):
         scaling = None
     if of.get("by_token"):
@@ -110,7 +133,8 @@ def pass_through(hardware, place=torch.clone, *, layer=1, T=T, B=B, dtype=torch.
     padding = place(torch.zeros(B, T, dtype=torch.bool)) if of.get("padding") else None
     call = {"scaling": scaling, "key_padding": padding, "chip": Chip(seed=chip, layer=layer)}
     call["generator"] = torch.Generator().manual_seed(0)
-    out = gain_cell_attention(q, k, v, replace(hardware, backend="triton"), **call)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, off if of.get("moved") else lambda x: x):
+        out = gain_cell_attention(q, k, v, replace(hardware, backend="triton"), **call)
     out.backward(place(torch.ones(B, T, H, D, dtype=out.dtype)).transpose(1, 2))  # as it is laid out
     with torch.no_grad():
         gain_cell_attention(q, k, v, replace(hardware, backend="triton"), **call)
@@ -137,6 +161,8 @@ MACHINES = {
     "normalised": lambda: replace(presets.gain_cell_normalised(), array=published().array),
     "protected": lambda: replace(published(), protection=Protection(n_sink=2, n_recent=16)),
     "softmax": softmax,
+    "equal charge": lambda: replace(published(), storage_dac=replace(published().storage_dac, spacing="equal_charge")),
+    "gradients of the clean network": lambda: replace(published(), noise=presets.typical(), noise_gradient="clean"),
     "ideal": lambda: replace(published(), leakage=replace(published().leakage, tau_s=None)),
 }
 WAYS = (
@@ -155,22 +181,24 @@ WAYS = (
     {"plain": True},
     {"by_token": True},
     {"chip": 4},
+    {"moved": True},
 )
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_kernels_launched_again_are_those_that_triton_would_choose(choices, name):
+def test_kernels_launched_again_are_those_that_triton_would_choose(plans, name):
     hardware = MACHINES[name]()
     extra = ({"score": True},) if hardware.has_softmax else ({"threshold": True},)
     for way in (*WAYS, *extra):
         if way.get("threshold"):
             hardware = replace(hardware, threshold=True)
         pass_through(hardware, **way)
-    before, finer = len(choices), replace(hardware, readout=replace(hardware.readout, n_levels=64))
+    assert len(AGAIN) > len(plans) / 3
+    before, finer = len(plans), replace(hardware, readout=replace(hardware.readout, n_levels=64))
     pass_through(finer)
-    assert {plan.hardware.readout.n_levels for plan, *_ in choices[before:]} == {64}
-    known: dict[object, object] = {}
-    for plan, kernel, chosen in choices:
-        assert known.setdefault((id(plan), *kernel), chosen) is chosen, f"{kernel}: another was compiled for these"
-    assert len({id(plan) for plan, *_ in choices}) < len(choices) / 6  # each was used again
-    assert len(choices) - len(known) > len(WAYS)
+    assert {plan.hardware.readout.n_levels for plan in plans[before:]} == {64}
+    before = len(all_plans._plans)
+    pass_through(finer, layer=7)  # as layer 1 to 15 but for the first
+    known = len(all_plans._plans)
+    pass_through(finer, layer=9)
+    assert len(all_plans._plans) == known > before

@@ -1,9 +1,9 @@
-"""Where tensors begin that kernels are given."""
+"""What Triton compiles for besides kinds: multiples of 16, among addresses and among integers."""
 
 from torch import Tensor
 
 ALIGNED = 16
-"""Bytes of which the address of each is a multiple: Triton compiles for that, so that it loads more at once."""
+"""Bytes of which the address of each tensor is a multiple that a kernel is given; it then loads more at once."""
 
 
 def aligned(x: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def operands_of(before: Before) -> Operands:
     stacks = [torch.empty(span(of.kind.powers.present), *of.given.x.shape, dtype=dtype, device=device) for of in cells]
     if pulses.numel():
         each = [(of.given.source(), of.written, stack) for of, stack in zip(cells, stacks, strict=True)]
-        specs = plan.query, *(of.kind.present for of in cells)
+        specs = plan.pulses, *(of.kind.present for of in cells)
         args = query.source(), full_scale, pulses, *itertools.chain(*each)
         plan.launch(write_kernel, plan.grid, *args, *specs)
     return Operands(pulses, *stacks)
@@ -117,7 +117,7 @@ def gradients_of_given(before: Before, grads: tuple[Tensor, Tensor, Tensor]) -> 
     if query.x.numel():
         how = full_scale, keys.written, values.written
         each = [(of.source(), *rest) for of, *rest in zip(all_given, how, grads, rooms, strict=True)]
-        specs = plan.query, keys.kind.graded, values.kind.graded
+        specs = plan.pulses, keys.kind.graded, values.kind.graded
         plan.launch(gradient_at_converters, plan.grid, *itertools.chain(*each), sums, *specs)
     of_scalers = sums.sum(dim=(1, 3)).split([given.x.shape[1] for given in all_given], dim=1)
     return [(d_x.transpose(1, 2), of) for d_x, of in zip(rooms, of_scalers, strict=True)]

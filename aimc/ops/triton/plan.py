@@ -18,6 +18,7 @@ from torch import Tensor
 from aimc.ops.call import Call
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
+from aimc.ops.triton.alignment import ALIGNED
 from aimc.ops.triton.check import check_triton, interpreted
 from aimc.ops.triton.launches import has_room, launches_for
 from aimc.ops.triton.residuals import n_bytes
@@ -30,7 +31,7 @@ TOKENS = 32
 LEAST_TOTAL = torch.finfo(torch.float32).tiny
 """Of all shares of a query, by which is divided."""
 MOST = 1024
-"""Plans that are kept: a new one costs less than a millisecond, and its kernels stay compiled."""
+"""Plans that are kept: a new one takes a millisecond, and a first launch of each kernel, which stays compiled."""
 
 
 class CellKind(NamedTuple):
@@ -64,7 +65,7 @@ class Plan:
         self.n_batch, self.n_heads, self.n_tokens, self.head_size = call.query.shape
         self.n_kv_heads = heads.n_kv_heads
         self.half_length = half_length(hardware, self.n_tokens)
-        self.query = self._write_spec(dac=counter(hardware.input_dac))
+        self.pulses = self._write_spec(dac=counter(hardware.input_dac))
         self.cells = {array: self._cells(heads, array) for array in ArrayId}
         n_blocks = -(-self.n_tokens // TOKENS)
         self.grid = n_blocks, self.n_heads + 2 * self.n_kv_heads, self.n_batch
@@ -91,7 +92,8 @@ class Plan:
         heads = call.heads
         key = (
             id(heads.hardware),  # which no other has while its plan is kept: it holds it
-            heads.layer,
+            heads.layer == 1,
+            heads.layer % ALIGNED == 0,
             heads.device,
             *[(x.dtype, x.shape, x.stride()) for x in given],
             *[x is None for x in call.scaling],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 from torch import Tensor
@@ -58,21 +57,16 @@ def padded(head_size: int) -> int:
     return max(16, 1 << (head_size - 1).bit_length())
 
 
-@functools.lru_cache(maxsize=256)
-def _counter(n: int | None, v_min: float, v_max: float, coding: str, curvature: float) -> Counter:
+def counter(converter: Converter) -> Counter:
+    """A converter in numbers."""
+    n, v_min, v_max, coding = converter.n_levels, converter.v_min, converter.v_max, converter.coding
     if n is None:
         steps, zero = 0.0, 0.0
     elif coding == "sign_magnitude":
         steps, zero = (n // 2 - 1) / v_max, 0.0
     else:
         steps, zero = (n - 1) / (v_max - v_min), v_min if coding == "unsigned" else 0.0
-    return Counter(v_min, v_max, steps, zero, curvature, clips=coding != "rounded")
-
-
-def counter(converter: Converter) -> Counter:
-    """A converter in numbers."""
-    at = converter.n_levels, converter.v_min, converter.v_max
-    return _counter(*at, converter.coding, inl_curvature(converter))
+    return Counter(v_min, v_max, steps, zero, inl_curvature(converter), clips=coding != "rounded")
 
 
 def storage_converter(hardware: Hardware) -> Converter:
