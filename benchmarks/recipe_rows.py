@@ -87,7 +87,10 @@ ROWS = {
 the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
 from the start on."""
 MEASURED_UNDER_NOISE = (FULL, NOISY)
-_OF_LEVELS = tuple(name for name in ROWS if "levels" in name and name != "… without levels" or "counters" in name)
+_OF_LEVELS = (
+    *(f"… without {kind} levels" for kind in ("input", "storage", "readout")),
+    "… with a quarter of the counters' full scale",
+)
 """What of the levels stands in the way, where they do."""
 _SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
 

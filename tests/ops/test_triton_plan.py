@@ -20,6 +20,7 @@ from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 from aimc.ops.triton import plan as all_plans
 from aimc.ops.triton.plan import Plan
+from benchmarks.host import Nowhere
 
 pytest.importorskip("triton", reason="the triton backend needs the package triton")
 B, H, H_KV, T, D = 2, 4, 2, 48, 24
@@ -54,21 +55,6 @@ AGAIN: list[Chosen] = []
 """Launches of what was known."""
 
 
-class Driver:
-    """A GPU that is not there."""
-
-    def get_current_device(self):
-        return 0
-
-    def get_current_stream(self, _):
-        return 0
-
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-
 @pytest.fixture
 def plans(monkeypatch):
     """That of each launch, in order."""
@@ -94,7 +80,7 @@ def plans(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # tensors of the CPU are taken
     monkeypatch.setattr(JITFunction, "_do_compile", chosen)
     before = dict(vars(driver))
-    driver.set_active(Driver())
+    driver.set_active(Nowhere())
     monkeypatch.setattr(Plan, "launch", watched)
     monkeypatch.setattr(all_plans, "_plans", {})
     AGAIN.clear()

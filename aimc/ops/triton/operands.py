@@ -41,7 +41,6 @@ class Given:
 class Cells(NamedTuple):
     """The cells of one array, and what is written to them."""
 
-    array: ArrayId
     given: Given
     kind: CellKind
     written: Written
@@ -62,7 +61,7 @@ class Cells(NamedTuple):
             draws,
             heads.layer,
         )
-        return cls(array, given, kind, written)
+        return cls(given, kind, written)
 
 
 class Before(NamedTuple):
