@@ -12,7 +12,7 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Moments": "observation",
+    "Moments": "moments",
     "analog_moments": "observation",
     "digital_moments": "observation",
     "observing": "observation",

@@ -18,7 +18,16 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from aimc.calibrate.observation import Batches, number_of, observing_digital, require_same_heads, run_batches
+from aimc.calibrate.freedoms import by_feature, set_features
+from aimc.calibrate.moments import moments_of
+from aimc.calibrate.observation import (
+    Batches,
+    RealTokens,
+    number_of,
+    observing_digital,
+    require_same_heads,
+    run_batches,
+)
 from aimc.calibrate.range_report import LayerRanges, RangeReport
 from aimc.calibrate.settings import (
     Ranges,
@@ -82,7 +91,9 @@ class LayerText:
         self.norms: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
         self.power = (self.target.square() * self.real).sum(dim=(0, 2, 3)).clamp(min=1e-30)
         if layer.features is not None:
-            _set_features(layer, query, key, value, real)
+            tokens = RealTokens(real)
+            arrived = {part: tokens.of(x, 2) for part, x in (("query", query), ("key", key), ("value", value))}
+            set_features(layer.features, moments_of(by_feature(layer.layer, arrived)))
             (query, key, value), norms = layer.features.before(query, key, value)
             self.norms = norms
         features = layer.machine.features
@@ -294,20 +305,3 @@ def _best_of(
     which = judged.argmin(dim=0)
     found = replace(ranges, **{part: start * torch.tensor(shares, device=start.device)[which]})
     return found, of_heads.gather(0, which.repeat_interleave(of_heads.shape[1] // len(start))[None])[0]
-
-
-def _set_features(layer: GainCellAttention, query: Tensor, key: Tensor, value: Tensor, real: Tensor | None) -> None:
-    """Means of keys and values per feature, and how much more the queries vary in each than the keys."""
-
-    def of_tokens(x: Tensor) -> Tensor:  # [H, N, D]
-        x = x.transpose(0, 1)
-        return (x.flatten(1, 2) if real is None else x[:, real]).float()
-
-    features = layer.features
-    assert features is not None  # the caller has looked
-    queries, keys, values = of_tokens(query), of_tokens(key), of_tokens(value)
-    features.key_centre.copy_(keys.mean(dim=1))
-    features.value_centre.copy_(values.mean(dim=1))
-    of_groups = queries.unflatten(0, (len(keys), -1)).flatten(1, 2)
-    spread = of_groups.std(dim=1) / keys.std(dim=1).clamp(min=1e-6)
-    features.key_scale.copy_(spread.clamp(min=1e-6).sqrt())

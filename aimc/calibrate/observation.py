@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from aimc.calibrate.moments import LayerMoments, Moments
 from aimc.models.arrays import gain_cell_layers
 from aimc.models.families import layer_number
 from aimc.models.modes import evaluating
-from aimc.models.ranks import all_ranks, exact_sum
+from aimc.models.ranks import all_ranks
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import PARTS, GainCellAttention
 from aimc.ops.attention import Details
@@ -26,48 +26,6 @@ Batches = Iterable[Tensor | dict[str, Tensor]]
 
 
 @dataclass(slots=True)
-class Moments:
-    """Count, sum and sum of squares of a quantity, per head, in float64: exact over batches, in whatever order they
-    come and however many processes have read them."""
-
-    counts: list[float] = field(default_factory=list)
-    """A batch each."""
-    totals: list[Tensor] = field(default_factory=list)
-    """`[H]` each."""
-    squares: list[Tensor] = field(default_factory=list)
-
-    def add(self, x: Tensor) -> None:
-        """Take in `[B, H, T, D]`."""
-        x = x.detach().double()
-        self.counts.append(x.numel() / x.shape[1])
-        self.totals.append(x.sum(dim=(0, 2, 3)).cpu())
-        self.squares.append(x.square().sum(dim=(0, 2, 3)).cpu())
-
-    @property
-    def count(self) -> float:
-        """Values a head."""
-        return math.fsum(self.counts)
-
-    @property
-    def n_heads(self) -> int:
-        """Heads that were seen."""
-        return self.totals[0].numel()
-
-    @property
-    def mean(self) -> Tensor:
-        """`[H]`."""
-        return exact_sum(self.totals) / self.count
-
-    @property
-    def std(self) -> Tensor:
-        """`[H]`, of the population."""
-        return (exact_sum(self.squares) / self.count - self.mean.square()).clamp(min=0).sqrt()
-
-
-LayerMoments = dict[str, Moments]
-"""Part (query, key, value, output) to its moments."""
-
-
 class RealTokens:
     """Which tokens of the batch at hand are not padding; given to :func:`run_batches`, which tells it each batch's
     attention mask."""
@@ -130,16 +88,22 @@ def analog_moments(model: PreTrainedModel, batches: Batches) -> dict[int, LayerM
     return _reduced(moments)
 
 
-def digital_moments(model: PreTrainedModel, batches: Batches) -> dict[int, LayerMoments]:
-    """The same for a digital model: its q, k and v as the attention receives them, and the attention's output per
-    head."""
+def digital_moments(
+    model: PreTrainedModel,
+    batches: Batches,
+    view: Callable[[int, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+) -> dict[int, LayerMoments]:
+    """The same for a digital model: its q, k and v as the attention receives them, and the attention's output per head;
+    or what `view(layer, these parts)` makes of them."""
     moments: dict[int, LayerMoments] = {}
     real = RealTokens()
 
     def observe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, output: Tensor, scaling: float) -> None:
-        of_layer = moments.setdefault(number_of(module), {part: Moments() for part in PARTS})
-        for part, x in zip(PARTS, (query, key, value, output.transpose(1, 2)), strict=True):
-            of_layer[part].add(real.of(x, 2))
+        number, arrived = number_of(module), (query, key, value, output.transpose(1, 2))
+        parts = {part: real.of(x, 2) for part, x in zip(PARTS, arrived, strict=True)}
+        of_layer = moments.setdefault(number, {})
+        for part, x in (parts if view is None else view(number, parts)).items():
+            of_layer.setdefault(part, Moments()).add(x)
 
     with observing_digital(model, observe):
         run_batches(model, batches, real)

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.calibrate.observation import Batches, LayerMoments, Moments, analog_moments, digital_moments
+from aimc.calibrate.freedoms import behind, by_feature, set_features
+from aimc.calibrate.moments import LayerMoments, Moments
+from aimc.calibrate.observation import Batches, analog_moments, digital_moments
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from aimc.nn.attention import PARTS, GainCellAttention
 
@@ -150,8 +153,10 @@ def _check_rule(iterations: int, damping: float, tolerance: float) -> None:
 
 
 def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches: Batches) -> dict[int, LayerMoments]:
-    """Moments of those layers of a digital reference that are on arrays in the model."""
-    of_layers = digital_moments(reference, batches)
+    """Moments of those layers of a digital reference that are on arrays in the model, behind the freedoms that these
+    take."""
+    maps = {layer.layer: layer.features for _, layer in gain_cell_layers(model) if layer.features is not None}
+    of_layers = digital_moments(reference, batches, partial(behind, maps))
     wanted = [layer.layer for _, layer in gain_cell_layers(model)]
     if missing := [number for number in wanted if number not in of_layers]:
         raise ValueError(
@@ -229,7 +234,8 @@ def initialise_scalers(
     """Choose the scalers of a freshly converted model from the statistics of its digital origin, so that values use the
     clip ranges.
 
-    q starts at its lower bound with the spread chosen so that :data:`RANGE_IN_STD` deviations reach the longest pulse;
+    Where the hardware centres, balances or rotates features (`features`), what that needs is measured first. q starts
+    at its lower bound with the spread chosen so that :data:`RANGE_IN_STD` deviations reach the longest pulse;
     k and v are centred on the cell's rest voltage likewise; the output scalers are then matched to the digital
     attention's output.
 
@@ -252,6 +258,12 @@ def initialise_scalers(
     batches = list(batches)
     digital = _digital_target(model, reference, batches)
     _check_same_shape(model, digital)
+    if hardware.features.is_on:
+        of_features = digital_moments(reference, batches, by_feature)
+        for _, layer in gain_cell_layers(model):
+            assert layer.features is not None  # the hardware has them
+            set_features(layer.features, of_features[layer.layer])
+        digital = _digital_target(model, reference, batches)
     rest_v = hardware.cell.offset_v
     for _, layer in gain_cell_layers(model):
         of_layer = digital[layer.layer]

@@ -66,9 +66,15 @@ class FeatureMap(nn.Module):
     def after(self, out: Tensor) -> Tensor:
         """The layer's output `[B, H, T, D]`."""
         out = rotated(out, None if self.rotation_av is None else self.rotation_av.mT)
-        if not self.features.centre_values:
-            return out
-        return out + _of_heads(self.value_centre, out).repeat_interleave(out.shape[1] // len(self.value_centre), dim=0)
+        return out + self._centre_of(out) if self.features.centre_values else out
+
+    def undone(self, out: Tensor) -> Tensor:
+        """What the arrays would have to put out, `[B, H, T, D]`, for the layer to put out `out`."""
+        return rotated(out - self._centre_of(out) if self.features.centre_values else out, self.rotation_av)
+
+    def _centre_of(self, out: Tensor) -> Tensor:
+        """Centre of the values that each query head reads, `[H, 1, D]`."""
+        return _of_heads(self.value_centre, out).repeat_interleave(out.shape[1] // len(self.value_centre), dim=0)
 
     def extra_repr(self) -> str:
         return f"{self.features}"

@@ -13,7 +13,8 @@ import torch
 from transformers import GPT2LMHeadModel
 
 import aimc
-from aimc.calibrate.observation import Moments, analog_moments, digital_moments
+from aimc.calibrate.moments import Moments
+from aimc.calibrate.observation import analog_moments, digital_moments
 from aimc.calibrate.statistics import RANGE_IN_STD
 from aimc.hardware import Hardware
 from aimc.models.arrays import gain_cell_layers
