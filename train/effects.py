@@ -110,7 +110,11 @@ RULES: list[Rule] = [
         "nothing stands on static tiles; set stage.with_static=true or stage=joint",
     ),
     (("stage.adapt_*",), lambda c: _pipeline(c, "adapt"), "this route does not adapt; set recipe=published"),
-    (("stage.fit_sequences",), lambda c: _pipeline(c, "match"), "this route matches no outputs; set recipe=direct"),
+    (
+        ("stage.fit_sequences", "stage.match_*"),
+        lambda c: _pipeline(c, "match"),
+        "this route matches no outputs; set recipe=direct",
+    ),
     (("stage.start",), lambda c: _pipeline(c, "linear"), "this route has no linear model; set recipe=published"),
     (("logger.project",), lambda c: c.logger.name != "none", "there is no logger; set logger=wandb"),
     (("task_limit", "num_fewshot"), lambda c: bool(c.tasks), "there are no tasks; set tasks=[…]"),

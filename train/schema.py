@@ -101,6 +101,11 @@ class StageConfig:
     fit_sequences: int = number(0, least=0)
     """Training sequences that the stage `match` fits the output projections to at its end, by least squares; 0: none
     are fitted."""
+    match_own_stream: float = number(0.0, least=0, most=1, hint="a third is usual")
+    """Share of the steps of `match`, the last ones, in which the blocks read the model's own hidden states; such a step
+    takes twice as long."""
+    match_patience: int | None = number(None, least=1)
+    """Steps of `match` over which its error has to fall for it to go on; null: all steps are made."""
     adapt_iterations: int = number(10, least=0)
     """Most iterations of statistics matching."""
     adapt_damping: float = number(0.7, above=0, most=1, hint="0.7 is usual")
@@ -195,6 +200,12 @@ class RunConfig:
             raise RunError(
                 "data.streaming=true: a model from scratch brings no tokenizer, and to train one takes the whole text;"
                 " set model.source, or data.streaming=false"
+            )
+        own_stream, minutes = self.stage.match_own_stream, self.trainer.recipe("match").minutes
+        if own_stream and minutes is not None:
+            raise RunError(
+                f"stage.match_own_stream={own_stream}: it is a share of the steps, and how many there will be in"
+                f" trainer.match.minutes={minutes} nobody knows; set one of the two to its default (0, null)"
             )
         for name in RECIPES:
             if self.trainer.recipe(name).noise.scale and not self.nonideality.active():

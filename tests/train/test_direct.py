@@ -95,3 +95,22 @@ def test_no_steps_is_the_statistics_start(done: tuple[Path, str], compose: Compo
     record = json.loads((tmp_path / "out" / "matched" / "stage.json").read_text())
     assert list(record["perplexity"])[-1] == "nonlinear cell, statistics start" and record["training_tokens"] == 0
     assert not same_weights(weights_of(tmp_path / "out" / "matched"), weights_of(done[0] / "matched"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["stage.match_own_stream=0.5"], "s, from step 2 on its own hidden states: mean relative error"),
+        (["stage.match_patience=1", "trainer.match.learning_rate=1e-12"], "s (stopped early): mean relative error"),
+    ],
+)
+def test_the_own_stream_and_patience(
+    done: tuple[Path, str], compose: Compose, tmp_path: Path, settings: list[str], told: str
+) -> None:
+    said = execute(compose(tmp_path / "out", *DIRECT, "stage=match", *settings, f"previous={done[0]}"))
+    assert told in said
+
+
+def test_a_share_of_steps_that_nobody_knows_is_refused(compose: Compose, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"stage\.match_own_stream=0\.5: it is a share of the steps.*minutes=1"):
+        compose(tmp_path, *DIRECT, "stage.match_own_stream=0.5", "trainer.match.minutes=1")

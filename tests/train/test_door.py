@@ -102,6 +102,7 @@ def run_config(*overrides: str) -> RunConfig:
         (["static.preset=reram"], "static.preset=reram"),
         (["trainer.linear.steps=5"], "no stage of this pipeline trains by trainer.linear"),
         (["recipe=published", "stage.fit_sequences=8"], "this route matches no outputs"),
+        (["recipe=published", "stage.match_patience=8"], "this route matches no outputs"),
         (["stage.adapt_damping=0.5"], "this route does not adapt"),
         (["trainer.finetune.noise.every=5"], "set trainer.finetune.noise.scale"),
         (["trainer=smoke", "trainer.finetune.temperature=2"], "set trainer.finetune.distillation"),

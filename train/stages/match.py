@@ -37,6 +37,8 @@ def run(run: Run) -> StageResult:
             learning_rate=recipe.learning_rate * factors.attention,
             scaler_learning_rate=recipe.learning_rate * factors.scalers,
             max_grad_norm=recipe.max_grad_norm,
+            own_stream=run.config.stage.match_own_stream,
+            patience=run.config.stage.match_patience,
             seed=run.config.seed,
             progress=True,
             ranks=everyone(),
@@ -68,5 +70,8 @@ STAGE = Stage(
     needs="digital",
     recipes=("match",),
     route=DIRECT,
-    depends_on=("hardware", "stage.fit_sequences", *CALIBRATION),
+    depends_on=(
+        *("hardware", "stage.fit_sequences", "stage.match_own_stream", "stage.match_patience"),
+        *CALIBRATION,
+    ),
 )
