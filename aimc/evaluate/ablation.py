@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Unpack
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from aimc.evaluate.converters import OF_NORMALISER, converter_at, with_converter, without_levels
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.hardware import Converter, Hardware, Noise, Protection
@@ -17,6 +18,7 @@ LEVELS = {
     "input_dac": "input levels",
     "storage_dac": "storage levels",
     "readout": "readout levels",
+    OF_NORMALISER: "normaliser levels",
     "score_adc": "score levels",
     "probability_dac": "probability levels",
 }
@@ -62,11 +64,11 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
     """The hardware, and copies in which one effect is off."""
     leakage, pruned = hardware.leakage, hardware.activation == "pruned_softmax"
     used = _converters(hardware)
-    straight: dict[str, Any] = {name: replace(converter, inl=0.0) for name, converter in used.items()}
+    straight = {name: replace(converter, inl=0.0) for name, converter in used.items()}
     rows = {"all effects": hardware}
     for name, row in LEVELS.items():
         if name in used and name not in BETWEEN:
-            rows[row] = _with(hardware, name, without_levels(used[name]))
+            rows[row] = with_converter(hardware, name, without_levels(used[name]))
     if not pruned:  # it reads no second array
         rows |= _without_tiles(hardware, straight["readout"])
     rows["leakage"] = replace(hardware, leakage=replace(leakage, tau_s=None))
@@ -74,18 +76,19 @@ def _without_each(hardware: Hardware) -> dict[str, Hardware]:
     if leakage.tau_s is not None and leakage.target_v not in (None, hardware.cell.offset_v):
         rows["leak target"] = replace(hardware, leakage=replace(leakage, target_v=None))
     if straight != used:
-        rows["converter INL"] = replace(hardware, **straight)
+        unbent = hardware
+        for name, converter in straight.items():
+            unbent = with_converter(unbent, name, converter)
+        rows["converter INL"] = unbent
     # Features, levels at equal charge and full scales per head are not among them: scalers, gains and ranges are
     # calibrated for them, so that without them a row would show a badly calibrated model, not what they buy.
     if leakage.tau_s is not None and leakage.compensate:
         rows["age compensation"] = replace(hardware, leakage=replace(leakage, compensate=False))
     if hardware.protection.is_on:
         rows["protection"] = replace(hardware, protection=Protection())
-    return rows | {LEVELS[name]: _with(hardware, name, without_levels(used[name])) for name in BETWEEN if name in used}
-
-
-def _with(hardware: Hardware, name: str, converter: Any) -> Hardware:
-    return replace(hardware, **{name: converter})
+    return rows | {
+        LEVELS[name]: with_converter(hardware, name, without_levels(used[name])) for name in BETWEEN if name in used
+    }
 
 
 def _converters(hardware: Hardware) -> dict[str, Converter]:
@@ -95,14 +98,9 @@ def _converters(hardware: Hardware) -> dict[str, Converter]:
         compares_alone = hardware.pruning.select == "threshold" and hardware.pruning.recompute == "scores"
         names += [] if compares_alone else ["score_adc"]
     else:
-        names += ["readout", *(BETWEEN if hardware.activation == "softmax" else ())]
-    return {name: getattr(hardware, name) for name in names}
-
-
-def without_levels(converter: Converter) -> Converter:
-    """It only clips; a list of levels goes with them."""
-    spacing = "uniform" if converter.spacing == "listed" else converter.spacing
-    return replace(converter, n_levels=None, spacing=spacing, positions=None)
+        names += ["readout", *([OF_NORMALISER] if hardware.normaliser.is_on else [])]
+        names += BETWEEN if hardware.activation == "softmax" else []
+    return {name: converter_at(hardware, name) for name in names}
 
 
 def _without_tiles(hardware: Hardware, straight_readout: Converter) -> dict[str, Hardware]:

@@ -151,6 +151,17 @@ def test_ablation_follows_the_activation() -> None:
     assert _without_each(listed)["storage levels"].storage_dac == Converter(v_max=0.9)
 
 
+def test_ablation_knows_the_normalisers_counter() -> None:
+    machine = presets.gain_cell_normalised()
+    machine.normaliser.counter.inl = 0.1
+    without = _without_each(machine)
+    assert without["normaliser levels"].normaliser == replace(
+        machine.normaliser, counter=replace(machine.normaliser.counter, n_levels=None)
+    )
+    assert without["converter INL"].normaliser.counter.inl == 0.0 and without["readout levels"].normaliser.counter.inl
+    assert "normaliser levels" not in _without_each(presets.gain_cell_cmos())
+
+
 @pytest.mark.parametrize("rule", [False, True, Pruning(select="threshold", kept_share=0.5)])
 def test_ablation_keeps_what_was_calibrated(
     model: GPT2LMHeadModel, tokens: torch.Tensor, batches: list[torch.Tensor], rule: bool | Pruning

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from aimc.circuit.cost.report import si
-from aimc.evaluate.ablation import without_levels
+from aimc.evaluate.converters import OF_NORMALISER, converter_at, with_converter, without_levels
 from aimc.hardware import ConfigError, Hardware, Noise
 
 CONVERTERS = {
     "input_levels": ("input_dac", "input levels"),
     "storage_levels": ("storage_dac", "storage levels"),
     "readout_levels": ("readout", "readout levels"),
+    "normaliser_levels": (OF_NORMALISER, "normaliser levels"),
     "score_levels": ("score_adc", "score levels"),
     "probability_levels": ("probability_dac", "probability levels"),
 }
-"""Effect to converter and words; the last two only where a softmax is between the arrays."""
+"""Effect to converter and words; that of the normaliser only where there is such a column, the last two only where
+a softmax is between the arrays."""
 NOISES = {
     "write_v": ("write noise", "V", 2e-3, 0.5),
     "read_qk": ("read noise, first array", "of full scale", 0.02, 10.0),
@@ -61,7 +62,7 @@ class Effect:
         if self.kind == "noise":
             return getattr(machine.noise, self.name) or None
         if self.kind == "levels":
-            return getattr(machine, CONVERTERS[self.name][0]).n_levels
+            return converter_at(machine, CONVERTERS[self.name][0]).n_levels
         return machine.leakage.tau_s
 
     def at(self, machine: Hardware, size: float | None) -> Hardware:
@@ -73,15 +74,14 @@ class Effect:
         if self.kind == "retention":
             return replace(machine, leakage=replace(machine.leakage, tau_s=size))
         name = CONVERTERS[self.name][0]
-        converter = without_levels(getattr(machine, name))
+        converter = without_levels(converter_at(machine, name))
         if size is not None:
             converter = replace(converter, n_levels=self.whole(machine, size))
-        changes: dict[str, Any] = {name: converter}
-        return replace(machine, **changes)
+        return with_converter(machine, name, converter)
 
     def whole(self, machine: Hardware, size: float) -> int:
         """The nearest number of levels that the converter can have."""
-        signed = getattr(machine, CONVERTERS[self.name][0]).coding == "sign_magnitude"
+        signed = converter_at(machine, CONVERTERS[self.name][0]).coding == "sign_magnitude"
         return max(4, 2 * round(size / 2)) if signed else max(FEWEST_LEVELS, round(size))
 
     def off(self, machine: Hardware) -> Hardware:
@@ -100,6 +100,8 @@ def effects_of(machine: Hardware) -> dict[str, Effect]:
     found.append(Effect("retention", "retention τ", "s", "retention", token_s * 10_000, token_s * SHORTEST_TAU_TOKENS))
     for name, (converter, label) in CONVERTERS.items():
         between = converter in ("score_adc", "probability_dac")
+        if converter == OF_NORMALISER and not machine.normaliser.is_on:
+            continue
         if (between and not has_softmax) or (pruned and converter in ("readout", "probability_dac")):
             continue
         found.append(Effect(name, label, "levels", "levels", 256, FEWEST_LEVELS))

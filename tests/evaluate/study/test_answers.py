@@ -184,6 +184,15 @@ def test_ideal_is_without_any_effect() -> None:
         chosen(machine, ["noise"])
 
 
+def test_the_normalisers_counter_is_an_effect_where_there_is_one() -> None:
+    machine = presets.gain_cell_normalised()
+    effect = effects_of(machine)["normaliser_levels"]
+    assert effect.size(machine) == 256 and effect.at(machine, 31.6).normaliser.counter.n_levels == 32
+    other = effect.off(machine)
+    assert other.normaliser.counter.n_levels is None and replace(other, normaliser=machine.normaliser) == machine
+    assert "normaliser_levels" not in effects_of(presets.gain_cell_cmos())
+
+
 def test_tolerances_of_the_worst_alone(bench: Bench) -> None:
     runner = Runner(bench)
     names = ["write_v", "read_av", "storage_levels"]
