@@ -8,6 +8,10 @@ OLDEST := .venv-oldest
 
 TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext-2))
 
+# pip leaves compiling Python to the first import, which few of the packages' files ever see. Where the environment forbids keeping byte
+# code, each of the tests' many interpreters would compile transformers anew: a quarter of a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo real test slow faults bench docs lint format oldest clean
 
 setup: $(INSTALLED)

@@ -34,12 +34,14 @@ print("works")
     return ran.stdout.split("\n")
 
 
+@pytest.mark.slow
 def test_tiles_need_what_the_extra_names_and_no_more(told: list[str]) -> None:
     assert told[0] == "[] True"
     extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [requirement.split(">")[0] for requirement in extras["static"]] == ["tqdm"]
 
 
+@pytest.mark.slow
 def test_transformers_works_beside_aihwkit(told: list[str]) -> None:
     assert told[1] == "works"
 

@@ -279,6 +279,7 @@ def test_a_missing_aihwkit_gives_the_line_that_installs_it(monkeypatch: pytest.M
         aimc.convert(tiny_model("gpt2"), Static(rpu_config="pcm"))
 
 
+@pytest.mark.slow
 def test_nothing_of_aihwkit_is_imported_unasked() -> None:
     code = (
         "import sys, aimc; from transformers import GPT2Config, GPT2LMHeadModel; model ="

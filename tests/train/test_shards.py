@@ -172,6 +172,7 @@ tokens.prepare(settings(Path(sys.argv[1]), Path(sys.argv[2]), 2), None, 32)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_tokenisation_goes_on_from_its_whole_shards(text: Path, several: Path, tmp_path: Path) -> None:
     """SIGKILL, and no process stays behind."""
     cache = tmp_path / "killed"
