@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from aimc.hardware import Hardware
 from aimc.models.arrays import gain_cell_layers
 from aimc.nn.attention import PARTS
 
@@ -23,6 +24,19 @@ COUNTERS = {
     "clip/normaliser": "normaliser counters",
 }
 """What counts, by the name of its clip fraction."""
+
+
+MOST_FULL = 0.1
+"""Share of full reads above which a normaliser's counter is told of; less was not seen to cost anything."""
+
+
+def tell_full_normaliser(fractions: dict[str, float], hardware: Hardware, say: Callable[[Any], None]) -> None:
+    """Say where a normaliser's counter is full too often, by a model's clip fractions."""
+    if (full := fractions.get("normaliser", 0.0)) > MOST_FULL:
+        say(
+            f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
+            f" raise hardware.normaliser.full_scale={hardware.normaliser.full_scale:g}"
+        )
 
 
 class Alarms:

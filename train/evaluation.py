@@ -18,10 +18,11 @@ from aimc.evaluate.perplexity import perplexity
 from aimc.evaluate.reference import require_reference
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
-from aimc.models.arrays import gain_cell_layers, has_arrays
+from aimc.models.arrays import gain_cell_layers, hardware_of, has_arrays
 from aimc.models.gsa import slot_arrays
 from aimc.models.substrates import substrates_under
 
+from .alarms import tell_full_normaliser
 from .errors import RunError
 from .models import load_any, on_accelerator
 from .pretrained import load_digital
@@ -111,6 +112,9 @@ def measure(
     digital model; write and show it."""
     without, against = {}, {}
     if has_arrays(model):
+        if any(layer.hardware.normaliser.is_on for _, layer in gain_cell_layers(model)):
+            fractions = aimc.clip_fractions(model, [text[None, : measurement.context]])
+            tell_full_normaliser(fractions, hardware_of(model), say)
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )

@@ -20,6 +20,7 @@ from aimc.hardware import Noise
 from aimc.models.arrays import has_arrays
 from aimc.static.programming import DAY_S
 
+from .alarms import tell_full_normaliser
 from .callbacks import WandbLog
 from .errors import RunError
 from .generated import write_text
@@ -29,7 +30,6 @@ from .ranks import everyone
 from .stages import STAGES
 from .stages.stage import Stage
 from .streaming import Stream
-from .tables import warned
 from .tokens import TokenData
 from .trainer import Training, train
 
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 HEARTBEAT = ".heartbeat.json"
 """In a run's output folder while it trains: how far it is, and when that was written."""
-MOST_FULL = 0.1
-"""Share of a normaliser's reads at a full counter above which that is said; less was not seen to cost anything."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -238,11 +236,7 @@ class Run:
         """How often a value meets a bound of the hardware, on a batch of the training text; says where a normaliser's
         counter is full too often."""
         fractions = aimc.clip_fractions(model, self.batches()[:1])
-        if (full := fractions.get("normaliser", 0.0)) > MOST_FULL:
-            self.say(
-                f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
-                f" raise hardware.normaliser.full_scale={self.config.hardware.normaliser.full_scale:g}"
-            )
+        tell_full_normaliser(fractions, self.config.hardware, self.say)
         return fractions
 
     def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,25 @@ def test_a_softmax_checkpoint_against_its_own_weights(
     assert digital == pytest.approx(plain["rows"][0]["perplexity"], rel=1e-5)
     printed = capsys.readouterr().out
     assert "Against the digital model (the same weights)" in printed and f"{digital:.2f}" in printed
+
+
+@pytest.mark.parametrize(("full_scale", "is_told"), [(0.05, True), (64.0, False)])
+def test_full_normalisers_are_told(
+    models: Path,
+    tmp_path: Path,
+    compose_evaluation: Compose,
+    capsys: pytest.CaptureFixture[str],
+    full_scale: float,
+    is_told: bool,
+) -> None:
+    model, machine = aimc.load_pretrained(models / "alone" / "plain"), small_arrays(presets.gain_cell_normalised())
+    aimc.convert(model, replace(machine, normaliser=replace(machine.normaliser, full_scale=full_scale)))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(models / "alone" / "plain").save_pretrained(tmp_path / "model")
+    evaluate(compose_evaluation(tmp_path / "model", "nonideality=none", f"output_dir={tmp_path / 'out'}"))
+    printed = capsys.readouterr().out
+    assert ("normaliser counters are full in" in printed) == is_told
+    assert ("raise hardware.normaliser.full_scale=0.05" in printed) == is_told
 
 
 def test_the_model_beside_it_or_the_named_one(models: Path, compose_evaluation: Compose) -> None:
