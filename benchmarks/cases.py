@@ -129,8 +129,8 @@ CASES = (
     Case(
         name=DECODING,
         measures=(
-            "time and memory of one token of greedy decoding on full arrays of a GPT-2 against the same model digital,"
-            " the same window"
+            "time and memory of one token of greedy decoding on full arrays of a GPT-2, and of one of the shape of the"
+            " model that ships, against the same models digital, the same window"
         ),
         comparisons=(DIGITAL, COPIED),
         points=decoding.decoding_points,

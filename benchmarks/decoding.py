@@ -102,19 +102,33 @@ class Ring(DynamicSlidingWindowLayer):
 
 
 def decoding_points(settings: Settings) -> Iterator[partial[Point]]:
-    """One token on full arrays."""
+    """One token on full arrays, and on those of a model of the shape of the one that ships."""
     yield partial(_decoding_point, settings)
+    yield partial(_decoding_point, _shipped(settings))
 
 
 def batch_points(settings: Settings) -> Iterator[partial[Point]]:
-    """One token of each of several sequences, on full arrays."""
-    yield partial(_batch_point, replace(settings, batch=settings.large_batch))
+    """One token of each of several sequences, on full arrays of the same models."""
+    for shape in (settings, _shipped(settings)):
+        yield partial(_batch_point, replace(shape, batch=settings.large_batch))
 
 
 def long_text_points(settings: Settings) -> Iterator[partial[Point]]:
     """One token of a small model, early and late in a text."""
     small = replace(settings, window=settings.text_window, layers=settings.text_layers, vocabulary=256)
     yield partial(_long_text_point, small)
+
+
+def _shipped(settings: Settings) -> Settings:
+    _, heads, window, head_size = settings.demo
+    return replace(
+        settings,
+        heads=heads,
+        head_size=head_size,
+        window=window,
+        layers=settings.demo_layers,
+        vocabulary=settings.demo_vocabulary,
+    )
 
 
 def _decoding_point(settings: Settings) -> Point:

@@ -1,7 +1,9 @@
 """`python -m benchmarks.pictures`: the pictures in docs/pictures, made again.
 
 Those of the machine, cells and costs come from the library alone; those of a study are drawn from its results, which
-`python -m train.study` writes (`--study FOLDER`; docs/howto/study.md has the command).
+`python -m train.study` writes (`--study FOLDER`; docs/howto/study.md has the command), those of routes from what
+`python -m benchmarks.recipes --curve-every STEPS` writes (`--recipes FOLDER`), and the rescue curves are measured
+(`--rescue CLEAN NOISY`, two checkpoints on arrays; three minutes of one core for the shipped sizes).
 """
 
 from __future__ import annotations
@@ -13,22 +15,36 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from transformers import GPT2Config
+from transformers import AutoTokenizer, GPT2Config
 
 import aimc
 from aimc import presets
 from aimc.circuit import ModelShape, attention_cost, fit_transfer, noise_budget, silicon_cell, to_hardware
-from aimc.plot.charts import Chart, figure_of
+from aimc.plot.charts import Chart, Series, figure_of
 from aimc.plot.style import GREEN, ORANGE, SKY
+from benchmarks.recipe_rows import CONTROL, FULL, PUBLISHED_ROUTE
+from benchmarks.recipe_tables import mean_and_half_width
 from train.page_views import sections_of
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures"
 DOTS_PER_INCH = 100
 FROM_STUDY = ("sensitivity", "tolerance")
 """Charts of a study that pages show."""
+ROUTES = {
+    CONTROL: "digital, same extra tokens",
+    FULL: "normaliser and signed queries, direct",
+    "… with a layer-wise start": "published hardware, direct",
+    PUBLISHED_ROUTE: "published hardware, published route",
+}
+"""Rows of `benchmarks.recipes` whose curves are drawn, and what they are called there."""
+SCALES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+RESCUE_TOKENS, RESCUE_CHIPS = 8192, 8
+MEASURED = ("routes", "rescue")
+"""Pictures of runs."""
 BOXES = {
     "q DAC": (0.0, 2.0, SKY, "query\nDAC: pulse width"),
     "k DAC": (0.0, 0.8, SKY, "key\nDAC: voltage"),
@@ -105,6 +121,45 @@ def of_study(folder: Path) -> dict[str, Figure]:
     return {f"study_{chart.name}": figure_of(chart) for chart in charts if chart.name in FROM_STUDY}
 
 
+def routes(folder: Path) -> Figure:
+    """Validation perplexity against tokens, mean over seeds with the 95 % interval, of the rows of a folder."""
+    rows = json.loads((folder / "recipes.json").read_text(encoding="utf-8"))["rows"]
+    chart = Chart(
+        name="routes",
+        kind="curves",
+        title="From digital to nonlinear cells",
+        x_label="extra training tokens (millions)",
+        y_label="validation perplexity",
+    )
+    for row, name in ROUTES.items():
+        seeds = [dict(values["curve"]) for values in rows[row].values()]
+        tokens = sorted(set.intersection(*(set(curve) for curve in seeds)))
+        spread = [mean_and_half_width([curve[at] for curve in seeds]) for at in tokens]
+        chart.series.append(
+            Series(
+                name=name,
+                x=[at / 1e6 for at in tokens],
+                y=[mean for mean, _ in spread],
+                low=[mean - half for mean, half in spread],
+                high=[mean + half for mean, half in spread],
+            )
+        )
+    return figure_of(chart)
+
+
+def rescue(clean: Path, noisy: Path) -> Figure:
+    """Two models against the scale of `typical` noise, on chips that neither was trained on."""
+    from train import corpus
+
+    models = {name: aimc.from_pretrained(path) for name, path in (("trained clean", clean), ("under noise", noisy))}
+    text = "\n\n".join(text for split, text in corpus.embedded() if split == "test")
+    tokens = torch.tensor(AutoTokenizer.from_pretrained(clean)(text)["input_ids"][:RESCUE_TOKENS])
+    curves = aimc.evaluate.rescue(models, tokens, presets.typical(), SCALES, chips=RESCUE_CHIPS)
+    for name, curve in curves.items():
+        sys.stdout.write(f"{name}: " + ", ".join(f"{scale:g}: {point}" for scale, point in curve.items()) + "\n")
+    return aimc.plot.rescue_curves(curves)
+
+
 def write(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """One PNG a figure."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,9 +173,13 @@ def main() -> None:
     """Draw all that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictures", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--study", type=Path, help="folder of a study, whose charts are drawn too")
+    parser.add_argument("--recipes", type=Path, help="folder of benchmarks.recipes, whose curves are drawn too")
+    parser.add_argument("--rescue", type=Path, nargs=2, metavar="FOLDER", help="models trained clean and under noise")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go")
     asked = parser.parse_args()
     figures = {name: draw() for name, draw in DRAWN.items()} | (of_study(asked.study) if asked.study else {})
+    figures |= {"routes": routes(asked.recipes)} if asked.recipes else {}
+    figures |= {"rescue": rescue(*asked.rescue)} if asked.rescue else {}
     sys.stdout.write("".join(f"{path}\n" for path in write(figures, asked.folder)))
 
 

@@ -16,11 +16,19 @@ PUBLISHED_HARDWARE = "hardware=cmos"
 SIGNED = ("hardware.input_dac.n_levels=32", "hardware.input_dac.v_min=-1", "hardware.input_dac.coding=sign_magnitude")
 NORMALISER = tuple(f"hardware.normaliser.{x}" for x in ("is_on=true", "full_scale=16", "counter.n_levels=256"))
 THRESHOLD = ("hardware.threshold=true",)
+POSITION_GAIN = ("hardware.position_gain=true",)
+FREEDOMS = (
+    *(f"hardware.features.{name}=true" for name in ("centre_keys", "centre_values", "balance")),
+    *(f"hardware.features.rotation_{name}=hadamard" for name in ("qk", "av")),
+)
+COARSE_NORMALISER = ("hardware.normaliser.counter.n_levels=32",)
 BY_CONTROL = ("trainer.finetune.teacher=control",)
 WITHOUT_INPUT_LEVELS = ("hardware.input_dac.n_levels=null",)
 WITHOUT_STORAGE_LEVELS = ("hardware.storage_dac.n_levels=null",)
 WITHOUT_READOUT_LEVELS = ("hardware.readout.n_levels=null", "hardware.normaliser.counter.n_levels=null")
 WITHOUT_LEVELS = (*WITHOUT_INPUT_LEVELS, *WITHOUT_STORAGE_LEVELS, *WITHOUT_READOUT_LEVELS)
+WIDE_NORMALISER = ("hardware.normaliser.full_scale=32",)
+WIDER_NORMALISER = ("hardware.normaliser.full_scale=64",)
 SMALL_COUNTERS = ("hardware.array.saturation_av=10",)
 WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
 LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
@@ -64,8 +72,13 @@ ROWS = {
     "… with a layer-wise start": Row(DIRECT),
     "… with a normaliser": Row(DIRECT, NORMALISER, has_start=False),
     "… with signed queries": Row(DIRECT, SIGNED, has_start=False),
+    "… with a threshold": Row(DIRECT, THRESHOLD, has_start=False),
+    "… with a gain by position": Row(DIRECT, POSITION_GAIN, has_start=False),
     "normaliser and signed queries": Row(DIRECT, BOTH, has_start=False),
     "… and a threshold": Row(DIRECT, (*BOTH, *THRESHOLD), has_start=False),
+    "… and a gain by position": Row(DIRECT, (*BOTH, *POSITION_GAIN), has_start=False),
+    "… and freedoms of the features": Row(DIRECT, (*BOTH, *FREEDOMS), has_start=False),
+    "… and 32 levels in the normaliser": Row(DIRECT, (*BOTH, *COARSE_NORMALISER), has_start=False),
     "… and the control as teacher": Row(DIRECT, (*BOTH, *BY_CONTROL), has_start=False),
     FULL: Row(DIRECT, BOTH),
     "… all but the normaliser": Row(DIRECT, SIGNED),
@@ -79,6 +92,8 @@ ROWS = {
     "… without storage levels": Row(DIRECT, (*BOTH, *WITHOUT_STORAGE_LEVELS)),
     "… without readout levels": Row(DIRECT, (*BOTH, *WITHOUT_READOUT_LEVELS)),
     "… with a quarter of the counters' full scale": Row(DIRECT, (*BOTH, *SMALL_COUNTERS)),
+    "… with a normaliser of 32 pulses": Row(DIRECT, (*BOTH, *WIDE_NORMALISER)),
+    "… with a normaliser of 64 pulses": Row(DIRECT, (*BOTH, *WIDER_NORMALISER)),
     "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
     "… on linear cells": Row(DIRECT, (*BOTH, *LINEAR_CELLS)),
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
@@ -87,11 +102,13 @@ ROWS = {
 the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
 from the start on."""
 MEASURED_UNDER_NOISE = (FULL, NOISY)
-_OF_LEVELS = (
+_ASKED_FOR = (
     *(f"… without {kind} levels" for kind in ("input", "storage", "readout")),
     "… with a quarter of the counters' full scale",
+    "… with a normaliser of 32 pulses",
+    "… with a normaliser of 64 pulses",
 )
-"""What of the levels stands in the way, where they do."""
+"""Which levels stand in the way, where they do, and other full scales, for models that the usual ones do not fit."""
 _SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
 
 
@@ -131,7 +148,7 @@ MODELS = {
         learning_rate=2e-3,
         teacher="digital",
         tokens=None,
-        rows=tuple(name for name in ROWS if name not in (NOISY, *_OF_LEVELS)),
+        rows=tuple(name for name in ROWS if name not in (NOISY, *_ASKED_FOR)),
     ),
     # 5.3 M parameters on a folder of text, from scratch: each seed has its own digital model, so that intervals hold
     # what its training leaves to chance. That is far from trained out, and further training is worth more to it than to

@@ -164,11 +164,17 @@ def with_interval(values: Sequence[float], form: str) -> str:
     """Mean and half width of the 95 % interval."""
     if not values:
         return "–"
+    mean, half = mean_and_half_width(values)
+    return f"{mean:{form}} ± {half:{form}}" if len(values) > 1 else format(mean, form)
+
+
+def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half width of the 95 % interval; of a single value 0."""
     n, mean = len(values), _mean(values)
     if n < 2:
-        return format(mean, form)
+        return mean, 0.0
     spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
-    return f"{mean:{form}} ± {STUDENT_T.get(n, 2.0) * spread:{form}}"
+    return mean, STUDENT_T.get(n, 2.0) * spread
 
 
 def read_results(file: Path, facts: dict[str, object]) -> Results:

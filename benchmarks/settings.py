@@ -48,6 +48,10 @@ class Settings:
     """B of the decoding case with several sequences."""
     demo: tuple[int, int, int, int] = (16, 4, 256, 32)
     """B, H, T = W and D of `make demo`'s model, whose context is short."""
+    demo_layers: int = 4
+    """Its layers."""
+    demo_vocabulary: int = 2048
+    """Its vocabulary."""
     pretrained: str | None = "SmolLM2-135M"
     """Folder under `data/models` of the pretrained model that is evaluated; None: a small one of random weights."""
     evaluated_tokens: int = 1024
