@@ -132,6 +132,8 @@ def routes(folder: Path) -> Figure:
         y_label="validation perplexity",
     )
     for row, name in ROUTES.items():
+        if row not in rows or not all("curve" in values for values in rows[row].values()):
+            sys.exit(f"{folder}: no curve of {row!r} in recipes.json; run benchmarks.recipes with it and --curve-every")
         seeds = [dict(values["curve"]) for values in rows[row].values()]
         tokens = sorted(set.intersection(*(set(curve) for curve in seeds)))
         spread = [mean_and_half_width([curve[at] for curve in seeds]) for at in tokens]

@@ -35,7 +35,7 @@ def tell_full_normaliser(fractions: dict[str, float], hardware: Hardware, say: C
     if (full := fractions.get("normaliser", 0.0)) > MOST_FULL:
         say(
             f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
-            f" raise hardware.normaliser.full_scale={hardware.normaliser.full_scale:g}"
+            f" raise hardware.normaliser.full_scale={hardware.normaliser.full_scale:g} and train so"
         )
 
 

@@ -115,6 +115,11 @@ RULES: list[Rule] = [
         lambda c: _pipeline(c, "match"),
         "this route matches no outputs; set recipe=direct",
     ),
+    (
+        ("stage.match_*",),
+        lambda c: c.trainer.recipe("match").steps > 0,
+        "no steps are made layer by layer; set trainer.match.steps",
+    ),
     (("stage.start",), lambda c: _pipeline(c, "linear"), "this route has no linear model; set recipe=published"),
     (("logger.project",), lambda c: c.logger.name != "none", "there is no logger; set logger=wandb"),
     (("task_limit", "num_fewshot"), lambda c: bool(c.tasks), "there are no tasks; set tasks=[…]"),

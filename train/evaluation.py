@@ -113,8 +113,9 @@ def measure(
     without, against = {}, {}
     if has_arrays(model):
         if any(layer.hardware.normaliser.is_on for _, layer in gain_cell_layers(model)):
-            fractions = aimc.clip_fractions(model, [text[None, : measurement.context]])
-            tell_full_normaliser(fractions, hardware_of(model), say)
+            hardware = hardware_of(model)
+            seen = text[None, : min(measurement.context or 1, hardware.array.window)]  # at once, by the eager operator
+            tell_full_normaliser(aimc.clip_fractions(model, [seen]), hardware, say)
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )

@@ -105,6 +105,9 @@ def _of_training(run: Run) -> dict[str, Any]:
     stage, trainer, data = run.stage, run.config.trainer, run.config.data
     recipes = {name: trainer.recipe(name) for name in stage.recipes}
     settings: dict[str, Any] = {}
+    if "match" in recipes:
+        options = {f"stage.{name}": getattr(run.config.stage, name) for name in ("match_own_stream", "match_patience")}
+        settings |= {name: value for name, value in options.items() if value}
     if recipes and trainer.best == "loaded":
         settings["best"] = trainer.best
     if recipes and trainer.on_spike == "skip":

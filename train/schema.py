@@ -201,11 +201,21 @@ class RunConfig:
                 "data.streaming=true: a model from scratch brings no tokenizer, and to train one takes the whole text;"
                 " set model.source, or data.streaming=false"
             )
-        own_stream, minutes = self.stage.match_own_stream, self.trainer.recipe("match").minutes
-        if own_stream and minutes is not None:
+        own_stream, match = self.stage.match_own_stream, self.trainer.recipe("match")
+        if own_stream and match.minutes is not None:
             raise RunError(
                 f"stage.match_own_stream={own_stream}: it is a share of the steps, and how many there will be in"
-                f" trainer.match.minutes={minutes} nobody knows; set one of the two to its default (0, null)"
+                f" trainer.match.minutes={match.minutes} nobody knows; set one of the two to its default (0, null)"
+            )
+        if own_stream and match.steps and not round(own_stream * match.steps):
+            raise RunError(
+                f"stage.match_own_stream={own_stream}: of trainer.match.steps={match.steps} that is not one step; set"
+                " it to at least one step's share, or to 0"
+            )
+        if self.stage.recipe == "published" and self.stage.start == "published" and self.hardware.features.is_on:
+            raise RunError(
+                "stage.start=published: it measures nothing, so `hardware.features` would stay at zero and one and"
+                " change nothing; set stage.start=statistics, or leave the features out"
             )
         for name in RECIPES:
             if self.trainer.recipe(name).noise.scale and not self.nonideality.active():

@@ -6,19 +6,32 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from aimc.calibrate.moments import LayerMoments
+from aimc.models.arrays import gain_cell_layers
 from aimc.nn.features import FeatureMap
 
 Parts = dict[str, Tensor]
 """Query `[B, H, T, D]`, key and value `[B, H_kv, T, D]`, and perhaps output, by name."""
 
 
-def by_feature(number: int, parts: Parts) -> Parts:
+def feature_maps(model: PreTrainedModel) -> dict[int, FeatureMap]:
+    """The map of each layer on arrays that has one, by the layer's number in the model."""
+    return {layer.layer: layer.features for _, layer in gain_cell_layers(model) if layer.features is not None}
+
+
+def by_feature(maps: Mapping[int, FeatureMap], number: int, parts: Parts) -> Parts:
     """Query, key and value as :class:`Moments` tells their features apart, `[B, H_kv·D, T, 1]`: the queries of all
-    heads that read a K/V head together."""
-    n_heads = parts["key"].shape[1]
-    query = parts["query"].unflatten(1, (n_heads, -1)).flatten(2, 3)
+    heads that read a K/V head together. Nothing of a layer without a map.
+
+    Raises:
+        ValueError: the layer has other heads than the one on arrays.
+    """
+    if number not in maps:
+        return {}
+    _require_heads(number, maps[number], parts["key"])
+    query = parts["query"].unflatten(1, (parts["key"].shape[1], -1)).flatten(2, 3)
     return {
         part: x.transpose(2, 3).flatten(1, 2)[..., None]
         for part, x in (("query", query), ("key", parts["key"]), ("value", parts["value"]))
@@ -50,12 +63,16 @@ def behind(maps: Mapping[int, FeatureMap], number: int, parts: Parts) -> Parts:
     if number not in maps:
         return parts
     features = maps[number]
-    (n_heads, size), (_, found, _, found_size) = features.key_centre.shape, parts["key"].shape
+    _require_heads(number, features, parts["key"])
+    at = features.key_centre.device
+    (query, key, value), _ = features.before(*(parts[part].to(at) for part in ("query", "key", "value")))
+    return {"query": query, "key": key, "value": value, "output": features.undone(parts["output"].to(at))}
+
+
+def _require_heads(number: int, features: FeatureMap, key: Tensor) -> None:
+    (n_heads, size), (_, found, _, found_size) = features.key_centre.shape, key.shape
     if (found, found_size) != (n_heads, size):
         raise ValueError(
             f"layer {number}: the reference has {found} K/V heads of {found_size} features where the model has"
             f" {n_heads} of {size}; use the digital model that this one was converted from"
         )
-    at = features.key_centre.device
-    (query, key, value), _ = features.before(*(parts[part].to(at) for part in ("query", "key", "value")))
-    return {"query": query, "key": key, "value": value, "output": features.undone(parts["output"].to(at))}

@@ -62,7 +62,7 @@ class OutputMatching(Errors):
         return len(self.history)
 
     def __str__(self) -> str:
-        own = "" if self.own_stream_from is None else f", from step {self.own_stream_from} on its own hidden states"
+        own = "" if self.own_stream_from is None else f", from step {self.own_stream_from + 1} on its own hidden states"
         head = (
             f"{len(self.layers)} layers matched in {self.steps} steps, {self.n_tokens} tokens and {self.seconds:.0f} s"
             f"{own}{' (stopped early)' if self.stopped_early else ''}: mean relative error {self.error_before:.3f} →"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.calibrate.freedoms import behind, by_feature, set_features
+from aimc.calibrate.freedoms import behind, by_feature, feature_maps, set_features
 from aimc.calibrate.moments import LayerMoments, Moments
 from aimc.calibrate.observation import Batches, analog_moments, digital_moments
 from aimc.models.arrays import gain_cell_layers, hardware_of
@@ -105,7 +105,8 @@ def match_statistics(
 
     Raises:
         ValueError: a model that is not converted, a reference of another shape or with other layers on arrays, settings
-            out of range, or parts that there are none of or that the reference cannot give.
+            out of range, parts that there are none of or that the reference cannot give, or features to be centred or
+            balanced that were never measured.
     """
     hardware_of(model)
     parts = _checked_parts(parts)
@@ -114,6 +115,11 @@ def match_statistics(
     if not analog_reference and parts != ("output",):
         raise ValueError(
             "a digital reference has no scaled q, k, v; pass parts=('output',), or a model converted to the linear cell"
+        )
+    if any(features.lacks_vectors for features in feature_maps(model).values()):
+        raise ValueError(
+            "features: what centres and balances them was never measured for this model, so it would be matched"
+            " without; begin with aimc.initialise_scalers or aimc.calibrate_ranges"
         )
     batches = list(batches)
     target = analog_moments(reference, batches) if analog_reference else _digital_target(model, reference, batches)
@@ -155,8 +161,7 @@ def _check_rule(iterations: int, damping: float, tolerance: float) -> None:
 def _digital_target(model: PreTrainedModel, reference: PreTrainedModel, batches: Batches) -> dict[int, LayerMoments]:
     """Moments of those layers of a digital reference that are on arrays in the model, behind the freedoms that these
     take."""
-    maps = {layer.layer: layer.features for _, layer in gain_cell_layers(model) if layer.features is not None}
-    of_layers = digital_moments(reference, batches, partial(behind, maps))
+    of_layers = digital_moments(reference, batches, partial(behind, feature_maps(model)))
     wanted = [layer.layer for _, layer in gain_cell_layers(model)]
     if missing := [number for number in wanted if number not in of_layers]:
         raise ValueError(
@@ -256,14 +261,12 @@ def initialise_scalers(
         raise ValueError("the reference runs on arrays itself; pass the digital model that this one was converted from")
     _check_rule(iterations, 1.0, 0.0)
     batches = list(batches)
+    if maps := feature_maps(model):
+        found = digital_moments(reference, batches, partial(by_feature, maps))
+        for number in maps.keys() & found.keys():  # a layer that the reference lacks is refused with all others
+            set_features(maps[number], found[number])
     digital = _digital_target(model, reference, batches)
     _check_same_shape(model, digital)
-    if hardware.features.is_on:
-        of_features = digital_moments(reference, batches, by_feature)
-        for _, layer in gain_cell_layers(model):
-            assert layer.features is not None  # the hardware has them
-            set_features(layer.features, of_features[layer.layer])
-        digital = _digital_target(model, reference, batches)
     rest_v = hardware.cell.offset_v
     for _, layer in gain_cell_layers(model):
         of_layer = digital[layer.layer]

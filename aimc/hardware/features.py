@@ -13,7 +13,7 @@ ROTATIONS = ("none", "hadamard", "orthogonal")
 class Features:
     """Exact freedoms of softmax attention, taken in digital in front of the converters so that the cells' few levels
     are used better. Digital attention is the same with any of them; the vectors are found by
-    :func:`aimc.calibrate_ranges`."""
+    :func:`aimc.calibrate_ranges`, before a hard sigmoid by :func:`aimc.initialise_scalers`."""
 
     centre_keys: bool = False
     """Take the mean of each feature out of the keys: every score of a query moves by the same, and softmax does not see

@@ -74,7 +74,8 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
     """Put a converted model on a copy of other hardware, keeping its weights and scalers; refused, nothing changes.
 
     The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it
-    goes, and start anew when it comes back.
+    goes, and start anew when it comes back. Features that are to be centred or balanced and never were measured are
+    warned of.
 
     Raises:
         ValueError: the model is not converted. :class:`aimc.hardware.ConfigError`: the arrays do not fit a layer's
@@ -85,8 +86,15 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
         raise _not_converted(model)
     for layer in layers:
         layer.machine_on(hardware)  # all are checked before one is changed
+    before = layers[0].hardware.features
     for layer in layers:
         layer.hardware = hardware
+    if before != hardware.features and any(x.features is not None and x.features.lacks_vectors for x in layers):
+        warnings.warn(
+            "features: what centres and balances them was never measured for this model, so they stay as they are until"
+            " aimc.initialise_scalers or aimc.calibrate_ranges has measured it",
+            stacklevel=2,
+        )
     write_record(model)
 
 

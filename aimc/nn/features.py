@@ -76,6 +76,13 @@ class FeatureMap(nn.Module):
         """Centre of the values that each query head reads, `[H, 1, D]`."""
         return _of_heads(self.value_centre, out).repeat_interleave(out.shape[1] // len(self.value_centre), dim=0)
 
+    @property
+    def lacks_vectors(self) -> bool:
+        """Whether centres and scales that it needs were never measured: they are what they were made as."""
+        wanted = self.features.centre_keys or self.features.centre_values or self.features.balance
+        is_new = not (self.key_centre.any() or self.value_centre.any() or (self.key_scale != 1).any())
+        return bool(wanted and is_new)
+
     def extra_repr(self) -> str:
         return f"{self.features}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,8 +15,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from aimc.plot.style import BLACK, BLUE, GREEN, ORANGE, RED, SKY, new_axes
 
-COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, "#CC79A7", "#8C6D31", "#7B4FA3", "#666666", "#1B7F79", "#B8860B")
-"""Of the series of a chart, in order."""
+COLOURS = (
+    *(BLUE, ORANGE, GREEN, RED, SKY, "#CC79A7", "#8C6D31", "#7B4FA3", "#666666", "#1B7F79", "#B8860B", "#E377C2"),
+    "#17202A",
+)
+"""Of the series of a chart, in order; of more than these the first ones again."""
 KINDS = ("bars", "curves", "strip", "heat")
 MOST_INSIDE = 6
 """Series whose names have room inside the axes; more stand beside them."""
@@ -96,7 +100,7 @@ def ends(series: Series) -> tuple[list[float], list[float]] | None:
 def _bars(axes: Axes, chart: Chart) -> None:
     names = _names(chart)
     width = 0.8 / len(chart.series)
-    for i, (series, colour) in enumerate(zip(chart.series, COLOURS, strict=False)):
+    for i, (series, colour) in enumerate(zip(chart.series, cycle(COLOURS), strict=False)):
         at = [names.index(name) + (i - (len(chart.series) - 1) / 2) * width for name in series.x]
         axes.barh(at, series.y, width, color=colour, label=series.name, xerr=ends(series), ecolor=BLACK, capsize=2)
     axes.set_yticks(range(len(names)), names)
@@ -109,7 +113,7 @@ def _bars(axes: Axes, chart: Chart) -> None:
 
 
 def _curves(axes: Axes, chart: Chart) -> None:
-    for series, colour in zip(chart.series, COLOURS, strict=False):
+    for series, colour in zip(chart.series, cycle(COLOURS), strict=False):
         style = "-" if series.line else "none"
         size = 9 if series.large else 4
         marker = "*" if series.large else "o"

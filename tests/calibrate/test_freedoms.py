@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
 import aimc
-from aimc.calibrate.freedoms import by_feature
+from aimc.calibrate.freedoms import by_feature, feature_maps
 from aimc.calibrate.observation import analog_moments, digital_moments
 from aimc.calibrate.statistics import RANGE_IN_STD
 from aimc.hardware import Features
@@ -69,7 +71,7 @@ def test_ranges_are_filled_by_what_the_converters_meet(
 
 def test_vectors_are_those_of_the_digital_features(lopsided: GPT2LMHeadModel, text: list[torch.Tensor]) -> None:
     analog = started(lopsided, text, ALL)
-    found = digital_moments(lopsided, text, by_feature)
+    found = digital_moments(lopsided, text, partial(by_feature, feature_maps(analog)))
     for _, layer in gain_cell_layers(analog):
         of_layer, features = found[layer.layer], layer.features
         assert features is not None
@@ -111,6 +113,21 @@ def test_what_sticks_out_costs_less(lopsided: GPT2LMHeadModel, text: list[torch.
             for features in (Features(), ALL)
         ]
     assert errors[1] < 0.8 * errors[0]
+
+
+def test_features_that_were_never_measured_are_told(lopsided: GPT2LMHeadModel, text: list[torch.Tensor]) -> None:
+    analog, machine = started(lopsided, text, Features()), aimc.presets.gain_cell_normalised()
+    with pytest.warns(UserWarning, match="never measured for this model.*aimc.initialise_scalers"):
+        aimc.set_hardware(analog, replace(machine, features=CHOICES["balanced"]))
+    with pytest.raises(ValueError, match="never measured for this model.*begin with aimc.initialise_scalers"):
+        aimc.match_statistics(analog, lopsided, text, parts=("output",))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aimc.set_hardware(analog, replace(machine, features=Features(rotation_qk="hadamard")))  # needs none
+        aimc.initialise_scalers(analog, lopsided, text)
+        aimc.match_statistics(analog, lopsided, text, parts=("output",))
+        measured = started(lopsided, text, ALL)
+        aimc.set_hardware(measured, replace(machine, features=CHOICES["centred"]))
 
 
 def test_a_reference_with_other_heads_is_refused(lopsided: GPT2LMHeadModel, text: list[torch.Tensor]) -> None:

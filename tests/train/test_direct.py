@@ -100,7 +100,7 @@ def test_no_steps_is_the_statistics_start(done: tuple[Path, str], compose: Compo
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (["stage.match_own_stream=0.5"], "s, from step 2 on its own hidden states: mean relative error"),
+        (["stage.match_own_stream=0.5"], "s, from step 3 on its own hidden states: mean relative error"),
         (["stage.match_patience=1", "trainer.match.learning_rate=1e-12"], "s (stopped early): mean relative error"),
     ],
 )
@@ -114,3 +114,18 @@ def test_the_own_stream_and_patience(
 def test_a_share_of_steps_that_nobody_knows_is_refused(compose: Compose, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"stage\.match_own_stream=0\.5: it is a share of the steps.*minutes=1"):
         compose(tmp_path, *DIRECT, "stage.match_own_stream=0.5", "trainer.match.minutes=1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["stage.match_own_stream=0.01"], r"match_own_stream=0\.01: of trainer\.match\.steps=4 that is not one step"),
+        (
+            ["recipe=published", "stage.start=published", "hardware.features.balance=true"],
+            r"stage\.start=published: it measures nothing.*set stage\.start=statistics",
+        ),
+    ],
+)
+def test_what_would_do_nothing_is_refused(compose: Compose, tmp_path: Path, settings: list[str], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        compose(tmp_path, *DIRECT, *settings)

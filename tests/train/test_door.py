@@ -103,6 +103,7 @@ def run_config(*overrides: str) -> RunConfig:
         (["trainer.linear.steps=5"], "no stage of this pipeline trains by trainer.linear"),
         (["recipe=published", "stage.fit_sequences=8"], "this route matches no outputs"),
         (["recipe=published", "stage.match_patience=8"], "this route matches no outputs"),
+        (["trainer.match.steps=0", "stage.match_patience=8"], "no steps are made layer by layer"),
         (["stage.adapt_damping=0.5"], "this route does not adapt"),
         (["trainer.finetune.noise.every=5"], "set trainer.finetune.noise.scale"),
         (["trainer=smoke", "trainer.finetune.temperature=2"], "set trainer.finetune.distillation"),

@@ -70,8 +70,5 @@ STAGE = Stage(
     needs="digital",
     recipes=("match",),
     route=DIRECT,
-    depends_on=(
-        *("hardware", "stage.fit_sequences", "stage.match_own_stream", "stage.match_patience"),
-        *CALIBRATION,
-    ),
+    depends_on=("hardware", "stage.fit_sequences", *CALIBRATION),
 )
