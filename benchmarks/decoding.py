@@ -120,6 +120,7 @@ def long_text_points(settings: Settings) -> Iterator[partial[Point]]:
 
 
 def _shipped(settings: Settings) -> Settings:
+    """The shape of the model that ships."""
     _, heads, window, head_size = settings.demo
     return replace(
         settings,

@@ -117,6 +117,6 @@ def test_pictures_are_those_that_are_made(tmp_path: Path) -> None:
     assert committed == drawn | from_study | {"characterisation.png"}
     shown = "".join(page.read_text() for page in DOCS.rglob("*.md"))
     assert [name for name in committed if f"pictures/{name}" not in shown] == []
-    assert sum(file.stat().st_size for file in (DOCS / "pictures").iterdir()) < 600_000
+    assert sum(file.stat().st_size for file in (DOCS / "pictures").iterdir()) < 500_000
     written = pictures.write({"machine": pictures.machine()}, tmp_path)
     assert [path.name for path in written] == ["machine.png"] and written[0].stat().st_size > 10_000

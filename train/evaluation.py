@@ -112,8 +112,8 @@ def measure(
     digital model; write and show it."""
     without, against = {}, {}
     if has_arrays(model):
-        if any(layer.hardware.normaliser.is_on for _, layer in gain_cell_layers(model)):
-            hardware = hardware_of(model)
+        hardware = hardware_of(model)
+        if hardware.normaliser.is_on:
             seen = text[None, : min(measurement.context or 1, hardware.array.window)]  # at once, by the eager operator
             tell_full_normaliser(aimc.clip_fractions(model, [seen]), hardware, say)
         sweep = nonideality_sweep(

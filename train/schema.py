@@ -212,10 +212,10 @@ class RunConfig:
                 f"stage.match_own_stream={own_stream}: of trainer.match.steps={match.steps} that is not one step; set"
                 " it to at least one step's share, or to 0"
             )
-        if self.stage.recipe == "published" and self.stage.start == "published" and self.hardware.features.is_on:
+        if self.stage.start == "published" and self.hardware.features.is_on:
             raise RunError(
-                "stage.start=published: it measures nothing, so `hardware.features` would stay at zero and one and"
-                " change nothing; set stage.start=statistics, or leave the features out"
+                "stage.start=published: it measures nothing, so `hardware.features` would have no centres or scales"
+                " to go by; set stage.start=statistics, or leave the features out"
             )
         for name in RECIPES:
             if self.trainer.recipe(name).noise.scale and not self.nonideality.active():

@@ -21,9 +21,18 @@ def feature_maps(model: PreTrainedModel) -> dict[int, FeatureMap]:
     return {layer.layer: layer.features for _, layer in gain_cell_layers(model) if layer.features is not None}
 
 
-def by_feature(maps: Mapping[int, FeatureMap], number: int, parts: Parts) -> Parts:
+def by_feature(parts: Parts) -> Parts:
     """Query, key and value as :class:`Moments` tells their features apart, `[B, H_kv·D, T, 1]`: the queries of all
-    heads that read a K/V head together. Nothing of a layer without a map.
+    heads that read a K/V head together."""
+    query = parts["query"].unflatten(1, (parts["key"].shape[1], -1)).flatten(2, 3)
+    return {
+        part: x.transpose(2, 3).flatten(1, 2)[..., None]
+        for part, x in (("query", query), ("key", parts["key"]), ("value", parts["value"]))
+    }
+
+
+def in_front(maps: Mapping[int, FeatureMap], number: int, parts: Parts) -> Parts:
+    """The parts of a digital layer :func:`by_feature`, in front of its map; nothing of a layer without one.
 
     Raises:
         ValueError: the layer has other heads than the one on arrays.
@@ -31,11 +40,7 @@ def by_feature(maps: Mapping[int, FeatureMap], number: int, parts: Parts) -> Par
     if number not in maps:
         return {}
     _require_heads(number, maps[number], parts["key"])
-    query = parts["query"].unflatten(1, (parts["key"].shape[1], -1)).flatten(2, 3)
-    return {
-        part: x.transpose(2, 3).flatten(1, 2)[..., None]
-        for part, x in (("query", query), ("key", parts["key"]), ("value", parts["value"]))
-    }
+    return by_feature(parts)
 
 
 @torch.no_grad()

@@ -93,7 +93,7 @@ class LayerText:
         if layer.features is not None:
             tokens = RealTokens(real)
             arrived = {part: tokens.of(x, 2) for part, x in (("query", query), ("key", key), ("value", value))}
-            set_features(layer.features, moments_of(by_feature({layer.layer: layer.features}, layer.layer, arrived)))
+            set_features(layer.features, moments_of(by_feature(arrived)))
             (query, key, value), norms = layer.features.before(query, key, value)
             self.norms = norms
         features = layer.machine.features

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.calibrate.freedoms import behind, by_feature, feature_maps, set_features
+from aimc.calibrate.freedoms import behind, feature_maps, in_front, set_features
 from aimc.calibrate.moments import LayerMoments, Moments
 from aimc.calibrate.observation import Batches, analog_moments, digital_moments
 from aimc.models.arrays import gain_cell_layers, hardware_of
@@ -262,7 +262,7 @@ def initialise_scalers(
     _check_rule(iterations, 1.0, 0.0)
     batches = list(batches)
     if maps := feature_maps(model):
-        found = digital_moments(reference, batches, partial(by_feature, maps))
+        found = digital_moments(reference, batches, partial(in_front, maps))
         for number in maps.keys() & found.keys():  # a layer that the reference lacks is refused with all others
             set_features(maps[number], found[number])
     digital = _digital_target(model, reference, batches)

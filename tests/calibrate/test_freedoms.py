@@ -12,7 +12,7 @@ import torch
 from transformers import GPT2LMHeadModel
 
 import aimc
-from aimc.calibrate.freedoms import by_feature, feature_maps
+from aimc.calibrate.freedoms import feature_maps, in_front
 from aimc.calibrate.observation import analog_moments, digital_moments
 from aimc.calibrate.statistics import RANGE_IN_STD
 from aimc.hardware import Features
@@ -71,7 +71,7 @@ def test_ranges_are_filled_by_what_the_converters_meet(
 
 def test_vectors_are_those_of_the_digital_features(lopsided: GPT2LMHeadModel, text: list[torch.Tensor]) -> None:
     analog = started(lopsided, text, ALL)
-    found = digital_moments(lopsided, text, partial(by_feature, feature_maps(analog)))
+    found = digital_moments(lopsided, text, partial(in_front, feature_maps(analog)))
     for _, layer in gain_cell_layers(analog):
         of_layer, features = found[layer.layer], layer.features
         assert features is not None
