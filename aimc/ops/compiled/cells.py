@@ -63,7 +63,7 @@ def _errors(errors: Tensor | None) -> np.ndarray | None:
 
 
 @numba.njit(inline="always")
-def _make_charge(cells, levels, scale, shift, terms, gain, offset, charge):  # type: ignore[no-untyped-def]
+def make_charge(cells, levels, scale, shift, terms, gain, offset, charge):  # type: ignore[no-untyped-def]
     """Charge per unit pulse of the cells of one slot; what is None is compiled away."""
     for d in range(len(charge)):
         u = np.float32(cells[d]) * scale + shift if levels is None else levels[cells[d]] * scale
@@ -84,7 +84,7 @@ def _read_qk(cells, levels, scale, shift, terms, gain, offset, pulses, out, star
         for s in range(len(scale)):
             of_gain = None if gain is None else gain[i % len(gain), s]
             of_offset = None if offset is None else offset[i % len(offset), s]
-            _make_charge(cells[i, s], levels, scale[s], shift[s], terms, of_gain, of_offset, charge)
+            make_charge(cells[i, s], levels, scale[s], shift[s], terms, of_gain, of_offset, charge)
             for g in range(pulses.shape[1]):
                 total = ZERO
                 for d in range(len(charge)):
@@ -105,7 +105,7 @@ def _read_av(cells, levels, scale, shift, terms, gain, offset, pulses, out, star
                 continue
             of_gain = None if gain is None else gain[i % len(gain), s]
             of_offset = None if offset is None else offset[i % len(offset), s]
-            _make_charge(cells[i, s], levels, scale[s], shift[s], terms, of_gain, of_offset, charge)
+            make_charge(cells[i, s], levels, scale[s], shift[s], terms, of_gain, of_offset, charge)
             for g in range(pulses.shape[1]):
                 width = pulses[i, g, s]
                 for d in range(len(charge)):

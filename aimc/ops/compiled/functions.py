@@ -17,14 +17,18 @@ from aimc.ops.compiled.once import one_process_at_a_time
 from aimc.ops.compiled.operands import Arrays, Between, Gathered, Kept, Line, ReadNoise, counter_of, kept_shapes
 from aimc.ops.compiled.sums import weighted_sum
 from aimc.ops.compiled.terms import put_terms, term_gradient
+from aimc.ops.compiled.token import Circuits, Held, Scalers, read_token
 
 __all__ = [
     "Arrays",
     "Between",
+    "Circuits",
     "Gathered",
+    "Held",
     "Kept",
     "Line",
     "ReadNoise",
+    "Scalers",
     "add_normal",
     "back_through_converter",
     "convert",
@@ -36,6 +40,7 @@ __all__ = [
     "read_av",
     "read_back",
     "read_qk",
+    "read_token",
     "term_gradient",
     "to_levels",
     "weighted_sum",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from aimc.hardware import Hardware
 from aimc.ops.decode.cells import Cells, Moment
+from aimc.ops.decode.whole import fits
 from aimc.ops.eager import operands, stored_v
 from aimc.ops.effects.array import Operands
 from aimc.ops.effects.cell import leaking_cell
@@ -47,9 +48,12 @@ class KVArrays:
         window, dtype = hardware.array.window, torch.promote_types(key.dtype, torch.float32)
         self.cell = leaking_cell(hardware)
         """What the arrays are made of, about the voltage that it leaks to."""
-        self._like = torch.zeros((), dtype=dtype, device=key.device)
+        self.like = torch.zeros((), dtype=dtype, device=key.device)
+        """Of the dtype and on the device of all numbers here."""
+        self.fits_whole = fits(hardware)
+        """Whether one compiled call can do a whole token."""
         sizes = (self.n_batch, self.n_kv_heads, window, self.head_size)
-        self.cells = {array: Cells(sizes, hardware, self.cell, self._like) for array in ArrayId}
+        self.cells = {array: Cells(sizes, hardware, self.cell, self.like) for array in ArrayId}
         """What each array holds."""
         self.tokens = torch.full((window,), -1, device=key.device)
         """Position of the token in each slot, `[W]`; -1: empty."""
@@ -226,6 +230,21 @@ class KVArrays:
         else:
             self.position += 1
 
+    def open_slot(self, padding: Tensor | None) -> int:
+        """Take note of one more token, `padding` bool `[B, 1]` or None: none is; what is to be stored of it goes to the
+        slot that is returned. For arrays that are not fixed, and have no memory."""
+        slot = self._n_tokens % self.hardware.array.window
+        self.tokens[slot] = self._n_tokens
+        self.written_at[slot] = self.now
+        if padding is None:
+            self.padding[:, slot] = False
+            self.n_real += 1
+        else:
+            self.padding[:, slot] = padding[:, 0]
+            self.n_real += ~padding[:, 0]
+        self._n_tokens += 1
+        return slot
+
     def operands(self, array: ArrayId, slots: slice) -> Operands:
         """What the cells in these slots, all of them in use, do to a pulse, `[B, H_kv, S, D]` per power of the decay,
         or a number."""
@@ -276,7 +295,7 @@ class KVArrays:
         return sum(x.nbytes for x in parts if isinstance(x, Tensor))
 
     def _heads(self, seed: Tensor) -> Heads:
-        like = self._like.expand(self.n_batch, self.n_kv_heads, 1, self.head_size)
+        like = self.like.expand(self.n_batch, self.n_kv_heads, 1, self.head_size)
         return Heads(like, like, self.hardware, self.chip, seed, self.cell)
 
 

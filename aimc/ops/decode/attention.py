@@ -14,6 +14,7 @@ from aimc.ops.attention import attend
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.decode.arrays import KVArrays, is_recorded
+from aimc.ops.decode.whole import read_token
 from aimc.ops.eager import eager_attention
 from aimc.ops.effects.activation import activation
 from aimc.ops.effects.columns import with_columns
@@ -87,10 +88,14 @@ def _pieces(arrays: KVArrays, n_new: int) -> list[slice]:
 
 def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
     heads, scaling, padding = call.heads, call.scaling, call.key_padding
+    fixed = arrays.position is not None
+    is_next = not fixed and heads.n_tokens == 1 and arrays.n_tokens and not torch.is_grad_enabled()
+    if is_next and (out := read_token(call, arrays)) is not None:
+        return out
     query, key, value = (scaled(x, affine) for x, affine in zip(call[:3], scaling.affines, strict=True))
     if padding is None:
         padding = torch.zeros(heads.n_batch, heads.n_tokens, dtype=torch.bool, device=heads.device)
-    if arrays.position is not None or (heads.n_tokens == 1 and arrays.n_tokens and not torch.is_grad_enabled()):
+    if fixed or is_next:
         arrays.write(heads, key, value, padding, scaling)
         out = _read_token(heads, query, arrays, scaling)
         return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
