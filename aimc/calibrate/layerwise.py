@@ -176,16 +176,22 @@ def calibrate_by_output(
 
         def calibrate(layer: GainCellAttention, text: LayerText) -> None:
             generator = layer.generator
-            ranges, error = search(text, parts)
-            layer.generator = generator
+            try:
+                ranges, error = search(text, parts)
+            finally:
+                layer.generator = generator
             needed.append(full_scales_needed(layer, ranges))
             if layer.prune_threshold is not None:
                 set_threshold(layer, *text.arrived)
             report.layers.append(_told(layer, ranges, error, shared))
             bar.update()
 
-        with _on_arrival(layers, scalings, calibrate):
-            run_batches(model, [inputs])
+        try:
+            with _on_arrival(layers, scalings, calibrate):
+                run_batches(model, [inputs])
+        except BaseException:
+            set_hardware(model, hardware)  # not the converters without ranges
+            raise
     report.score_full_scale, report.readout_full_scale = (max(of_layers) for of_layers in zip(*needed, strict=True))
     if shared:
         set_hardware(model, with_full_scales(hardware, report.score_full_scale, report.readout_full_scale))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import gain_cell_attention
+from aimc.ops.effects.protection import protected_tokens, sink_tokens
 from aimc.ops.ring import visible
 
 MOST_SCORES = 10**6
@@ -16,7 +17,8 @@ MOST_SCORES = 10**6
 def set_threshold(
     layer: GainCellAttention, query: Tensor, key: Tensor, value: Tensor, key_padding: Tensor | None
 ) -> None:
-    """Set `layer.prune_threshold` so that on this text a head's comparators keep `pruning.kept_share` of what they see.
+    """Set `layer.prune_threshold` so that on this text a head's comparators keep `pruning.kept_share` of what they see,
+    which protected tokens are not among.
 
     Args:
         layer: calibrated, with `pruning.select = "threshold"`.
@@ -36,6 +38,10 @@ def set_threshold(
     seen = visible(at, at, layer.machine.array.window, key_padding)
     if key_padding is not None:
         seen = seen & ~key_padding[:, None, :, None]
+    protection = layer.machine.protection
+    if protection.is_on:
+        padding = torch.zeros_like(query[:, 0, :, 0], dtype=torch.bool) if key_padding is None else key_padding
+        seen = seen & ~protected_tokens(at, at, sink_tokens(padding, 0, protection), protection)
     seen = seen.expand(query.shape[0], 1, -1, -1)[:, 0]  # [B, T, T]
     full_scale = layer.machine.array.saturation_qk * (
         1.0 if layer.score_full_scale is None else layer.score_full_scale[:, None]

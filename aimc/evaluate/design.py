@@ -16,7 +16,10 @@ Change = str | Callable[["Design", Any], "Design"]
 """A path such as `cell.capacitance_f` or `hardware.readout.n_levels`; or what makes a design of a design and a value,
 for what changes together."""
 
-WRITTEN = {"hardware.leakage.token_time_s": "what latency comes of: pulses, levels, write_latency_s, …"}
+WRITTEN = dict.fromkeys(
+    ("hardware.leakage.token_time_s", "hardware.leakage.step_latency_s"),
+    "what latency comes of: pulses, levels, write_latency_s, …",
+)
 """What every design works out itself, and what to change in its place."""
 WRITTEN_BY_CELL = {
     "hardware.cell": "the circuit, cell.…",

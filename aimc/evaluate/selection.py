@@ -47,6 +47,7 @@ def selection(model: PreTrainedModel, reference: PreTrainedModel, input_ids: Ten
             " presets.for_pretrained(hardware, pruned=True)"
         )
     scalings = digital_scalings(reference, input_ids[:1, :2], [layer for _, layer in gain_cell_layers(model)])
+    windows = {layer.layer: layer.machine.array.window for _, layer in gain_cell_layers(model)}
     found: list[Selection] = []
     arrived: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -55,7 +56,7 @@ def selection(model: PreTrainedModel, reference: PreTrainedModel, input_ids: Ten
         query, key = arrived.pop(number)
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         at = torch.arange(query.shape[2], device=query.device)
-        seen = visible(at, at, hardware_of(model).array.window, None)
+        seen = visible(at, at, windows[number], None)
         scores = (scalings[number] * query @ keys.mT).masked_fill(~seen, -torch.inf)
         kept = inside.phi > 0
         recalled = torch.softmax(scores, dim=-1).mul_(kept).sum(dim=-1).mean()

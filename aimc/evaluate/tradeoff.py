@@ -156,8 +156,10 @@ def sweep(
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
-    """The layers on arrays, of a model whose others are digital."""
-    return ModelShape.from_config(model.config, on_arrays=[layer.layer for _, layer in gain_cell_layers(model)])
+    """The layers on arrays, of a model whose others are digital; for the cost of attention, so that how large an MLP is
+    (of a hybrid, layer by layer another) need not be known."""
+    on_arrays = [layer.layer for _, layer in gain_cell_layers(model)]
+    return ModelShape.from_config(model.config, on_arrays=on_arrays, mlp_matrices=2, mlp_width=1)
 
 
 def moved(
@@ -170,7 +172,10 @@ def moved(
     stretch = (new.v_max - new.v_min) / (old.v_max - old.v_min)
     with torch.no_grad():
         for (_, to), (_, source) in zip(gain_cell_layers(trial), gain_cell_layers(model), strict=True):
-            to.load_state_dict(source.state_dict())
+            to.load_state_dict(source.state_dict(), strict=False)  # what only one of the two machines has
+            for line in (to.memory_key, to.memory_value):
+                if line is not None:  # charge over volt
+                    line.scale.div_(stretch)
             for scaler in (to.key_scaler, to.value_scaler):
                 scaler.scale.mul_(stretch)
                 scaler.offset.sub_(old.v_min).mul_(stretch).add_(new.v_min)

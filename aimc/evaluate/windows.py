@@ -39,7 +39,7 @@ def window_of(model: PreTrainedModel, measurement: Measurement) -> tuple[int, in
 
 
 def checked_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """A text as int64 `[N]`.
+    """A text as int64 `[N]`, on the CPU.
 
     Raises:
         ValueError: fewer than two tokens, values that are no ids, or ids outside the vocabulary.
@@ -56,7 +56,7 @@ def checked_tokens(model: PreTrainedModel, tokens: Tensor) -> Tensor:
             f"tokens: ids from {low} to {high}, outside the model's vocabulary of {vocabulary}; tokenise the text with"
             " the model's own tokenizer"
         )
-    return tokens
+    return tokens.long().cpu()
 
 
 def windows_together(model: PreTrainedModel, context: int, batch_size: int) -> int:

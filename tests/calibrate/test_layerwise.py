@@ -120,15 +120,19 @@ def test_protected_tokens_take_no_part_in_the_arrays_ranges() -> None:
     assert error(model, reference) < 0.2 and protected.error < everything.error
 
 
+@pytest.mark.parametrize("protection", [Protection(), Protection(n_sink=2, n_recent=6)], ids=["", "protected"])
 @pytest.mark.parametrize("share", [0.25, 0.6])
-def test_comparators_keep_the_wanted_share(share: float) -> None:
+def test_comparators_keep_the_wanted_share(share: float, protection: Protection) -> None:
+    """Of what they see: protected tokens are kept without them."""
     hardware = presets.for_pretrained(replace(presets.gain_cell_cmos(2), array=ARRAY), storage_levels=8, pruned=True)
+    hardware.protection = protection
     hardware.pruning = Pruning(select="threshold", kept_share=share)
     reference, model, _ = calibrated(hardware)
     kept: list[torch.Tensor] = []
     with aimc.calibrate.observing(model, lambda number, parts, inside: kept.append(inside.phi > 0), details=True):
         model(BATCHES[0])
-    visible = torch.ones(32, 32, dtype=torch.bool).tril()
+    visible = torch.ones(32, 32, dtype=torch.bool).tril(-protection.n_recent)
+    visible[:, : protection.n_sink] = False
     for of_layer in kept:
         assert float(of_layer[..., visible].float().mean()) == pytest.approx(share, abs=0.1)
 
@@ -139,6 +143,21 @@ def test_a_full_scale_of_zero_is_refused_where_it_is_read(tmp_path) -> None:
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="layer 0: score_full_scale of head 2 is 0.*calibrate again"):
         aimc.from_pretrained(tmp_path)
+
+
+def test_a_calibration_that_fails_leaves_the_hardware_as_it_was(monkeypatch) -> None:
+    reference = tiny_model("llama")
+    model = copy.deepcopy(reference)
+    shared = machine(array=replace(ARRAY, full_scales="global"))
+    aimc.convert(model, shared)
+
+    def full(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("aimc.calibrate.layerwise.search", full)
+    with pytest.raises(KeyboardInterrupt):
+        aimc.calibrate_ranges(model, reference, BATCHES)
+    assert hardware_of(model) == shared
 
 
 def test_older_methods_know_one_machine_only() -> None:

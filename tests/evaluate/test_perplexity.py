@@ -192,6 +192,10 @@ def test_spread_of_retention_is_a_non_ideality_of_a_chip(
     assert list(nonideality_sweep(model, tokens[:60], Noise(tau_spread=0.5), chips=1)) == ["clean", "tau_spread", "all"]
 
 
+def test_ids_of_any_width(model: GPT2LMHeadModel, tokens: torch.Tensor) -> None:
+    assert float(perplexity(model, tokens.int())) == float(perplexity(model, tokens))
+
+
 def test_text_of_a_result() -> None:
     assert str(Perplexity(mean=12.345, std=0.0, per_chip=[12.345])) == "12.35"
     assert "± 0.50 over 2 chips" in str(Perplexity(mean=12.0, std=0.5, per_chip=[11.5, 12.5]))

@@ -14,7 +14,7 @@ from aimc.circuit import silicon_cell
 from aimc.evaluate.design import Design
 from aimc.evaluate.perplexity import Perplexity
 from aimc.evaluate.tradeoff import Point, mark_front, sweep
-from aimc.hardware import ConfigError, Noise
+from aimc.hardware import ConfigError, Noise, Protection
 from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.conftest import small_arrays, tiny_gpt2
 
@@ -42,12 +42,21 @@ def test_a_point_is_the_perplexity_on_that_hardware(converted, tokens):
     assert all(torch.equal(value, before[name]) for name, value in converted.state_dict().items())
 
 
-def test_another_supply_keeps_the_model_where_it_was(converted, tokens):
-    """A linear cell with ideal converters on twice the supply, its slope halved, is the same machine."""
+@pytest.mark.parametrize("between", ["circuits", "softmax"])
+def test_another_supply_keeps_the_model_where_it_was(converted, tokens, between, batches):
+    """A linear cell with ideal converters on twice the supply, its slope halved, is the same machine; and so is what a
+    digital memory makes of its tokens."""
     own = replace(
         hardware_of(converted), cell=presets.ideal().cell, leakage=replace(hardware_of(converted).leakage, tau_s=None)
     )
+    if between == "softmax":
+        own = replace(presets.with_softmax(own), protection=Protection(n_sink=1, n_recent=3))
     aimc.set_hardware(converted, own)
+    if between == "softmax":
+        aimc.calibrate_ranges(converted, tiny_gpt2(), batches)
+        with torch.no_grad():  # so that it matters what is attended to
+            for _, layer in gain_cell_layers(converted):
+                layer.score_gain.mul_(30.0)
 
     def supply(design: Design, factor: float) -> Design:
         hardware = design.hardware
@@ -58,6 +67,12 @@ def test_another_supply_keeps_the_model_where_it_was(converted, tokens):
 
     one, two = sweep(converted, tokens, supply, [1.0, 2.0]).points
     assert two.perplexity.mean == pytest.approx(one.perplexity.mean, rel=1e-4)
+
+
+def test_values_that_only_one_machine_has_a_tensor_for(converted, tokens):
+    result = sweep(converted, tokens, "hardware.array.full_scales", ["global", "head"])
+    one, other = (point.perplexity.mean for point in result.points)
+    assert one == other and not result.refused
 
 
 def test_matching_brings_a_changed_cell_back(converted, batches, tokens):

@@ -58,10 +58,10 @@ def test_a_checkpoint_is_not_asked_for_more_than_it_holds(tmp_path: Path, monkey
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     monkeypatch.setattr(running, "measure_roofline", lambda *_: Roofline(flops_per_s=1e10, bytes_per_s=1e9))
     chosen = subjects(settings(tmp_path, models=[str(tmp_path / "model")]))
-    plan = Plan(lengths=[16, 64], new_tokens=2, repetitions=1, hardware=presets.gain_cell_cmos())
-    first, second = running.characterise(chosen, plan).points
+    plan = Plan(lengths=[16, 21, 64], new_tokens=1, repetitions=1)
+    first, *others = running.characterise(chosen, plan).points
     assert first.weights == "checkpoint" and first.first_token_s
-    assert second.not_run == "not run (the checkpoint holds 24 positions)"
+    assert {point.not_run for point in others} == {"not run (the checkpoint holds 24 positions)"}
 
 
 def test_models_come_from_conf_and_from_the_table() -> None:

@@ -196,12 +196,13 @@ def _of_window(hardware: Hardware, window: int) -> Hardware:
     array = hardware.array
     if window == array.window:
         return hardware
-    if window % array.rows:
+    rows = min(array.rows, window)  # a shorter window is one sub-tile
+    if window % rows:
         raise ConfigError(
-            f"array.rows={array.rows}: a layer sees a sliding window of {window} tokens, which is no whole number of"
+            f"array.rows={rows}: a layer sees a sliding window of {window} tokens, which is no whole number of"
             " sub-tiles; choose array.rows that divides it"
         )
-    return replace(hardware, array=replace(array, window=window))
+    return replace(hardware, array=replace(array, window=window, rows=rows))
 
 
 class _Counts:

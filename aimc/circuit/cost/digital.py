@@ -129,7 +129,10 @@ class DigitalCounts:
             numbers["probability_dac"] = heads * self.held
         if not self.pruned:
             numbers["readout"] = heads * d * math.ceil(self.held / hardware.array.rows)
-        return sum(n for name, n in numbers.items() if getattr(hardware, name).spacing != "uniform")
+        of_tables = [n for name, n in numbers.items() if getattr(hardware, name).spacing != "uniform"]
+        if hardware.normaliser.is_on and hardware.normaliser.counter.spacing != "uniform":
+            of_tables.append(heads * math.ceil(self.held / hardware.array.rows))
+        return sum(of_tables)
 
     def _features(self) -> tuple[float, int]:
         """Joule and operations per token of what cannot be folded into weights.

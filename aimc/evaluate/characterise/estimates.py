@@ -28,7 +28,7 @@ from aimc.circuit.cost.shape import ModelShape
 from aimc.circuit.cost.slots import slot_cost
 from aimc.circuit.cost.state import StateShape, digital_state, state_cost
 from aimc.evaluate.characterise.roofline import Roofline
-from aimc.hardware import ConfigError, Hardware
+from aimc.hardware import Hardware
 from aimc.hardware.presets import with_softmax
 
 DIGITAL, ARRAYS, STATES = MACHINES = (
@@ -141,16 +141,19 @@ def estimates(
             found += _slots(parts, parts.slots, length, hardware, p)
             continue
         found.append(_digital(parts, length, p))
-        try:
-            if parts.attention is not None:
-                found.append(_on_arrays(parts, length, hardware, p, most_slots, states=False))
-            if parts.state is not None:
-                found.append(_on_arrays(parts, length, hardware, p, most_slots, states=True))
-        except ConfigError:
-            if hardware.input_dac.n_levels is None or hardware.storage_dac.n_levels is None:
-                raise
-            continue  # a sliding window that is no whole number of sub-tiles
+        if not _slides_by_sub_tiles(parts, hardware):
+            continue
+        if parts.attention is not None:
+            found.append(_on_arrays(parts, length, hardware, p, most_slots, states=False))
+        if parts.state is not None:
+            found.append(_on_arrays(parts, length, hardware, p, most_slots, states=True))
     return found
+
+
+def _slides_by_sub_tiles(parts: Parts, hardware: Hardware) -> bool:
+    """Whether the arrays can have as many slots as each layer's sliding window has tokens."""
+    windows = None if parts.attention is None else parts.attention.windows
+    return all(window is None or window % min(hardware.array.rows, window) == 0 for window in windows or [])
 
 
 def _weights(parts: Parts, p: CostParameters, tokens: int) -> tuple[float, float]:

@@ -26,7 +26,7 @@ from aimc.evaluate.characterise.roofline import finish
 from aimc.evaluate.energy import Meter, energy_per_call
 from aimc.evaluate.quiet import no_gc
 
-_WATCHED_TOKENS = 4
+WATCHED_TOKENS = 4
 """Tokens generated in calls that are profiled or counted: the prompt's, and three behind it."""
 _GAP, _PROFILES, _SHORT_S = 0.02, 3, 2.0
 """Largest share by which classes may miss the clock before a call that is short is profiled again, and how often."""
@@ -161,7 +161,7 @@ def _watch(model: PreTrainedModel, tokens: Tensor, point: Point, bench: Bench, k
         return
 
     def call() -> None:
-        _generate(model, tokens, _WATCHED_TOKENS)
+        _generate(model, tokens, WATCHED_TOKENS)
 
     profiles: list[list[CallProfile]] = []
     while len(profiles) < _PROFILES:  # another process may come between the clock and the call

@@ -11,12 +11,12 @@ import torch
 from aimc.evaluate.characterise.budget import Budget, free_bytes, ladder
 from aimc.evaluate.characterise.crossover import Crossover, Winner, crossovers, winners
 from aimc.evaluate.characterise.estimates import MACHINES, CostEstimate, Parts, estimates
-from aimc.evaluate.characterise.measuring import Bench, Known, measure_point
+from aimc.evaluate.characterise.measuring import WATCHED_TOKENS, Bench, Known, measure_point
 from aimc.evaluate.characterise.point import Point, series
 from aimc.evaluate.characterise.roofline import Roofline, measure_roofline
 from aimc.evaluate.characterise.subjects import Subject
 from aimc.evaluate.energy import find_meter
-from aimc.hardware import Hardware
+from aimc.hardware import Hardware, presets
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 ESTIMATED = "estimated energy per output token"
@@ -50,7 +50,7 @@ class Plan:
     """That a point may hold beyond the weights; None: 80 % of what is free."""
     max_operators: float = 1.5e6
     """Operators of a call that is profiled and counted."""
-    hardware: Hardware = field(default_factory=Hardware)
+    hardware: Hardware = field(default_factory=presets.gain_cell_cmos)
     """Arrays of the estimates."""
     most_slots: int | None = None
     """Slots that an array has at most; None: as many as there are tokens."""
@@ -118,7 +118,8 @@ def characterise(
 def _measure(subject: Subject, plan: Plan, bench: Bench, told: Callable[[Point], None]) -> list[Point]:
     """One model at every length; lengths between them that only feed the forecast are thrown away."""
     lengths, points, known = sorted(set(plan.lengths)), [], Known()
-    longest = lengths[-1] + plan.new_tokens + 1
+    behind = max(plan.new_tokens + 1, WATCHED_TOKENS)
+    longest = lengths[-1] + behind
     model = subject.build(longest=longest, device=plan.device, dtype=plan.dtype, seed=plan.seed)
     bench.budget = Budget(
         seconds=plan.point_s,
@@ -127,7 +128,7 @@ def _measure(subject: Subject, plan: Plan, bench: Bench, told: Callable[[Point],
     )
     for length in ladder(lengths):
         point = Point(model=subject.name, weights=subject.weights, length=length)
-        if subject.longest is not None and length + plan.new_tokens + 1 > subject.longest:
+        if subject.longest is not None and length + behind > subject.longest:
             point.not_run = f"not run (the checkpoint holds {subject.longest:,} positions)"
         else:
             measure_point(model, point, bench, known)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from aimc.circuit.cost.shape import ModelShape
 from aimc.evaluate.agreement import by_token
-from aimc.evaluate.chips import chips_of
+from aimc.evaluate.chips import chips_of, is_random
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import token_losses
 from aimc.evaluate.study.draws import Draw, digest_of_tokens, draw_of
@@ -76,6 +76,10 @@ class Bench:
     def chips(self) -> list[int]:
         """Numbers of the chips."""
         return list(range(self.measurement.seed, self.measurement.seed + self.measurement.chips))
+
+    def is_random(self, machine: Hardware) -> bool:
+        """Whether one chip differs from another: the gain cells of a machine, or the model's static tiles."""
+        return is_random(self.model, machine.noise)
 
     @property
     def shape(self) -> ModelShape:

@@ -79,6 +79,13 @@ class Effect:
             converter = replace(converter, n_levels=self.whole(machine, size))
         return with_converter(machine, name, converter)
 
+    def taken_from(self, machine: Hardware, bare: Hardware) -> Hardware:
+        """Another machine with this effect as it is on the first: a converter with where its levels lie."""
+        if self.kind != "levels":
+            return self.at(bare, self.size(machine))
+        name = CONVERTERS[self.name][0]
+        return with_converter(bare, name, converter_at(machine, name))
+
     def whole(self, machine: Hardware, size: float) -> int:
         """The nearest number of levels that the converter can have."""
         signed = converter_at(machine, CONVERTERS[self.name][0]).coding == "sign_magnitude"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aimc.circuit.cost.attention import attention_cost
-from aimc.circuit.cost.digital import PROTECTED
+from aimc.circuit.cost.digital import COPY, PROTECTED
 from aimc.circuit.cost.shape import ModelShape
 from aimc.evaluate.study.bench import Bench
 from aimc.evaluate.study.effects import ideal
@@ -186,19 +186,31 @@ def _energy(shape: ModelShape, machine: Hardware, n_tokens: int) -> float:
         return float(held)
 
 
+def protected_share(bench: Bench, machine: Hardware) -> float:
+    """Share of the attention energy that protected tokens take, whose keys and values move in a digital copy; where a
+    converter without levels has no cost, their share of the tokens."""
+    held = min(bench.context, machine.array.window)
+
+    def of(hardware: Hardware) -> tuple[float, float]:
+        energy = attention_cost(bench.shape, hardware, window_fill=held).energy_j
+        return energy.get(PROTECTED, 0.0) + energy.get(COPY, 0.0), energy.total
+
+    try:
+        (with_them, total), (without, _) = of(machine), of(replace(machine, protection=Protection()))
+    except ConfigError:
+        return min(machine.protection.n_sink + machine.protection.n_recent, held) / held
+    return (with_them - without) / total
+
+
 def _protected(runner: Runner, machine: Hardware, chips: int, draws: Bootstrap) -> list[Kept]:
     bench, ideal_point = runner.bench, Point(hardware=ideal(machine), label="ideal arrays")
     points, pairs = [], []
     for n_sink, n_recent in PROTECTIONS:
         if n_recent >= min(machine.array.window, bench.context):
             continue
-        try:
-            protected = replace(machine, protection=Protection(n_sink=n_sink, n_recent=n_recent))
-            cost = attention_cost(bench.shape, protected, window_fill=min(bench.context, machine.array.window)).energy_j
-        except ConfigError:
-            continue  # an activation that has no place for them
+        protected = replace(machine, protection=Protection(n_sink=n_sink, n_recent=n_recent))
         points.append(Point(hardware=protected, label=f"first {n_sink}, newest {n_recent} tokens digital"))
-        pairs.append((cost.get(PROTECTED, 0.0) / cost.total, [n_sink, n_recent]))
+        pairs.append((protected_share(bench, protected), [n_sink, n_recent]))
     base, *found = runner.run([ideal_point, *points], chips)
     if base is None:
         return []

@@ -35,15 +35,6 @@ class Point:
     trained: bool = False
     """Whether the model is trained on this machine for the bench's few steps before it is measured."""
 
-    @property
-    def is_random(self) -> bool:
-        """Whether one chip differs from another."""
-        return bool(self.hardware.noise.active())
-
-    def chips(self, numbers: Sequence[int]) -> list[int]:
-        """Those of the chips that differ: one is enough where nothing is random."""
-        return list(numbers) if self.is_random else list(numbers)[:1]
-
     def content(self) -> dict[str, Any]:
         """Everything that the numbers depend on, besides model, text and chip."""
         return {
@@ -91,6 +82,11 @@ class Setup:
         digital_layers = self.digital_layers
         for path, value in changes.items():
             root, *rest = path.split(".")
+            if root == "hardware" and rest[:1] == ["noise"]:
+                raise ConfigError(
+                    f"{path}: the noise of a study is its nonideality, in place of the hardware's own, so nothing would"
+                    f" change; use {'.'.join(['nonideality', *rest[1:]])}"
+                )
             if root == "hardware" and rest:
                 _set(hardware, rest, value, path)
             elif root == "nonideality" and rest:

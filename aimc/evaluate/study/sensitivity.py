@@ -50,7 +50,7 @@ def points_of(machine: Hardware, effects: Sequence[Effect]) -> dict[str, Point]:
     bare = without(machine, effects)
     points = {"none": Point(hardware=bare, label="no effect"), "all": Point(hardware=machine, label="all effects")}
     for effect in effects:
-        alone = effect.at(bare, effect.size(machine))
+        alone = effect.taken_from(machine, bare)
         points[f"alone {effect.name}"] = Point(hardware=alone, label=f"{effect.label} alone")
         points[f"but {effect.name}"] = Point(hardware=effect.off(machine), label=f"all but {effect.label}")
     return points

@@ -11,7 +11,7 @@ from aimc.evaluate.study import layers as of_layers
 from aimc.evaluate.study import sensitivity as ranking
 from aimc.evaluate.study import specification as circuits
 from aimc.evaluate.study import tolerance
-from aimc.evaluate.study.effects import Effect, chosen, without
+from aimc.evaluate.study.effects import Effect, chosen, ideal, without
 from aimc.evaluate.study.parts import PARTS
 from aimc.evaluate.study.points import Point, Setup
 from aimc.evaluate.study.runner import Estimate, Runner, estimate
@@ -82,16 +82,17 @@ def draws_of(runner: Runner, plan: Plan) -> dict[str, int]:
     few = min(plan.few_chips, n_chips)
     machine = plan.machine
     effects = chosen(machine, plan.effects)
-    is_random = Point(hardware=machine).is_random
+    is_random = bench.is_random(machine)
     n_noises = sum(effect.kind == "noise" for effect in effects)
     every = n_chips if is_random else 1
+    bare = n_chips if bench.is_random(ideal(machine)) else 1
     n_circuits = grids.size_of(plan.specification) if plan.search == "grid" else plan.trials
     n_points = grids.size_of(plan.grid) if plan.grid else 0
     noisy_grid = is_random or any(path.startswith("nonideality.") for path in plan.grid)
     return {
         part: count
         for part, count in {
-            "sensitivity": 1 + every + (len(effects) - n_noises) + (n_noises + len(effects)) * every,
+            "sensitivity": bare + every + (len(effects) - n_noises) * bare + (n_noises + len(effects)) * every,
             # Which ones they will be is not known, but noises take the most.
             "tolerance": tolerance.most_draws(
                 sorted(effects, key=lambda effect: effect.kind != "noise")[: plan.worst], plan.rises, n_chips, few
@@ -122,7 +123,7 @@ def estimated(runner: Runner, plan: Plan, seconds_a_pass: float) -> Estimate:
 
 def _there(runner: Runner, points: Sequence[Point]) -> int:
     n_chips = len(runner.bench.chips)
-    return sum(n_chips if point.is_random else 1 for point in points) - runner.missing(points)
+    return sum(n_chips if runner.bench.is_random(point.hardware) else 1 for point in points) - runner.missing(points)
 
 
 def run(runner: Runner, plan: Plan, on_part: Callable[[str, dict[str, Any]], None] | None = None) -> dict[str, Any]:

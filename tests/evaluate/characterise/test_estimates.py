@@ -92,6 +92,15 @@ def test_arrays_may_have_fewer_slots_than_there_are_tokens() -> None:
     assert arrays[0].mixing_j == arrays[1].mixing_j and arrays[0].cells == arrays[1].cells
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "mistral"])
+def test_a_counter_without_levels_is_told(kind: str) -> None:
+    """Not taken for a sliding window that does not fit."""
+    hardware = presets.gain_cell_cmos()
+    hardware.readout.n_levels = None
+    with pytest.raises(ConfigError, match="readout"):
+        estimates(Parts.of(kind, AutoConfig.for_model(kind), 1), [64], hardware, ROOFLINE, value_bytes=4)
+
+
 def test_ideal_converters_have_no_cost() -> None:
     parts = Parts.of("gpt2", AutoConfig.for_model("gpt2"), 1)
     with pytest.raises(ConfigError, match="n_levels"):

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from aimc.circuit.cost.shape import ModelShape
+from aimc.evaluate import chips
 from aimc.evaluate.study import whole
 from aimc.evaluate.study.bench import Bench
 from aimc.evaluate.study.effects import chosen, effects_of, ideal
 from aimc.evaluate.study.grid import grid
 from aimc.evaluate.study.intervals import Bootstrap
-from aimc.evaluate.study.layers import energy_share, layers
+from aimc.evaluate.study.layers import energy_share, layers, protected_share
 from aimc.evaluate.study.points import Setup
 from aimc.evaluate.study.runner import Runner
-from aimc.evaluate.study.sensitivity import sensitivity
+from aimc.evaluate.study.sensitivity import points_of, sensitivity
 from aimc.evaluate.study.specification import specification
 from aimc.evaluate.study.tolerance import crossing, tolerances
-from aimc.hardware import ConfigError, Hardware, Noise, presets
+from aimc.hardware import ConfigError, Converter, Hardware, Noise, Protection, presets
 
 from .conftest import Formula, tiny_bench
 
@@ -49,6 +52,34 @@ def test_ranking_of_known_losses(silent: Hardware) -> None:
     assert first.saved.low <= first.saved.value <= first.saved.high and first.saved.value > 0.05
     assert found.rows[-1].alone is not None and abs(found.rows[-1].alone.value) < 1e-3
     assert first.size == "30 mV"
+
+
+def test_listed_levels_alone_are_those_of_the_machine(silent: Hardware) -> None:
+    listed = Converter(positions=[0.0, 0.1, 0.2, 0.9], n_levels=4, v_max=0.9, spacing="listed")
+    machine = replace(silent, storage_dac=listed)
+    points = points_of(machine, chosen(machine))
+    assert points["alone storage_levels"].hardware.storage_dac == listed
+    assert points["none"].hardware.storage_dac.n_levels is None
+
+
+def test_what_protected_tokens_take_is_products_and_a_copy(bench: Bench) -> None:
+    """Of GPT-2 small at a full window: 0.157 µJ a layer in products, 0.53 µJ in reading keys and values, 0.07 µJ in the
+    arrays."""
+    wide = SimpleNamespace(shape=ModelShape(), context=1024)
+    machine = presets.gain_cell_cmos()
+    protected = replace(machine, protection=Protection(n_sink=4, n_recent=64))
+    assert 0.85 < protected_share(cast(Bench, wide), protected) < 0.95
+    assert protected_share(cast(Bench, wide), machine) == 0.0
+    no_levels = replace(protected, readout=replace(protected.readout, n_levels=None))
+    assert protected_share(cast(Bench, wide), no_levels) == pytest.approx(68 / 1024)
+
+
+def test_a_models_static_tiles_differ_from_chip_to_chip_on_any_machine(
+    bench: Bench, silent: Hardware, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not bench.is_random(silent) and bench.is_random(replace(silent, noise=Noise(write_v=1e-3)))
+    monkeypatch.setattr(chips, "static_layers", lambda model: [("", SimpleNamespace(computes_digitally=False))])
+    assert bench.is_random(silent)
 
 
 def test_bisection_meets_known_tolerances(silent: Hardware) -> None:

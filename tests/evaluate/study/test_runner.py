@@ -129,6 +129,8 @@ def test_paths_of_a_setup(bench: Bench) -> None:
     for path in ("hardware.array.row", "nonideality.writ_v", "hardware.cell.x.y", "measure.tokens", "hardware"):
         with pytest.raises(ConfigError, match="no field|no such field"):
             start.changed({path: 1})
+    with pytest.raises(ConfigError, match="use nonideality.write_v"):
+        start.changed({"hardware.noise.write_v": 0.1})
 
 
 def test_heads_on_two_machines(bench: Bench) -> None:
