@@ -215,6 +215,8 @@ class Plan:
             "teacher": self.teacher,
             "curve_every": self.curve_every,
             "noise_tokens": self.noise_tokens,
+            "text": None if self.text is None else str(self.text.resolve()),
+            "source": None if self.source is None else str(self.source.resolve()),
             "words": list(self.words),
             "control_words": list(self.control_words),
         }

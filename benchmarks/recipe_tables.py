@@ -154,7 +154,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-ADDED_FACTS: dict[str, object] = {"noise_tokens": None, "control_words": []}
+ADDED_FACTS: dict[str, object] = {"noise_tokens": None, "control_words": [], "text": None, "source": None}
 """What plans did not say once, and meant."""
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
 """Of the 95 % interval of a mean of so few numbers."""
@@ -178,11 +178,19 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
 
 
 def read_results(file: Path, facts: dict[str, object]) -> Results:
-    """What an earlier run measured by the same plan; nothing where there is none, or its plan was another."""
+    """What an earlier run measured by the same plan; nothing where there is none.
+
+    Raises:
+        SystemExit: its plan was another, whose rows would be lost.
+    """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if not isinstance(found, dict) or {**ADDED_FACTS, **found.get("plan", {})} != facts:
+    if not isinstance(found, dict):
         return {}
+    before = {**ADDED_FACTS, **found.get("plan", {})}
+    if other := [name for name in facts if before.get(name) != facts[name]]:
+        apart = ", ".join(f"{name} {before.get(name)} there and {facts[name]} here" for name in other)
+        raise SystemExit(f"{file} holds rows of another plan ({apart}), which would be lost; give --folder")
     return {name: {int(seed): values for seed, values in of_seeds.items()} for name, of_seeds in found["rows"].items()}

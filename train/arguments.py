@@ -35,7 +35,7 @@ def texts_of(data: TokenData, training: Training) -> dict[str, Blocks | Mixed | 
         n_tokens = len(text) * context if data.written is not None else len(data.splits["train"])
         raise RunError(
             f"the training text holds {n_tokens} tokens, fewer than one batch of {recipe.batch_size} ×"
-            f" {context}; give more text or set trainer.{training.recipe_name}.batch_size lower"
+            f" {context}; give more text or set {training.setting}.batch_size lower"
         )
     return {"train_dataset": text, "eval_dataset": validation}
 

@@ -12,6 +12,11 @@ from .stages import RECIPES
 from .study_schema import StudyConfig
 
 SIZES = tuple(f"model.{name}" for name in ("n_layer", "n_head", "n_embd", "n_positions", "dropout"))
+OF_WHOLE_MODELS = (
+    *("noise.*", "distillation", "temperature", "reverse_share", "hidden_weight", "teacher", "lora_rank", "dropout"),
+    *("learning_rates.rest", "min_lr_ratio", "warmup_steps", "weight_decay", "beta1", "beta2"),
+)
+"""Settings of a recipe that say how a whole model is trained."""
 Rule = tuple[tuple[str, ...], Callable[[Any], bool], str]
 
 
@@ -66,6 +71,10 @@ def _brings_hardware(config: Any) -> bool:
     return is_analog(config.checkpoint)
 
 
+def _only_measures(config: Any) -> bool:
+    return isinstance(config, RunConfig) and config.stage.name == "evaluate"
+
+
 def _recalibrates(config: Any) -> bool:
     return isinstance(config, RunConfig) and config.stage.name == "recalibrate"
 
@@ -75,6 +84,16 @@ RULES: list[Rule] = [
         ("hardware", "hardware.[!b]*"),  # all but the backend, which changes no model
         lambda c: not _recalibrates(c),
         "the fine-tuned model is recalibrated on the hardware that it was trained on",
+    ),
+    (
+        ("hardware", "hardware.*"),
+        lambda c: not _only_measures(c),
+        "the models are measured on the hardware that they stand on; train them on other (stage=match, finetune, …)",
+    ),
+    (
+        tuple(f"trainer.match.{name}" for name in OF_WHOLE_MODELS),
+        lambda c: False,
+        "blocks are matched one by one, without it",
     ),
     (
         ("trainer.control_dropout", "trainer.distill_control"),

@@ -100,6 +100,26 @@ def digest_of(folder: Path, stage: str) -> str:
     return f"{stage}-{digest.hexdigest()[:16]}"
 
 
+OF_WEIGHTS = (".safetensors", ".gguf", ".bin")
+PROBED = 2**20
+"""Bytes of a file's beginning and end that tell it from others of its size."""
+
+
+def digest_of_source(source: Path) -> str:
+    """Which weights stand in a file or folder that a model comes from, by the sizes, beginnings and ends of its files:
+    read whole at every start, large ones would take a minute."""
+    digest = hashlib.sha256()
+    files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.suffix in OF_WEIGHTS)
+    for file in files:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            digest.update(f"{file.name} {size}".encode())
+            for start in (0, max(size - PROBED, 0)):
+                stream.seek(start)
+                digest.update(stream.read(PROBED))
+    return digest.hexdigest()[:16]
+
+
 def on_accelerator(model: PreTrainedModel) -> PreTrainedModel:
     """A model that is only measured, moved to the accelerator if there is one; static tiles stay where they are."""
     if has_static(model):

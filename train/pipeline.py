@@ -18,7 +18,7 @@ from .memory import keep_freed_memory
 from .needs import require_all
 from .pretrained import config_of
 from .ranks import first_alone, join, together
-from .record import is_same, record_of, save, settings_of
+from .record import is_same, record_of, rule_of, save, settings_of
 from .run import HEARTBEAT, Run
 from .stages import STAGES
 from .tables import Say, bold, silent
@@ -113,6 +113,9 @@ def _finished(run: Run, settings: dict[str, Any]) -> bool:
             f"  its perplexities were measured on {record['measured_tokens']:,} tokens, as it was run with another"
             " measure.tokens"
         )
+    if (before := record.get("measured_with", rule_of(run))) != rule_of(run):
+        by = ", ".join(f"measure.{name}={'null' if value is None else value}" for name, value in before.items())
+        run.say(f"  its perplexities were measured with {by}, as it was run so")
     return True
 
 

@@ -19,7 +19,7 @@ from aimc.models.manifest import damage_of
 
 from .cards import model_card
 from .files import read_object, remove, whole_folder, write_json, write_text
-from .models import digest_of
+from .models import digest_of, digest_of_source
 
 if TYPE_CHECKING:
     from .run import Run
@@ -76,10 +76,17 @@ def settings_of(run: Run) -> dict[str, Any]:
             settings["processes"] = processes
     for place in stage.depends_on:
         settings[place] = reduce(dict.__getitem__, place.split("."), config)
+    if stage.needs is None and (source := config["model"]["source"]) is not None and Path(source).exists():
+        settings["source"] = digest_of_source(Path(source))
     if stage.needs is not None:
         settings["input"] = digest_of(run.input(stage.needs), stage.needs)
     settings |= _of_training(run)
     return json.loads(json.dumps(settings))  # as it will be read back, so that it compares
+
+
+def rule_of(run: Run) -> dict[str, int | None]:
+    """By which windows the run's perplexities are measured."""
+    return {"context": run.measurement.context, "stride": run.measurement.stride}
 
 
 def is_same(before: dict[str, Any] | None, settings: dict[str, Any]) -> bool:
@@ -109,7 +116,7 @@ def _of_training(run: Run) -> dict[str, Any]:
         options = {f"stage.{name}": getattr(run.config.stage, name) for name in ("match_own_stream", "match_patience")}
         settings |= {name: value for name, value in options.items() if value}
     if recipes and trainer.best == "loaded":
-        settings["best"] = trainer.best
+        settings["best"] = {"best": trainer.best, "eval_tokens": trainer.eval_tokens}
     if recipes and trainer.on_spike == "skip":
         settings["skipped"] = {"deviations": trainer.spike_deviations, "window": trainer.spike_window}
     if run.is_control and trainer.distill_control:
@@ -129,6 +136,7 @@ def save(run: Run, result: StageResult, settings: dict[str, Any], seconds: float
         "stage": run.stage.name,
         "perplexity": result.perplexity,
         "measured_tokens": len(run.text),
+        "measured_with": rule_of(run),
         "training_tokens": max((int(line["tokens"]) for line in result.history), default=0),
         "training_steps": max((int(line["step"]) for line in result.history), default=0),
         "seconds": round(seconds, 1),

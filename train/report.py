@@ -24,13 +24,14 @@ from .run import Run
 from .stages import ROUTES, STAGES
 from .stages.stage import Stage
 from .tables import announced, bold, stage_table, sweep_table
+from .tokens import require_same_tokenizer
 
 
 def evaluate_run(run: Run) -> None:
     """Measure the last analog model under non-idealities, then write and show everything about the run.
 
     Raises:
-        RunError: there is no analog model yet.
+        RunError: there is no analog model yet, or it reads other tokens than the run's text has.
     """
     root = run.config.folder
     records = {
@@ -41,6 +42,7 @@ def evaluate_run(run: Run) -> None:
     last = last_analog(list(records))
     if last is None:
         raise RunError(f"output_dir={root}: no analog model to evaluate; run stage=pipeline first")
+    require_same_tokenizer(root / STAGES[last].folder, run.data.tokenizer)
     run.say(f"{bold('evaluate')}: non-idealities of the {last} model over {run.measurement.chips} chips")
     sweep = nonideality_sweep(
         load_analog(root / STAGES[last].folder).to(run.device),  # type: ignore[arg-type]

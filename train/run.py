@@ -30,7 +30,7 @@ from .ranks import everyone
 from .stages import STAGES
 from .stages.stage import Stage
 from .streaming import Stream
-from .tokens import TokenData
+from .tokens import TokenData, require_same_tokenizer
 from .trainer import Training, train
 
 if TYPE_CHECKING:
@@ -82,21 +82,31 @@ class Run:
         return self.stage.name == "control"
 
     def recipe(self, name: str) -> Recipe:
-        """By which the stage trains: a recipe of the group `trainer`, with what is otherwise for the control."""
-        recipe, control_dropout = self.config.trainer.recipe(name), self.config.trainer.control_dropout
-        if self.is_control and control_dropout is not None:
-            return replace(recipe, dropout=control_dropout)
-        return recipe
+        """By which the stage trains: a recipe of the group `trainer`, with what is otherwise for the control.
+
+        What analog models match layer by layer, at the learning rates of single blocks, the control reads as it is
+        fine-tuned, at the full learning rate.
+        """
+        trainer = self.config.trainer
+        recipe = trainer.recipe(name)
+        if not self.is_control:
+            return recipe
+        if name == "match":
+            kept = ("steps", "minutes", "batch_size", "accumulate", "log_every", "eval_every", "save_every")
+            own = {field: getattr(recipe, field) for field in kept}
+            recipe = replace(trainer.recipe("finetune"), min_lr_ratio=1.0, **own)
+        return recipe if trainer.control_dropout is None else replace(recipe, dropout=trainer.control_dropout)
 
     def input(self, needed: str) -> Path:
         """The folder of another stage's model: this run's, or else the one that `previous` names.
 
         Raises:
-            RunError: neither has it.
+            RunError: neither has it, or it reads other tokens than the run's text has.
         """
         places = [Path(root) / STAGES[needed].folder for root in (self.config.output_dir, self.config.previous) if root]
         for place in places:
             if (place / "config.json").exists():
+                require_same_tokenizer(place, self.data.tokenizer)
                 return place
         does = "starts" if needed == self.stage.needs else "learns"
         raise RunError(
@@ -121,9 +131,8 @@ class Run:
 
     def teacher_name(self, recipe: str | None = None) -> str | None:
         """The stage whose model :meth:`teacher` is. The control cannot learn from itself."""
-        trainer = self.config.trainer
-        wanted = trainer.recipe(recipe or self.stage.name)
-        if not (wanted.has_teacher and wanted.steps) or not (self.stage.analog or trainer.distill_control):
+        wanted = self.recipe(recipe or self.stage.name)
+        if not (wanted.has_teacher and wanted.steps) or not (self.stage.analog or self.config.trainer.distill_control):
             return None
         return wanted.teacher if self.stage.analog else "digital"
 
@@ -198,7 +207,7 @@ class Run:
         in_wandb = config.logger.name == "wandb"
         training = Training(
             stage=self.stage.name,
-            recipe_name=name,
+            setting=f"trainer.{name}",
             recipe=self.recipe(name),
             shared=config.trainer,
             context=self.context,
@@ -211,6 +220,7 @@ class Run:
             heartbeat=config.folder / HEARTBEAT,
             spikes=config.folder / "spikes" / (self.stage.name if recipe is None else f"{self.stage.name}-{name}"),
             say=self.say,
+            again="the command without restart=true" if config.restart else "the same command",
         )
         data = self.training_text() if training.recipe.steps else self.data
         return train(model, data, training, teacher)

@@ -192,7 +192,7 @@ class SpikeWatch(TrainerCallback, ExportableState):
         training, step = self.training, self.step
         return {
             "stage": training.stage,
-            "recipe": training.recipe_name,
+            "recipe": training.setting.rpartition(".")[2],
             "steps_before": state.global_step,
             "loss": step.loss,
             "usual_loss": self.losses.value,

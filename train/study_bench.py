@@ -78,7 +78,7 @@ class _Training:
         with tempfile.TemporaryDirectory() as folder:
             training = Training(
                 stage="study",
-                recipe_name="training",
+                setting="training",
                 recipe=self.settings.training,
                 shared=TrainerConfig(device="cpu"),
                 context=self.context,

@@ -237,6 +237,31 @@ def _tokenise(config: DataConfig, tokenizer: PreTrainedTokenizerBase, dtype: np.
         raise RunError("the text is empty: there is no document in it; check data.path or data.dataset")
 
 
+def require_same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a model read the text as a tokenizer writes it: ids of another one would mean other words.
+
+    Args:
+        folder: of the model, with its tokenizer; without one nothing is known.
+        tokenizer: of the text.
+
+    Raises:
+        RunError: they are two.
+    """
+    from tokenizers import Tokenizer
+
+    file, backend = folder / "tokenizer.json", getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or not file.exists():
+        return
+    # Both as the installed version writes them: files of others may list merges in another way.
+    theirs, ours = (json.loads(x.to_str())["model"] for x in (Tokenizer.from_file(str(file)), backend))
+    if any(theirs.get(part) != ours.get(part) for part in ("type", "vocab", "merges")):
+        raise RunError(
+            f"{folder}: its tokenizer is not the one of this run's text, so every id would stand for another piece of"
+            f" text; set model.source={folder} to read the text by it, or give the text and the Python that it was"
+            " trained on"
+        )
+
+
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PretrainedConfig, source: str) -> None:
     """Check that the model knows every token id that the tokenizer can make.
 

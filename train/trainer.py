@@ -58,8 +58,8 @@ class Training:
 
     stage: str
     """For messages."""
-    recipe_name: str
-    """For messages: the field of `trainer` that holds the recipe."""
+    setting: str
+    """For messages: where the recipe is set, such as `trainer.finetune`."""
     recipe: Recipe
     shared: TrainerConfig
     """Precision, validation tokens and device, which all recipes share."""
@@ -79,6 +79,8 @@ class Training:
     """The file that says how far training is; None: none is written."""
     say: Callable[[Any], None] = lambda _: None
     """Gets a line for what was found damaged."""
+    again: str = "the same command"
+    """What goes on from where a training was interrupted."""
     nonideality: Noise = field(default_factory=Noise)
     """What the recipe's `noise.scale` scales."""
     spikes: Path | None = None
@@ -111,7 +113,7 @@ def train(
     lighten_backward(model)
     if teacher is not None and recipe.has_teacher:
         require_teacher(teacher, model, training.stage)
-    setting = f"trainer.{training.recipe_name}.lora_rank"
+    setting = f"{training.setting}.lora_rank"
     with (
         adapters(model, recipe.lora_rank, setting, training.seed),
         frozen(model, recipe.learning_rates.factors()),
@@ -127,7 +129,7 @@ def _train(
     recipe, context = training.recipe, training.context
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise RunError(
-            f"trainer.{training.recipe_name}.learning_rates: stage {training.stage} has no parameter in the groups that"
+            f"{training.setting}.learning_rates: stage {training.stage} has no parameter in the groups that"
             " are not frozen, so nothing would be trained; give another group a factor above 0, or leave the stage out"
         )
     checkpoint = last_intact(training.folder, training.say)
@@ -176,8 +178,8 @@ def _train(
         model.to(trainer.args.device)  # type: ignore[arg-type]
     if interrupt.caught:
         raise Interrupted(
-            f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder}; the"
-            " same command goes on from there"
+            f"stage {training.stage}: interrupted at step {trainer.state.global_step}; saved in {training.folder};"
+            f" {training.again} goes on from there"
         )
     if training.shared.best == "loaded":
         _load_best(trainer, model)
@@ -292,7 +294,9 @@ class HardwareAwareTrainer(SharedTrainer):
         loss = super().training_step(*args, **kwargs)
         inputs = args[1] if len(args) > 1 else kwargs["inputs"]
         self.spikes.saw(inputs["input_ids"], loss)
-        return loss
+        # Of a step that is left out nothing stays, in the sum that is logged either.
+        left_out = self.training.shared.on_spike == "skip" and not torch.isfinite(loss)
+        return torch.zeros_like(loss) if left_out else loss
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent, just before the optimiser's step."""
@@ -348,8 +352,7 @@ class HardwareAwareTrainer(SharedTrainer):
         last = last_intact(Path(str(self.args.output_dir)), self.training.say)
         kept = f"the last good checkpoint is {last}" if last else "there was no checkpoint yet"
         return Diverged(
-            f"stage {self.training.stage}: {what}; {kept}; lower trainer.{self.training.recipe_name}.learning_rate"
-            f"{saved}"
+            f"stage {self.training.stage}: {what}; {kept}; lower {self.training.setting}.learning_rate{saved}"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -18,8 +18,8 @@ BEST = ("kept", "loaded", "off")
 @dataclass(slots=True, kw_only=True)
 @with_fields({name: (Recipe, field(default_factory=Recipe)) for name in RECIPES})
 class TrainerConfig:
-    """A recipe by the name of each stage that has one of its own, and what they share. The control stage repeats linear
-    and finetune, digitally."""
+    """A recipe by the name of each stage that has one of its own, and what they share. The control stage reads what
+    the stages before and in fine-tuning read, digitally."""
 
     precision: str = choice("fp32", PRECISIONS)
     """`fp32`, `bf16` or `fp16` autocast; the emulated hardware computes in float32 in all of them."""

@@ -165,9 +165,11 @@ def test_results_of_another_plan_are_not_continued(tmp_path: Path) -> None:
     assert read_results(file, facts) == {}
     file.write_text(json.dumps({"plan": facts, "rows": {CONTROL: {"1": row_of(5.0)}}}))
     assert read_results(file, facts) == {CONTROL: {1: row_of(5.0)}}
-    assert read_results(file, {**facts, "steps": 7}) == {}
-    assert read_results(file, {**facts, "noise_tokens": 7}) == {}
-    del facts["noise_tokens"], facts["control_words"]  # as plans once were
+    for name, other in (("steps", 7), ("noise_tokens", 7), ("text", "elsewhere")):
+        with pytest.raises(SystemExit, match=rf"rows of another plan \({name} .* there and {other} here\).*--folder"):
+            read_results(file, {**facts, name: other})
+    for added in ("noise_tokens", "control_words", "text", "source"):  # as plans once were
+        del facts[added]
     file.write_text(json.dumps({"plan": facts, "rows": {CONTROL: {"1": row_of(5.0)}}}))
     facts = json.loads(json.dumps(plan.facts()))
     assert read_results(file, facts) == {CONTROL: {1: row_of(5.0)}}

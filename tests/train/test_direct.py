@@ -111,6 +111,28 @@ def test_the_own_stream_and_patience(
     assert told in said
 
 
+@pytest.mark.parametrize("group", ["scalers", "attention"])
+def test_a_group_stays_while_blocks_are_matched(
+    done: tuple[Path, str], compose: Compose, tmp_path: Path, group: str
+) -> None:
+    settings = ("stage=match", f"trainer.match.learning_rates.{group}=0", f"previous={done[0]}")
+    execute(compose(tmp_path / "start", *DIRECT, "stage=match", "trainer.match.steps=0", f"previous={done[0]}"))
+    execute(compose(tmp_path / "out", *DIRECT, *settings))
+    before, after = (weights_of(tmp_path / name / "matched") for name in ("start", "out"))
+    changed = {
+        "scalers" if "gain_cell" in name else "attention" for name, x in before.items() if not x.equal(after[name])
+    }
+    assert changed == {"scalers", "attention"} - {group}
+
+
+def test_a_match_that_breaks_is_told_in_a_line(
+    done: tuple[Path, str], compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aimc.calibrate.output_training.relative_error", lambda output, *_: output.sum() * torch.nan)
+    with pytest.raises(RunError, match=r"^stage match: step 0: the error of layer 0 is nan.*; see trainer\.match"):
+        execute(compose(tmp_path / "out", *DIRECT, "stage=match", f"previous={done[0]}"))
+
+
 def test_a_share_of_steps_that_nobody_knows_is_refused(compose: Compose, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"stage\.match_own_stream=0\.5: it is a share of the steps.*minutes=1"):
         compose(tmp_path, *DIRECT, "stage.match_own_stream=0.5", "trainer.match.minutes=1")

@@ -63,7 +63,7 @@ def read(compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
         monkeypatch.setattr(HardwareAwareTrainer, "training_step", training_step)
         training = Training(
             stage="digital",
-            recipe_name="digital",
+            setting="trainer.digital",
             recipe=wanted.trainer.recipe("digital"),
             shared=wanted.trainer,
             context=context,
@@ -150,7 +150,7 @@ def test_order_is_the_same_for_any_number_of_processes(compose: Compose, tmp_pat
         data = TokenData(text.tokenizer, {"train": shards, "valid": tokens}, "numbers")
         training = Training(
             stage="digital",
-            recipe_name="digital",
+            setting="trainer.digital",
             recipe=config.trainer.recipe("digital"),
             shared=config.trainer,
             context=context,

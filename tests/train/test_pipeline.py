@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import aimc
@@ -212,6 +213,39 @@ def test_a_changed_early_stage_reruns_the_later_ones(again: Path, compose: Compo
         "finetuned",
     }
     assert said.count("skipped") == 3  # digital and softmax, and linear, which the first command ran
+
+
+def test_a_model_that_reads_other_tokens_is_refused(
+    done: Path, tmp_path: Path, compose: Compose, text_folder: Path
+) -> None:
+    """Of as many, so that every id would be known, and stand for another piece of text."""
+    other = tmp_path / "text"
+    other.mkdir()
+    for file in text_folder.iterdir():
+        (other / file.name).write_text(file.read_text()[::-1])
+    for stage in ("linear", "evaluate"):
+        previous = f"output_dir={done}" if stage == "evaluate" else f"previous={done}"
+        config = compose(tmp_path / "out", f"data.path={other}", f"stage.name={stage}", previous)
+        with pytest.raises(RunError, match=r"its tokenizer is not the one of this run's text.*set model\.source="):
+            execute(config)
+
+
+def test_weights_behind_a_source_that_changed_are_read_again(done: Path, tmp_path: Path, compose: Compose) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(done / "digital", source)
+    config = compose(tmp_path / "out", f"model.source={source}", "stage.name=digital", "trainer.digital.steps=0")
+    execute(config)
+    assert "skipped" in execute(config)
+    weights = weights_of(source)
+    weights["transformer.wte.weight"] += 1.0
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    (source / MANIFEST).unlink(missing_ok=True)
+    assert "had other settings" in execute(config)
+
+
+def test_measured_with_other_windows(done: Path, again: Path, compose: Compose) -> None:
+    said = execute(compose(again, "stage.name=digital", "measure.stride=8"))
+    assert "its perplexities were measured with measure.context=" in said and "measure.stride=" in said
 
 
 def test_restart_runs_a_finished_stage_to_the_same_weights(again: Path, done: Path, compose: Compose) -> None:

@@ -55,7 +55,7 @@ class Parts:
         config = self.config
         return Training(
             stage="finetune",
-            recipe_name="finetune",
+            setting="trainer.finetune",
             recipe=replace(config.trainer.recipe("finetune"), **{"learning_rate": 3e-3, "eval_every": 4, **fields}),
             shared=config.trainer,
             context=32,
@@ -268,7 +268,7 @@ def test_the_controls_dropout_is_its_own(tmp_path: Path, compose: Compose, monke
     worked: list[tuple[str, str, bool]] = []
 
     def noted(self: HardwareAwareTrainer, training: Training, *args: Any, **kwargs: Any) -> None:
-        worked.append((training.stage, training.recipe_name, training.recipe.dropout))
+        worked.append((training.stage, training.setting.rpartition(".")[2], training.recipe.dropout))
         original(self, training, *args, **kwargs)
 
     original = HardwareAwareTrainer.__init__
@@ -286,6 +286,28 @@ def test_the_controls_dropout_is_its_own(tmp_path: Path, compose: Compose, monke
     ]
     execute(compose(tmp_path, *without, "stage.name=control"), lambda what: None)
     assert [dropout for *_, dropout in worked[4:]] == [False, False]
+
+
+def test_the_control_reads_as_it_is_fine_tuned_what_blocks_match(
+    tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate of single blocks is none for a whole model."""
+    worked: list[Training] = []
+
+    def noted(self: HardwareAwareTrainer, training: Training, *args: Any, **kwargs: Any) -> None:
+        worked.append(training)
+        original(self, training, *args, **kwargs)
+
+    original = HardwareAwareTrainer.__init__
+    monkeypatch.setattr(HardwareAwareTrainer, "__init__", noted)
+    settings = ["trainer.match.learning_rate=3e-3", "trainer.match.steps=2", "trainer.match.batch_size=3"]
+    settings += ["trainer.finetune.learning_rate=1e-4", "trainer.finetune.dropout=false"]
+    for name in ("digital", "control"):
+        execute(compose(tmp_path, "recipe=direct", *settings, f"stage.name={name}"), lambda what: None)
+    first, second = (training.recipe for training in worked if training.stage == "control")
+    assert (first.learning_rate, first.dropout, first.min_lr_ratio) == (1e-4, False, 1.0)
+    assert (first.steps, first.batch_size) == (2, 3)
+    assert (second.learning_rate, second.min_lr_ratio) == (1e-4, 0.1)
 
 
 def test_dropout_that_is_no_layer_is_left_out_too() -> None:

@@ -334,7 +334,7 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
         student = copy.deepcopy(teacher)
         training = Training(
             stage="linear",
-            recipe_name="linear",
+            setting="trainer.linear",
             recipe=config.trainer.recipe("linear"),
             shared=config.trainer,
             context=config.model.n_positions,

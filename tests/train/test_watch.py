@@ -104,6 +104,8 @@ def test_a_spike_is_left_out_or_ends_the_run_where_that_is_asked(
     (told,) = (line for line in said.splitlines() if "the loss became nan" in line)
     assert f"at step {AT}" in told and "the step is left out" in told
     assert all(torch.isfinite(x).all() for x in weights_of(tmp_path / "linear").values())
+    log = json.loads((tmp_path / "linear" / "history.json").read_text())
+    assert all(math.isfinite(line["loss"]) for line in log if "loss" in line)
 
 
 def test_a_loss_that_is_no_number_says_where_its_batch_is(

@@ -17,6 +17,9 @@ def run(run: Run) -> StageResult:
     model = digital_model(run.config.model, run.data.tokenizer, run.config.seed).to(run.device)  # type: ignore[arg-type]
     if run.config.stage.name == "pipeline":
         require_convertible(model)
+    source, steps = run.config.model.source, run.recipe("digital").steps
+    if source is not None and steps:
+        run.say(f"  {source} is trained on for {steps} steps first; trainer.digital.steps=0 takes it as it is")
     history = run.train(model)
     notes = {"validation perplexity": run.validate(model)}
     return StageResult(model, {"digital": run.measure(model)}, history, notes)

@@ -17,6 +17,8 @@ def run(run: Run) -> StageResult:
 
     import aimc
 
+    from ..errors import RunError
+    from ..groups import frozen
     from ..models import converted
     from ..ranks import everyone
 
@@ -28,21 +30,26 @@ def run(run: Run) -> StageResult:
     result.perplexity["nonlinear cell, statistics start"] = run.measure(result.model)
     if recipe.steps:
         factors = recipe.learning_rates
-        report = aimc.match_outputs(
-            result.model,
-            reference,
-            run.sequences("match"),
-            steps=recipe.steps,
-            minutes=recipe.minutes,
-            learning_rate=recipe.learning_rate * factors.attention,
-            scaler_learning_rate=recipe.learning_rate * factors.scalers,
-            max_grad_norm=recipe.max_grad_norm,
-            own_stream=run.config.stage.match_own_stream,
-            patience=run.config.stage.match_patience,
-            seed=run.config.seed,
-            progress=True,
-            ranks=everyone(),
-        )
+        text = run.sequences("match")
+        try:
+            with frozen(result.model, factors.factors() | {"rest": 1.0}):
+                report = aimc.match_outputs(
+                    result.model,
+                    reference,
+                    text,
+                    steps=recipe.steps,
+                    minutes=recipe.minutes,
+                    learning_rate=recipe.learning_rate * (factors.attention or 1.0),  # of a group that is frozen, any
+                    scaler_learning_rate=recipe.learning_rate * (factors.scalers or 1.0),
+                    max_grad_norm=recipe.max_grad_norm,
+                    own_stream=run.config.stage.match_own_stream,
+                    patience=run.config.stage.match_patience,
+                    seed=run.config.seed,
+                    progress=True,
+                    ranks=everyone(),
+                )
+        except ValueError as error:  # what was given, or an error that is no longer finite
+            raise RunError(f"stage match: {error}; see trainer.match and stage.match_…") from error
         run.say(str(report))
         per_step = report.n_tokens // report.steps
         result.history = [
