@@ -48,7 +48,7 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Kills, corruptions, full disks, malformed settings: less than ten minutes on two cores; writes docs/faults.md.
+# Kills, corruptions, full disks, malformed settings: seven to fifteen minutes on two cores; writes docs/faults.md.
 faults: setup
 	$(BIN)/python -m tests.faults
 

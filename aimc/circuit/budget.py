@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aimc.circuit.cost.attention import converter_steps
 from aimc.circuit.curves.retention import RetentionFit
 from aimc.circuit.errors import CircuitError
 from aimc.circuit.physics.gain_cell import GainCell
@@ -45,8 +46,7 @@ def noise_budget(cell: GainCell, hardware: Hardware) -> list[BudgetLine]:
         hardware: storage levels (without levels the step is the whole range), window, token time and leakage of the
             emulated machine.
     """
-    levels = hardware.storage_dac.n_levels or 2
-    step = cell.supply_v / (levels - 1)
+    step = _storage_step(hardware)
     reach = cell.supply_v / 2
     gain, offset_v = cell.mismatch()
     slope = float(np.mean(cell.transconductance(cell.stored_grid())))
@@ -63,6 +63,12 @@ def noise_budget(cell: GainCell, hardware: Hardware) -> list[BudgetLine]:
         BudgetLine(name=name, volt=volt, lsb=volt / step, is_random=random) for name, (volt, random) in lines.items()
     ]
     return sorted(found, key=lambda line: -line.volt)
+
+
+def _storage_step(hardware: Hardware) -> float:
+    """Between two levels of the storage DAC, in volt."""
+    dac = hardware.storage_dac
+    return (dac.v_max - dac.v_min) / ((dac.n_levels or 2) - 1)
 
 
 def fade(hardware: Hardware) -> float:
@@ -118,7 +124,7 @@ def check_cell(cell: GainCell, hardware: Hardware, held: RetentionFit | None = N
             " voltage when it leaves, so the model forgets early; use a larger capacitor, less leakage, a shorter"
             " window or a shorter token time"
         )
-    step = cell.supply_v / ((hardware.storage_dac.n_levels or 2) - 1)
+    step = _storage_step(hardware)
     if held is not None and held.max_error_v > SETTLED_LSB * step:
         yield (
             "the cell does not forget as an exponential: the emulated one misses its voltage by up to"
@@ -133,7 +139,8 @@ def check_cell(cell: GainCell, hardware: Hardware, held: RetentionFit | None = N
             f" {missing / step:.1f} LSB of storage, so the cell holds the wrong level, an error that the emulated"
             " writes do not have; write longer, drive the gate higher, or widen the write transistor"
         )
-    shortest = cell.pulse_max_s / ((hardware.input_dac.n_levels or 2) - 1)
+    levels = hardware.input_dac.n_levels
+    shortest = cell.pulse_max_s / (1 if levels is None else converter_steps(hardware.input_dac, "input_dac"))
     if shortest < SETTLED_TIME_CONSTANTS * cell.read_line_time_s:
         yield (
             f"the shortest pulse, {shortest:.2g} s, is too short to settle on a read line of"

@@ -11,7 +11,7 @@ import numpy as np
 
 from aimc.circuit.budget import check_cell
 from aimc.circuit.curves.retention import RetentionFit
-from aimc.circuit.curves.transfer import POOR_LSB, TransferFit, fit_transfer, poor_fit
+from aimc.circuit.curves.transfer import POOR_LSB, SLACK, TransferFit, fit_transfer, poor_fit
 from aimc.circuit.errors import CircuitError, CircuitWarning
 from aimc.circuit.physics.gain_cell import GainCell
 from aimc.circuit.physics.storage import retention, tau_spread
@@ -110,6 +110,13 @@ def _of_curve(
                 f"stretch={held.stretch:.3f}: the emulator computes with plain exponentials; fit the retention with"
                 " stretched=False"
             )
+        slack = SLACK * (supply - floor)
+        if not floor - slack <= held.target_v <= supply + slack:
+            raise CircuitError(
+                f"held.target_v={held.target_v:.3g} V lies outside of the voltages from {floor:.3g} to {supply:.3g} V"
+                " that the cell is known at, and another target has another retention: traces that are nearly straight"
+                " do not tell it; fit them with fit_retention(…, target_v=…)"
+            )
         new.leakage = replace(new.leakage, tau_s=held.tau_s, target_v=float(np.clip(held.target_v, 0.0, supply)))
     step = float(np.ptp(fit(np.array([low, high])))) / ((base.storage_dac.n_levels or 2) - 1)
     if fit.max_error > POOR_LSB * step:
@@ -200,11 +207,16 @@ def _with_cell(
     coefficients = [c / unit for c in cell.coefficients]
     slope = _slope(coefficients, cell.offset_v, low_v, high_v)
     array = base.array if full_scales is None else replace(base.array, saturation_av=full_scales.av_c / unit)
+    dac = base.storage_dac
+    positions = dac.positions
+    if positions is not None:  # at the same places of the new range
+        stretch = (high_v - low_v) / (dac.v_max - dac.v_min)
+        positions = [min(low_v + (v - dac.v_min) * stretch, high_v) for v in positions]
     # range and supply of the storage DAC are checked against each other, so both change at once
     return replace(
         base,
         cell=replace(cell, coefficients=coefficients, gradient=base.cell.gradient, surrogate_slope=slope),
-        storage_dac=replace(base.storage_dac, v_min=low_v, v_max=high_v),
+        storage_dac=replace(dac, v_min=low_v, v_max=high_v, positions=positions),
         array=array,
     )
 

@@ -36,7 +36,12 @@ _PART_STYLE = {
     "protected tokens": ("#CC79A7", "///"),
     "digital copy": (BLUE, "///"),
     "queue for shared arrays": ("#BBBBBB", ""),
+    "normaliser column": ("#F0E442", "///"),
+    "position gain": (GREEN, "xxx"),
+    "normalising": (ORANGE, "..."),
 }
+_OTHER_STYLE = ("#BBBBBB", "///")
+"""Of a part without a style of its own."""
 _BASIS_COLOUR = {"published": BLUE, "derived": SKY, "assumed": ORANGE, "given": GREEN}
 _FIELD = {"energy": "energy_j", "latency": "latency_s"}
 _LABELLED = 0.04
@@ -63,11 +68,12 @@ def energy_breakdown(costs: Mapping[str, Cost | Breakdown], *, title: str | None
     figure = Figure(figsize=(3.6 + 1.3 * len(costs), 4.6), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title or f"Energy of attention per token and {next(iter(scopes), 'design')}")
-    names = [name for name in _PART_STYLE if any(parts.get(name) for parts in energies.values())]
+    known = dict.fromkeys([*_PART_STYLE, *(name for parts in energies.values() for name in parts)])
+    names = [name for name in known if any(parts.get(name) for parts in energies.values())]
     tallest = max(parts.total for parts in energies.values())
     bottom = np.zeros(len(energies))
     for name in names:
-        colour, hatch = _PART_STYLE[name]
+        colour, hatch = _PART_STYLE.get(name, _OTHER_STYLE)
         heights = np.array([parts.get(name, 0.0) for parts in energies.values()])
         axes.bar(
             list(energies),

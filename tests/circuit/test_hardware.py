@@ -206,6 +206,18 @@ def test_a_fitted_curve_becomes_hardware():
         to_hardware(CELL, supply_v=1.0)
 
 
+def test_a_droop_too_straight_for_its_target_is_refused():
+    """At a target of its own, far away, it has a retention of its own."""
+    stored = np.linspace(0.4, 1.6, 40)
+    fit = fit_transfer(stored, 1e-6 * np.exp(stored), offset_v=1.0)
+    times = np.linspace(0, 0.2, 30)
+    trace = -10.0 + 11.2 * np.exp(-times / 11.0)
+    with pytest.raises(CircuitError, match=r"held.target_v=-.* lies outside.*fit_retention\(…, target_v=…\)"):
+        to_hardware(fit, held=fit_retention(times, trace))
+    slow = to_hardware(fit, held=fit_retention(times, trace, target_v=0.4)).leakage
+    assert (1.2 - 0.4) / slow.tau_s == pytest.approx(11.2 / 11.0, rel=0.2)  # about as fast, at the beginning
+
+
 def test_the_range_that_is_stored_is_full_scale():
     """A fitted curve of 0 to 2 V of which 0 to 1 V is stored gives as much signal as the published cell at the ends of
     its range."""
@@ -221,6 +233,13 @@ def test_a_narrower_storage_range_keeps_its_place():
     for source in (CELL, fit_transfer(np.linspace(0, 0.9, 30), np.linspace(-1, 1, 30), offset_v=0.45)):
         dac = to_hardware(source, base).storage_dac
         assert (dac.v_min, dac.v_max) == (pytest.approx(0.1), pytest.approx(0.8))
+
+
+def test_listed_levels_keep_their_places():
+    base = presets.gain_cell_cmos()
+    positions = [0.0, 0.2, 0.45, 0.9]
+    base.storage_dac = replace(base.storage_dac, n_levels=4, spacing="listed", positions=positions)
+    assert to_hardware(oxide_cell(), base).storage_dac.positions == pytest.approx([v * 1.2 / 0.9 for v in positions])
 
 
 def test_a_falling_curve_is_refused():
@@ -254,6 +273,21 @@ def test_budget_is_sorted_and_in_levels():
     assert by_name["leakage over the window"].volt == pytest.approx(
         0.45 * (1 - math.exp(-1024 * 7.8e-7 / 5e-3)), rel=1e-3
     )
+
+
+def test_a_step_is_that_of_the_range_that_is_stored():
+    hardware = to_hardware(CELL)
+    narrow = replace(hardware, storage_dac=replace(hardware.storage_dac, v_min=0.3, v_max=0.6))
+    for wide, found in zip(noise_budget(CELL, hardware), noise_budget(CELL, narrow), strict=True):
+        assert (found.volt, found.lsb) == pytest.approx((wide.volt, 3 * wide.lsb))
+
+
+def test_the_shortest_signed_pulse_is_one_of_half_the_levels():
+    """Of 128 levels of either sign, 63 steps: 0.24 ns, which is longer than this line needs."""
+    signed = presets.with_softmax(presets.gain_cell_cmos(), input_levels=128)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        to_hardware(replace(CELL, read_line_time_s=0.05e-9), signed)
 
 
 @pytest.mark.parametrize(

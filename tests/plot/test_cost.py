@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import aimc
 from aimc import plot, presets
 from aimc.circuit import DigitalBaseline, ModelShape, attention_cost, model_cost, sensitivity
+from aimc.circuit.cost.attention import Cost
+from aimc.circuit.cost.slots import slot_cost
 
 SHAPE, HARDWARE = ModelShape(), presets.gain_cell_cmos()
 
@@ -22,6 +26,22 @@ def test_energy_breakdown_stacks_to_the_total() -> None:
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "score ADCs" in legend and "refresh" not in legend
     assert "per token and head" in axes.get_title()
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        attention_cost(SHAPE, presets.gain_cell_normalised()),
+        attention_cost(SHAPE, presets.for_pretrained(HARDWARE)),
+        attention_cost(SHAPE, replace(HARDWARE, position_gain=True)),
+        slot_cost(replace(SHAPE, rotary=True), presets.with_softmax(HARDWARE)),
+    ],
+    ids=["normaliser", "norms", "position", "slots"],
+)
+def test_every_part_is_drawn(cost: Cost) -> None:
+    axes = aimc.plot.cost.energy_breakdown({"design": cost}).axes[0]
+    assert sum(bar.patches[0].get_height() for bar in axes.containers) == pytest.approx(cost.energy_j.total)
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {k for k, v in cost.energy_j.items() if v}
 
 
 def test_scopes_are_not_mixed() -> None:

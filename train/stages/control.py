@@ -1,5 +1,5 @@
 """The digital model with the same extra training, recipe by recipe, that the analog one gets: what it is to be compared
-with."""
+with. By what it reads what is matched layer by layer there, :meth:`train.run.Run.recipe` says."""
 
 from __future__ import annotations
 

@@ -66,6 +66,7 @@ def fit_transistor(
     gate, drain, current = (np.asarray(x, dtype=np.float64) for x in (gate_v, drain_v, current_a))
     _check(gate, drain, current, free)
     begin = replace(start, specific_current_a=start.specific_current() / (start.width_m / start.length_m))
+    sign = 1.0 if start.polarity == "n" else -1.0  # a p type conducts at voltages below its source
     log = np.array([name == "specific_current_a" for name in free])
     low, high = (np.array([BOUNDS[name][i] for name in free]) for i in (0, 1))
 
@@ -78,7 +79,7 @@ def fit_transistor(
         return replace(begin, **found)
 
     def misses(x: FloatArray) -> FloatArray:
-        model = transistor(x).current(gate, 0.0, drain, temperature_k=temperature_k)
+        model = transistor(x).current(sign * gate, 0.0, sign * drain, temperature_k=temperature_k)
         return np.log(np.maximum(np.abs(model), 1e-30) / current)
 
     first = np.clip([getattr(begin, name) for name in free], low, high)

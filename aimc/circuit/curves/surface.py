@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from aimc.circuit.curves.regression import solve
-from aimc.circuit.curves.transfer import POOR_LSB, SLACK, SLOPE_POINTS, poor_fit
+from aimc.circuit.curves.transfer import POOR_LSB, SLACK, SLOPE_POINTS, checked_weights, poor_fit
 from aimc.circuit.errors import CircuitError, CircuitWarning
 from aimc.circuit.typing import FloatArray
 from aimc.hardware import Cell
@@ -115,8 +115,10 @@ def fit_surface(
         read_degree: of the read, each term independently; None: terms of total degree up to `degree`, as published (ten
             of degree 3).
         n_levels: storage levels, to state the error in charge steps; None: do not.
-        weights: of the squared errors, `[N]`, not negative; None: all alike.
-        zero_at_zero_pulse: leave out the terms without the read, so that no pulse gives no charge.
+        weights: of the squared errors, `[N]`, not negative, 0 drops a point; None: all alike.
+        zero_at_zero_pulse: leave out the terms without the read, so that no pulse gives no charge. Of total degree 3
+            six are left then, and the cube of the stored voltage is not among them: give `read_degree` for a cubic
+            cell.
         monotone: hold the surface to rise with the stored voltage at every read of the data.
 
     Raises:
@@ -125,7 +127,9 @@ def fit_surface(
     u, x, y = (np.asarray(v, dtype=np.float64) for v in (stored_v, read, charge))
     _check(u, x, y, degree)
     u = u - offset_v
-    weight = None if weights is None else np.broadcast_to(np.asarray(weights, dtype=np.float64), y.shape)
+    weight = checked_weights(weights, y)
+    if weight is not None:
+        u, x, y, weight = (points[weight > 0] for points in (u, x, y, weight))
     first = 1 if zero_at_zero_pulse else 0
     last = degree if read_degree is None else read_degree
     terms = [

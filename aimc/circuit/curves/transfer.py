@@ -35,7 +35,7 @@ class TransferFit:
     """Of the coefficients, for independent errors of equal (weighted) size; NaN where a monotone fit was held by its
     constraint."""
     residuals: FloatArray
-    """Charge minus fit, one per point, in charge units."""
+    """Charge minus fit, one per point that counts, in charge units."""
     linear_slope: float
     """Least-squares slope of the charge through the origin, in charge units per volt: what a surrogate gradient
     uses."""
@@ -119,7 +119,7 @@ def fit_transfer(
         offset_v: rest voltage V_o in volt.
         degree: degree of the polynomial, at least 1. Three describes the published silicon cell.
         n_levels: storage levels, to state the error in charge steps; None: do not.
-        weights: of the squared errors, one per point, not negative; None: all alike.
+        weights: of the squared errors, one per point, not negative, 0 drops a point; None: all alike.
         monotone: hold the polynomial to rise (or to fall) over the data's range, as a cell's charge does.
 
     Returns:
@@ -133,14 +133,17 @@ def fit_transfer(
     u = np.asarray(stored_v, dtype=np.float64) - offset_v
     y = np.asarray(charge(u) if callable(charge) else charge, dtype=np.float64)
     _check_points(u, y, degree, n_levels)
-    weight = _check_weights(weights, y)
+    weight = checked_weights(weights, y)
+    if weight is not None:
+        u, y, weight = (x[weight > 0] for x in (u, y, weight))
+        _check_points(u, y, degree, n_levels)
     coefficients, errors = _fit(u, y, degree, weight, monotone)
     fit = TransferFit(
         offset_v=float(offset_v),
         coefficients=coefficients.tolist(),
         standard_errors=errors.tolist(),
         residuals=y - Polynomial(coefficients)(u),
-        linear_slope=float(np.sum(u * y) / np.sum(u * u)),
+        linear_slope=float(np.average(u * y, weights=weight) / np.average(u * u, weights=weight)),
         level_step=None if n_levels is None else float(np.ptp(y)) / (n_levels - 1),
         stored_range_v=(float(u.min() + offset_v), float(u.max() + offset_v)),
     )
@@ -237,7 +240,12 @@ def held_out_error(
     return float(np.sqrt(np.mean((y[out] - Polynomial(coefficients)(u[out])) ** 2)))
 
 
-def _check_weights(weights: ArrayLike | None, y: FloatArray) -> FloatArray | None:
+def checked_weights(weights: ArrayLike | None, y: FloatArray) -> FloatArray | None:
+    """Weights `[N]` of the points `y`; None: all alike.
+
+    Raises:
+        CircuitError: of another number, not finite, or negative.
+    """
     if weights is None:
         return None
     weight = np.asarray(weights, dtype=np.float64)

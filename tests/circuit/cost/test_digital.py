@@ -174,6 +174,13 @@ def test_protected_tokens_beside_arrays() -> None:
     assert layer(many).area_m2["digital copy"] == pytest.approx(4 * 64 * 2 * 64 * 16 * 0.254e-12)
 
 
+def test_no_more_tokens_are_protected_than_there_are() -> None:
+    protected = replace(SOFTMAX, protection=Protection(n_sink=4, n_recent=64))
+    few, full = attention_cost(PLAIN, protected, window_fill=8), attention_cost(PLAIN, protected)
+    ratio = few.energy_j["protected tokens"] / full.energy_j["protected tokens"]
+    assert ratio == pytest.approx(8 / 68) and few.area_m2 == full.area_m2
+
+
 def test_shares_of_a_few_tokens_and_of_windows() -> None:
     few = attention_cost(PLAIN, pruned(kept_share=0.1), window_fill=11)
     assert few.kept_share == pytest.approx(2 / 11), "rounded up to whole tokens"

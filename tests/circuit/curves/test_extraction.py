@@ -26,6 +26,14 @@ def test_a_transistor_is_recovered():
     assert found.rms_decades < 1e-5
 
 
+def test_a_p_type_is_told_by_its_magnitudes():
+    true = replace(TRUE, polarity="p")
+    start = replace(true, threshold_v=0.6, slope_factor=1.1, specific_current_a=1e-6, power=2.0)
+    found = fit_transistor(GATE, DRAIN, np.abs(true.current(-GATE, 0.0, -DRAIN)), start=start)
+    for name in ("threshold_v", "slope_factor", "specific_current_a", "power"):
+        assert getattr(found.transistor, name) == pytest.approx(getattr(TRUE, name), rel=1e-4), name
+
+
 def test_parameters_are_those_of_the_reference_temperature():
     current = TRUE.current(GATE, 0.0, DRAIN, temperature_k=400.0)
     found = fit_transistor(

@@ -54,6 +54,24 @@ def test_weights_take_the_noisy_points_back():
     np.testing.assert_allclose(fit.coefficients, [0.0, 3.0], atol=1e-12)
 
 
+def test_a_dropped_point_counts_for_nothing():
+    stored = np.linspace(0, 0.9, 40)
+    y = 3 * (stored - 0.45) + 0.01 * np.sin(90 * stored)
+    far, wrong = np.append(stored, 1.8), np.append(y, 99.0)
+    weights = np.append(np.ones(40), 0.0)
+    kept = fit_transfer(far, wrong, offset_v=0.45, n_levels=8, weights=weights)
+    alone = fit_transfer(stored, y, offset_v=0.45, n_levels=8)
+    for name in ("coefficients", "standard_errors", "max_error", "linear_slope", "level_step", "stored_range_v"):
+        np.testing.assert_allclose(getattr(kept, name), getattr(alone, name), rtol=1e-9, err_msg=name)
+    with pytest.raises(CircuitError, match="data end at 0 and 0.9 V"):
+        kept(1.8)
+    read = np.tile([0.4, 0.7, 1.0], 14)[:41]
+    surface = fit_surface(far, read, wrong, offset_v=0.45, weights=weights)
+    assert surface.stored_range_v == pytest.approx((0.0, 0.9)) and len(surface.residuals) == 40
+    with pytest.raises(CircuitError, match="weights of shape"):
+        fit_surface(far, read, wrong, offset_v=0.45, weights=-weights)
+
+
 def test_zero_pulse_gives_zero_charge():
     fit = fit_surface(STORED, READ, true_surface(STORED - 0.45, READ), offset_v=0.45)
     np.testing.assert_array_equal(fit(np.linspace(0, 0.9, 5), 0.0), 0.0)
