@@ -117,6 +117,15 @@ class Hardware:
             "a probability becomes a pulse between none and the longest",
             "set v_min to 0 and v_max to at most 1",
         )
+        positions = self.probability_dac.positions
+        require(
+            positions is None or positions[0] == 0.0,
+            "probability_dac.positions",
+            positions,
+            "a key that a query does not see has no probability, and gets no pulse",
+            "begin the list with 0",
+        )
+        self._check_rounded()
         require(
             self.has_softmax or not self.features.normalise_queries,
             "features.normalise_queries",
@@ -153,6 +162,23 @@ class Hardware:
             "use activation='softmax' and leakage.target_v=null (None), or False",
         )
         self._check_spacing()
+
+    def _check_rounded(self) -> None:
+        """Multiples of a step may lie outside of the range that they are clipped to."""
+        for name, low, high in (("storage_dac", 0.0, self.cell.supply_v), ("input_dac", -1.0, 1.0)):
+            dac: Converter = getattr(self, name)
+            if dac.coding != "rounded" or dac.n_levels is None:
+                continue
+            step = (dac.v_max - dac.v_min) / (dac.n_levels - 1)
+            ends = [round(v / step) * step for v in (dac.v_min, dac.v_max)]
+            require(
+                low - 1e-6 <= ends[0] and ends[1] <= high + 1e-6,
+                f"{name}.coding",
+                "rounded",
+                f"its levels are multiples of {step:g}, from {ends[0]:g} to {ends[1]:g}, and a device has none outside"
+                f" of {low:g} to {high:g}",
+                "use coding='unsigned' or 'sign_magnitude', or another range or number of levels",
+            )
 
     @property
     def _leaks_to_rest(self) -> bool:

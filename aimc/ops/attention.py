@@ -104,6 +104,8 @@ def _noise_of(
 
 def attend(call: Call) -> Tensor:
     """The operator on arguments that are checked, with the seed of its noise in `call.heads`."""
+    if not call.query.numel():  # no text, or no token
+        return call.query.clone()
     backend = choose_backend(call.query, call.heads.hardware)
     return _eager(call)[0] if backend == "eager" else fused_attention(call, engine=backend)
 

@@ -34,14 +34,16 @@ class Kept:
         self._tables: OrderedDict[Hashable, Sequence[Table]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], Sequence[Table]]) -> Sequence[Table]:
-        """The tables of a key, made if they are not there."""
+    def get(self, key: Hashable, make: Callable[[], Sequence[Table]], *, keep: bool = True) -> Sequence[Table]:
+        """The tables of a key, made if they are not there; with `keep` false these are not kept."""
         with self._lock:
             if key in self._tables:
                 self._tables.move_to_end(key)
                 return self._tables[key]
         with torch.inference_mode(False), torch.no_grad():  # a tensor of the inference mode is of no use in training
             tables = make()
+        if not keep:
+            return tables
         with self._lock:
             if key not in self._tables:
                 self._tables[key] = tables
@@ -180,7 +182,9 @@ class Frozen:
         if torch.compiler.is_compiling():  # a compiled graph draws for itself: it would hold the tables for ever
             return make()
         sizes = self.array.window, self.array.rows, self.n_kv_heads, self.head_size
-        return KEPT.get((*key, self.chip, *sizes, self.dtype, self.device), make)
+        # While a graph is recorded nothing is computed, so that what is made would be read empty until it is replayed.
+        recorded = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        return KEPT.get((*key, self.chip, *sizes, self.dtype, self.device), make, keep=not recorded)
 
 
 def _n_bytes(tables: Sequence[Table]) -> int:

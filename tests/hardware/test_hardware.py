@@ -51,6 +51,17 @@ CONVERTERS = ("input_dac", "storage_dac", "readout", "score_adc", "probability_d
         (Hardware, {"input_dac": Converter(v_min=-1.5)}, "input_dac"),
         (
             Hardware,
+            {"probability_dac": Converter(spacing="listed", positions=[0.05, 0.3, 1.0])},
+            "probability_dac.positions.*gets no pulse.*begin the list with 0",
+        ),
+        (
+            Hardware,
+            {"storage_dac": Converter(n_levels=8, v_min=0.1, v_max=0.9, coding="rounded")},
+            "storage_dac.coding.*to 0.914286.*outside of 0 to 0.9",
+        ),
+        (Hardware, {"input_dac": Converter(n_levels=32, v_min=-1.0, coding="rounded")}, "input_dac.coding.*-1.03226"),
+        (
+            Hardware,
             {"activation": "softmax", "normaliser": Normaliser(is_on=True)},
             "normaliser.is_on.*divides by the sum",
         ),

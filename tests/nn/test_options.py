@@ -9,6 +9,7 @@ import torch
 import aimc
 from aimc.hardware import Array, Converter, Noise, Normaliser
 from aimc.models.arrays import gain_cell_layers
+from aimc.nn.positions import position_gain, tokens_seen
 from tests.tiny_models import ids, tiny_model
 
 
@@ -29,6 +30,15 @@ def converted():
         layer.pulse_threshold.data.copy_(torch.linspace(-0.2, 0.0, n))
         layer.position_exponent.data.copy_(torch.linspace(-0.5, 1.0, n))
     return model.eval()
+
+
+def test_tokens_that_a_query_sees() -> None:
+    padding = torch.tensor([[False, False, False, True, True, True, False, False]])
+    seen = tokens_seen(8, 4, None, padding, torch.zeros(1))
+    assert seen.tolist() == [[1, 2, 3, 3, 2, 1, 1, 2]]
+    assert tokens_seen(6, 4, None, None, torch.zeros(1)).tolist() == [[1, 2, 3, 4, 4, 4]]
+    gain = position_gain(torch.ones(1), tokens_seen(7, 1024, None, None, torch.zeros(1, dtype=torch.bfloat16)), 1024)
+    torch.testing.assert_close(gain.flatten(), 1024 / torch.arange(1.0, 8.0))
 
 
 def test_token_by_token_is_all_at_once_with_padding() -> None:

@@ -99,6 +99,22 @@ def assert_agree(hardware, T, *, tolerance=1e-10, **kwargs):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_surrogate_slope_of_a_cell_without_a_slope(dtype):
+    """The first power passes the gradient, though it has no charge."""
+    odd = machine(cell=Cell(coefficients=[0.0, 0.0, 0.0, 60.0], gradient="linear"))
+    assert_agree(odd, 100, dtype=dtype, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(0, 5), (2, 0)])
+def test_no_text(sizes):
+    for backend in ("auto", "eager", "blocked"):
+        x = torch.zeros(sizes[0], 2, sizes[1], 8, requires_grad=True)
+        out = gain_cell_attention(x, x, x, replace(machine(), backend=backend))
+        assert out.shape == x.shape
+        out.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sinks_where_a_text_is_all_padding(dtype, two_threads):
     """A part of the call has no token in its digital memory."""
     padding = torch.zeros(2, 150, dtype=torch.bool)

@@ -322,6 +322,16 @@ def test_padding_on_the_right():
         decode(q, k, v, KVArrays(k, machine(), Chip(seed=0)), scaling=scaling, key_padding=padding)
 
 
+def test_a_clean_gradient_of_a_text_that_goes_on():
+    q, k, v, scaling = inputs(8)
+    noisy = machine(noise=Noise(read_av=0.1), noise_gradient="clean")
+    arrays = KVArrays(k, noisy, Chip(seed=0))
+    q.requires_grad_()
+    decode(q[:, :, :4], k[:, :, :4], v[:, :, :4], arrays, scaling=scaling)
+    with pytest.raises(NotImplementedError, match="noise_gradient='clean'.*torch.no_grad"):
+        decode(q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], arrays, scaling=scaling)
+
+
 def test_another_machine_batch_or_chip():
     q, k, v, scaling = inputs(8)
     noisy = machine(noise=Noise(mismatch_gain=0.1))

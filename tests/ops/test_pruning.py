@@ -57,6 +57,24 @@ def test_it_is_softmax_attention_of_the_best_share() -> None:
     torch.testing.assert_close(out, expected)
 
 
+@pytest.mark.parametrize(
+    ("share", "n_seen", "n_kept"), [(0.3, 210, 63), (0.6, 105, 63), (0.15, 420, 63), (0.3, 211, 64)]
+)
+def test_a_share_that_is_a_whole_number_of_tokens_stays_that(share: float, n_seen: int, n_kept: int) -> None:
+    charge, seen = torch.rand(1, 1, 1, 500), torch.arange(500) < n_seen
+    taken = selected(charge, seen.view(1, 1, 1, -1), machine(Pruning(kept_share=share)), None)
+    assert int(taken.sum()) == n_kept
+
+
+def test_more_newest_tokens_than_the_arrays_hold_are_kept_while_decoding() -> None:
+    hardware = machine(Pruning(kept_share=0.25), window=16, protection=Protection(n_recent=30))
+    q, k, v = inputs(60)
+    arrays = KVArrays(k, hardware, Chip(seed=0))
+    with torch.no_grad():
+        parts = [decode(*(x[:, :, t : t + 1] for x in (q, k, v)), arrays) for t in range(60)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), gain_cell_attention(q, k, v, hardware))
+
+
 def test_keeping_everything_is_exact_attention_whatever_the_cells_are() -> None:
     q, k, v = inputs()
     coarse = {"storage_dac": Converter(n_levels=4, v_max=0.9), "noise": presets.typical()}

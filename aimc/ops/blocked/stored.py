@@ -129,7 +129,10 @@ class Stored:
         """Those of the decay that are terms."""
         if not self.heads.decay_per_token:
             return [0]
-        powers = [j for j, c in enumerate(self.coefficients) if isinstance(c, Tensor) or c]
+        passes = powers_with_gradient(self.heads.cell)  # the surrogate's first, though the cell may have none
+        powers = [
+            j for j, c in enumerate(self.coefficients) if isinstance(c, Tensor) or c or (j == 1 and 2 not in passes)
+        ]
         own_constant = isinstance(self.coefficients[0], Tensor) or not (self.constant or self.rates is not None)
         return powers if own_constant else [j for j in powers if j]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,7 @@ class KVArrays:
         self.waited = 0.0
         """Time in which no token came, in token times."""
         self._delay: Tensor | None = None
+        self._read_by_graph: Any = None
         slots, heads = torch.arange(window, device=key.device), self._heads(self.seed)
         self._leak_rates = {array: heads.leak_rates(array, slots) for array in ArrayId}
         self.columns_qk = heads.column_tables_qk(slots)
@@ -113,6 +115,8 @@ class KVArrays:
             )
         if not self.n_tokens:
             raise ValueError("nothing has been written to these arrays: read the prompt first, and then fix them")
+        heads = self._heads(self.seed)  # a graph reads these tables where they are: nobody may let go of them
+        self._read_by_graph = [heads.cell_errors(array) for array in ArrayId], heads.all_columns()
         self.position = torch.tensor([self.n_tokens], device=self.tokens.device)
         self._delay = torch.tensor([self.waited], dtype=torch.float64, device=self.tokens.device)
 

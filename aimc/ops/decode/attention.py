@@ -99,6 +99,11 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         arrays.write(heads, key, value, padding, scaling)
         out = _read_token(heads, query, arrays, scaling)
         return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
+    if arrays.n_tokens and torch.is_grad_enabled() and call.differentiated is not call:
+        raise NotImplementedError(
+            "noise_gradient='clean' and a text that goes on in a cache: the arrays hold what was written with noise,"
+            " and a clean pass would need what it would have been; use torch.no_grad(), or give the whole text at once"
+        )
     if arrays.n_tokens == 0:  # all of the text so far: the parallel operator, in whatever form
         out = attend(call)
     else:  # several tokens: while they overwrite the oldest, each still reads those that it would have found

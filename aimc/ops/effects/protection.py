@@ -128,7 +128,8 @@ def has_memory(hardware: Hardware) -> bool:
 
 def newest_in_memory(hardware: Hardware) -> int:
     """How many of the newest tokens the memory has to hold."""
-    return hardware.array.window if hardware.activation == "pruned_softmax" else hardware.protection.n_recent
+    selectable = hardware.array.window if hardware.activation == "pruned_softmax" else 0
+    return max(selectable, hardware.protection.n_recent)
 
 
 def digital_pulses(x: Tensor, hardware: Hardware) -> Tensor:

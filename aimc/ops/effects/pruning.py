@@ -54,7 +54,7 @@ def _first_of_ramp(codes: Tensor, visible: Tensor, share: float) -> Tensor:
     codes = codes.masked_fill(~visible, -math.inf)
     n_visible = visible.expand_as(codes).sum(dim=-1, keepdim=True)
     # A share like 0.1 is a little more than a tenth in floating point: a whole number of tokens stays that number.
-    n_kept = torch.ceil(n_visible * share - 1e-6).to(torch.int64).clamp(min=1)
+    n_kept = torch.ceil(n_visible.to(torch.float64) * share - 1e-6).to(torch.int64).clamp(min=1)
     last = _ascending(codes).gather(-1, codes.shape[-1] - n_kept)
     return (codes >= last) & visible
 
