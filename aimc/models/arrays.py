@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -73,9 +74,11 @@ def machine_of(model: PreTrainedModel) -> Hardware:
 def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
     """Put a converted model on a copy of other hardware, keeping its weights and scalers; refused, nothing changes.
 
-    The gains and lines that only the softmax activation has (`score_gain`, `memory_key`, `memory_value`) go when it
-    goes, and start anew when it comes back. Features that are to be centred or balanced and never were measured are
-    warned of.
+    What only some hardware has goes when that goes, and starts anew when it comes back, though it was trained or
+    calibrated: gains and lines of the softmax activation (`score_gain`, `memory_key`, `memory_value`), thresholds,
+    exponents of the gain by position, full scales of heads, levels of comparators, centres and scales of features. Keep
+    a copy of the `state_dict` where it is to come back as it was. Features that are to be centred or balanced and never
+    were measured are warned of.
 
     Raises:
         ValueError: the model is not converted. :class:`aimc.hardware.ConfigError`: the arrays do not fit a layer's
@@ -89,17 +92,18 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
     before = layers[0].hardware.features
     for layer in layers:
         layer.hardware = hardware
+    write_record(model)
     if before != hardware.features and any(x.features is not None and x.features.lacks_vectors for x in layers):
         warnings.warn(
             "features: what centres and balances them was never measured for this model, so they stay as they are until"
             " aimc.initialise_scalers or aimc.calibrate_ranges has measured it",
             stacklevel=2,
         )
-    write_record(model)
 
 
 def set_chip(model: PreTrainedModel, seed: int | None) -> None:
     """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0."""
+    seed = None if seed is None else operator.index(seed)  # numpy's own could not be saved
     for _, layer in gain_cell_layers(model):
         layer.chip_seed = seed
     if has_arrays(model):

@@ -13,13 +13,15 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from aimc.models.hub import quiet_libraries, require_reachable
+from aimc.models.hub import place_of, quiet_libraries, require_reachable
 from aimc.models.manifest import CONFIG, WEIGHTS, require_intact
 from aimc.models.restoring import read_records, record_keys, restore
 from aimc.models.substrates import substrates_under
 from aimc.models.trust import (
     naming_config,
+    require_no_adapter,
     require_plain_names,
+    require_plain_weights,
     require_possible_sizes,
     say_code_is_ignored,
     shard_names,
@@ -60,8 +62,9 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         aimc.static.MissingAihwkit: it has static tiles, and aihwkit is not installed.
     """
     path = str(path)
-    require_intact(path, *CONFIG, *WEIGHTS)
-    require_plain_names(path)
+    place = place_of(path, kwargs)
+    require_intact(place, *CONFIG, *WEIGHTS)
+    require_plain_names(place)
     kwargs.setdefault("trust_remote_code", False)  # or transformers asks at the terminal
     where = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
     cache = {name: where[name] for name in CACHE_OPTIONS if where.get(name)}
@@ -75,6 +78,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if not kwargs["trust_remote_code"]:
         say_code_is_ignored(config, path)
     require_possible_sizes(config, path)
+    require_plain_weights(config, path)
     read = read_records(config, path)
     if not read:
         raise ValueError(
@@ -84,7 +88,7 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     with quiet_libraries():
         with naming_config(path):
             AutoConfig.from_pretrained(path, trust_remote_code=kwargs["trust_remote_code"], **where)
-        files = _weight_files(path, where)
+        files = _weight_files(path, kwargs.get("variant"), where)
         with _reading_weights(path):
             model = _complete(path, kwargs)
             if not substrates_under(model):  # without the mark by which transformers asks aimc for it
@@ -175,6 +179,7 @@ def _complete(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
         with naming_config(path):
             raise error
     model, info = loaded
+    require_no_adapter(model, path)
     if missing := sorted(info["missing_keys"]):
         raise _IncompleteWeights(f"{len(missing)} weights are not in the file, the first is {missing[0]}")
     if other := sorted(info["mismatched_keys"]):
@@ -185,14 +190,17 @@ def _complete(path: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     return model
 
 
-def _weight_files(path: str, where: dict[str, Any]) -> list[str]:
+def _weight_files(path: str, variant: str | None, where: dict[str, Any]) -> list[str]:
     """The safetensors files of a model, one or shards, all of them there.
 
     Raises:
         FileNotFoundError: one is missing.
         ValueError: the list of shards is damaged.
     """
-    index = cached_file(path, INDEX, _raise_exceptions_for_missing_entries=False, **where)
+    name, of_shards = "model.safetensors", INDEX
+    if variant is not None:  # as transformers names them
+        name, of_shards = f"model.{variant}.safetensors", INDEX.replace(".json", f".{variant}.json")
+    index = cached_file(path, of_shards, _raise_exceptions_for_missing_entries=False, **where)
     if not index:
-        return [_file(path, "model.safetensors", where)]
+        return [_file(path, name, where)]
     return [_file(path, name, where) for name in shard_names(Path(index), path)]

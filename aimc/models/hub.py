@@ -6,10 +6,11 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import HFValidationError, get_session
@@ -18,6 +19,11 @@ from transformers import logging as hf_logging
 NETWORK_TIMEOUT_S = 5.0
 """How long the hub may take to answer at all, name service included."""
 CLIENT_LOGGER = "huggingface_hub"
+
+
+def place_of(source: str | Path, options: Mapping[str, Any]) -> str | Path:
+    """Where a folder's files are, which may be a `subfolder`; of a hub name that name."""
+    return Path(source, options.get("subfolder") or "") if Path(source).is_dir() else source
 
 
 def require_reachable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,16 @@ from transformers import (
 
 from aimc.models import gguf, llama2c, mamba
 from aimc.models.checkpoint import CACHE_OPTIONS, is_converted
-from aimc.models.hub import quiet_libraries, require_reachable
+from aimc.models.hub import place_of, quiet_libraries, require_reachable
 from aimc.models.manifest import CONFIG, TOKENIZER, WEIGHTS, require_intact
-from aimc.models.trust import naming_config, require_plain_names, require_possible_sizes, say_code_is_ignored
+from aimc.models.trust import (
+    naming_config,
+    require_no_adapter,
+    require_plain_names,
+    require_plain_weights,
+    require_possible_sizes,
+    say_code_is_ignored,
+)
 
 
 def load_pretrained(
@@ -55,8 +63,9 @@ def load_pretrained(
         aimc.models.gguf.MissingGguf: what reads GGUF files is not installed.
     """
     options = _options(source, hub)
-    require_intact(source, *CONFIG, *WEIGHTS)
-    require_plain_names(source)
+    place = place_of(source, options)
+    require_intact(place, *CONFIG, *WEIGHTS)
+    require_plain_names(place)
     config = load_config(source, **options) if config is None else config
     if is_converted(config):
         raise ValueError(
@@ -65,7 +74,7 @@ def load_pretrained(
         )
     if (checkpoint := llama2c.find_checkpoint(source)) is not None:
         model: Any = llama2c.load_model(checkpoint)
-        return model if isinstance(dtype, str) else model.to(dtype)
+        return model if dtype == "auto" else model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     if (file := gguf.find_file(source)) is not None:
         return gguf.load_model(file, dtype=dtype, config=config)
     if options.get("local_files_only"):  # where peft is installed, transformers asks for an adapter, too
@@ -81,6 +90,7 @@ def load_pretrained(
             with naming_config(source):
                 raise error
     model, info = loaded
+    require_no_adapter(model, source)
     if other := sorted(info["mismatched_keys"]):
         name, in_file, in_model = other[0]
         raise ValueError(
@@ -111,7 +121,7 @@ def load_tokenizer(source: str | Path, **hub: Any) -> PreTrainedTokenizerBase:
         reader, file = found
         return reader.load_tokenizer(file)
     options = _options(source, hub)
-    require_intact(source, *TOKENIZER)
+    require_intact(place_of(source, options), *TOKENIZER)
     with quiet_libraries():
         return AutoTokenizer.from_pretrained(source, **options)
 
@@ -126,13 +136,26 @@ def load_config(source: str | Path, **hub: Any) -> PretrainedConfig:
         reader, file = found
         return reader.load_config(file)
     options = _options(source, hub)
-    require_intact(source, *CONFIG)
+    place = place_of(source, options)
+    require_intact(place, *CONFIG)
     with quiet_libraries(), naming_config(source):
+        if (file := Path(place, "config.json")).is_file():  # before anything is made of its numbers
+            require_possible_sizes(_object_in(file), source)
         config = AutoConfig.from_pretrained(source, **options)
         require_possible_sizes(config, source)
+        require_plain_weights(config, source)
     if not options["trust_remote_code"]:
         say_code_is_ignored(config, source)
     return config
+
+
+def _object_in(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, which transformers tells."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def find_model_file(source: str | Path) -> Path | None:

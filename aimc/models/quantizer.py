@@ -105,6 +105,7 @@ class AnalogQuantizer(HfQuantizer):
         source = model.config.name_or_path
         _module("manifest").require_intact(source)
         _module("trust").require_plain_names(source)
+        _module("trust").require_plain_weights(model.config, source)
         self.read = restoring.read_records(model.config, source)
         if self.read and self.configs:
             raise ValueError(

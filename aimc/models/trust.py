@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDICES = "*.index*.json"
 """Files that name the files of a model's weights."""
 MOST, MOST_LAYERS = 2**40, 10_000
 """What a whole number in a config may be, and how many layers there may be."""
@@ -38,10 +38,35 @@ def require_plain_names(folder: str | Path) -> None:
     Raises:
         ValueError: an index names a path, which could be any file of this machine.
     """
-    for name in INDICES:
-        index = Path(folder) / name
-        if index.is_file():
-            shard_names(index, str(folder))
+    for index in sorted(Path(folder).glob(INDICES)) if Path(folder).is_dir() else ():
+        shard_names(index, str(folder))
+
+
+def require_plain_weights(config: Any, source: str | Path) -> None:
+    """Check that a config names no file of weights elsewhere, such as an index that was not looked at.
+
+    Raises:
+        ValueError: it names a path.
+    """
+    named = (config if isinstance(config, dict) else vars(config)).get("transformers_weights")
+    if named is not None and not (isinstance(named, str) and is_plain_name(named)):
+        raise ValueError(
+            f"{source}/config.json: transformers_weights={named!r} is no file beside it; a model from elsewhere must"
+            " not say which file of this machine is read: use another copy"
+        )
+
+
+def require_no_adapter(model: Any, source: str | Path) -> None:
+    """Check that transformers has put no adapter on a model because one lay beside it.
+
+    Raises:
+        ValueError: it has; nobody would save the model itself then, or hear of weights that it lacks.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{source}: an adapter lies beside the model (adapter_config.json), and would be loaded into it without a"
+            " word; merge it first (peft's merge_and_unload) and save the whole model, or take the adapter away"
+        )
 
 
 def shard_names(index: Path, source: str) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from aimc.hardware import ConfigError, Hardware
 from aimc.nn.features import FeatureMap
 from aimc.nn.positions import position_gain, tokens_seen
-from aimc.nn.scaler import AffineScaler
+from aimc.nn.scaler import AffineScaler, kept_precise
 from aimc.ops.attention import Details, gain_cell_attention
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.decode.attention import decode
@@ -119,12 +119,7 @@ class GainCellAttention(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GainCellAttention:
         """Scalers stay in float32 when the model is cast to half precision; they move with it."""
-
-        def kept(x: Tensor) -> Tensor:
-            moved = fn(x)
-            return x.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
-
-        return super()._apply(kept, recurse)
+        return super()._apply(kept_precise(fn), recurse)
 
     @property
     def hardware(self) -> Hardware:

@@ -246,7 +246,7 @@ class GainCellCache(Cache):
         beside its copy).
 
         Raises:
-            ValueError: this cache is of a model with other layers on arrays.
+            ValueError: this cache is of a model with other layers on arrays, or a pass over it was stopped midway.
         """
         mine = {number: layer for number, layer in enumerate(self.layers) if isinstance(layer, GainCellLayer)}
         wanted = {attention.layer for attention in arrays}
@@ -254,6 +254,16 @@ class GainCellCache(Cache):
             raise ValueError(
                 f"this cache has arrays for the layers {sorted(mine)}, and the model for {sorted(wanted)}: it was made"
                 " for another model; make a new one with aimc.GainCellCache(model)"
+            )
+        read = {
+            layer.get_seq_length()
+            for layer in mine.values()
+            if layer.arrays is None or layer.arrays.position is None  # fixed arrays count on their device
+        }
+        if len(read) > 1:
+            raise ValueError(
+                f"the layers of this cache have read {min(read)} to {max(read)} tokens: a pass over it was stopped"
+                " midway, and going on some would read what others have; make a new cache and read the text again"
             )
         return mine
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from aimc.ops.scaling import Affine, scaled
+
+
+def kept_precise(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What moves or casts a module's tensors, without the cast to half precision."""
+
+    def kept(x: Tensor) -> Tensor:
+        moved = fn(x)
+        return x.to(moved.device) if moved.dtype in (torch.float16, torch.bfloat16) else moved
+
+    return kept
 
 
 class AffineScaler(nn.Module):

@@ -119,13 +119,18 @@ class StaticLinear(AnalogLayerBase, nn.Module):
         """Whether the tiles hold conductances that were written to them, rather than their targets."""
         self.recorded: Any = None
         """The configuration as the model's record has it; None: there is no record."""
-        self.analog_module = self._tiles(rpu_config)
+        self.analog_module = self.tiles_of(rpu_config)
         self.train(digital.training)
         self.rescale()
         self.analog_module.to(self.weight.device)
         self.register_state_dict_pre_hook(_check_record)
 
-    def _tiles(self, rpu_config: Any) -> nn.Module:
+    def tiles_of(self, rpu_config: Any) -> nn.Module:
+        """Tiles of a configuration for this layer's weights, which stay where they are.
+
+        Raises:
+            ValueError: it fits no such layer.
+        """
         if self.bias is not None and not rpu_config.mapping.digital_bias:
             raise ValueError(
                 f"{self.name}: mapping.digital_bias=False puts the bias on the crossbar, and here it is added"
@@ -258,16 +263,23 @@ class StaticLinear(AnalogLayerBase, nn.Module):
         Raises:
             ValueError: as for a new layer; this one is then unchanged.
         """
-        before = [getattr(tile, "input_range", None) for tile in self.tiles]
-        self.analog_module = self._tiles(rpu_config)
+        self.take_tiles(self.tiles_of(rpu_config))
+
+    @torch.no_grad()
+    def take_tiles(self, tiles: nn.Module) -> None:
+        """Put the weights onto tiles that :meth:`tiles_of` has made; input ranges stay where both have them."""
+        of_input = ("input_range", "input_range_update_idx")
+        before = [tuple(getattr(tile, name, None) for name in of_input) for tile in self.tiles]
+        self.analog_module = tiles
         self.unprogram()
         self.train(self.training)
         self.rescale()
         self.analog_module.to(self.weight.device)
         if self.has_input_ranges and len(before) == len(self.tiles):
-            for tile, value in zip(self.tiles, before, strict=True):
+            for tile, (value, n_seen) in zip(self.tiles, before, strict=True):
                 if value is not None:
                     tile.set_input_range(value)
+                    tile.input_range_update_idx.copy_(n_seen)  # or aihwkit begins anew, from its next batch
 
     @torch.no_grad()
     def post_update_step(self) -> None:

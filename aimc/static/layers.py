@@ -202,7 +202,10 @@ def rebuild(model: PreTrainedModel, configs: dict[str, Any], *, parted: bool) ->
     """
     from aimc.static.layer import StaticLinear
 
-    modules = dict(model.named_modules())
+    modules, prefix = dict(model.named_modules()), f"{model.base_model_prefix}."
+    # Saved with or without a head, loaded without or with one.
+    others = {name: (name, name.removeprefix(prefix), prefix + name) for name in configs}
+    configs = {next((x for x in others[name] if x in modules), name): config for name, config in configs.items()}
     for name in configs:
         if type(modules.get(name)) not in (*LINEAR, nn.Embedding):
             raise ValueError(

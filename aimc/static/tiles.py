@@ -60,7 +60,7 @@ def require_static(model: nn.Module) -> list[StaticLinear]:
     if not layers:
         raise ValueError(
             f"this {type(model).__name__} has no layer on static tiles; call aimc.convert(model, hardware,"
-            " static='pcm') first"
+            " aimc.static.Static(rpu_config='pcm')) first"
         )
     return layers
 
@@ -97,7 +97,8 @@ def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[st
         layers: patterns of full module names.
 
     Raises:
-        ValueError: no layer on static tiles matches.
+        ValueError: no layer on static tiles matches, or the configuration fits none of them; nothing is changed then.
+        aimc.static.encoding.EncodingError: a configuration that is not aihwkit's own.
     """
     require_static(model)
     chosen = [layer for name, layer in static_layers(model) if any(fnmatchcase(name, pattern) for pattern in layers)]
@@ -106,8 +107,9 @@ def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[st
             f"layers={list(layers)}: no layer on static tiles has such a name; aimc.convert's report lists them"
         )
     config = resolve(config)
-    for layer in chosen:
-        layer.set_rpu_config(config)
+    encode(config)  # what could not be saved is refused before anything changes, and so is what fits no layer
+    for layer, tiles in [(layer, layer.tiles_of(config)) for layer in chosen]:
+        layer.take_tiles(tiles)
     write_static_record(model)
 
 

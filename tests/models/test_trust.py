@@ -116,6 +116,57 @@ def test_what_ships_is_what_was_saved(folder: Path) -> None:
     assert {"model.safetensors", "config.json", "tokenizer.json", "stage.json"} <= manifest._listed(folder).keys()
 
 
+@pytest.mark.parametrize("name", ["x.safetensors.index.json", "sub/x.safetensors.index.json"])
+@pytest.mark.parametrize("kind", ["digital", "analog"])
+def test_an_index_that_a_config_names_is_looked_at(kind: str, name: str, saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved / kind, tmp_path / kind))
+    (folder / MANIFEST).unlink()
+    outside = tmp_path / "outside.safetensors"
+    (folder / "model.safetensors").rename(outside)
+    (folder / "sub").mkdir()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(tiny_gpt2().state_dict(), str(outside))}
+    (folder / name).write_text(json.dumps(index))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
+    loads: list[Load] = [aimc.load_pretrained if kind == "digital" else aimc.from_pretrained]
+    loads += [AutoModelForCausalLM.from_pretrained] if kind == "analog" else []
+    for load in loads:
+        with pytest.raises((ValueError, OSError), match="which is no file beside it|is no file beside it"):
+            load(folder)
+
+
+def test_a_subfolder_is_looked_at_as_the_folder_is(saved: Path, tmp_path: Path) -> None:
+    for kind, load in (("digital", aimc.load_pretrained), ("analog", aimc.from_pretrained)):
+        shutil.copytree(saved / kind, tmp_path / kind / "m")
+        load(tmp_path / kind, subfolder="m")
+        flip(tmp_path / kind / "m" / "model.safetensors")
+        with pytest.raises(Damaged, match="model.safetensors"):
+            load(tmp_path / kind, subfolder="m")
+
+
+def test_an_adapter_beside_a_model_is_not_loaded_into_it(saved: Path, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    folder = Path(shutil.copytree(saved / "digital", tmp_path / "digital"))
+    adapter = peft.get_peft_model(tiny_gpt2(), peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+    adapter.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"an adapter lies beside the model.*merge_and_unload"):
+        aimc.load_pretrained(folder)
+
+
+def test_a_config_of_impossible_sizes_is_told_before_anything_is_made_of_them(tmp_path: Path) -> None:
+    """Some configs list their layers."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "num_hidden_layers": 10**30}))
+    with pytest.raises(ValueError, match=r"num_hidden_layers=1e\+30: no model has"):
+        aimc.load_pretrained(tmp_path)
+
+
+def test_weights_of_a_variant(saved: Path, tmp_path: Path) -> None:
+    model = aimc.from_pretrained(saved / "analog")
+    model.save_pretrained(tmp_path, variant="fp16")
+    again = aimc.from_pretrained(tmp_path, variant="fp16")
+    assert all(x.equal(again.state_dict()[name]) for name, x in model.state_dict().items())
+
+
 @pytest.mark.parametrize("shard", ["../outside.safetensors", "{outside}", "a/b.safetensors", "..", "c:\\x.safetensors"])
 @pytest.mark.parametrize("kind", ["digital", "analog"])
 def test_an_index_names_files_beside_it_only(kind: str, shard: str, saved: Path, tmp_path: Path) -> None:

@@ -440,6 +440,8 @@ def test_a_pass_stopped_from_the_keyboard_leaves_no_cache_behind() -> None:
     with pytest.raises(KeyboardInterrupt):
         model(ids[:, 5:], past_key_values=cache)
     handle.remove()
+    with pytest.raises(ValueError, match="have read 5 to 10 tokens: a pass over it was stopped midway"):
+        model(ids[:, 5:], past_key_values=cache)
     torch.testing.assert_close(whole(model, ids), expected)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
@@ -91,6 +93,31 @@ def test_a_changed_configuration_is_saved_or_refused(tmp_path: Path) -> None:
         kinds["transformer.h.0.mlp.c_fc"] == "ReRamCMONoiseModel"
         and kinds["transformer.h.1.mlp.c_fc"] == "PCMLikeNoiseModel"
     )
+
+
+def test_another_configuration_is_for_all_layers_or_none_and_keeps_input_ranges() -> None:
+    model = trained(tiny_model("gpt2"), None, Static(rpu_config="pcm"))
+    layers = [layer for _, layer in static_layers(model)]
+    ranges = [tile.input_range.clone() for layer in layers for tile in layer.tiles]
+    aimc.static.set_rpu_config(model, "reram")
+    model.train()
+    model(ids()).logits.sum().backward()  # aihwkit would take its ranges from this batch
+    after = [tile.input_range for layer in layers for tile in layer.tiles]
+    assert all(torch.equal(x, y) for x, y in zip(ranges, after, strict=True))
+    on_the_crossbar = copy.deepcopy(layers[0].tiles[0].rpu_config)
+    on_the_crossbar.mapping.digital_bias = False
+    before = [layer.analog_module for layer in layers]
+    with pytest.raises(ValueError, match="digital_bias=False"):
+        aimc.static.set_rpu_config(model, on_the_crossbar)
+    assert [layer.analog_module for layer in layers] == before
+
+
+def test_a_model_without_its_head_comes_back_with_one(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    aimc.convert(model, Static(rpu_config="pcm"))
+    model.save_pretrained(tmp_path / "whole")
+    body = transformers.AutoModel.from_pretrained(tmp_path / "whole")
+    assert len(list(static_layers(body))) == len(list(static_layers(model)))
 
 
 def test_to_digital_after_loading_is_exact(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ a long one replaces what was there by `σ_w`, √(kT/C). Everything else is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from aimc.hardware import ConfigError, Converter, Hardware
 from aimc.models.gsa.memory import Memory
 from aimc.models.selective_scan import Recurrence
-from aimc.nn.scaler import AffineScaler
+from aimc.nn.scaler import AffineScaler, kept_precise
 from aimc.ops.effects.cell import cell_coefficients, leaking_cell
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc, dac, storage_dac
@@ -88,6 +88,10 @@ class SlotArrays(nn.Module):
         self.score_gain = nn.Parameter(torch.ones(n_heads))
         for name in SCALES:
             self.register_buffer(name, torch.ones(n_heads))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SlotArrays:
+        """Scalers stay in float32 when the model is cast to half precision; they move with it."""
+        return super()._apply(kept_precise(fn), recurse)
 
     def take(self, hardware: Hardware) -> None:
         """Go on with a copy of other hardware, scalers as they are."""
@@ -282,6 +286,20 @@ def _check(hardware: Hardware, gate: Converter, n_slots: int) -> None:
             or hardware.noise.tau_spread > 0,
             "they belong to arrays that hold single tokens",
             "leave them at their defaults",
+        ),
+        (
+            "cell.gradient",
+            hardware.cell.gradient,
+            hardware.cell.gradient != "exact",
+            "the surrogate slope is of cells that are written once, and a slot's are differentiated as they are",
+            "use 'exact'",
+        ),
+        (
+            "noise_gradient",
+            hardware.noise_gradient,
+            hardware.noise_gradient != "exact",
+            "a slot's noise of one token is what the next ones find",
+            "use 'exact'",
         ),
         (
             "gate.v_min",

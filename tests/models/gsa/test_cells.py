@@ -116,6 +116,12 @@ def test_a_chip_is_the_same_and_another_is_not() -> None:
     assert not torch.equal(logits(model), logits(model)), "read noise is drawn at every read"
 
 
+def test_scalers_stay_precise_in_a_model_of_half_precision() -> None:
+    slots = arrays()
+    slots.to(torch.bfloat16)
+    assert {x.dtype for x in slots.state_dict().values() if x.is_floating_point()} == {torch.float32}
+
+
 def test_saved_and_loaded(tmp_path) -> None:
     model = on_cells(machine(presets.gain_cell_cmos()), GATE)
     model.save_pretrained(tmp_path)
@@ -137,6 +143,8 @@ def test_it_is_trained_through_the_cells() -> None:
         (replace(machine(), array=Array(window=8, rows=4)), GATE, "array.rows=4: 6 slots are no whole number"),
         (presets.for_pretrained(presets.gain_cell_cmos()), GATE, "storage_dac.spacing='equal_charge'"),
         (machine(), Converter(v_min=0.5), "gate.v_min=0.5"),
+        (machine(presets.published()), GATE, "cell.gradient='linear'"),
+        (machine(noise_gradient="clean"), GATE, "noise_gradient='clean'"),
         (machine(noise=Noise(tau_spread=0.1)), GATE, "noise.tau_spread"),
     ],
 )
