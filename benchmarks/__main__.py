@@ -28,6 +28,8 @@ from benchmarks.whole_model import measured_model
 from train.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+PARTIAL = RESULTS / "partial"
+"""Of runs of some cases or lengths, or of small shapes, which are not to stand in place of a whole one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"[red]{len(failed)} of {len(results)} failed[/]: nothing is written, earlier results stay as they are"
         )
         return 1
-    write(options.out, results, settings, where)
-    console.print(f"written to {options.out}", soft_wrap=True)
+    folder = options.out or (PARTIAL if options.quick or options.cases or options.tokens else RESULTS)
+    write(folder, results, settings, where)
+    console.print(f"written to {folder}", soft_wrap=True)
     return 0
 
 
@@ -119,7 +122,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--quick", action="store_true", help="small shapes, to see that it runs; the numbers mean nothing"
     )
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, metavar="DIR", help="where results and plots go (default: %(default)s)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help=f"where results and plots go (default: {RESULTS}; with --quick, --cases or --tokens {PARTIAL.name} in it)",
     )
     parser.add_argument(
         "--seconds", type=_positive, metavar="S", help="aim for the time of one point; never fewer than 3 repetitions"

@@ -149,6 +149,7 @@ def overrides_of(
         f"seed={seed}",
         *(f"trainer.{name}.steps={n}" for name, n in steps.items()),
         *(f"trainer.{name}.batch_size=8" for name in steps),
+        "trainer.digital.dropout=false",  # some families have none
         "trainer.digital.learning_rate=2e-3",
         "trainer.digital.warmup_steps=20",
         "trainer.finetune.learning_rate=1e-3",

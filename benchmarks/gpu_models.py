@@ -17,6 +17,8 @@ from aimc.hardware import Hardware
 from aimc.models.arrays import set_generator
 
 BATCH, TOKENS = 8, 1024
+OFF = 0.1
+"""By how much a graph's logits may differ from those of a step of the same text, relative to their norm."""
 ROUNDS = 10
 ROOM = 4 * ROUNDS
 """Tokens that timing may add to a text."""
@@ -103,10 +105,12 @@ def _decoding(hardware: Hardware | None, batch: int) -> dict[str, float | str]:
     by_graph = _milliseconds(graph.replay)
     got = logits.float().clone()
     expected = step().float()  # one token later, of the same number: hardly anything has changed
+    off = ((got - expected).norm() / expected.norm()).item()
+    assert off < OFF, f"the graph goes on {off:.2g} off"
     numbers: dict[str, float | str] = {
         "token ms": by_step,
         "as a graph ms": by_graph,
-        "graph off by": ((got - expected).norm() / expected.norm()).item(),
+        "graph off by": off,
     }
     if on_arrays is not None:
         numbers["cache MB"] = on_arrays.n_bytes / 1e6

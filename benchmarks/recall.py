@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -251,8 +252,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=None, help=f"most steps in digital; default: {Effort().steps}")
     parser.add_argument("--jobs", type=int, default=2, help="models at once, one thread each")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything: whether it runs")
-    parser.add_argument("--folder", type=Path, default=Path("checkpoints/recall"))
+    parser.add_argument(
+        "--folder", type=Path, help="default: checkpoints/recall, with --quick checkpoints/recall_quick"
+    )
     words = parser.parse_args(arguments)
+    words.folder = words.folder or Path("checkpoints", "recall_quick" if words.quick else "recall")
     effort = QUICK if words.quick else Effort()
     effort = effort if words.steps is None else replace(effort, steps=words.steps)
     console = Console(highlight=False, stderr=True, width=WIDTH)
@@ -264,15 +268,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name in words.models
             for task in words.tasks
         }
+        failed: list[str] = []
         for done in as_completed(asked):
             name, task = asked[done]
+            if (error := done.exception()) is not None:
+                failed.append(f"{name}, {task} ({type(error).__name__}: {error})")
+                continue
             found = done.result()
             results.setdefault((name, task), []).append(found)
             accuracies = ", ".join(f"{phase} {100 * value:.1f}" for phase, value in found.accuracy.items())
             console.print(f"{name}, {task}: {accuracies} ({found.steps} steps, {found.seconds:.0f} s)")
-    rows = [{"model": name, "task": task} | asdict(one) for (name, task), found in results.items() for one in found]
-    write_json(words.folder / "recall.json", {"effort": asdict(effort), "sizes": SIZES, "rows": rows})
+            rows = [{"model": key[0], "task": key[1]} | asdict(one) for key, of in results.items() for one in of]
+            write_json(words.folder / "recall.json", {"effort": asdict(effort), "sizes": SIZES, "rows": rows})
     Console(highlight=False, width=WIDTH).print(table(results, effort))
+    if failed:
+        sys.exit("not measured: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from scipy.stats import t as student_t
 
 from .recipe_rows import CONTROL, DIGITAL, PUBLISHED_ROUTE, ROWS
 
@@ -156,8 +157,6 @@ def _mean(values: Sequence[float]) -> float:
 
 ADDED_FACTS: dict[str, object] = {"noise_tokens": None, "control_words": [], "text": None, "source": None}
 """What plans did not say once, and meant."""
-STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Of the 95 % interval of a mean of so few numbers."""
 
 
 def with_interval(values: Sequence[float], form: str) -> str:
@@ -174,7 +173,7 @@ def mean_and_half_width(values: Sequence[float]) -> tuple[float, float]:
     if n < 2:
         return mean, 0.0
     spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
-    return mean, STUDENT_T.get(n, 2.0) * spread
+    return mean, float(student_t.ppf(0.975, n - 1)) * spread
 
 
 def read_results(file: Path, facts: dict[str, object]) -> Results:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,7 +16,9 @@ from types import FrameType
 from typing import Any
 
 Key = tuple[str, int]
-STOPPING = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE_S = 60.0
+"""Second for a step and a checkpoint, after which a process without a parent ends in any case."""
 LOOK_S = 0.5
 """Seconds between two looks at the clock and at signals."""
 
@@ -166,4 +169,21 @@ class _Runner:
 def _process() -> ProcessPoolExecutor:
     """One process, started when it gets something to do; a fresh interpreter, as CUDA does not survive a fork, and a
     group of its own, as a signal to ours would reach it a second time, and end what the first one has it save."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=os.setpgrp)
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+
+
+def _begin() -> None:
+    """In a new process."""
+    os.setpgrp()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Where the one that started this is killed, save what can be saved, and be gone soon."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE_S)
+    os._exit(1)

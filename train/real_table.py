@@ -23,8 +23,8 @@ from aimc.hardware import Hardware
 
 from .corpus import embedded, read_text
 from .errors import RunError
-from .files import whole_folder, write_json, write_text
-from .models import converted, rotation_for
+from .files import read_object, whole_folder, write_json, write_text
+from .models import converted, digest_of_source, rotation_for
 from .pretrained import load_digital, vocabulary_of
 from .real_rows import ROWS, Row, fitting
 from .tables import Say
@@ -77,6 +77,7 @@ def measure(settings: RealConfig, say: Say) -> None:
     text, calibration = texts(settings, tokenizer)
     file, key = settings.folder / "results.json", _key(settings, text, calibration)
     done = {} if settings.restart else _earlier(file, key)
+    _put_aside(file, key)
     names = settings.rows or list(ROWS)
     digital = done.get("digital") or _digital(model, text, settings.measure)
     rows: dict[str, Measured] = {"digital": digital}
@@ -187,6 +188,8 @@ def _hardware(name: str, digital: PreTrainedModel, settings: RealConfig) -> Hard
 def _key(settings: RealConfig, *texts: Tensor) -> str:
     """What earlier results must share: the settings, and the tokens themselves."""
     facts = {k: v for k, v in asdict(settings).items() if k not in ("rows", "restart", "save", "output_dir")}
+    if (source := settings.model.source) is not None and Path(source).exists():
+        facts["weights"] = digest_of_source(Path(source))
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     for text in texts:
         digest.update(text.numpy().tobytes())
@@ -208,11 +211,24 @@ def _earlier_row(name: str, done: dict[str, Measured], settings: RealConfig) -> 
 
 def _earlier(file: Path, key: str) -> dict[str, Measured]:
     """Rows that an earlier run with the same settings has written; damaged files have none."""
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        return {name: Measured(**row) for name, row in data["rows"].items()} if data["key"] == key else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    for place in (file, _aside(file, key)):
+        if (found := read_object(place)) is not None and found.get("key") == key:
+            try:
+                return {name: Measured(**row) for name, row in found["rows"].items()}
+            except (KeyError, TypeError, AttributeError):
+                continue
+    return {}
+
+
+def _put_aside(file: Path, key: str) -> None:
+    """Rows of other settings, text or weights are kept, under the name of their key."""
+    found = read_object(file)
+    if found is not None and found.get("key") not in (None, key):
+        file.rename(_aside(file, str(found["key"])))
+
+
+def _aside(file: Path, key: str) -> Path:
+    return file.with_name(f"{file.stem}_{key}{file.suffix}")
 
 
 ON_TERMINAL = (0, 1, 2, 6, 7)

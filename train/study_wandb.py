@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,8 @@ def _log_run(settings: StudyConfig, results: Mapping[str, Any]) -> None:
                 table = wandb.Table(columns=columns, data=[[row[column] for column in rows[0]] for row in rows])
                 run.log({part: table} | _plot(part, table))
         run.summary.update(_summary(results))
-        artifact = wandb.Artifact(f"study-{name.parent.name}-{name.name}", type="study")
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"study-{name.parent.name}-{name.name}")  # as W&B demands
+        artifact = wandb.Artifact(plain[:128], type="study")
         for file in (*settings.folder.glob("study.json"), *settings.folder.glob("*.csv")):
             artifact.add_file(str(file))
         run.log_artifact(artifact)

@@ -23,7 +23,7 @@ def test_routes_are_means_over_seeds_with_intervals(tmp_path: Path) -> None:
     bars = axes.containers[0]
     assert bars[0].get_xydata().tolist() == [[1.0, 92.0], [2.0, 80.0]]
     (low, high), *_ = (segment[:, 1] for segment in bars[2][0].get_segments())
-    assert high - low == pytest.approx(2 * 12.71 * 2)  # Student's t of one degree of freedom, standard error 2
+    assert high - low == pytest.approx(2 * 12.706204736 * 2)  # Student's t of one degree of freedom, standard error 2
 
 
 def test_a_row_without_its_curve_is_named(tmp_path: Path) -> None:

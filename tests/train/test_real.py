@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,19 @@ def test_rows_are_measured_written_and_not_measured_twice(source: Path, tmp_path
     assert len(lines) == 2 + 3 and lines[3].startswith("| 6-bit storage and inputs, 8-bit converters |")
     real(settings(source, tmp_path, rows=["6_bit"], calibration_tokens=32))
     assert json.loads(file.read_text())["rows"]["6_bit"] != first["6_bit"]  # other settings: measured again
+    real(settings(source, tmp_path, rows=["6_bit"]))  # and the first are not lost
+    assert json.loads(file.read_text())["rows"] == second
+
+
+def test_other_weights_in_the_same_folder_are_measured_again(source: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(source, tmp_path / "model"))
+    config = settings(folder, tmp_path, rows=["6_bit"])
+    real(config)
+    file = tmp_path / "out" / "results.json"
+    before = json.loads(file.read_text())["rows"]["digital"]["perplexity"]
+    tiny_model("llama", seed=1, vocab_size=300).save_pretrained(folder)
+    real(config)
+    assert json.loads(file.read_text())["rows"]["digital"]["perplexity"] != before
 
 
 def test_another_machine_or_text_is_measured_again_and_models_are_kept(
