@@ -155,7 +155,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-ADDED_FACTS: dict[str, object] = {"noise_tokens": None, "control_words": [], "text": None, "source": None}
+ADDED_FACTS: dict[str, object] = {"noise_tokens": None, "control_words": []}
 """What plans did not say once, and meant."""
 
 
@@ -188,7 +188,7 @@ def read_results(file: Path, facts: dict[str, object]) -> Results:
         return {}
     if not isinstance(found, dict):
         return {}
-    before = {**ADDED_FACTS, **found.get("plan", {})}
+    before = {**facts, **ADDED_FACTS, **found.get("plan", {})}  # of text and model plans once said nothing
     if other := [name for name in facts if before.get(name) != facts[name]]:
         apart = ", ".join(f"{name} {before.get(name)} there and {facts[name]} here" for name in other)
         raise SystemExit(f"{file} holds rows of another plan ({apart}), which would be lost; give --folder")

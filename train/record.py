@@ -92,7 +92,17 @@ def rule_of(run: Run) -> dict[str, int | None]:
 def is_same(before: dict[str, Any] | None, settings: dict[str, Any]) -> bool:
     """Whether two settings shape the same model: a batch is the same on however many processes, and in however many
     micro-steps, it is read."""
-    return before is not None and _by_batch(before) == _by_batch(settings)
+    return before is not None and _by_batch(before) == _by_batch(_as_told_by(before, settings))
+
+
+def _as_told_by(before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings, with no more of them than an older record tells."""
+    older = dict(settings)
+    if "source" not in before:
+        older.pop("source", None)
+    if before.get("best") == "loaded" and "best" in settings:
+        older["best"] = "loaded"
+    return older
 
 
 def _by_batch(settings: dict[str, Any]) -> dict[str, Any]:

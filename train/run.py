@@ -27,6 +27,7 @@ from .generated import write_text
 from .models import digest_of, load_analog
 from .pretrained import load_digital
 from .ranks import everyone
+from .recipe import NoiseTraining, Recipe
 from .stages import STAGES
 from .stages.stage import Stage
 from .streaming import Stream
@@ -36,7 +37,6 @@ from .trainer import Training, train
 if TYPE_CHECKING:
     from aimc.evaluate.perplexity import Perplexity
 
-    from .recipe import Recipe
     from .schema import RunConfig
 
 
@@ -94,7 +94,7 @@ class Run:
         if name == "match":
             kept = ("steps", "minutes", "batch_size", "accumulate", "log_every", "eval_every", "save_every")
             own = {field: getattr(recipe, field) for field in kept}
-            recipe = replace(trainer.recipe("finetune"), min_lr_ratio=1.0, **own)
+            recipe = replace(trainer.recipe("finetune"), min_lr_ratio=1.0, noise=NoiseTraining(), **own)
         return recipe if trainer.control_dropout is None else replace(recipe, dropout=trainer.control_dropout)
 
     def input(self, needed: str) -> Path:
@@ -207,7 +207,7 @@ class Run:
         in_wandb = config.logger.name == "wandb"
         training = Training(
             stage=self.stage.name,
-            setting=f"trainer.{name}",
+            setting="trainer.finetune" if self.is_control and name == "match" else f"trainer.{name}",
             recipe=self.recipe(name),
             shared=config.trainer,
             context=self.context,

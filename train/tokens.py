@@ -257,8 +257,8 @@ def require_same_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> 
     if any(theirs.get(part) != ours.get(part) for part in ("type", "vocab", "merges")):
         raise RunError(
             f"{folder}: its tokenizer is not the one of this run's text, so every id would stand for another piece of"
-            f" text; set model.source={folder} to read the text by it, or give the text and the Python that it was"
-            " trained on"
+            f" text; set model.source={folder.parent / 'digital'} to read the text by that one's, or give the text and"
+            " the Python that it was trained on"
         )
 
 

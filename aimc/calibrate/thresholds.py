@@ -43,6 +43,8 @@ def set_threshold(
         padding = torch.zeros_like(query[:, 0, :, 0], dtype=torch.bool) if key_padding is None else key_padding
         seen = seen & ~protected_tokens(at, at, sink_tokens(padding, 0, protection), protection)
     seen = seen.expand(query.shape[0], 1, -1, -1)[:, 0]  # [B, T, T]
+    if not seen.any():  # all of it is protected: the level stays as it is
+        return
     full_scale = layer.machine.array.saturation_qk * (
         1.0 if layer.score_full_scale is None else layer.score_full_scale[:, None]
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from aimc.circuit.budget import check_cell
 from aimc.circuit.curves.retention import RetentionFit
-from aimc.circuit.curves.transfer import POOR_LSB, SLACK, TransferFit, fit_transfer, poor_fit
+from aimc.circuit.curves.transfer import POOR_LSB, TransferFit, fit_transfer, poor_fit
 from aimc.circuit.errors import CircuitError, CircuitWarning
 from aimc.circuit.physics.gain_cell import GainCell
 from aimc.circuit.physics.storage import retention, tau_spread
@@ -25,6 +25,8 @@ it."""
 HEAD_SIZE = 64
 """Cells on a bit line of the first array, where a model's own head size is not given: that of GPT-2."""
 
+FAR = 0.05
+"""Share of the supply by which a fitted leak target may lie beyond it or ground, for noise."""
 AT_REST = 1e-3
 """Part of the supply within which a cell counts as leaking to its rest: a fit's own uncertainty."""
 
@@ -110,12 +112,12 @@ def _of_curve(
                 f"stretch={held.stretch:.3f}: the emulator computes with plain exponentials; fit the retention with"
                 " stretched=False"
             )
-        slack = SLACK * (supply - floor)
-        if not floor - slack <= held.target_v <= supply + slack:
+        slack = FAR * supply
+        if not -slack <= held.target_v <= supply + slack:
             raise CircuitError(
-                f"held.target_v={held.target_v:.3g} V lies outside of the voltages from {floor:.3g} to {supply:.3g} V"
-                " that the cell is known at, and another target has another retention: traces that are nearly straight"
-                " do not tell it; fit them with fit_retention(…, target_v=…)"
+                f"held.target_v={held.target_v:.3g} V lies outside of 0 to {supply:.3g} V, which no cell leaks to, and"
+                " another target has another retention: traces that are nearly straight do not tell it; fit them with"
+                " fit_retention(…, target_v=…)"
             )
         new.leakage = replace(new.leakage, tau_s=held.tau_s, target_v=float(np.clip(held.target_v, 0.0, supply)))
     step = float(np.ptp(fit(np.array([low, high])))) / ((base.storage_dac.n_levels or 2) - 1)

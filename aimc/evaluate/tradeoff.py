@@ -173,8 +173,8 @@ def moved(
     with torch.no_grad():
         for (_, to), (_, source) in zip(gain_cell_layers(trial), gain_cell_layers(model), strict=True):
             to.load_state_dict(source.state_dict(), strict=False)  # what only one of the two machines has
-            for line in (to.memory_key, to.memory_value):
-                if line is not None:  # charge over volt
+            for line, given in ((to.memory_key, source.memory_key), (to.memory_value, source.memory_value)):
+                if line is not None and given is not None:  # charge over volt
                     line.scale.div_(stretch)
             for scaler in (to.key_scaler, to.value_scaler):
                 scaler.scale.mul_(stretch)

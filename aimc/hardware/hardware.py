@@ -117,15 +117,7 @@ class Hardware:
             "a probability becomes a pulse between none and the longest",
             "set v_min to 0 and v_max to at most 1",
         )
-        positions = self.probability_dac.positions
-        require(
-            positions is None or positions[0] == 0.0,
-            "probability_dac.positions",
-            positions,
-            "a key that a query does not see has no probability, and gets no pulse",
-            "begin the list with 0",
-        )
-        self._check_rounded()
+        self._check_levels()
         require(
             self.has_softmax or not self.features.normalise_queries,
             "features.normalise_queries",
@@ -163,8 +155,16 @@ class Hardware:
         )
         self._check_spacing()
 
-    def _check_rounded(self) -> None:
-        """Multiples of a step may lie outside of the range that they are clipped to."""
+    def _check_levels(self) -> None:
+        """What levels of their own may do: multiples of a step lie outside of the range that they are clipped to."""
+        positions = self.probability_dac.positions
+        require(
+            positions is None or positions[0] == 0.0,
+            "probability_dac.positions",
+            positions,
+            "a key that a query does not see has no probability, and gets no pulse",
+            "begin the list with 0",
+        )
         for name, low, high in (("storage_dac", 0.0, self.cell.supply_v), ("input_dac", -1.0, 1.0)):
             dac: Converter = getattr(self, name)
             if dac.coding != "rounded" or dac.n_levels is None:

@@ -212,7 +212,9 @@ def test_a_droop_too_straight_for_its_target_is_refused():
     fit = fit_transfer(stored, 1e-6 * np.exp(stored), offset_v=1.0)
     times = np.linspace(0, 0.2, 30)
     trace = -10.0 + 11.2 * np.exp(-times / 11.0)
-    with pytest.raises(CircuitError, match=r"held.target_v=-.* lies outside.*fit_retention\(…, target_v=…\)"):
+    with pytest.raises(
+        CircuitError, match=r"held.target_v=-.* lies outside of 0 to 1.6 V.*fit_retention\(…, target_v=…\)"
+    ):
         to_hardware(fit, held=fit_retention(times, trace))
     slow = to_hardware(fit, held=fit_retention(times, trace, target_v=0.4)).leakage
     assert (1.2 - 0.4) / slow.tau_s == pytest.approx(11.2 / 11.0, rel=0.2)  # about as fast, at the beginning

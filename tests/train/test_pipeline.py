@@ -241,6 +241,12 @@ def test_weights_behind_a_source_that_changed_are_read_again(done: Path, tmp_pat
     save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     (source / MANIFEST).unlink(missing_ok=True)
     assert "had other settings" in execute(config)
+    mark = tmp_path / "out" / "digital" / "stage.json"
+    record_of_old = json.loads(mark.read_text())
+    del record_of_old["settings"]["source"]  # by a version that did not look
+    mark.write_text(json.dumps(record_of_old))
+    (tmp_path / "out" / "digital" / MANIFEST).unlink()
+    assert "skipped" in execute(config)
 
 
 def test_measured_with_other_windows(done: Path, again: Path, compose: Compose) -> None:

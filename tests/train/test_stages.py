@@ -118,7 +118,7 @@ def settings(
     """What each stage of the shipped run would depend on, by stage."""
     folder = tmp_path_factory.mktemp("settings")
     first = compose(folder)
-    data = prepare(first.data, None, 32)
+    data = prepare(first.data, str(SHIPPED / "digital"), 32)
 
     def make(*overrides: str) -> dict[str, dict[str, object]]:
         config = compose(folder, f"previous={SHIPPED}", *overrides)

@@ -49,8 +49,9 @@ class DigitalCounts:
     def __init__(self, shape: ModelShape, hardware: Hardware, parameters: CostParameters, held: int) -> None:
         self.shape, self.hardware, self.p, self.held = shape, hardware, parameters, held
         n_protected = hardware.protection.n_sink + hardware.protection.n_recent
-        self.n_protected = min(n_protected, held)
-        """Of the tokens held."""
+        self.n_protected = min(n_protected, held) if held < hardware.array.window else n_protected
+        """That are read: of a text that is shorter than the window no more than there are; first tokens are read for
+        ever."""
         self.room_for_protected = n_protected
         self.pruned = hardware.activation == "pruned_softmax"
         self.scores_are_recomputed = hardware.pruning.recompute == "scores"
@@ -93,9 +94,9 @@ class DigitalCounts:
         projections, whose area is not counted here either."""
         if not (self.pruned or self.n_protected):
             return {}
-        tokens = (
-            self.hardware.array.window + self.hardware.protection.n_sink if self.pruned else self.room_for_protected
-        )
+        protection, tokens = self.hardware.protection, self.room_for_protected
+        if self.pruned:
+            tokens = max(self.hardware.array.window, protection.n_recent) + protection.n_sink
         bits = tokens * self._stored_per_head() * 8 * self.p.value_bytes
         unit = RECOMPUTED if self.pruned else PROTECTED
         return {unit: self.p.mac_lanes * self.p.mac_area_m2, COPY: bits * self.p.sram_bit_area_m2}

@@ -130,6 +130,8 @@ def fit_surface(
     weight = checked_weights(weights, y)
     if weight is not None:
         u, x, y, weight = (points[weight > 0] for points in (u, x, y, weight))
+        if not len(y):
+            raise CircuitError("weights: all are 0, so no point is left; give some of them more")
     first = 1 if zero_at_zero_pulse else 0
     last = degree if read_degree is None else read_degree
     terms = [

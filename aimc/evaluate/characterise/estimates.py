@@ -141,7 +141,7 @@ def estimates(
             found += _slots(parts, parts.slots, length, hardware, p)
             continue
         found.append(_digital(parts, length, p))
-        if not _slides_by_sub_tiles(parts, hardware):
+        if not _slides_by_sub_tiles(parts, hardware, min(length, most_slots or length)):
             continue
         if parts.attention is not None:
             found.append(_on_arrays(parts, length, hardware, p, most_slots, states=False))
@@ -150,10 +150,10 @@ def estimates(
     return found
 
 
-def _slides_by_sub_tiles(parts: Parts, hardware: Hardware) -> bool:
-    """Whether the arrays can have as many slots as each layer's sliding window has tokens."""
-    windows = None if parts.attention is None else parts.attention.windows
-    return all(window is None or window % min(hardware.array.rows, window) == 0 for window in windows or [])
+def _slides_by_sub_tiles(parts: Parts, hardware: Hardware, n_tokens: int) -> bool:
+    """Whether arrays of so many tokens can have as many slots as each layer's sliding window has."""
+    windows, rows = None if parts.attention is None else parts.attention.windows, hardware.array.rows
+    return all(window is None or n_tokens <= window or window % min(rows, window) == 0 for window in windows or [])
 
 
 def _weights(parts: Parts, p: CostParameters, tokens: int) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from aimc.evaluate.characterise.point import Point, series
 from aimc.evaluate.characterise.roofline import Roofline, measure_roofline
 from aimc.evaluate.characterise.subjects import Subject
 from aimc.evaluate.energy import find_meter
-from aimc.hardware import Hardware, presets
+from aimc.hardware import ConfigError, Hardware, presets
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 ESTIMATED = "estimated energy per output token"
@@ -101,14 +101,17 @@ def characterise(
         if weights is None:
             continue
         parts = Parts.of(subject.name, subject.config, weights)
-        found.estimates += estimates(
-            parts,
-            sorted(set(plan.lengths)),
-            plan.hardware,
-            found.roofline,
-            value_bytes=plan.dtype.itemsize,
-            most_slots=plan.most_slots,
-        )
+        try:
+            found.estimates += estimates(
+                parts,
+                sorted(set(plan.lengths)),
+                plan.hardware,
+                found.roofline,
+                value_bytes=plan.dtype.itemsize,
+                most_slots=plan.most_slots,
+            )
+        except ConfigError as error:  # what was measured stays
+            found.notes[subject.name] = str(error)
         if parts.note:
             found.notes[subject.name] = parts.note
     found.crossovers, found.winners = all_crossovers(found), all_winners(found)

@@ -12,6 +12,8 @@ from aimc.hardware import ConfigError, Hardware, Noise
 
 FORMAT = 1
 """Raised when what is measured changes, so that no earlier number is taken for a new one."""
+MOVED = 2
+"""The same for points that are moved."""
 ROOTS = ("hardware", "nonideality", "digital_layers")
 """What a path of a grid may begin with."""
 
@@ -42,7 +44,7 @@ class Point:
             "analog": self.analog,
             "rest": None if self.rest is None else self.rest.to_dict(),
             "diverges": self.diverges,
-            "moved": self.moved,
+            "moved": MOVED if self.moved else False,
             "trained": self.trained,
         }
 

@@ -113,7 +113,7 @@ def specification(
     """
     require_circuits(runner.bench, axes)
     own = runner.bench.own
-    (base,) = runner.run([Point(hardware=replace(own, noise=Noise()), label="own machine, no noise")])
+    (base,) = runner.run([Point(hardware=replace(own, noise=Noise()), label="own machine, no noise")], chips)
     if base is None:
         raise ValueError(f"what all is compared with failed: {runner.failures[-1].reason}")
     draws = Bootstrap(n_chips=min(chips, len(runner.bench.chips)), n_stretches=len(base.count), **bootstrap)

@@ -99,7 +99,7 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         arrays.write(heads, key, value, padding, scaling)
         out = _read_token(heads, query, arrays, scaling)
         return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
-    if arrays.n_tokens and torch.is_grad_enabled() and call.differentiated is not call:
+    if arrays.n_tokens and call.differentiated is not call and _is_differentiated(call):
         raise NotImplementedError(
             "noise_gradient='clean' and a text that goes on in a cache: the arrays hold what was written with noise,"
             " and a clean pass would need what it would have been; use torch.no_grad(), or give the whole text at once"
@@ -111,6 +111,11 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
     with torch.no_grad():  # also of the lines that stand for cells
         arrays.write(heads, key, value, padding, scaling)
     return out
+
+
+def _is_differentiated(call: Call) -> bool:
+    given = [*call[:3], *(x for affine in call.scaling.affines if affine is not None for x in affine)]
+    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
 def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling) -> Tensor:

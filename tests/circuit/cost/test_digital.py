@@ -177,6 +177,8 @@ def test_protected_tokens_beside_arrays() -> None:
 def test_no_more_tokens_are_protected_than_there_are() -> None:
     protected = replace(SOFTMAX, protection=Protection(n_sink=4, n_recent=64))
     few, full = attention_cost(PLAIN, protected, window_fill=8), attention_cost(PLAIN, protected)
+    sliding = replace(protected, array=replace(protected.array, window=64, rows=64))
+    assert attention_cost(PLAIN, sliding).energy_j["protected tokens"] == full.energy_j["protected tokens"]
     ratio = few.energy_j["protected tokens"] / full.energy_j["protected tokens"]
     assert ratio == pytest.approx(8 / 68) and few.area_m2 == full.area_m2
 
