@@ -119,11 +119,10 @@ def test_it_is_what_operation_by_operation_gives(name, padded, taken, monkeypatc
     assert_same_arrays(arrays, others)
 
 
-def test_parts_side_by_side(taken, monkeypatch):
+def test_parts_side_by_side(taken, monkeypatch, two_threads):
     given = *text("one chip, normalised")[:3], WHOLE["one chip, normalised"], text("published")[3], PIECES
-    alone, _ = step_by_step(*given)
+    alone, _ = step_by_step(*given)  # too little for two
     monkeypatch.setattr(threads, "LEAST", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     together, _ = step_by_step(*given)
     assert torch.equal(alone, together) and len(taken) == 2 * 38
 

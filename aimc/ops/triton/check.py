@@ -58,12 +58,6 @@ def check_triton(
             f"the triton backend walks the keys in sub-tiles of array.rows in {sizes}, not {rows}; change array.rows,"
             f" or {instead}"
         )
-    corrects = hardware.leakage.compensate or hardware.features.normalises
-    if dtype == torch.float16 and corrects and hardware.protection.is_on:
-        return (
-            "the triton backend multiplies in float16 here, which ends where protected tokens are compared with what"
-            f" arrays have forgotten; use bfloat16, or {instead}"
-        )
     orders = orders_needed(hardware, query_shape[-2], dtype)
     if orders is None:
         return (
