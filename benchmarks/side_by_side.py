@@ -6,7 +6,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+
+from train.parent import end_with_parent
 
 Key = tuple[str, int]
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -96,7 +97,9 @@ class _Runner:
         self.told_to_end = False
 
     def run(self) -> Outcome:
-        self.handlers = {number: signal.signal(number, self._stop) for number in STOPPING}
+        # Whoever has a closing terminal ignored (nohup) goes on behind it.
+        asked = [n for n in STOPPING if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        self.handlers = {number: signal.signal(number, self._stop) for number in asked}
         try:
             while self._begin() or self.running:
                 for future in wait(self.running, timeout=LOOK_S, return_when=FIRST_COMPLETED).done:
@@ -175,15 +178,10 @@ def _process() -> ProcessPoolExecutor:
 def _begin() -> None:
     """In a new process."""
     os.setpgrp()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent(_save)
 
 
-def _end_with_parent() -> None:
-    """Where the one that started this is killed, save what can be saved, and be gone soon."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    parent.join()
+def _save() -> None:
+    """Where the one that started this was killed: time for what can be saved."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(PATIENCE_S)
-    os._exit(1)

@@ -101,12 +101,11 @@ class Run:
         """The folder of another stage's model: this run's, or else the one that `previous` names.
 
         Raises:
-            RunError: neither has it, or it reads other tokens than the run's text has.
+            RunError: neither has it.
         """
         places = [Path(root) / STAGES[needed].folder for root in (self.config.output_dir, self.config.previous) if root]
         for place in places:
             if (place / "config.json").exists():
-                require_same_tokenizer(place, self.data.tokenizer)
                 return place
         does = "starts" if needed == self.stage.needs else "learns"
         raise RunError(
@@ -118,9 +117,10 @@ class Run:
         """Another stage's model, on the run's device.
 
         Raises:
-            RunError: there is none, or it cannot be loaded.
+            RunError: there is none, it cannot be loaded, or it reads other tokens than the run's text has.
         """
         folder = self.input(needed)
+        require_same_tokenizer(folder, self.data.tokenizer)
         model = load_analog(folder) if STAGES[needed].analog else load_digital(str(folder), "input")
         return model.to(self.device)  # type: ignore[arg-type]
 

@@ -156,7 +156,7 @@ class Hardware:
         self._check_spacing()
 
     def _check_levels(self) -> None:
-        """What levels of their own may do: multiples of a step lie outside of the range that they are clipped to."""
+        """What no range tells of levels: where a list begins, and that multiples of a step may leave it."""
         positions = self.probability_dac.positions
         require(
             positions is None or positions[0] == 0.0,

@@ -106,8 +106,7 @@ def attend(call: Call) -> Tensor:
     """The operator on arguments that are checked, with the seed of its noise in `call.heads`."""
     backend = choose_backend(call.query, call.heads.hardware)
     if not call.query.numel() and backend != "triton":  # no text, or no token: nothing, of which all gradients are zero
-        affines = (x for affine in call.scaling.affines if affine is not None for x in affine)
-        return call.query + 0.0 * sum(x.sum() for x in (call.key, call.value, *affines))
+        return call.query + 0.0 * sum(x.sum() for x in (call.key, call.value, *call.scaling.trained))
     return _eager(call)[0] if backend == "eager" else fused_attention(call, engine=backend)
 
 

@@ -10,7 +10,7 @@ the same functions are called without the operator, whose way through the dispat
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ def fused_attention(call: Call, *, engine: str) -> Tensor:
     scaling = *itertools.chain(*affines[:3]), *of_heads, *itertools.chain(*affines[3:])
     draws, chip, hardware = call.heads.draws, call.heads.chip, pack(call.heads.hardware)
     inputs = (*call[:3], *scaling)
-    keep = _wants_gradient(inputs) and call.differentiated is call and (engine == "triton" or blocked.keeps(call))
+    keep = wants_gradient(inputs) and call.differentiated is call and (engine == "triton" or blocked.keeps(call))
     given = *inputs, call.key_padding, draws, chip.seed, chip.layer, hardware, engine, keep
     out = _forward(*given)[0] if _is_traced(call.query) else _Direct.apply(*given)
     return out.transpose(1, 2)  # from [B, T, H, D]
@@ -69,7 +69,8 @@ def _is_traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or isinstance(x, FakeTensor)
 
 
-def _wants_gradient(inputs: tuple[Tensor | None, ...]) -> bool:
+def wants_gradient(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether anything that is done with these tensors will be differentiated."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 

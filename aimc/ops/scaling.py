@@ -56,6 +56,11 @@ class Scaling(NamedTuple):
         """Those of query, key and value."""
         return self.query, self.key, self.value
 
+    @property
+    def trained(self) -> list[Tensor]:
+        """Scales and offsets in front of the arrays, of those that are still to be applied."""
+        return [x for affine in self.affines if affine is not None for x in affine]
+
     def of_tokens(self, piece: slice) -> Scaling:
         """For some of the tokens."""
         names = ("query_norm", "key_norm", "value_norm")

@@ -116,13 +116,17 @@ def test_what_ships_is_what_was_saved(folder: Path) -> None:
     assert {"model.safetensors", "config.json", "tokenizer.json", "stage.json"} <= manifest._listed(folder).keys()
 
 
+def with_weights_elsewhere(source: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy without its weights and manifest, and where the weights are."""
+    folder = Path(shutil.copytree(source, tmp_path / source.name))
+    (folder / MANIFEST).unlink()
+    return folder, (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+
+
 @pytest.mark.parametrize("name", ["x.safetensors.index.json", "sub/x.safetensors.index.json"])
 @pytest.mark.parametrize("kind", ["digital", "analog"])
 def test_an_index_that_a_config_names_is_looked_at(kind: str, name: str, saved: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(saved / kind, tmp_path / kind))
-    (folder / MANIFEST).unlink()
-    outside = tmp_path / "outside.safetensors"
-    (folder / "model.safetensors").rename(outside)
+    folder, outside = with_weights_elsewhere(saved / kind, tmp_path)
     (folder / "sub").mkdir()
     index = {"metadata": {}, "weight_map": dict.fromkeys(tiny_gpt2().state_dict(), str(outside))}
     (folder / name).write_text(json.dumps(index))
@@ -170,10 +174,7 @@ def test_weights_of_a_variant(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("shard", ["../outside.safetensors", "{outside}", "a/b.safetensors", "..", "c:\\x.safetensors"])
 @pytest.mark.parametrize("kind", ["digital", "analog"])
 def test_an_index_names_files_beside_it_only(kind: str, shard: str, saved: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(saved / kind, tmp_path / kind))
-    (folder / MANIFEST).unlink()
-    outside = tmp_path / "outside.safetensors"
-    (folder / "model.safetensors").rename(outside)
+    folder, outside = with_weights_elsewhere(saved / kind, tmp_path)
     state = tiny_gpt2().state_dict()
     index = {"metadata": {}, "weight_map": {name: shard.replace("{outside}", str(outside)) for name in state}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -23,6 +23,7 @@ from aimc.ops.effects.noise import ArrayId, with_noise
 from aimc.ops.effects.normaliser import counted_pulse, reciprocal
 from aimc.ops.effects.protection import Memory, digital_charge, digital_pulses, digital_sum, protected_tokens
 from aimc.ops.effects.pruning import kept_in_memory, weights_of_kept
+from aimc.ops.fused import wants_gradient
 from aimc.ops.heads import Heads
 from aimc.ops.ring import n_tiles_reached
 from aimc.ops.scaling import Scaling, scaled
@@ -99,7 +100,7 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
         arrays.write(heads, key, value, padding, scaling)
         out = _read_token(heads, query, arrays, scaling)
         return out if call.key_padding is None else out.masked_fill(padding[:, None, :, None], 0.0)
-    if arrays.n_tokens and call.differentiated is not call and _is_differentiated(call):
+    if arrays.n_tokens and call.differentiated is not call and wants_gradient([*call[:3], *call.scaling.trained]):
         raise NotImplementedError(
             "noise_gradient='clean' and a text that goes on in a cache: the arrays hold what was written with noise,"
             " and a clean pass would need what it would have been; use torch.no_grad(), or give the whole text at once"
@@ -111,11 +112,6 @@ def _decode_piece(call: Call, arrays: KVArrays) -> Tensor:
     with torch.no_grad():  # also of the lines that stand for cells
         arrays.write(heads, key, value, padding, scaling)
     return out
-
-
-def _is_differentiated(call: Call) -> bool:
-    given = [*call[:3], *(x for affine in call.scaling.affines if affine is not None for x in affine)]
-    return torch.is_grad_enabled() and any(x.requires_grad for x in given)
 
 
 def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling) -> Tensor:
