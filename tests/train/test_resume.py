@@ -285,6 +285,15 @@ def test_weights_that_broke_in_the_last_update_are_not_saved(
     assert not (tmp_path / "linear").exists()
 
 
+@pytest.fixture
+def on_a_terminal():
+    """Whose Ctrl-C asks to end: a shell's background jobs have it ignored, which a run respects."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("on_a_terminal")
 @pytest.mark.parametrize("stage", [pytest.param("digital", marks=pytest.mark.slow), "linear"])
 def test_control_c_saves_says_where_and_the_next_run_goes_on(
     tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, stage: str
