@@ -36,6 +36,8 @@ from .schema import ModelConfig
 from .tables import Say
 
 _VOCABULARY = 2048
+SO_FAR = "characterisation.so_far.csv"
+"""The points of a run that has not ended, or was stopped; results of an earlier one stay until it has."""
 
 
 class _Vocabulary:
@@ -94,8 +96,16 @@ def run(settings: CharacteriseConfig, models: list[Subject], say: Say) -> None:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     say(f"{_machine(plan.device)}, {str(plan.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads")
+    folder = settings.folder
+    points: list[Point] = []
+
+    def told(point: Point) -> None:
+        points.append(point)
+        write_text(folder / SO_FAR, csv_text(points))
+        say(f"  {_line(point)}")
+
     try:
-        found = characterise(models, plan, lambda point: say(f"  {_line(point)}"))
+        found = characterise(models, plan, told)
     except ConfigError as error:
         raise RunError(str(error)) from error
     shown = (point_table(found), *class_tables(found), machine_table(found), estimate_table(found))
@@ -104,10 +114,10 @@ def run(settings: CharacteriseConfig, models: list[Subject], say: Say) -> None:
             say(table)
     for model, why in found.notes.items():
         say(f"{model}: attention is not on arrays: {why}")
-    folder = settings.folder
     write_json(folder / "characterisation.json", record(found, plan))
     write_text(folder / "characterisation.csv", csv_text(found.points))
     plot.save(plot.characterisation(found, title=_machine(plan.device)), folder / "characterisation.png")
+    (folder / SO_FAR).unlink(missing_ok=True)
 
 
 def _plan(settings: CharacteriseConfig) -> Plan:

@@ -7,7 +7,8 @@ from .command import command_line
 
 
 def characterise(settings: CharacteriseConfig) -> None:
-    """Measure every model at every length, show the tables, write characterisation.json, .csv and .png.
+    """Measure every model at every length, show the tables, write characterisation.json, .csv and .png; what is
+    measured of a run that is stopped stands in characterisation.so_far.csv.
 
     Raises:
         RunError: no such model, no GPU where one is asked for, or no write permission.

@@ -80,10 +80,12 @@ def write(
     curves: dict[str, list[AgedPerplexity]],
     cost: ChipCost,
 ) -> None:
-    """whole_chip.json and the figures."""
+    """whole_chip.json and the figures; without curves, what an earlier run drew of them is taken away."""
     plot.save(budget_points(budget), folder / "budget.png")
     if curves:
         plot.save(ageing_curve(curves, digital=budget["digital"].mean), folder / "retention.png")
+    else:
+        (folder / "retention.png").unlink(missing_ok=True)
     write_json(folder / "whole_chip.json", _results(settings, budget, curves, cost))
 
 

@@ -23,12 +23,13 @@ def measure(settings: WholeChipConfig) -> None:
     with one_job(folder, say):
         budget = chip.budget(subject, settings.since_programming_s, say)
         say(chip_report.budget_table(budget, settings.since_programming_s))
-        curves = chip.curves(subject, say) if settings.with_curve else {}
-        if curves:
-            say(chip_report.ageing_table(curves, budget["digital"].mean))
         cost = chip.cost(subject)
+        chip_report.write(folder, settings, budget, {}, cost)  # the curves take most of the time, and can be stopped
+        if settings.with_curve:
+            curves = chip.curves(subject, say)
+            say(chip_report.ageing_table(curves, budget["digital"].mean))
+            chip_report.write(folder, settings, budget, curves, cost)
         say(chip_report.cost_lines(cost))
-        chip_report.write(folder, settings, budget, curves, cost)
     say(f"Results and figures are in {folder}.")
 
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aimc import presets
-from aimc.evaluate.characterise import Plan, running
+from aimc.evaluate.characterise import Plan, Point, running
 from aimc.evaluate.characterise.roofline import Roofline
 from tests.train.conftest import compose_config
 from train.characterisation import subjects
@@ -49,8 +49,26 @@ def test_a_run_writes_table_csv_json_and_figure(tmp_path: Path, capsys: pytest.C
     record = json.loads((tmp_path / "characterisation.json").read_text())
     assert [(p["model"], p["length"]) for p in record["points"]] == [(m, n) for m in (TINY, MAMBA) for n in (16, 32)]
     assert record["roofline"]["flops_per_s"] > 0 and record["estimates"] and record["crossovers"]
+    assert not (tmp_path / "characterisation.so_far.csv").exists()
     rows = list(csv.DictReader((tmp_path / "characterisation.csv").open()))
     assert float(rows[0]["kv_bytes"]) == 2 * 2 * 32 * 18 * 4 and float(rows[2]["prompt_host_s: scan"]) > 0
+
+
+def test_a_run_that_is_stopped_leaves_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "characterisation.csv").write_text("of an earlier run")
+    measure = running.measure_point
+
+    def stopped(model: object, point: Point, *others: object) -> None:
+        if (point.model, point.length) == (MAMBA, 32):
+            raise KeyboardInterrupt
+        measure(model, point, *others)
+
+    monkeypatch.setattr(running, "measure_point", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        characterise(settings(tmp_path))
+    rows = list(csv.DictReader((tmp_path / "characterisation.so_far.csv").open()))
+    assert [(row["model"], row["length"]) for row in rows] == [(TINY, "16"), (TINY, "32"), (MAMBA, "16")]
+    assert (tmp_path / "characterisation.csv").read_text() == "of an earlier run"
 
 
 def test_a_checkpoint_is_not_asked_for_more_than_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

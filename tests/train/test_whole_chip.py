@@ -18,7 +18,7 @@ from aimc.static import static_layers
 from tests.conftest import REPOSITORY
 from tests.train.conftest import command, compose_config, same_weights, weights_of
 from tests.train.test_resume import Killed, at_step, kill
-from train import pipeline
+from train import chip, pipeline
 from train.chip_report import time_name
 from train.configs import checked
 from train.errors import RunError
@@ -113,6 +113,22 @@ def test_tables_curves_and_figures(
     assert "Budget of error, 1 day after programming" in printed and "a joule" in printed
     for name, value in results["budget"].items():
         assert f"{value['mean']:.2f}" in printed, name
+
+
+def test_a_run_stopped_in_its_curves_leaves_the_budget_and_the_cost(
+    done: Path, text_folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chip, "curves", stopped)
+    (tmp_path / "retention.png").write_text("of an earlier run")
+    with pytest.raises(KeyboardInterrupt):
+        measure(whole_chip(done / "finetuned", tmp_path, text_folder, cache))
+    results = json.loads((tmp_path / "whole_chip.json").read_text())
+    assert list(results["budget"])[-1] == "both" and results["retention"] == {}
+    assert results["static tiles"]["tokens_per_j"] > 0 and (tmp_path / "budget.png").exists()
+    assert not (tmp_path / "retention.png").exists()  # its curves would stand beside a budget that is not theirs
 
 
 def test_other_tiles_another_time_and_no_curve(done: Path, text_folder: Path, cache: Path, tmp_path: Path) -> None:
