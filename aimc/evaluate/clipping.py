@@ -69,6 +69,8 @@ def _bounds(
         yield "A", bounded, in_use[:, None, :, :, None]
     if hardware.normaliser.is_on:
         full = hardware.normaliser.counter.v_max * hardware.normaliser.full_scale
+        if layer.normaliser_full_scale is not None:
+            full = full * layer.normaliser_full_scale[:, None, None]
         yield "normaliser", _by_tile(inside.phi * visible, hardware, inside.A.shape[3]) >= full, in_use[:, None]
 
 

@@ -26,6 +26,6 @@ def with_converter(hardware: Hardware, place: str, converter: Converter) -> Hard
 
 def without_levels(converter: Converter) -> Converter:
     """It only clips; a list of levels goes with them. With those of a normaliser goes the floor of what it divides by,
-    which is one step of its counter (:attr:`aimc.hardware.Normaliser.least`)."""
+    which is one step of its counter (:attr:`aimc.hardware.Normaliser.least_share`)."""
     spacing = "uniform" if converter.spacing == "listed" else converter.spacing
     return replace(converter, n_levels=None, spacing=spacing, positions=None)

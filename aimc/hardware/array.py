@@ -22,8 +22,9 @@ class Array:
     saturation_av: float = 40.0
     """A_sat, charge in signal units at which a sub-tile's counter is full."""
     full_scales: str = "global"
-    """For how many heads one reference serves: `global`: S_sat and A_sat as they are, on the whole chip; `layer`,
-    `head`: times a factor of each layer or query head, which the model's layers hold and calibration sets."""
+    """For how many heads one reference serves: `global`: S_sat, A_sat and `normaliser.full_scale` as they are, on the
+    whole chip; `layer`, `head`: times a factor of each layer or query head, which the model's layers hold and
+    calibration sets (:func:`aimc.calibrate_ranges` for a softmax, :func:`aimc.fit_full_scales` for pulses)."""
 
     def __post_init__(self) -> None:
         check_fields(self, "array")

@@ -21,7 +21,8 @@ class Normaliser:
     """False: there is no such column, as in the published hardware."""
     full_scale: float = 16.0
     """Pulses of full length in one sub-tile at which its counter is full. With `array.rows` it never is; less may fill,
-    and has less noise, which is a fraction of it."""
+    and has less noise, which is a fraction of it. Times a factor of each layer or head, where `array.full_scales` says
+    so."""
     counter: Converter = field(default_factory=Converter)
     """From that share to a number, inside [0, 1]. The smallest number that divides is one step of it."""
 
@@ -37,7 +38,7 @@ class Normaliser:
         )
 
     @property
-    def least(self) -> float:
-        """What is divided by at least, in pulses of full length: one step of the counter, so that a query that has met
-        next to nothing is not blown up; of a counter without levels a thousandth of its range."""
-        return self.full_scale / ((self.counter.n_levels or 1025) - 1)
+    def least_share(self) -> float:
+        """What is divided by at least, in full scales: one step of the counter, so that a query that has met next to
+        nothing is not blown up; of a counter without levels a thousandth of its range."""
+        return 1 / ((self.counter.n_levels or 1025) - 1)

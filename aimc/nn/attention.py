@@ -21,7 +21,8 @@ from aimc.ops.effects.levels import line_of
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 
-OF_HEADS = ("score_full_scale", "readout_full_scale", "prune_threshold")
+FULL_SCALES = ("score_full_scale", "readout_full_scale", "normaliser_full_scale")
+OF_HEADS = (*FULL_SCALES, "prune_threshold")
 """What calibration sets for each query head, `[H]`, where the hardware has it."""
 PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
@@ -71,6 +72,7 @@ class GainCellAttention(nn.Module):
 
     score_full_scale: Tensor | None
     readout_full_scale: Tensor | None
+    normaliser_full_scale: Tensor | None
     prune_threshold: Tensor | None
 
     def __init__(
@@ -150,6 +152,7 @@ class GainCellAttention(nn.Module):
         for name, wanted, first in (
             ("score_full_scale", own_scales, 1.0),
             ("readout_full_scale", own_scales, 1.0),
+            ("normaliser_full_scale", own_scales and hardware.normaliser.is_on, 1.0),
             ("prune_threshold", compares, hardware.pruning.threshold),
         ):
             if not wanted:
@@ -212,7 +215,7 @@ class GainCellAttention(nn.Module):
         Raises:
             ValueError: it is zero, negative or not finite, so every charge would be beyond it.
         """
-        for name in ("score_full_scale", "readout_full_scale"):
+        for name in FULL_SCALES:
             factors = getattr(self, name)
             if factors is None:
                 continue
@@ -249,6 +252,7 @@ class GainCellAttention(nn.Module):
             memory_value=lines[1],
             full_scale_qk=self.score_full_scale,
             full_scale_av=self.readout_full_scale,
+            full_scale_of_sum=self.normaliser_full_scale,
             threshold=self.prune_threshold,
         )
 

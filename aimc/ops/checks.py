@@ -81,7 +81,7 @@ def _check_scaling(scaling: Scaling, n_heads: int, n_kv_heads: int) -> None:
                 f"scaling.{name} has a scale of shape {tuple(affine.scale.shape)} and an offset of shape"
                 f" {tuple(affine.offset.shape)}: each head has one of both; give two tensors of shape ({expected},)"
             )
-    for name in ("score", "pulse_threshold", "full_scale_qk", "full_scale_av", "threshold"):
+    for name in ("score", "pulse_threshold", "full_scale_qk", "full_scale_av", "full_scale_of_sum", "threshold"):
         of_heads = getattr(scaling, name)
         if of_heads is not None and of_heads.shape != (n_heads,):
             raise ValueError(

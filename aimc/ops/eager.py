@@ -103,6 +103,7 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
 
     contents = contents if earlier.contents is None else earlier.contents.followed_by(contents)
     full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)  # S_sat, A_sat
+    full_scale_of_sum = heads.full_scale_of_sum(scaling)
     relative_pulses, reads = pulses / full_scale_qk, []
     for number, tile in enumerate(sub_tiles(contents, start, heads)):
         first = min(max(number * n_rows - start, 0), len(rows))  # it is not read before anything was written to it
@@ -143,13 +144,14 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         out[..., read.first :, :] += read.counts * (full_scale_av / array.saturation_av)
         if hardware.normaliser.is_on:  # Normaliser column
             of_tile = phi.sum(dim=-1, keepdim=True)
-            pulse[..., read.first :, :] += counted_pulse(heads, of_tile, rows[read.first :], which)
+            pulse[..., read.first :, :] += counted_pulse(heads, of_tile, full_scale_of_sum, rows[read.first :], which)
     if corrections is not None:  # Corrections
         out = out + lost * (heads.cell.coefficients[0] / array.saturation_av)
     if memory is not None:  # Protection
         out = out + digital_sum(heads, widths[-1], memory)
     if hardware.normaliser.is_on:
-        normaliser = reciprocal(pulse if memory is None else pulse + widths[-1].sum(dim=-1, keepdim=True), heads)
+        pulse = pulse if memory is None else pulse + widths[-1].sum(dim=-1, keepdim=True)
+        normaliser = reciprocal(heads, pulse, full_scale_of_sum)
     out = out if normaliser is None else out * normaliser
     return out if padding is None else out.masked_fill(padding[:, None, :, None], 0.0), reads
 

@@ -29,7 +29,7 @@ from aimc.ops.triton.residuals import Residuals
 _AFFINES = ("query", "key", "value", "memory_key", "memory_value")
 """What of :class:`aimc.ops.scaling.Scaling` is two tensors, scale and offset. The first three have a gradient."""
 _OF_HEADS = (
-    *("score", "pulse_threshold", "full_scale_qk", "full_scale_av", "threshold"),
+    *("score", "pulse_threshold", "full_scale_qk", "full_scale_av", "full_scale_of_sum", "threshold"),
     *("query_norm", "key_norm", "value_norm"),
 )
 """And what is one."""

@@ -111,6 +111,10 @@ class Heads:
         """Charge that fills a sub-tile's counter, in signal units: a number or `[H, 1, 1]`."""
         return self.hardware.array.saturation_av * per_head(scaling.full_scale_av, self.dtype)
 
+    def full_scale_of_sum(self, scaling: Scaling) -> Tensor | float:
+        """Pulses of full length that fill the counter of a sub-tile's normaliser column: a number or `[H, 1, 1]`."""
+        return self.hardware.normaliser.full_scale * per_head(scaling.full_scale_of_sum, self.dtype)
+
     @property
     def corrects(self) -> bool:
         """Whether digital logic makes up for age, or for what keys and values were divided by."""

@@ -40,6 +40,8 @@ class Scaling(NamedTuple):
     `[H]`; None: one. Like all below without a gradient."""
     full_scale_av: Tensor | None = None
     """Reference of the counters of each query head over `array.saturation_av`, `[H]`; None: one."""
+    full_scale_of_sum: Tensor | None = None
+    """That of the normaliser's counters over `normaliser.full_scale`, likewise."""
     threshold: Tensor | None = None
     """Comparator level of each query head in full scales of the score, `[H]`, for `pruned_softmax`; None: the
     hardware's."""

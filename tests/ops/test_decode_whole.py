@@ -71,7 +71,7 @@ def text(name, B=3, T=3 * W):
     key, value = (Affine(torch.rand(2, generator=g) / 4 + 0.1, torch.rand(2, generator=g) / 4 + 0.3) for _ in "kv")
     scaling = Scaling(query, key, value)
     if WHOLE[name].threshold:
-        full_scales = {f"full_scale_{array}": torch.rand(4, generator=g) + 0.5 for array in ("qk", "av")}
+        full_scales = {f"full_scale_{x}": torch.rand(4, generator=g) + 0.5 for x in ("qk", "av", "of_sum")}
         scaling = scaling._replace(pulse_threshold=torch.rand(4, generator=g) / 20, **full_scales)
     return q, k, v, scaling
 

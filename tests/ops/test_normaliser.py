@@ -36,14 +36,16 @@ def inputs(T: int) -> list[torch.Tensor]:
     x = [torch.randn(2, n, T, D, generator=g, dtype=torch.float64) for n in (H, H_KV, H_KV)]
     for n, scale, offset in ((H, 0.7, 0.05), (H_KV, 0.3, 0.45), (H_KV, 0.3, 0.5)):
         x += [torch.full((n,), float(number), dtype=torch.float64) for number in (scale, offset)]
-    x.append(torch.tensor([0.0, 0.1, -0.05, 0.2], dtype=torch.float64))
+    x.append(torch.tensor([0.0, 0.1, -0.05, 0.2], dtype=torch.float64))  # θ
     return [tensor.requires_grad_() for tensor in x]
 
 
-def attended(x: list[torch.Tensor], hardware: Hardware, padded: bool = True) -> torch.Tensor:
+def attended(
+    x: list[torch.Tensor], hardware: Hardware, padded: bool = True, **references: torch.Tensor
+) -> torch.Tensor:
     padding = torch.zeros(2, x[0].shape[2], dtype=torch.bool)
     padding[0, :3] = padded
-    scaling = Scaling(Affine(*x[3:5]), Affine(*x[5:7]), Affine(*x[7:9]), pulse_threshold=x[9])
+    scaling = Scaling(Affine(*x[3:5]), Affine(*x[5:7]), Affine(*x[7:9]), pulse_threshold=x[9], **references)
     generator = torch.Generator().manual_seed(5)
     out = gain_cell_attention(
         *x[:3], hardware, scaling=scaling, key_padding=padding, chip=Chip(seed=3, layer=1), generator=generator
@@ -52,22 +54,40 @@ def attended(x: list[torch.Tensor], hardware: Hardware, padded: bool = True) -> 
     return out
 
 
+def of_heads() -> dict[str, torch.Tensor]:
+    """Some fill every other counter."""
+    factors = {"full_scale_av": [0.4, 1.3, 0.8, 2.0], "full_scale_of_sum": [0.3, 1.0, 0.1, 3.0]}
+    return {name: torch.tensor(x, dtype=torch.float64) for name, x in factors.items()}
+
+
+@pytest.mark.parametrize("references", [False, True], ids=["one for all", "one a head"])
 @pytest.mark.parametrize("T", [5, 70, 150], ids=["short", "the ring wraps", "it wraps twice"])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"noise": presets.typical()}, {"protection": Protection(n_sink=2, n_recent=5), "noise": presets.typical()}],
     ids=["clean", "typical", "protected"],
 )
-def test_blocked_is_eager(changes, T) -> None:
+def test_blocked_is_eager(changes, T, references) -> None:
     x, results = inputs(T), []
     upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for backend in ("eager", "blocked"):
-        out = attended(x, machine(backend=backend, **changes))
+        out = attended(x, machine(backend=backend, **changes), **(of_heads() if references else {}))
         results.append((out.detach(), *torch.autograd.grad(out, x, upstream)))
     for name, eager, blocked in zip(("out", *NAMES, "threshold"), *results, strict=True):
         assert eager.abs().max() > 1e-3, name
         error = (blocked - eager).abs().max() / eager.abs().max()
         assert error < 1e-10, f"{name}: {error:.1e}"
+
+
+def test_a_factor_of_a_head_is_another_full_scale_of_its_counter() -> None:
+    """Clean and noisy, clipped and divided by the least that there is."""
+    x, hardware = inputs(40), replace(machine(), noise=presets.typical())
+    for factor in (0.02, 0.25, 4.0):
+        normaliser = replace(hardware.normaliser, full_scale=6.0 * factor)
+        other = attended(x, replace(hardware, normaliser=normaliser))
+        of_heads = attended(x, hardware, full_scale_of_sum=torch.full((H,), factor, dtype=torch.float64))
+        torch.testing.assert_close(of_heads, other, rtol=1e-12, atol=1e-12)
+        assert (of_heads - attended(x, hardware)).abs().max() > 1e-3
 
 
 def test_gradient_of_the_threshold_is_the_slope() -> None:

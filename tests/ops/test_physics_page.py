@@ -61,12 +61,13 @@ ACTIVATIONS["hard_sigmoid, normalised"] = {
 PAGE_NAMES = {
     "full_scale_qk": "scale_qk",
     "full_scale_av": "scale_av",
+    "full_scale_of_sum": "scale_sum",
     "threshold": "threshold",
     "pulse_threshold": "precharge",
 }
 REFERENCES = {name: {"full_scale_qk": [0.9, 1.3], "full_scale_av": [0.7, 1.1]} for name in ACTIVATIONS}
 REFERENCES["hard_sigmoid"] = {}
-REFERENCES["hard_sigmoid, normalised"]["pulse_threshold"] = [0.05, -0.1]
+REFERENCES["hard_sigmoid, normalised"] |= {"pulse_threshold": [0.05, -0.1], "full_scale_of_sum": [0.8, 2.1]}
 REFERENCES["pruned, comparators"]["threshold"] = [0.1, -0.2]
 EFFECTS = {
     "nothing leaks": {"leakage": Leakage()},

@@ -89,6 +89,7 @@ def test_threshold_and_full_scales_of_heads():
     for backend in ("eager", "triton"):
         q, k, v = (t.to(DEVICE, copy=True).requires_grad_() for t in data)
         of_heads = {"pulse_threshold": [0.05, -0.1], "full_scale_qk": [1.0, 0.7], "full_scale_av": [0.8, 1.2]}
+        of_heads["full_scale_of_sum"] = [0.15, 1.7]  # of 16 pulses: full now and then, and never
         scaling = Scaling(None, None, None, **{name: torch.tensor(x, device=DEVICE) for name, x in of_heads.items()})
         threshold = scaling.pulse_threshold.requires_grad_()
         out = gain_cell_attention(q, k, v, replace(hardware, backend=backend), scaling=scaling)
@@ -177,7 +178,7 @@ def test_what_is_kept_has_the_shapes_that_a_compiler_is_told(activation):
 
     hardware = small(activation=activation)
     q, k, v = three()
-    rest = [None] * 19  # scaling and padding
+    rest = [None] * (len(fused._SCALING) + 1)  # and padding
     draws = torch.zeros(2, dtype=torch.int64)
     arguments = [*rest, draws.to(DEVICE), 0, 0, fused.pack(hardware), "triton", True]
     out, kept = torch.ops.aimc.gain_cell_attention(q.detach(), k.detach(), v.detach(), *arguments)

@@ -111,7 +111,8 @@ def pass_through(hardware, place=torch.clone, *, layer=1, T=T, B=B, dtype=torch.
         norms = {name: place(torch.ones(B, h, T)) for name, h in (("query", H), ("key", H_KV), ("value", H_KV))}
         scaling = scaling._replace(**{f"{name}_norm": x for name, x in norms.items()})
     if hardware.array.full_scales == "head":
-        scaling = scaling._replace(full_scale_qk=place(torch.ones(H)), full_scale_av=place(torch.ones(H)))
+        names = ("full_scale_qk", "full_scale_av", "full_scale_of_sum")
+        scaling = scaling._replace(**{name: place(torch.ones(H)) for name in names})
     if of.get("plain"):
         scaling = None
     if of.get("by_token"):

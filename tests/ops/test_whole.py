@@ -150,12 +150,16 @@ def called(hardware, scaling=None, dtype=torch.float32, twice=False):
 
 
 @pytest.mark.parametrize("coding", ["sign_magnitude", "rounded", "unsigned"])
-def test_heads_with_full_scales_of_their_own_and_levels_of_each_coding(coding, counted, monkeypatch):
+@pytest.mark.parametrize("normalised", [False, True])
+def test_heads_with_full_scales_of_their_own_and_levels_of_each_coding(coding, normalised, counted, monkeypatch):
     hardware = machine(64, 16, backend="blocked", noise=ALL_NOISE)
     hardware.array = Array(window=64, rows=16, saturation_qk=30.0, saturation_av=12.0, full_scales="head")
     v_min = 0.0 if coding == "unsigned" else -1.0
     hardware.readout = Converter(n_levels=64, v_min=v_min, v_max=1.0, coding=coding)
     scales = {"full_scale_qk": torch.tensor([0.7, 1.3]), "full_scale_av": torch.tensor([1.2, 0.4])}
+    if normalised:
+        hardware.normaliser = Normaliser(is_on=True, full_scale=6.0, counter=Converter(n_levels=64))
+        scales["full_scale_of_sum"] = torch.tensor([0.2, 1.4])
     scaling = Scaling(*(Affine(torch.tensor([1.0, 0.9]), torch.tensor([0.0, 0.1])) for _ in range(3)), **scales)
     found = called(hardware, scaling)
     assert counted == ["read", "back"]

@@ -186,10 +186,11 @@ class Reader:
         sums = line.sum(dim=-1)  # [B, H, T', J]
         for of_last in oldest:
             sums[..., -of_last.shape[-2] :] += of_last.sum(dim=-1)
-        charge = charge_of_sum(heads, sums, run.rows, self._tile_numbers(run))
+        full_scale = heads.full_scale_of_sum(self.call.scaling)
+        charge = charge_of_sum(heads, sums, full_scale, run.rows, self._tile_numbers(run))
         counted = adc_(charge.clone(), normaliser.counter)
         self._clear_unused(run, self._as_counts(counted))
-        total = counted.sum(dim=-1, keepdim=True).mul_(normaliser.full_scale)
+        total = counted.sum(dim=-1, keepdim=True).mul_(full_scale)
         if widths.shape[-1] > run.n_columns:
             total += widths[..., run.n_columns :].sum(dim=-1).view_as(total)
         return PulseRead(charge, total)
@@ -197,7 +198,7 @@ class Reader:
     def back_through_pulse(self, run: Run, pulse: PulseRead, of_normaliser: Tensor, out: Tensor) -> None:
         """Add what the normaliser's gradient `[B, H, T', 1]` says of the widths to their gradient `[P, G·T', S]`."""
         normaliser = self.heads.hardware.normaliser
-        divides = pulse.total >= normaliser.least
+        divides = pulse.total >= normaliser.least_share * self.heads.full_scale_of_sum(self.call.scaling)
         of_total = (-of_normaliser / pulse.total.square()).masked_fill_(~divides, 0.0)
         grad = inside(pulse.charge, normaliser.counter.v_min, normaliser.counter.v_max).mul_(of_total)
         self._clear_unused(run, self._as_counts(grad))

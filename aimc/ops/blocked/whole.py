@@ -123,7 +123,11 @@ class Whole:
         errors = heads.column_tables_of_sum(tiles) if normaliser.is_on else (None, None)
         zeros = self.pulses.new_zeros(heads.n_kv_heads, len(tiles))
         of_sum = [zeros if error is None else error[..., 0] for error in errors]
-        least = torch.finfo(heads.dtype).tiny if hardware.has_softmax else normaliser.least
+        full_scales = torch.as_tensor(heads.full_scale_of_sum(scaling), dtype=heads.dtype).flatten()
+        full_scales = full_scales.expand(heads.n_heads)
+        leasts = full_scales * normaliser.least_share
+        if hardware.has_softmax:
+            leasts = torch.full_like(full_scales, torch.finfo(heads.dtype).tiny)
         return self.kernels.Between(
             thresholds=_numbers(thresholds),
             softmax=hardware.has_softmax,
@@ -132,10 +136,10 @@ class Whole:
             pulse=self._counter(hardware.probability_dac if hardware.has_softmax else OFF.probability_dac),
             normalised=normaliser.is_on,
             sum_counter=self._counter(normaliser.counter if normaliser.is_on else OFF.readout),
-            sum_full_scale=np.float32(normaliser.full_scale),
+            sum_full_scales=_numbers(full_scales),
             sum_gains=_numbers(1.0 + of_sum[0]),
             sum_offsets=_numbers(of_sum[1]),
-            least=np.float32(least),
+            leasts=_numbers(leasts),
         )
 
     def _counter(self, converter: Converter) -> Any:

@@ -89,14 +89,14 @@ class Between(NamedTuple):
     """Whether there is a normaliser column."""
     sum_counter: Counter
     """Its counter."""
-    sum_full_scale: float
-    """Pulses that fill it."""
+    sum_full_scales: np.ndarray
+    """Pulses that fill it, `[H]`."""
     sum_gains: np.ndarray
     """One and the gain errors of these counters, `[H_kv, J]`."""
     sum_offsets: np.ndarray
     """Their offsets, `[H_kv, J]`."""
-    least: float
-    """What the digital sum is divided by at least."""
+    leasts: np.ndarray
+    """What the digital sum is divided by at least, `[H]`."""
 
 
 class ReadNoise(NamedTuple):
@@ -204,7 +204,7 @@ class Place(NamedTuple):
 LINE = type_of(Line, *(5 * [INT]))
 ARRAYS = type_of(Arrays, F3, F3, F2, INT, F3, F3, F3, F1, F3, HIDDEN2)
 COUNTER = type_of(Counter, *(4 * [FLOAT]), BOOL)
-BETWEEN = type_of(Between, F1, BOOL, F2, COUNTER, COUNTER, BOOL, COUNTER, FLOAT, F2, F2, FLOAT)
+BETWEEN = type_of(Between, F1, BOOL, F2, COUNTER, COUNTER, BOOL, COUNTER, F1, F2, F2, F1)
 NOISE = type_of(ReadNoise, FLOAT, WORDS3, FLOAT, WORDS3)
 WORK = type_of(Work, *(3 * [F3]), F2, F3, F2, F2, F3, F2, F2, F2, F2, F1, F1, *(3 * [F2]), INTS)
 GATHERED = type_of(Gathered, F3, INT, F3, INT, F1, F2)

@@ -42,20 +42,20 @@ from aimc.ops.compiled.reads import put_left, put_tile, take
 ZERO, ONE = np.float32(0.0), np.float32(1.0)
 
 
-@once(NOTHING, WORK, BETWEEN, F2, F1, F2, fastmath=True)
-def back_through_division(work, between, total, divisor, upstream):  # type: ignore[no-untyped-def]
+@once(NOTHING, WORK, BETWEEN, INT, F2, F1, F2, fastmath=True)
+def back_through_division(work, between, head, total, divisor, upstream):  # type: ignore[no-untyped-def]
     """From the gradient of the outputs to that of the digital sums and of their divisors."""
-    is_divided = between.softmax or between.normalised
+    is_divided, least = between.softmax or between.normalised, between.leasts[head]
     for m in range(len(upstream)):
         if not is_divided:
             for d in range(upstream.shape[1]):
                 work.of_total[m, d] = upstream[m, d]
             continue
-        factor, of_factor = ONE / max(divisor[m], between.least), ZERO
+        factor, of_factor = ONE / max(divisor[m], least), ZERO
         for d in range(upstream.shape[1]):
             of_factor += upstream[m, d] * total[m, d]
             work.of_total[m, d] = upstream[m, d] * factor
-        work.of_divisor[m] = -of_factor * factor * factor if divisor[m] >= between.least else ZERO
+        work.of_divisor[m] = -of_factor * factor * factor if divisor[m] >= least else ZERO
 
 
 @once(NOTHING, WORK, LINE, ARRAYS, COUNTER, BETWEEN, PLACE, INT, fastmath=True)
@@ -158,7 +158,7 @@ def _read_back(  # type: ignore[no-untyped-def]
                     if is_kept:
                         take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, True)
                 total, divisor = work.total[k, row:stop], work.divisor[k, row:stop]
-                back_through_division(work, between, total, divisor, upstream[batch, head, row:stop])
+                back_through_division(work, between, head, total, divisor, upstream[batch, head, row:stop])
                 of_left[: stop - row] = ZERO
                 for token in range(first_tile(line, row), line.start + stop, line.rows):
                     at = place(line, arrays, n_heads, batch, head, row, stop, token)

@@ -129,7 +129,8 @@ def put_tile(work, line, arrays, noise, between, at, n, c, keeps):  # type: igno
 def put_sum(work, line, noise, between, at, charge):  # type: ignore[no-untyped-def]
     """What the counter of a sub-tile's normaliser column is given, `[T']`."""
     number = (at.token - line.first) // line.rows
-    gain, offset = between.sum_gains[at.kv, number] / between.sum_full_scale, between.sum_offsets[at.kv, number]
+    gain, offset = between.sum_gains[at.kv, number], between.sum_offsets[at.kv, number]
+    gain = gain / between.sum_full_scales[at.head]
     for m in range(len(charge)):
         charge[m] = work.sums[0, m] * gain + offset
     if noise.av:
@@ -145,11 +146,11 @@ def add_levels(counts, counter, out):  # type: ignore[no-untyped-def]
             out[m, d] += counted(counts[m, d], counter)
 
 
-@once(NOTHING, F1, BETWEEN, F1)
-def add_sum(charge, between, out):  # type: ignore[no-untyped-def]
+@once(NOTHING, F1, BETWEEN, INT, F1)
+def add_sum(charge, between, head, out):  # type: ignore[no-untyped-def]
     """Through the counter of the normaliser column, and added in pulses of full length."""
     for m in range(len(charge)):
-        out[m] += counted(charge[m], between.sum_counter) * between.sum_full_scale
+        out[m] += counted(charge[m], between.sum_counter) * between.sum_full_scales[head]
 
 
 @once(NOTHING, WORK, LINE, ARRAYS, COUNTER, NOISE, BETWEEN, *(5 * [INT]), BOOL)
@@ -180,18 +181,18 @@ def take(work, line, arrays, counter, noise, between, n_heads, batch, head, row,
         add_levels(work.counts[k, c:behind], counter, work.total[k, at.lo : at.hi])
         if between.normalised:
             put_sum(work, line, noise, between, at, work.pulses[k, c:behind])
-            add_sum(work.pulses[k, c:behind], between, work.divisor[k, at.lo : at.hi])
+            add_sum(work.pulses[k, c:behind], between, head, work.divisor[k, at.lo : at.hi])
         n += n_charges(at) if keeps or between.softmax else 0
         c = behind if keeps else c
     if keeps:
         work.used[0], work.used[1] = n, c
 
 
-@once(NOTHING, F2, F1, BETWEEN, F2)
-def divided(total, divisor, between, out):  # type: ignore[no-untyped-def]
+@once(NOTHING, F2, F1, BETWEEN, INT, F2)
+def divided(total, divisor, between, head, out):  # type: ignore[no-untyped-def]
     """The digital sums of some queries over what divides them."""
     for m in range(len(out)):
-        factor = ONE / max(divisor[m], between.least) if between.softmax or between.normalised else ONE
+        factor = ONE / max(divisor[m], between.leasts[head]) if between.softmax or between.normalised else ONE
         for d in range(out.shape[1]):
             out[m, d] = total[m, d] * factor
 
@@ -209,7 +210,7 @@ def _read(work, pulses, line, arrays, counter, noise, between, out, keeps):  # t
                 stop = min(row + line.queries, n_queries)
                 put_left(pulses[batch, head, row:stop], arrays, row, work.left)
                 take(work, line, arrays, counter, noise, between, n_heads, batch, head, row, stop, keeps)
-                divided(work.total[k, row:stop], work.divisor[k, row:stop], between, out[batch, head, row:stop])
+                divided(work.total[k, row:stop], work.divisor[k, row:stop], between, head, out[batch, head, row:stop])
 
 
 def read(

@@ -40,10 +40,8 @@ class Circuits(NamedTuple):
     """Whether there is a normaliser column."""
     sum_counter: Counter
     """Its counter."""
-    sum_full_scale: float
-    """Pulses that fill it."""
-    least: float
-    """What the digital sum is divided by at least."""
+    least_share: float
+    """What the digital sum is divided by at least, in full scales of that."""
 
 
 class Scalers(NamedTuple):
@@ -57,6 +55,8 @@ class Scalers(NamedTuple):
     """S_sat, in signal units."""
     full_scale_av: np.ndarray
     """A_sat, likewise."""
+    full_scale_of_sum: np.ndarray
+    """Pulses that fill the counter of the normaliser column."""
     thresholds: np.ndarray
     """Of the charge-to-pulse circuits, in full scales."""
 
@@ -221,9 +221,10 @@ def _read(  # type: ignore[no-untyped-def]
             for g in range(group):
                 _count(counts[g], scalers.full_scale_av[first + g], gain, offset, circuits.readout, read[g])
                 if circuits.is_normalised:
-                    _count(pulse[g], circuits.sum_full_scale, of_sum, off_sum, circuits.sum_counter, total[g])
+                    of_head = scalers.full_scale_of_sum[first + g]
+                    _count(pulse[g], of_head, of_sum, off_sum, circuits.sum_counter, total[g])
         for g in range(group):
             factor = scalers.full_scale_av[first + g] / circuits.saturation_av
             if circuits.is_normalised:
-                factor = factor / max(total[g, 0] * circuits.sum_full_scale, circuits.least)
+                factor = factor / (max(total[g, 0], circuits.least_share) * scalers.full_scale_of_sum[first + g])
             read[g] *= factor

@@ -174,8 +174,10 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         out = out + digital_sum(heads, of_memory[0], memory)
     if hardware.normaliser.is_on:
         of_tiles = phi.unflatten(-1, (n_tiles, -1)).sum(dim=-1)  # [B, H, 1, J]
-        pulse = counted_pulse(heads, of_tiles, row, tiles, in_use)
-        normaliser = reciprocal(pulse if memory is None else pulse + of_memory[0].sum(dim=-1, keepdim=True), heads)
+        full_scale = heads.full_scale_of_sum(scaling)
+        pulse = counted_pulse(heads, of_tiles, full_scale, row, tiles, in_use)
+        pulse = pulse if memory is None else pulse + of_memory[0].sum(dim=-1, keepdim=True)
+        normaliser = reciprocal(heads, pulse, full_scale)
     return out if normaliser is None else out * normaliser
 
 

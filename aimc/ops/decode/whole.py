@@ -72,6 +72,8 @@ def _scalers(kernels: Any, call: Call) -> Any:
         value=affine(scaling.value, heads.n_kv_heads),
         full_scale_qk=of_heads(scaling.full_scale_qk, 1.0, n_heads) * np.float32(array.saturation_qk),
         full_scale_av=of_heads(scaling.full_scale_av, 1.0, n_heads) * np.float32(array.saturation_av),
+        full_scale_of_sum=of_heads(scaling.full_scale_of_sum, 1.0, n_heads)
+        * np.float32(heads.hardware.normaliser.full_scale),
         thresholds=of_heads(scaling.pulse_threshold, 0.0, n_heads),
     )
 
@@ -127,6 +129,5 @@ def _circuits_of(kernels: Any, arrays: KVArrays) -> Any:
         saturation_av=np.float32(hardware.array.saturation_av),
         is_normalised=normaliser.is_on,
         sum_counter=counter(normaliser.counter if normaliser.is_on else Converter()),
-        sum_full_scale=np.float32(normaliser.full_scale),
-        least=np.float32(normaliser.least),
+        least_share=np.float32(normaliser.least_share),
     )

@@ -55,6 +55,8 @@ class Inputs(NamedTuple):
     """Of the normaliser columns' counters, `[H_kv, J, 1]`."""
     full_scale_av: Tensor
     """Signal units that fill a counter, float32 `[H]`."""
+    full_scale_of_sum: Table
+    """Pulses that fill the counter of a normaliser column, float32 `[H]`; None: there is none."""
     threshold: Table
     """θ of the charge-to-pulse circuits, float32 `[H]`; None: none."""
     softmax: Softmax | None

@@ -141,7 +141,8 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
     sat = machine.levels.saturation_av
     total = value_of(total + codes, READOUT) * (tl.load(machine.of_heads.full_scale_av + head) / sat)
     if SPEC.normaliser is not None:
-        divisor = value_of(divisor + of_sum, NORMALISER) * machine.levels.full_scale_of_sum
+        full_scale = tl.load(machine.of_heads.full_scale_of_sum + head)
+        divisor = value_of(divisor + of_sum, NORMALISER) * full_scale
     if SPEC.protects:
         of_memory, of_sum = read_memory(t, own, batch, head, kv_head, machine, SPEC)
         total += of_memory / sat
@@ -156,7 +157,7 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
         divisor = of_rows(machine.of_softmax.total, t, batch, head, machine)
         total = total / tl.maximum(divisor, machine.levels.least_sum)
     if SPEC.normaliser is not None:
-        total = total / tl.maximum(divisor, machine.levels.least_sum)
+        total = total / tl.maximum(divisor, machine.levels.least_sum * full_scale)
         tl.store(sums + row_at(t, batch, head, machine), divisor, mask=(t < machine.n_tokens)[:, None])
     features = tl.arange(0, SPEC.padded_size)[None, :]
     row = (tl.cast(batch, tl.int64) * machine.n_tokens + t[:, None]) * machine.n_heads + head

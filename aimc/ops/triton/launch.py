@@ -91,7 +91,9 @@ def _undivided(grad: Tensor, out: Tensor, residuals: Residuals, inputs: Inputs) 
     sums = residuals.divisor
     if sums is None:
         return grad, None
-    least = inputs.plan.levels.least_sum
+    least: Tensor | float = inputs.plan.levels.least_sum
+    if inputs.full_scale_of_sum is not None:
+        least = least * inputs.full_scale_of_sum[:, None]
     grad, divisor = grad.float(), sums.clamp(min=least)
     of_sums = (grad * out).sum(dim=-1).transpose(1, 2) / -divisor
     of_sums = inputs.plan.levels.saturation_av * of_sums.masked_fill(sums < least, 0.0).contiguous()
@@ -166,7 +168,7 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
         columns_qk=_columns(*inputs.columns_qk),
         columns_av=_columns(*inputs.columns_av),
         columns_of_sum=_columns(*inputs.columns_of_sum),
-        of_heads=OfHeads(inputs.full_scale_av, inputs.threshold),
+        of_heads=OfHeads(inputs.full_scale_av, inputs.full_scale_of_sum, inputs.threshold),
         of_softmax=_of_softmax(inputs, residuals),
         memory=_memory(inputs),
         padding=None if padding is None else _flags(padding),

@@ -76,8 +76,7 @@ class Plan:
             saturation_av=hardware.array.saturation_av,
             read_noise_qk=hardware.noise.read_qk,
             read_noise_av=hardware.noise.read_av,
-            full_scale_of_sum=hardware.normaliser.full_scale,
-            least_sum=LEAST_TOTAL if hardware.has_softmax else hardware.normaliser.least,
+            least_sum=LEAST_TOTAL if hardware.has_softmax else hardware.normaliser.least_share,
         )
         self.n_kept = n_bytes(self.n_tokens, hardware)
         self._softmax = (

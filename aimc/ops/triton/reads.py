@@ -248,7 +248,7 @@ def read_av(charge, t, tile, batch, head, kv_head, machine, SPEC: tl.constexpr):
 @triton.jit
 def read_sum(pulse, t, tile, batch, head, kv_head, machine, SPEC: tl.constexpr):
     """Normaliser column: Σφ `[T, 1]` before its counter, in full scales (aimc.ops.effects.normaliser.charge_of_sum)."""
-    share = pulse * (1.0 / machine.levels.full_scale_of_sum)
+    share = pulse * (1.0 / tl.load(machine.of_heads.full_scale_of_sum + head))
     column = kv_head * SPEC.tiles + tile
     if machine.columns_of_sum.gain is not None:
         share = share * (1.0 + tl.load(machine.columns_of_sum.gain + column))

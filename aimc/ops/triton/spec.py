@@ -194,10 +194,8 @@ class Levels(NamedTuple):
     saturation_av: float
     read_noise_qk: float
     read_noise_av: float
-    full_scale_of_sum: float
-    """Pulses at which the normaliser column's counter is full."""
     least_sum: float
-    """Pulses by which is divided at least."""
+    """By what is divided at least: of a softmax in shares, of a normaliser column in full scales of its counter."""
 
 
 class Columns(NamedTuple):
@@ -212,6 +210,8 @@ class OfHeads(NamedTuple):
 
     full_scale_av: Any
     """Signal units that fill a sub-tile's counter."""
+    full_scale_of_sum: Any
+    """Pulses that fill the normaliser column's, or None."""
     threshold: Any
     """θ of the charge-to-pulse circuits in full scales, or None."""
 
