@@ -34,6 +34,7 @@ _PUBLIC = {
     "match_outputs": "aimc.calibrate.outputs",
     "fit_projections": "aimc.calibrate.projections",
     "calibrate_ranges": "aimc.calibrate.ranges",
+    "fit_full_scales": "aimc.calibrate.full_scales",
     "clip_fractions": "aimc.evaluate.clipping",
     "perplexity": "aimc.evaluate.perplexity",
     "agreement": "aimc.evaluate.agreement",

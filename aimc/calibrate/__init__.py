@@ -1,7 +1,7 @@
 """Bring a converted model to where its hardware works: what passes through attention (`observation`); without a
 gradient, statistics matching and the start from a digital model's statistics (`statistics`), range calibration for
-softmax (`ranges`) and the least-squares fit of output projections (`projections`); by gradient, layer by layer, the
-outputs of attention (`outputs`).
+softmax (`ranges`), full scales of the counters behind pulses (`full_scales`) and the least-squares fit of output
+projections (`projections`); by gradient, layer by layer, the outputs of attention (`outputs`).
 
 Measurements and the pipeline call it. It imports `aimc.models` and below.
 """
@@ -29,6 +29,9 @@ _PUBLIC = {
     "fit_projections": "projections",
     "RangeReport": "ranges",
     "calibrate_ranges": "ranges",
+    "FullScaleReport": "full_scales",
+    "LayerFullScales": "full_scales",
+    "fit_full_scales": "full_scales",
 }
 __all__ = [*_PUBLIC]
 

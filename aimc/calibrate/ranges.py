@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from aimc.calibrate.layerwise import calibrate_by_output
@@ -27,6 +26,7 @@ from aimc.calibrate.observation import (
 )
 from aimc.calibrate.range_report import LayerRanges, RangeReport
 from aimc.calibrate.settings import Ranges, Stored, apply, with_full_scales, without_full_scales
+from aimc.calibrate.text import next_token_loss
 from aimc.hardware import Hardware, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from aimc.ops.attention import Details
@@ -163,7 +163,7 @@ def _search(model: PreTrainedModel, samples: dict[int, _Samples], batches: list[
     for percentile in SEARCHED_PERCENTILES:
         for share in SEARCHED_SHARES:
             _calibrate(model, samples, batches, "percentile", percentile, 0.0, share)
-            losses[percentile, share] = _loss(model, batches)
+            losses[percentile, share] = next_token_loss(model, batches)
     return min(losses, key=lambda settings: losses[settings])
 
 
@@ -171,27 +171,6 @@ def _check_same_layers(model: PreTrainedModel, samples: dict[int, _Samples]) -> 
     for _, layer in gain_cell_layers(model):
         parts = samples[layer.layer].parts if layer.layer in samples else None
         require_same_heads(layer, None if parts is None else (len(parts["query"][0]), len(parts["key"][0])))
-
-
-def _loss(model: PreTrainedModel, batches: list[Batch]) -> float:
-    """Mean negative log-likelihood of the batches' next tokens, in nat."""
-    losses: list[float] = []
-    hook = model.register_forward_hook(
-        lambda _, args, kwargs, out: losses.append(_next_token_loss(kwargs, out.logits)), with_kwargs=True
-    )
-    try:
-        run_batches(model, batches)
-    finally:
-        hook.remove()
-    return sum(losses) / len(losses)
-
-
-def _next_token_loss(inputs: dict[str, Tensor], logits: Tensor) -> float:
-    targets = inputs["input_ids"][:, 1:]
-    mask = inputs.get("attention_mask")
-    if mask is not None:
-        targets = targets.masked_fill(mask[:, 1:] == 0, -100)
-    return float(cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100))
 
 
 def _method(method: str | None, percentile: float | None, n_std: float | None, range_share: float | None) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from aimc.calibrate.observation import Batches
+from aimc.calibrate.observation import Batches, run_batches
 from aimc.models.arrays import hardware_of
 from aimc.models.ranks import ALONE, Ranks
 
@@ -52,3 +53,22 @@ def ranks_for(ranks: Ranks, model: PreTrainedModel, text: list[dict[str, Tensor]
 def rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     """This process's sequences of a batch."""
     return {name: x[ranks.number :: ranks.n] for name, x in batch.items()}
+
+
+def next_token_loss(model: PreTrainedModel, batches: Batches) -> float:
+    """Mean negative log-likelihood of the batches' next tokens, in nat; the same draws of noise at every call."""
+    losses: list[float] = []
+
+    def told(_: object, __: object, inputs: dict[str, Tensor], out: object) -> None:
+        logits, targets, mask = out.logits, inputs["input_ids"][:, 1:], inputs.get("attention_mask")  # type: ignore[attr-defined]
+        if mask is not None:
+            targets = targets.masked_fill(mask[:, 1:] == 0, -100)
+        of_batch = cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+        losses.append(float(of_batch))
+
+    hook = model.register_forward_hook(told, with_kwargs=True)
+    try:
+        run_batches(model, batches)
+    finally:
+        hook.remove()
+    return sum(losses) / len(losses)
