@@ -30,6 +30,7 @@ WITHOUT_LEVELS = (*WITHOUT_INPUT_LEVELS, *WITHOUT_STORAGE_LEVELS, *WITHOUT_READO
 WIDE_NORMALISER = ("hardware.normaliser.full_scale=32",)
 WIDER_NORMALISER = ("hardware.normaliser.full_scale=64",)
 SMALL_COUNTERS = ("hardware.array.saturation_av=10",)
+OWN_FULL_SCALES = ("hardware.array.full_scales=head",)
 WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
 LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
 ALONE = ("trainer.finetune.distillation=0",)
@@ -45,6 +46,7 @@ PUBLISHED_ROUTE = "published route"
 FULL = "… and a layer-wise start"
 """The row that leave-one-out rows leave something out of."""
 NOISY = "… trained under typical noise"
+FITTED, FITTED_NOISY = "… with full scales of each head", "… with full scales of each head, under typical noise"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,13 @@ ROWS = {
     "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
     "… on linear cells": Row(DIRECT, (*BOTH, *LINEAR_CELLS)),
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
+    FITTED: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES)),
+    FITTED_NOISY: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES, *UNDER_NOISE)),
 }
 """Ingredients added one at a time, then left out one at a time of the row :data:`FULL` (all but the layer-wise start is
 the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
-from the start on."""
-MEASURED_UNDER_NOISE = (FULL, NOISY)
+from the start on; and it under noise, and with full scales of each head."""
+MEASURED_UNDER_NOISE = (FULL, NOISY, FITTED, FITTED_NOISY)
 _ASKED_FOR = (
     *(f"… without {kind} levels" for kind in ("input", "storage", "readout")),
     "… with a quarter of the counters' full scale",
@@ -148,7 +152,7 @@ MODELS = {
         learning_rate=2e-3,
         teacher="digital",
         tokens=None,
-        rows=tuple(name for name in ROWS if name not in (NOISY, *_ASKED_FOR)),
+        rows=tuple(name for name in ROWS if name not in (NOISY, FITTED_NOISY, *_ASKED_FOR)),
     ),
     # 5.3 M parameters on a folder of text, from scratch: each seed has its own digital model, so that intervals hold
     # what its training leaves to chance. That is far from trained out, and further training is worth more to it than to

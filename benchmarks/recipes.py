@@ -24,6 +24,7 @@ from benchmarks.places import parse
 from benchmarks.recipe_rows import (
     CONTROL,
     DIGITAL,
+    FULL,
     MEASURED_UNDER_NOISE,
     MODELS,
     NOISY,
@@ -112,7 +113,7 @@ def main() -> None:
         words=tuple(words.set),
         control_words=tuple(words.set_control),
     )
-    rows = list(dict.fromkeys([*(words.rows or subject.rows), *(MEASURED_UNDER_NOISE if words.noise else ())]))
+    rows = list(dict.fromkeys([*(words.rows or subject.rows), *((FULL, NOISY) if words.noise else ())]))
     results, outcome = measured(plan, rows, range(1, words.seeds + 1), words.jobs, words.minutes)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     if results:

@@ -48,6 +48,8 @@ def require_all(run: Run) -> None:
         )
     if any(CALIBRATION[0] in stage.depends_on for stage in stages):
         run.batches()
+    if any(replace(run, stage=stage).fits_full_scales for stage in stages):
+        run.text_to_fit()
     if any("stage.fit_sequences" in stage.depends_on for stage in stages):
         run.sequences_to_fit()
     if config.data.streaming:  # what is kept of the text is enough

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from .schema import RunConfig
 
 
+SEQUENCES_TO_FIT = 4
+"""Of the training text, that the counters' full scales are fitted to."""
 HEARTBEAT = ".heartbeat.json"
 """In a run's output folder while it trains: how far it is, and when that was written."""
 
@@ -248,6 +250,25 @@ class Run:
         fractions = aimc.clip_fractions(model, self.batches()[:1])
         tell_full_normaliser(fractions, self.config.hardware, self.say)
         return fractions
+
+    @property
+    def fits_full_scales(self) -> bool:
+        """Whether the run's stage chooses the counters' full scales: the hardware has them for each head or layer, and
+        pulses, whose counters training does not fit."""
+        hardware = self.config.hardware
+        return self.stage.fits and hardware.array.full_scales != "global" and not hardware.has_softmax
+
+    def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any]) -> None:
+        """Those of a model, for the run's `nonideality`, on a few sequences of the training text, where the stage
+        chooses them."""
+        if self.fits_full_scales:
+            report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=self.config.nonideality)
+            self.say(str(report))
+            notes["full scales"] = str(report)
+
+    def text_to_fit(self) -> Tensor:
+        """Training text that full scales are fitted to: int64 `[sequences, T]`."""
+        return self._first(SEQUENCES_TO_FIT, "hardware.array.full_scales:")
 
     def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:
         """Held-out perplexity a day after static tiles were programmed, drift compensated, gain cells clean."""

@@ -16,11 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, RealTokens, observing, run_batches
-from aimc.calibrate.text import next_token_loss
+from aimc.calibrate.text import checked_batches, next_token_loss
 from aimc.hardware import Converter, Hardware, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
+from aimc.models.ranks import all_ranks
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
+from aimc.ops.ring import by_sub_tile
 
 WEIGHTS = (1.0, 2.0, 4.0, 8.0)
 """Of noise against what is clipped. A read that clips is a large one, of which the model misses little, and noise is in
@@ -28,7 +30,7 @@ all of them; how much less the one hurts than the other, the model's loss says."
 SHARES = tuple(2.0 ** (-i / 4) for i in range(25))
 """Of the largest that a counter meets: full scales that are tried."""
 SAMPLES = 50_000
-"""Most reads per head and batch."""
+"""Reads per head and batch, about, that the error is taken over; the largest is found over all."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,21 +62,34 @@ class FullScaleReport:
             sorted(x for layer in self.layers for x in getattr(layer, name)) for name in ("readout", "normaliser")
         )
         pulses = f", the normaliser's at {normaliser[0]:.3g} to {normaliser[-1]:.3g} pulses" if normaliser else ""
+        what = "kept, for none was better" if self.weight is None else "fitted"
         return (
-            f"Full scales of {len(readout)} heads fitted: perplexity of the text {math.exp(self.before):.2f} →"
-            f" {math.exp(self.after):.2f}; counters full at {readout[0]:.3g} to {readout[-1]:.3g} of"
-            f" array.saturation_av{pulses}"
+            f"Full scales of {len(readout)} heads {what}: loss on the text {self.before:.3f} → {self.after:.3f} nat;"
+            f" counters full at {readout[0]:.3g} to {readout[-1]:.3g} of array.saturation_av{pulses}"
         )
 
 
-@dataclass(slots=True)
-class _Reads:
-    """What the counters of a layer meet, in their units, per head `[H, N]`."""
+class Reads:
+    """What the counters of one kind in a layer meet, not negative."""
 
-    readout: list[Tensor] = field(default_factory=list)
-    """|A|, over `array.saturation_av`."""
-    normaliser: list[Tensor] = field(default_factory=list)
-    """Σφ."""
+    def __init__(self) -> None:
+        self.sample: list[Tensor] = []
+        """Some of them, `[H, N]` a batch."""
+        self.largest: Tensor | None = None
+        """Of all, `[H]`."""
+
+    def add(self, x: Tensor) -> None:
+        """Reads `[B, H, T, J, D]` of D columns; a sub-tile that gives no head anything is not read."""
+        by_read = x.transpose(0, 1).flatten(1, 3).float().cpu()  # [H, B·T·J, D]
+        largest = by_read.amax(dim=(1, 2))
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+        by_read = by_read[:, (by_read > 0).any(dim=2).any(dim=0)]
+        step = -(-by_read.shape[1] * by_read.shape[2] // SAMPLES)
+        self.sample.append(by_read[:, :: max(step, 1)].flatten(1))
+
+
+OfLayers = dict[int, tuple[Tensor, Tensor | None]]
+"""Factors of A_sat and of the normaliser's full scale `[H]`, by the number of the layer."""
 
 
 def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: Noise | None = None) -> FullScaleReport:
@@ -82,12 +97,13 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
     head or layer as `array.full_scales` says.
 
     It may be called before training, for full scales that the text fills, and after it, when what counters meet has
-    moved; where one reference had served the chip, it makes noise cost far less without any training. In a
-    data-parallel run, give every process the same batches.
+    moved; where one reference had served the chip, it makes noise cost far less without any training. A head that sends
+    no pulse keeps what it has. In a data-parallel run, give every process the same batches.
 
     Args:
         model: converted; the full scales of its layers change in place, nothing else does.
-        batches: token batches, re-iterable; a thousand tokens in rows as long as the model will read are enough.
+        batches: token batches; a thousand tokens in rows as long as the model will read are enough. All pairs of a
+            batch's tokens are held at once.
         nonideality: noise that they are chosen for, of the model's chip: narrower full scales are better then, for
             noise is a fraction of them. None: none, and levels and clip decide.
 
@@ -96,35 +112,37 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
 
     Raises:
         ValueError: a model that is not converted, has a softmax (:func:`aimc.calibrate_ranges` is for those) or one
-            full scale for the whole chip; no batches.
+            full scale for the whole chip; no batches, rows of one token, or tokens that it does not know.
     """
-    hardware, noise, batches = _checked(model), nonideality or Noise(), list(batches)
-    if not batches:
-        raise ValueError(
-            "no batch was given, so no counter has met anything; pass at least one batch of token ids [B, T]"
-        )
+    hardware, noise, text = _checked(model), nonideality or Noise(), checked_batches(batches, model)
     layers = [layer for _, layer in gain_cell_layers(model)]
-    before = {layer.layer: _references(layer) for layer in layers}
-    set_hardware(model, replace(hardware, noise=noise))
+    before, generators = {layer.layer: _factors(layer) for layer in layers}, [layer.generator for layer in layers]
+    report, best, ranks = FullScaleReport(before=math.inf, after=math.inf), before, all_ranks()
     try:
-        loss = next_token_loss(model, batches)
-        report = FullScaleReport(before=loss, after=loss)
-        reads, best = _reads(model, batches, hardware), before
-        for weight in WEIGHTS if noise.read_av or noise.column_offset else WEIGHTS[:1]:
-            found = {layer.layer: _fitted(layer, reads[layer.layer], noise, weight) for layer in layers}
-            _set(layers, found)
-            if (loss := next_token_loss(model, batches)) < report.after:
-                report.after, report.weight, best = loss, weight, found
-        _set(layers, best)
-    except BaseException:
+        for layer in layers:
+            layer.generator = None  # the same draws at every trial: those of `next_token_loss`
+        reads = _reads(model, layers, text)
+        set_hardware(model, replace(hardware, noise=noise))
         _set(layers, before)
+        report.before = report.after = next_token_loss(model, text)
+        for weight in WEIGHTS if noise.read_av or noise.column_offset else WEIGHTS[:1]:
+            found = {layer.layer: _fitted(layer, *reads[layer.layer], noise, weight) for layer in layers}
+            _set(layers, found)
+            if (loss := next_token_loss(model, text)) < report.after:
+                report.after, report.weight, best = loss, weight, found
+        # Processes round differently, and all have to end with the same.
+        report.after, report.weight, best = ranks.united({ranks.number: (report.after, report.weight, best)})[0]
+    except BaseException:
+        best = before
         raise
     finally:
+        for layer, generator in zip(layers, generators, strict=True):
+            layer.generator = generator
         set_hardware(model, hardware)
-    for layer in layers:
-        readout, of_sum = _references(layer)
+        _set(layers, best)
+    for number, (readout, of_sum) in best.items():
         pulses = [] if of_sum is None else (of_sum * hardware.normaliser.full_scale).tolist()
-        report.layers.append(LayerFullScales(layer=layer.layer, readout=readout.tolist(), normaliser=pulses))
+        report.layers.append(LayerFullScales(layer=number, readout=readout.tolist(), normaliser=pulses))
     return report
 
 
@@ -143,89 +161,85 @@ def _checked(model: PreTrainedModel) -> Hardware:
     return hardware
 
 
-def _references(layer: GainCellAttention) -> tuple[Tensor, Tensor | None]:
-    """Copies of a layer's factors of A_sat and of the normaliser's full scale."""
+def _factors(layer: GainCellAttention) -> tuple[Tensor, Tensor | None]:
+    """A layer's, copied to the CPU."""
     readout, of_sum = layer.readout_full_scale, layer.normaliser_full_scale
     assert readout is not None  # full scales are not global
-    return readout.clone(), None if of_sum is None else of_sum.clone()
+    return readout.to("cpu", copy=True), None if of_sum is None else of_sum.to("cpu", copy=True)
 
 
-def _set(layers: list[GainCellAttention], found: dict[int, tuple[Tensor, Tensor | None]]) -> None:
+def _set(layers: list[GainCellAttention], found: OfLayers) -> None:
     for layer in layers:
-        for of_layer, factors in zip(
-            (layer.readout_full_scale, layer.normaliser_full_scale), found[layer.layer], strict=True
-        ):
+        own = layer.readout_full_scale, layer.normaliser_full_scale
+        for of_layer, factors in zip(own, found[layer.layer], strict=True):
             if of_layer is not None and factors is not None:
                 of_layer.copy_(factors)
 
 
-def _reads(model: PreTrainedModel, batches: Batches, hardware: Hardware) -> dict[int, _Reads]:
-    """What counters that neither clip, round nor err would say, by layer."""
-    found: dict[int, _Reads] = {}
-    layers, real = {layer.layer: layer for _, layer in gain_cell_layers(model)}, RealTokens()
+def _reads(
+    model: PreTrainedModel, layers: list[GainCellAttention], text: list[dict[str, Tensor]]
+) -> dict[int, tuple[Reads, Reads]]:
+    """|A| over `array.saturation_av` and Σφ of counters that neither clip, round nor err, by layer. The layers are left
+    on such counters."""
+    found = {layer.layer: (Reads(), Reads()) for layer in layers}
+    arrays, real = {layer.layer: layer.machine.array for layer in layers}, RealTokens()
 
     def observe(number: int, parts: dict[str, Tensor], inside: Details | None) -> None:
         assert inside is not None  # observing(details=True) below
-        rows, reads = layers[number].machine.array.rows, found.setdefault(number, _Reads())
-        factor = layers[number].readout_full_scale
-        assert factor is not None  # full scales are not global
-        counts = real.of(inside.A, 2).abs() * factor[:, None, None, None]
-        reads.readout.append(_sampled(counts))
-        # Sub-tiles by token and not by slot: where the ring wraps, the one being overwritten counts as two.
-        phi = real.of(inside.phi, 2)
-        phi = torch.nn.functional.pad(phi, (0, -phi.shape[-1] % rows)).unflatten(-1, (-1, rows))
-        reads.normaliser.append(_sampled(phi.sum(dim=-1)))
+        counts, of_sum = found[number]
+        counts.add(real.of(inside.A, 2).abs())
+        of_sum.add(real.of(by_sub_tile(inside.phi, arrays[number], inside.A.shape[3]), 2)[..., None])
 
+    hardware = hardware_of(model)
     wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
-    given = hardware_of(model)
-    set_hardware(model, replace(hardware, readout=wide, noise=Noise()))
-    try:
-        with observing(model, observe, details=True):
-            run_batches(model, batches, real)
-    finally:
-        set_hardware(model, given)
+    never_full = replace(hardware.normaliser, full_scale=float(hardware.array.rows), counter=Converter())
+    set_hardware(model, replace(hardware, readout=wide, normaliser=never_full, noise=Noise()))
+    ones = {layer.layer: _factors(layer) for layer in layers}
+    _set(layers, {n: (torch.ones_like(x), None if y is None else torch.ones_like(y)) for n, (x, y) in ones.items()})
+    with observing(model, observe, details=True):
+        run_batches(model, text, real)
     return found
 
 
-def _sampled(x: Tensor) -> Tensor:
-    """Of numbers by head `[B, H, …]` some that are not zero, which are of sub-tiles that are read: `[H, N]`."""
-    by_head = x.transpose(0, 1).flatten(1).float()
-    by_head = by_head[:, (by_head > 0).any(dim=0)]
-    return by_head[:, :: -(-max(by_head.shape[1], 1) // SAMPLES)].cpu()
-
-
-def _fitted(layer: GainCellAttention, reads: _Reads, noise: Noise, weight: float) -> tuple[Tensor, Tensor | None]:
-    """Factors of A_sat and of the normaliser's full scale for a layer's heads, `[H]` each."""
-    hardware, (readout, of_sum) = layer.machine, _references(layer)
+def _fitted(
+    layer: GainCellAttention, counts: Reads, of_sum: Reads, noise: Noise, weight: float
+) -> tuple[Tensor, Tensor | None]:
+    """Factors of A_sat and of the normaliser's full scale for a layer's heads; those of a head without pulses stay."""
+    hardware, (readout, normaliser) = layer.machine, _factors(layer)
     variance = weight**2 * (noise.read_av**2 + noise.column_offset**2)
     shared = hardware.array.full_scales == "layer"
-    readout = least_error(reads.readout, hardware.readout, variance, shared).to(readout)
-    if of_sum is not None:
-        counter = hardware.normaliser.counter
-        of_sum = least_error(reads.normaliser, counter, variance, shared).to(of_sum) / hardware.normaliser.full_scale
-    return readout, of_sum
+    found = [(counts, hardware.readout, readout, 1.0)]
+    if normaliser is not None:
+        found.append((of_sum, hardware.normaliser.counter, normaliser, hardware.normaliser.full_scale))
+    for reads, counter, factors, unit in found:
+        full_scales = least_error(reads, counter, variance, shared)
+        factors.copy_(torch.where(full_scales > 0, full_scales / unit, factors))
+    return readout, normaliser
 
 
-def least_error(reads: list[Tensor], counter: Converter, variance: float, shared: bool) -> Tensor:
+def least_error(reads: Reads, counter: Converter, variance: float, shared: bool) -> Tensor:
     """The full scales of the least mean square error of a read.
 
     Args:
-        reads: what the counters are given, not negative, `[H, N]` a batch.
+        reads: what the counters are given.
         counter: from full scales to a number.
         variance: of what is added to a read, in full scales.
         shared: one full scale for all heads.
 
     Returns:
-        `[H]`, in the unit of the reads.
+        `[H]`, in the unit of the reads; 0 where there are none.
     """
-    given = torch.cat(reads, dim=1)
-    top = given.amax(dim=1) if given.shape[1] else given.new_ones(len(given))
-    top = (top.amax().expand_as(top) if shared else top).clamp(min=1e-6)
-    step = (counter.v_max - counter.v_min) / ((counter.n_levels or 2**16) - 1)
-    errors = []
+    given, largest = torch.cat(reads.sample, dim=1), reads.largest
+    assert largest is not None  # something was added
+    largest = (
+        largest.amax().expand_as(largest) if shared else largest
+    ) / counter.v_max  # a full scale that never clips
+    if not given.shape[1]:
+        return torch.zeros_like(largest)
+    step, errors = (counter.v_max - counter.v_min) / ((counter.n_levels or 2**16) - 1), []
     for share in SHARES:
-        full = share * top
+        full = share * largest
         clipped = (given - counter.v_max * full[:, None]).clamp(min=0.0).square().mean(dim=1)
         error = clipped + full.square() * (variance + step**2 / 12)
         errors.append(error.mean().expand_as(error) if shared else error)
-    return top * torch.tensor(SHARES)[torch.stack(errors).argmin(dim=0)]
+    return largest * given.new_tensor(SHARES)[torch.stack(errors).argmin(dim=0)]

@@ -1,4 +1,4 @@
-"""The text that a model is matched on: checked, and on its device."""
+"""The text that a model is matched on: checked, and on its device; and how likely a model finds it."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from aimc.models.arrays import gain_cell_layers
 from aimc.nn.attention import GainCellAttention
 from aimc.ops.attention import Details
 from aimc.ops.effects.protection import protected_tokens, sink_tokens
+from aimc.ops.ring import by_sub_tile
 
 
 def clip_fractions(model: PreTrainedModel, batches: Batches) -> dict[str, float]:
@@ -71,7 +72,11 @@ def _bounds(
         full = hardware.normaliser.counter.v_max * hardware.normaliser.full_scale
         if layer.normaliser_full_scale is not None:
             full = full * layer.normaliser_full_scale[:, None, None]
-        yield "normaliser", _by_tile(inside.phi * visible, hardware, inside.A.shape[3]) >= full, in_use[:, None]
+        yield (
+            "normaliser",
+            by_sub_tile(inside.phi * visible, hardware.array, inside.A.shape[3]) >= full,
+            in_use[:, None],
+        )
 
 
 def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,12 +94,6 @@ def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tenso
     tile = at % array.window // array.rows
     in_use = torch.stack([visible[:, 0, :, tile == number].any(dim=-1) for number in range(n_tiles)], dim=-1)
     return stored, visible, in_use
-
-
-def _by_tile(phi: Tensor, hardware: Hardware, n_tiles: int) -> Tensor:
-    """Pulses `[B, H, T, T]` summed over the tokens of each sub-tile, `[B, H, T, J]`."""
-    tile = torch.arange(phi.shape[-1], device=phi.device) % hardware.array.window // hardware.array.rows
-    return phi.new_zeros(*phi.shape[:3], n_tiles).index_add_(-1, tile, phi)
 
 
 def _outside(x: Tensor, converter: Converter) -> Tensor:

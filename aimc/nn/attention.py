@@ -21,8 +21,9 @@ from aimc.ops.effects.levels import line_of
 from aimc.ops.effects.noise import Chip
 from aimc.ops.scaling import Affine, Scaling
 
-FULL_SCALES = ("score_full_scale", "readout_full_scale", "normaliser_full_scale")
-OF_HEADS = (*FULL_SCALES, "prune_threshold")
+REFERENCES = ("score_full_scale", "readout_full_scale", "normaliser_full_scale")
+"""Factors of full scales, of each query head."""
+OF_HEADS = (*REFERENCES, "prune_threshold")
 """What calibration sets for each query head, `[H]`, where the hardware has it."""
 PARTS = ("query", "key", "value", "output")
 """The four scalers of a layer, in the order the data meets them."""
@@ -51,8 +52,9 @@ class GainCellAttention(nn.Module):
     With a softmax (`hardware.activation`) the layer has one more parameter, `score_gain` `[H]`: from charge of the
     first array in signal units to the logits of the softmax; and two straight lines that stand for its cells where
     tokens are digital, `memory_key` and `memory_value`. These are not trained, and neither is what calibration sets
-    where the hardware has it: `features` (:class:`aimc.nn.features.FeatureMap`), `score_full_scale` and
-    `readout_full_scale` `[H]` (`array.full_scales`), and `prune_threshold` `[H]` (`pruning.select = "threshold"`).
+    where the hardware has it: `features` (:class:`aimc.nn.features.FeatureMap`), `score_full_scale`,
+    `readout_full_scale` and `normaliser_full_scale` `[H]` (`array.full_scales`), and `prune_threshold` `[H]`
+    (`pruning.select = "threshold"`).
 
     Args:
         n_heads: query heads H.
@@ -215,7 +217,7 @@ class GainCellAttention(nn.Module):
         Raises:
             ValueError: it is zero, negative or not finite, so every charge would be beyond it.
         """
-        for name in FULL_SCALES:
+        for name in REFERENCES:
             factors = getattr(self, name)
             if factors is None:
                 continue
@@ -224,7 +226,7 @@ class GainCellAttention(nn.Module):
                 raise ValueError(
                     f"layer {self.layer}: {name} of head {bad[0]} is {float(factors[bad[0]]):g}, and a reference is a"
                     " finite charge above zero, or every charge would be beyond it; calibrate again with"
-                    " aimc.calibrate_ranges"
+                    f" {'aimc.calibrate_ranges' if self.machine.has_softmax else 'aimc.fit_full_scales'}"
                 )
 
     def scaler(self, part: str) -> AffineScaler:

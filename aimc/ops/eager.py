@@ -102,8 +102,7 @@ def eager_attention(call: Call, earlier: Earlier | None = None) -> tuple[Tensor,
         contents.sink, memory = newest.sink, newest if memory is None else memory.extended(newest)
 
     contents = contents if earlier.contents is None else earlier.contents.followed_by(contents)
-    full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)  # S_sat, A_sat
-    full_scale_of_sum = heads.full_scale_of_sum(scaling)
+    full_scale_qk, full_scale_av, full_scale_of_sum = heads.full_scales(scaling)  # S_sat, A_sat, of Σφ
     relative_pulses, reads = pulses / full_scale_qk, []
     for number, tile in enumerate(sub_tiles(contents, start, heads)):
         first = min(max(number * n_rows - start, 0), len(rows))  # it is not read before anything was written to it

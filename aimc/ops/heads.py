@@ -115,6 +115,10 @@ class Heads:
         """Pulses of full length that fill the counter of a sub-tile's normaliser column: a number or `[H, 1, 1]`."""
         return self.hardware.normaliser.full_scale * per_head(scaling.full_scale_of_sum, self.dtype)
 
+    def full_scales(self, scaling: Scaling) -> tuple[Tensor | float, Tensor | float, Tensor | float]:
+        """All three."""
+        return self.full_scale_qk(scaling), self.full_scale_av(scaling), self.full_scale_of_sum(scaling)
+
     @property
     def corrects(self) -> bool:
         """Whether digital logic makes up for age, or for what keys and values were divided by."""

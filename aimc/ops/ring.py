@@ -82,6 +82,13 @@ def n_tiles_reached(n_tokens: int, array: Array) -> int:
     return -(-min(n_tokens, array.window) // array.rows)
 
 
+def by_sub_tile(phi: Tensor, array: Array, n_tiles: int) -> Tensor:
+    """Pulses by absolute key position `[B, H, T, S]`, 0 where a key is not visible, summed over the tokens that each of
+    the first J sub-tiles holds: `[B, H, T, J]`."""
+    tile = torch.arange(phi.shape[-1], device=phi.device) % array.window // array.rows
+    return phi.new_zeros(*phi.shape[:3], n_tiles).index_add_(-1, tile, phi)
+
+
 def sub_tiles(contents: Contents, n_earlier: int, heads: Heads) -> list[Contents]:
     """Contents of each sub-tile that is in use, as query heads meet them.
 

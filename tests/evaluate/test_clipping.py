@@ -119,3 +119,10 @@ def test_full_counters_of_the_normaliser_are_counted(
     assert 0 < shares["normaliser"] < 1
     assert shares["normaliser"] == pytest.approx(sum(full) / len(full))
     assert shares["S_off"] < 1 and shares["S_full"] >= 0
+    array = replace(hardware.array, full_scales="head")
+    aimc.set_hardware(model, replace(hardware, array=array, normaliser=replace(column, full_scale=2.0), threshold=True))
+    assert layer.normaliser_full_scale is not None
+    layer.normaliser_full_scale.fill_(0.25)
+    assert aimc.clip_fractions(model, batches[:1])["normaliser"] == shares["normaliser"]
+    layer.normaliser_full_scale[1] = 100.0  # which of the two heads is hardly ever full
+    assert aimc.clip_fractions(model, batches[:1])["normaliser"] < shares["normaliser"]

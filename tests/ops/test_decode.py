@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aimc import presets
-from aimc.hardware import Array, ConfigError, Converter, Leakage, Noise, Protection
+from aimc.hardware import Array, ConfigError, Converter, Leakage, Noise, Normaliser, Protection
 from aimc.ops.attention import gain_cell_attention
 from aimc.ops.decode.arrays import KVArrays
 from aimc.ops.decode.attention import decode
@@ -59,6 +59,7 @@ MACHINES = {
         score_adc=Converter(n_levels=64, v_min=-1.0, inl=0.02),
         protection=PROTECTION,
     ),
+    "normalised": machine(noise=ALL_NOISE, normaliser=Normaliser(is_on=True, full_scale=2.0)),
     "softmax": softmax_machine(noise=ALL_NOISE),
     "softmax, protected": softmax_machine(noise=ALL_NOISE, protection=PROTECTION),
 }

@@ -146,6 +146,9 @@ MACHINES = {
     "read noise alone": lambda: replace(published(), noise=Noise(read_qk=0.02)),
     "cells that leak apart": lambda: replace(published(), noise=Noise(tau_spread=0.1)),
     "normalised": lambda: replace(presets.gain_cell_normalised(), array=published().array),
+    "normalised, full scales of heads": lambda: replace(
+        presets.gain_cell_normalised(), array=replace(published().array, full_scales="head")
+    ),
     "protected": lambda: replace(published(), protection=Protection(n_sink=2, n_recent=16)),
     "softmax": softmax,
     "equal charge": lambda: replace(published(), storage_dac=replace(published().storage_dac, spacing="equal_charge")),

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aimc.models.arrays import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers, has_arrays
 from tests.conftest import tiny_gpt2
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline, replay
-from train.alarms import Alarms
+from train.alarms import Alarms, tell_full_normaliser
 from train.errors import RunError
 from train.resume import best_intact, best_of
 from train.schema import RunConfig
@@ -165,6 +165,23 @@ def test_full_counters_and_scalers_that_run_away_are_told_once() -> None:
     assert len(said) == 2
     assert "counters (A) are full in 20.0% of their reads" in said[0]
     assert "the key scaler of layer 0, head 1 has changed by a factor of 5.0" in said[1]
+
+
+def test_counters_whose_full_scales_are_fitted_clip_for_a_reason() -> None:
+    import aimc
+
+    model, hardware, said = tiny_gpt2(), aimc.presets.gain_cell_normalised(), []
+    for kind, told in (("global", 2), ("head", 0)):
+        said.clear()
+        hardware.array.full_scales = kind
+        tell_full_normaliser({"normaliser": 0.3}, hardware, said.append)
+        if not has_arrays(model):
+            aimc.convert(model, hardware)
+        aimc.set_hardware(model, hardware)
+        Alarms(model, clip=0.1, drift=4.0, say=said.append).look(model, {"clip/A": 0.3})
+        assert len(said) == told, said
+    Alarms(model, clip=0.1, drift=4.0, say=said.append).look(model, {"clip/S_full": 0.3})
+    assert "charge-to-pulse circuits" in said[0]
 
 
 def test_the_best_point_is_kept_besides_the_last(

@@ -59,6 +59,8 @@ class Stage:
     sequences first."""
     depends_on: tuple[str, ...] = ()
     """Settings that shape its model, by their place in the config, beside seed, text, input and recipes."""
+    fits: bool = False
+    """Whether it chooses the full scales of the counters, where the hardware has them for each head."""
     analog: bool = True
     """Whether its model has attention on gain-cell arrays."""
     route: str | None = None

@@ -133,7 +133,7 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
     # Leakage
     of_keys, of_values = arrays.moments(heads, slots.stop, row)
     # First array
-    full_scale_qk, full_scale_av = heads.full_scale_qk(scaling), heads.full_scale_av(scaling)
+    full_scale_qk, full_scale_av, full_scale_of_sum = heads.full_scales(scaling)
     relative_pulses = pulses / full_scale_qk
     charge = arrays.cells[ArrayId.QK].read_qk(by_group(relative_pulses), of_keys)  # S / S_sat [B, H_kv, G, S]
     # Column errors, Read noise
@@ -174,10 +174,9 @@ def _read_token(heads: Heads, query: Tensor, arrays: KVArrays, scaling: Scaling)
         out = out + digital_sum(heads, of_memory[0], memory)
     if hardware.normaliser.is_on:
         of_tiles = phi.unflatten(-1, (n_tiles, -1)).sum(dim=-1)  # [B, H, 1, J]
-        full_scale = heads.full_scale_of_sum(scaling)
-        pulse = counted_pulse(heads, of_tiles, full_scale, row, tiles, in_use)
+        pulse = counted_pulse(heads, of_tiles, full_scale_of_sum, row, tiles, in_use)
         pulse = pulse if memory is None else pulse + of_memory[0].sum(dim=-1, keepdim=True)
-        normaliser = reciprocal(heads, pulse, full_scale)
+        normaliser = reciprocal(heads, pulse, full_scale_of_sum)
     return out if normaliser is None else out * normaliser
 
 

@@ -75,10 +75,7 @@ def _prepared(call: Call) -> tuple[Before, Inputs]:
         ValueError: for what :func:`aimc.ops.triton.check.check_triton` names.
     """
     heads, scaling, hardware = call.heads, call.scaling, call.heads.hardware
-    full_scale_qk, full_scale_av = (
-        _of_heads(x, heads) for x in (heads.full_scale_qk(scaling), heads.full_scale_av(scaling))
-    )
-    of_sum = _of_heads(heads.full_scale_of_sum(scaling), heads) if hardware.normaliser.is_on else None
+    full_scale_qk, full_scale_av, of_sum = (_of_heads(x, heads) for x in heads.full_scales(scaling))
     draws = aligned(heads.draws)
     query, stored = Given(call.query, scaling.query), [_stored(call, array) for array in ArrayId]
     plan = Plan.of(call, [query.x, *(given.x for given in stored)])
@@ -94,7 +91,7 @@ def _prepared(call: Call) -> tuple[Before, Inputs]:
         columns_av=columns[1],
         columns_of_sum=columns[2],
         full_scale_av=full_scale_av,
-        full_scale_of_sum=of_sum,
+        full_scale_of_sum=of_sum if hardware.normaliser.is_on else None,
         threshold=None if hardware.has_softmax else _optional(scaling.pulse_threshold),
         softmax=_softmax(call) if hardware.has_softmax else None,
         memory=_protected(call, full_scale_qk) if hardware.protection.is_on else None,
