@@ -69,7 +69,7 @@ def _bounds(
         bounded = (hardware.readout.v_min >= inside.A) | (hardware.readout.v_max <= inside.A)
         yield "A", bounded, in_use[:, None, :, :, None]
     if hardware.normaliser.is_on:
-        full = hardware.normaliser.counter.v_max * hardware.normaliser.full_scale
+        full: Tensor | float = hardware.normaliser.counter.v_max * hardware.normaliser.full_scale
         if layer.normaliser_full_scale is not None:
             full = full * layer.normaliser_full_scale[:, None, None]
         yield (
