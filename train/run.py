@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from .schema import RunConfig
 
 
-SEQUENCES_TO_FIT = 4
-"""Of the training text, that the counters' full scales are fitted to."""
+TOKENS_TO_FIT = 4096
+"""Of the validation text, about, that the counters' full scales are fitted to."""
 HEARTBEAT = ".heartbeat.json"
 """In a run's output folder while it trains: how far it is, and when that was written."""
 
@@ -259,16 +259,27 @@ class Run:
         return self.stage.fits and hardware.array.full_scales != "global" and not hardware.has_softmax
 
     def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any]) -> None:
-        """Those of a model, for the run's `nonideality`, on a few sequences of the training text, where the stage
-        chooses them."""
+        """Those of a model, for the run's `nonideality`, where the stage chooses them."""
         if self.fits_full_scales:
             report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=self.config.nonideality)
             self.say(str(report))
             notes["full scales"] = str(report)
 
     def text_to_fit(self) -> Tensor:
-        """Training text that full scales are fitted to: int64 `[sequences, T]`."""
-        return self._first(SEQUENCES_TO_FIT, "hardware.array.full_scales:")
+        """Text that full scales are fitted to, int64 `[sequences, T]`: of what validates, for a model finds the text
+        that it was trained on too likely to say what noise costs it.
+
+        Raises:
+            RunError: it is shorter than one sequence.
+        """
+        wanted = max(TOKENS_TO_FIT // self.context, 1)
+        tokens = self.data.tensor("valid", wanted * self.context)
+        if len(tokens) < self.context:
+            raise RunError(
+                f"hardware.array.full_scales: full scales are fitted to sequences of {self.context} tokens of the"
+                f" validation text, which has {len(tokens)}; use a longer text, or set it to global"
+            )
+        return tokens[: len(tokens) // self.context * self.context].view(-1, self.context)
 
     def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:
         """Held-out perplexity a day after static tiles were programmed, drift compensated, gain cells clean."""

@@ -102,8 +102,9 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
 
     Args:
         model: converted; the full scales of its layers change in place, nothing else does.
-        batches: token batches; a thousand tokens in rows as long as the model will read are enough. All pairs of a
-            batch's tokens are held at once.
+        batches: token batches, a few thousand tokens in rows as long as the model will read; not of the text that it
+            was trained on, which it finds too likely to say what noise costs it. All pairs of a batch's tokens are held
+            at once.
         nonideality: noise that they are chosen for, of the model's chip: narrower full scales are better then, for
             noise is a fraction of them. None: none, and levels and clip decide.
 
