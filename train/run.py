@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .schema import RunConfig
 
 
-TOKENS_TO_FIT = 4096
+TOKENS_TO_FIT = 2048
 """Of the validation text, about, that the counters' full scales are fitted to."""
 HEARTBEAT = ".heartbeat.json"
 """In a run's output folder while it trains: how far it is, and when that was written."""
@@ -266,8 +266,8 @@ class Run:
             notes["full scales"] = str(report)
 
     def text_to_fit(self) -> Tensor:
-        """Text that full scales are fitted to, int64 `[sequences, T]`: of what validates, for a model finds the text
-        that it was trained on too likely to say what noise costs it.
+        """Text that full scales are fitted to, int64 `[sequences, T]`: of what validates, for a model is surer of the
+        text that it was trained on than of any other.
 
         Raises:
             RunError: it is shorter than one sequence.

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, RealTokens, observing, run_batches
-from aimc.calibrate.text import checked_batches, next_token_loss
+from aimc.calibrate.text import checked_batches, divergence, predictions
 from aimc.hardware import Converter, Hardware, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
 from aimc.models.ranks import all_ranks
@@ -26,7 +26,7 @@ from aimc.ops.ring import by_sub_tile
 
 WEIGHTS = (1.0, 2.0, 4.0, 8.0)
 """Of noise against what is clipped. A read that clips is a large one, of which the model misses little, and noise is in
-all of them; how much less the one hurts than the other, the model's loss says."""
+all of them; how much less the one hurts than the other, the model's predictions say."""
 SHARES = tuple(2.0 ** (-i / 4) for i in range(25))
 """Of the largest that a counter meets: full scales that are tried."""
 SAMPLES = 50_000
@@ -50,9 +50,10 @@ class FullScaleReport:
     """What :func:`fit_full_scales` has found."""
 
     before: float
-    """Loss on the text under the noise, with the full scales as they were, in nat a token."""
+    """Divergence of the predictions under the noise, with the full scales as they were, from those without noise, in
+    nat a token."""
     after: float
-    """With those that were found; where none is better, those that there were stay."""
+    """The same with those that were found; where none is better, those that there were stay."""
     weight: float | None = None
     """That of noise, one of :data:`WEIGHTS`; None: none was better."""
     layers: list[LayerFullScales] = field(default_factory=list)
@@ -64,8 +65,8 @@ class FullScaleReport:
         pulses = f", the normaliser's at {normaliser[0]:.3g} to {normaliser[-1]:.3g} pulses" if normaliser else ""
         what = "kept, for none was better" if self.weight is None else "fitted"
         return (
-            f"Full scales of {len(readout)} heads {what}: loss on the text {self.before:.3f} → {self.after:.3f} nat;"
-            f" counters full at {readout[0]:.3g} to {readout[-1]:.3g} of array.saturation_av{pulses}"
+            f"Full scales of {len(readout)} heads {what}: noise moves predictions by {self.before:.3f} →"
+            f" {self.after:.3f} nat; counters full at {readout[0]:.3g} to {readout[-1]:.3g} of array.saturation_av{pulses}"
         )
 
 
@@ -97,19 +98,19 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
     head or layer as `array.full_scales` says.
 
     It may be called before training, for full scales that the text fills, and after it, when what counters meet has
-    moved; where one reference had served the chip, it makes noise cost far less without any training. A head that sends
-    no pulse keeps what it has. In a data-parallel run, give every process the same batches.
+    moved; where one reference had served the chip, it makes noise cost far less without any training. What is aimed at
+    are the predictions of the model as it stands, without noise: full scales that clip too much move them as noise does.
+    A head that sends no pulse keeps what it has. In a data-parallel run, give every process the same batches.
 
     Args:
         model: converted; the full scales of its layers change in place, nothing else does.
-        batches: token batches, a few thousand tokens in rows as long as the model will read; not of the text that it
-            was trained on, which it finds too likely to say what noise costs it. All pairs of a batch's tokens are held
-            at once.
+        batches: token batches, a thousand tokens or two in rows as long as the model will read. All pairs of a batch's
+            tokens are held at once, and the predictions of all batches.
         nonideality: noise that they are chosen for, of the model's chip: narrower full scales are better then, for
             noise is a fraction of them. None: none, and levels and clip decide.
 
     Returns:
-        What was found, and the loss on the batches before and after.
+        What was found, and by how much noise moves the predictions before and after.
 
     Raises:
         ValueError: a model that is not converted, has a softmax (:func:`aimc.calibrate_ranges` is for those) or one
@@ -121,16 +122,18 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
     report, best, ranks = FullScaleReport(before=math.inf, after=math.inf), before, all_ranks()
     try:
         for layer in layers:
-            layer.generator = None  # the same draws at every trial: those of `next_token_loss`
+            layer.generator = None  # the same draws at every trial: those of `run_batches`
         reads = _reads(model, layers, text)
-        set_hardware(model, replace(hardware, noise=noise))
+        set_hardware(model, replace(hardware, noise=Noise()))
         _set(layers, before)
-        report.before = report.after = next_token_loss(model, text)
+        target = predictions(model, text)
+        set_hardware(model, replace(hardware, noise=noise))
+        report.before = report.after = divergence(model, text, target)
         for weight in WEIGHTS if noise.read_av or noise.column_offset else WEIGHTS[:1]:
             found = {layer.layer: _fitted(layer, *reads[layer.layer], noise, weight) for layer in layers}
             _set(layers, found)
-            if (loss := next_token_loss(model, text)) < report.after:
-                report.after, report.weight, best = loss, weight, found
+            if (off := divergence(model, text, target)) < report.after:
+                report.after, report.weight, best = off, weight, found
         # Processes round differently, and all have to end with the same.
         report.after, report.weight, best = ranks.united({ranks.number: (report.after, report.weight, best)})[0]
     except BaseException:

@@ -1,9 +1,14 @@
-"""The text that a model is matched on: checked, and on its device; and how likely a model finds it."""
+"""The text that a model is matched on: checked, and on its device; how likely a model finds it, and how
+far its predictions are from others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, run_batches
@@ -55,20 +60,59 @@ def rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     return {name: x[ranks.number :: ranks.n] for name, x in batch.items()}
 
 
-def next_token_loss(model: PreTrainedModel, batches: Batches) -> float:
-    """Mean negative log-likelihood of the batches' next tokens, in nat; the same draws of noise at every call."""
-    losses: list[float] = []
+def read(model: PreTrainedModel, batches: Batches, told: Callable[[int, dict[str, Tensor], Tensor], None]) -> None:
+    """Call `told(number, its keyword arguments, logits [B, T, V] in float32)` for each of the batches; the same draws of
+    noise at every call."""
+    number = 0
 
-    def told(_: object, __: object, inputs: dict[str, Tensor], out: object) -> None:
-        logits, targets, mask = out.logits, inputs["input_ids"][:, 1:], inputs.get("attention_mask")  # type: ignore[attr-defined]
-        if mask is not None:
-            targets = targets.masked_fill(mask[:, 1:] == 0, -100)
-        of_batch = cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100)
-        losses.append(float(of_batch))
+    def seen(_: object, __: object, inputs: dict[str, Tensor], out: Any) -> None:
+        nonlocal number
+        told(number, inputs, out.logits.float())
+        number += 1
 
-    hook = model.register_forward_hook(told, with_kwargs=True)
+    hook = model.register_forward_hook(seen, with_kwargs=True)
     try:
         run_batches(model, batches)
     finally:
         hook.remove()
+
+
+def next_token_loss(model: PreTrainedModel, batches: Batches) -> float:
+    """Mean negative log-likelihood of the batches' next tokens, in nat."""
+    losses: list[float] = []
+
+    def told(_: int, inputs: dict[str, Tensor], logits: Tensor) -> None:
+        targets, mask = inputs["input_ids"][:, 1:], inputs.get("attention_mask")
+        if mask is not None:
+            targets = targets.masked_fill(mask[:, 1:] == 0, -100)
+        of_batch = cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100)
+        losses.append(float(of_batch))
+
+    read(model, batches, told)
     return sum(losses) / len(losses)
+
+
+def predictions(model: PreTrainedModel, batches: Batches) -> list[Tensor]:
+    """Logarithms of the shares of all next tokens, `[N, V]` of each batch's N tokens that are no padding."""
+    found: list[Tensor] = []
+    read(model, batches, lambda _, inputs, logits: found.append(_real(inputs, logits).log_softmax(dim=-1)))
+    return found
+
+
+def divergence(model: PreTrainedModel, batches: Batches, target: list[Tensor]) -> float:
+    """Mean Kullback-Leibler divergence from `target`, of :func:`predictions`, to the model's predictions, in nat a
+    token."""
+    found: list[Tensor] = []
+
+    def told(number: int, inputs: dict[str, Tensor], logits: Tensor) -> None:
+        own = _real(inputs, logits).log_softmax(dim=-1)
+        found.append(kl_div(own, target[number], reduction="none", log_target=True).sum(dim=-1))
+
+    read(model, batches, told)
+    return float(torch.cat(found).mean())
+
+
+def _real(inputs: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Of `[B, T, V]` the tokens that are no padding, `[N, V]`."""
+    mask = inputs.get("attention_mask")
+    return x.flatten(0, 1) if mask is None else x[mask.bool()]

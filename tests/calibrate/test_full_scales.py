@@ -105,8 +105,8 @@ def test_one_for_a_layer_is_the_same_for_its_heads(text: list[torch.Tensor]) -> 
 def test_they_stay_where_none_is_better(text: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     model = on_arrays()
     before = weights(model)
-    losses = iter([1.0, *[2.0] * len(WEIGHTS)])
-    monkeypatch.setattr(full_scales, "next_token_loss", lambda *_: next(losses))
+    moved = iter([1.0, *[2.0] * len(WEIGHTS)])
+    monkeypatch.setattr(full_scales, "divergence", lambda *_: next(moved))
     report = fit_full_scales(model, text, nonideality=NOISE)
     assert changed(model, before) == set() and report.weight is None and report.after == report.before == 1.0
 
@@ -121,7 +121,7 @@ def test_a_stop_leaves_the_model_as_it_was(text: list[torch.Tensor], monkeypatch
             raise KeyboardInterrupt
         return 1.0 / len(calls)
 
-    monkeypatch.setattr(full_scales, "next_token_loss", stopped)
+    monkeypatch.setattr(full_scales, "divergence", stopped)
     with pytest.raises(KeyboardInterrupt):
         fit_full_scales(model, text, nonideality=NOISE)
     assert changed(model, before) == set() and hardware_of(model) == hardware
