@@ -66,7 +66,8 @@ class FullScaleReport:
         what = "kept, for none was better" if self.weight is None else "fitted"
         return (
             f"Full scales of {len(readout)} heads {what}: noise moves predictions by {self.before:.3f} →"
-            f" {self.after:.3f} nat; counters full at {readout[0]:.3g} to {readout[-1]:.3g} of array.saturation_av{pulses}"
+            f" {self.after:.3f} nat; counters full at {readout[0]:.3g} to {readout[-1]:.3g} of"
+            f" array.saturation_av{pulses}"
         )
 
 
@@ -99,8 +100,8 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
 
     It may be called before training, for full scales that the text fills, and after it, when what counters meet has
     moved; where one reference had served the chip, it makes noise cost far less without any training. What is aimed at
-    are the predictions of the model as it stands, without noise: full scales that clip too much move them as noise does.
-    A head that sends no pulse keeps what it has. In a data-parallel run, give every process the same batches.
+    are the predictions of the model as it stands, without noise: full scales that clip too much move them as noise
+    does. A head that sends no pulse keeps what it has. In a data-parallel run, give every process the same batches.
 
     Args:
         model: converted; the full scales of its layers change in place, nothing else does.

@@ -61,8 +61,8 @@ def rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
 
 
 def read(model: PreTrainedModel, batches: Batches, told: Callable[[int, dict[str, Tensor], Tensor], None]) -> None:
-    """Call `told(number, its keyword arguments, logits [B, T, V] in float32)` for each of the batches; the same draws of
-    noise at every call."""
+    """Call `told(number, its keyword arguments, logits [B, T, V] in float32)` for each of the batches; the same draws
+    of noise at every call."""
     number = 0
 
     def seen(_: object, __: object, inputs: dict[str, Tensor], out: Any) -> None:

@@ -18,10 +18,11 @@ def run(run: Run) -> StageResult:
     result = StageResult(run.model_of(run.stage.needs))
     before = aimc.models.hardware_of(result.model).array.full_scales
     aimc.set_hardware(result.model, run.config.hardware)
-    if before == "global":  # it comes from a run on hardware with one reference for the chip
-        run.fit_full_scales(result.model, result.notes)
+    scale = run.recipe("finetune").noise.scale
+    if scale or before == "global":  # from now on there is noise; or one reference had served the chip
+        run.fit_full_scales(result.model, result.notes, run.config.nonideality.scaled(scale))
     result.history = run.train(result.model, teacher=run.teacher())
-    run.fit_full_scales(result.model, result.notes)  # what the counters meet has moved
+    run.fit_full_scales(result.model, result.notes, run.config.nonideality)
     result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
     result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
