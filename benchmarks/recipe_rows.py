@@ -152,7 +152,7 @@ MODELS = {
         learning_rate=2e-3,
         teacher="digital",
         tokens=None,
-        rows=tuple(name for name in ROWS if name not in (NOISY, FITTED_NOISY, *_ASKED_FOR)),
+        rows=tuple(name for name in ROWS if name not in (NOISY, FITTED, FITTED_NOISY, *_ASKED_FOR)),
     ),
     # 5.3 M parameters on a folder of text, from scratch: each seed has its own digital model, so that intervals hold
     # what its training leaves to chance. That is far from trained out, and further training is worth more to it than to

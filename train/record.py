@@ -131,9 +131,7 @@ def _of_training(run: Run) -> dict[str, Any]:
         settings["skipped"] = {"deviations": trainer.spike_deviations, "window": trainer.spike_window}
     if run.is_control and trainer.distill_control:
         settings["distill_control"] = True
-    if (run.fits_full_scales and stage.name == "finetune") or (
-        stage.analog and any(recipe.noise.scale for recipe in recipes.values())
-    ):
+    if run.fits_full_scales or (stage.analog and any(recipe.noise.scale for recipe in recipes.values())):
         settings["nonideality"] = asdict(run.config.nonideality)
     if any(run.teacher_name(name) == "control" for name in recipes):
         settings["teacher"] = digest_of(run.input("control"), "control")

@@ -258,9 +258,9 @@ class Run:
         hardware = self.config.hardware
         return self.stage.fits and hardware.array.full_scales != "global" and not hardware.has_softmax
 
-    def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise | None = None) -> None:
-        """Those of a model, where the stage chooses them, for a noise; None: for none. Full scales that are narrow
-        because of noise clip what a model that trains without it could use."""
+    def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise) -> None:
+        """Those of a model, where the stage chooses them, for a noise. A model that trains without any is fitted behind
+        its training alone: narrow full scales clip what it could use."""
         if self.fits_full_scales:
             report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=noise)
             self.say(str(report))

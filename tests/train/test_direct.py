@@ -13,9 +13,6 @@ import aimc
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline
 from train.errors import RunError
-from train.models import load_any
-from train.pipeline import opened
-from train.ranks import join
 from train.schema import RunConfig
 
 Compose = Callable[..., RunConfig]
@@ -161,43 +158,25 @@ FITTED = ("hardware.normaliser.is_on=true", "hardware.array.full_scales=head")
 
 
 def test_full_scales_of_heads_are_fitted_where_the_hardware_has_them(compose: Compose, tmp_path: Path) -> None:
-    """In every stage that ends with other pulses than it began with; and they shape its model."""
+    """Behind fine-tuning; before it, too, where it is under noise; and the noise shapes the model then."""
 
     def run(*words: str) -> str:
         return execute(compose(tmp_path / "out", *DIRECT, *FITTED, "stage.with_control=false", *words))
 
-    assert run().count("Full scales of ") == 3  # statistics start, layer-wise start, fine-tuned
+    assert run().count("Full scales of ") == 1
     records = {name: json.loads((tmp_path / "out" / name / "stage.json").read_text()) for name in RECORDED}
-    for name, record in records.items():
-        assert record["notes"]["full scales"].startswith("Full scales of ")
-        assert ("nonideality" in record["settings"]) == (name == "finetuned")  # whose end is fitted to it
+    assert records["finetuned"]["notes"]["full scales"].startswith("Full scales of ")
+    assert records["finetuned"]["settings"]["nonideality"]["read_av"] == 0.02
+    assert "full scales" not in records["matched"]["notes"] and "nonideality" not in records["matched"]["settings"]
     weights = weights_of(tmp_path / "out" / "finetuned")
     found = torch.cat([x for key, x in weights.items() if key.endswith("normaliser_full_scale")])
     assert len(found) and not (found == 1.0).any()
     assert "Full scales of " not in run()  # finished
-    assert run("nonideality.read_av=0.1").count("Full scales of ") == 1  # fine-tuned again
-    assert run("trainer.finetune.noise.scale=0.5").count("Full scales of ") == 2  # before and after
+    assert run("nonideality.read_av=0.1").count("Full scales of ") == 1
+    assert run("trainer.finetune.noise.scale=0.5").count("Full scales of ") == 2
 
 
 def test_one_full_scale_for_the_chip_depends_on_no_noise(done: tuple[Path, str]) -> None:
     for name in RECORDED:
         record = json.loads((done[0] / name / "stage.json").read_text())
         assert "full scales" not in record["notes"] and "nonideality" not in record["settings"]
-
-
-def test_the_published_route_fits_them_too(compose: Compose, tmp_path: Path) -> None:
-    words = ("recipe=published", "stage.with_softmax=false", "stage.with_control=false", *FITTED)
-    said = execute(compose(tmp_path / "out", *words))
-    assert said.count("Full scales of ") == 4  # statistics start, linear, adapted, fine-tuned
-    record = json.loads((tmp_path / "out" / "adapted" / "stage.json").read_text())
-    adapted = record["perplexity"]["nonlinear cell, adapted"]
-    config = compose(tmp_path / "out", *words, "stage=adapt")
-    measured = opened(config, lambda what: None, join(config.trainer)).measure(load_any(str(tmp_path / "out/adapted")))
-    assert adapted == pytest.approx(measured, rel=1e-6)  # of the model that is kept
-
-
-def test_a_model_from_hardware_with_one_full_scale_is_fitted_before_it_is_trained(
-    done: tuple[Path, str], compose: Compose, tmp_path: Path
-) -> None:
-    said = execute(compose(tmp_path / "out", *DIRECT, *FITTED, "stage=finetune", f"previous={done[0]}"))
-    assert said.count("Full scales of ") == 2

@@ -45,9 +45,6 @@ def run(run: Run) -> StageResult:
     run.say(str(report))
     result.perplexity["nonlinear cell, unadapted"] = curve[0]["perplexity"]
     result.perplexity["nonlinear cell, adapted"] = curve[-1]["perplexity"]
-    if run.fits_full_scales:
-        run.fit_full_scales(result.model, result.notes)
-        result.perplexity["nonlinear cell, adapted"] = run.measure(result.model)
     result.notes |= {
         "adaptation": curve,
         "matching": str(report),
@@ -65,7 +62,6 @@ STAGE = Stage(
     run=run,
     needs="linear",
     route=PUBLISHED,
-    fits=True,
     depends_on=(
         "hardware",
         *CALIBRATION,

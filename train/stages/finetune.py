@@ -16,10 +16,8 @@ def run(run: Run) -> StageResult:
 
     assert run.stage.needs is not None  # below
     result = StageResult(run.model_of(run.stage.needs))
-    before = aimc.models.hardware_of(result.model).array.full_scales
     aimc.set_hardware(result.model, run.config.hardware)
-    scale = run.recipe("finetune").noise.scale
-    if scale or before == "global":  # from now on there is noise; or one reference had served the chip
+    if scale := run.recipe("finetune").noise.scale:
         run.fit_full_scales(result.model, result.notes, run.config.nonideality.scaled(scale))
     result.history = run.train(result.model, teacher=run.teacher())
     run.fit_full_scales(result.model, result.notes, run.config.nonideality)

@@ -27,10 +27,8 @@ def run(run: Run) -> StageResult:
     if run.config.stage.start == "statistics":
         report = aimc.initialise_scalers(result.model, reference, run.own_batches())
         result.notes["output matching"] = str(report)
-        run.fit_full_scales(result.model, result.notes)
         result.perplexity["linear cell, statistics start"] = run.measure(result.model)
     result.history = run.train(result.model, teacher=run.teacher())
-    run.fit_full_scales(result.model, result.notes)
     result.perplexity["linear cell, trained"] = run.measure(result.model)
     result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
@@ -43,7 +41,6 @@ STAGE = Stage(
     run=run,
     needs="digital",
     route=PUBLISHED,
-    fits=True,
     recipes=("linear",),
     depends_on=("hardware", "stage.start", *CALIBRATION),
     curve="linear cell",

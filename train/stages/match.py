@@ -1,5 +1,5 @@
-"""Straight onto arrays of nonlinear cells: scalers set from the digital statistics, full scales of the counters from
-what these meet, then every attention block trained by itself to give the digital block's output."""
+"""Straight onto arrays of nonlinear cells: scalers set from the digital statistics, then every attention block trained
+by itself to give the digital block's output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def run(run: Run) -> StageResult:
     run.say(converted(result.model, run.config.hardware))
     result.perplexity["nonlinear cell, straight from digital"] = run.measure(result.model)
     aimc.initialise_scalers(result.model, reference, run.own_batches())
-    run.fit_full_scales(result.model, result.notes)
     result.perplexity["nonlinear cell, statistics start"] = run.measure(result.model)
     if recipe.steps:
         factors = recipe.learning_rates
@@ -52,7 +51,6 @@ def run(run: Run) -> StageResult:
         except ValueError as error:  # what was given, or an error that is no longer finite
             raise RunError(f"stage match: {error}; see trainer.match and stage.match_…") from error
         run.say(str(report))
-        run.fit_full_scales(result.model, result.notes)
         per_step = report.n_tokens // report.steps
         result.history = [
             {"step": step, "tokens": step * per_step, "error": error} for step, error in enumerate(report.history, 1)
@@ -79,6 +77,5 @@ STAGE = Stage(
     needs="digital",
     recipes=("match",),
     route=DIRECT,
-    fits=True,
     depends_on=("hardware", "stage.fit_sequences", *CALIBRATION),
 )
