@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 import aimc
 from aimc.evaluate.ageing import ageing
+from aimc.evaluate.chips import noise_of
 from aimc.evaluate.measurement import Measurement
 from aimc.hardware import Noise
-from aimc.models.arrays import has_arrays
+from aimc.models.arrays import has_arrays, set_chip
 from aimc.static.programming import DAY_S
 
 from .alarms import tell_full_normaliser
@@ -25,6 +26,7 @@ from .callbacks import WandbLog
 from .errors import RunError
 from .generated import write_text
 from .models import digest_of, load_analog
+from .noise import FIRST_FRESH
 from .pretrained import load_digital
 from .ranks import everyone
 from .recipe import NoiseTraining, Recipe
@@ -259,10 +261,12 @@ class Run:
         return self.stage.fits and hardware.array.full_scales != "global" and not hardware.has_softmax
 
     def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise) -> None:
-        """Those of a model, where the stage chooses them, for a noise. A model that trains without any is fitted behind
-        its training alone: narrow full scales clip what it could use."""
+        """Those of a model, where the stage chooses them, for a noise, on a chip that is not measured. A model that
+        trains without noise is fitted behind its training alone: narrow full scales clip what it could use."""
         if self.fits_full_scales:
-            report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=noise)
+            with noise_of(model, Noise()):  # and its chip comes back
+                set_chip(model, FIRST_FRESH)
+                report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=noise)
             self.say(str(report))
             notes["full scales"] = str(report)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import aimc
+from aimc.hardware import Noise
+from aimc.models.arrays import gain_cell_layers
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline
 from train.errors import RunError
@@ -174,6 +178,23 @@ def test_full_scales_of_heads_are_fitted_where_the_hardware_has_them(compose: Co
     assert "Full scales of " not in run()  # finished
     assert run("nonideality.read_av=0.1").count("Full scales of ") == 1
     assert run("trainer.finetune.noise.scale=0.5").count("Full scales of ") == 2
+
+
+def test_they_are_fitted_on_a_chip_that_is_not_measured(
+    done: tuple[Path, str], compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chips, fit = [], aimc.fit_full_scales
+
+    def watched(model: PreTrainedModel, *given: Any, **more: Any) -> object:
+        chips.append({layer.chip_seed for _, layer in gain_cell_layers(model)})
+        return fit(model, *given, **more)
+
+    monkeypatch.setattr(aimc, "fit_full_scales", watched)
+    execute(compose(tmp_path / "out", *DIRECT, *FITTED, "stage=finetune", f"previous={done[0]}"))
+    assert chips == [{2**32}]
+    model = aimc.from_pretrained(tmp_path / "out" / "finetuned")
+    assert {layer.chip_seed for _, layer in gain_cell_layers(model)} == {None}
+    assert aimc.models.hardware_of(model).noise == Noise()
 
 
 def test_one_full_scale_for_the_chip_depends_on_no_noise(done: tuple[Path, str]) -> None:
