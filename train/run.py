@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import aimc
+from aimc.calibrate.full_scales import depends_on_full_scales
 from aimc.evaluate.ageing import ageing
 from aimc.evaluate.chips import noise_of
 from aimc.evaluate.measurement import Measurement
@@ -261,9 +262,10 @@ class Run:
         return self.stage.fits and hardware.array.full_scales != "global" and not hardware.has_softmax
 
     def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise) -> None:
-        """Those of a model, where the stage chooses them, for a noise, on a chip that is not measured. A model that
-        trains without noise is fitted behind its training alone: narrow full scales clip what it could use."""
-        if self.fits_full_scales:
+        """Those of a model, where the stage chooses them and the noise depends on them, on a chip that is not measured.
+        A model that trains without noise is fitted behind its training alone: narrow full scales clip what it could
+        use."""
+        if self.fits_full_scales and depends_on_full_scales(noise):
             with noise_of(model, Noise()):  # and its chip comes back
                 set_chip(model, FIRST_FRESH)
                 report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=noise)

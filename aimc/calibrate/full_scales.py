@@ -55,7 +55,7 @@ class FullScaleReport:
     after: float
     """The same with those that were found; where none is better, those that there were stay."""
     weight: float | None = None
-    """That of noise, one of :data:`WEIGHTS`; None: none was better."""
+    """That of noise, one of :data:`WEIGHTS`; None: none of the full scales was better."""
     layers: list[LayerFullScales] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -94,30 +94,30 @@ OfLayers = dict[int, tuple[Tensor, Tensor | None]]
 """Factors of A_sat and of the normaliser's full scale `[H]`, by the number of the layer."""
 
 
-def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: Noise | None = None) -> FullScaleReport:
-    """Choose the full scales of the counters of a model on pulses (`hardware.activation = "hard_sigmoid"`), for each
-    head or layer as `array.full_scales` says.
+def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: Noise) -> FullScaleReport:
+    """Choose the full scales of the counters of a model on pulses (`hardware.activation = "hard_sigmoid"`) for a noise,
+    for each head or layer as `array.full_scales` says.
 
-    It may be called before training, for full scales that the text fills, and after it, when what counters meet has
-    moved; where one reference had served the chip, it makes noise cost far less without any training. What is aimed at
-    are the predictions of the model as it stands, without noise: full scales that clip too much move them as noise
-    does. A head that sends no pulse keeps what it has. In a data-parallel run, give every process the same batches.
+    Where one reference had served the chip, it makes noise cost far less without any training. What is aimed at are the
+    predictions of the model as it stands, without noise: full scales that clip too much move them as noise does. A head
+    that sends no pulse keeps what it has. In a data-parallel run, give every process the same batches.
 
     Args:
         model: converted; the full scales of its layers change in place, nothing else does.
         batches: token batches, a thousand tokens or two in rows as long as the model will read. All pairs of a batch's
             tokens are held at once, and the predictions of all batches.
-        nonideality: noise that they are chosen for, of the model's chip: narrower full scales are better then, for
-            noise is a fraction of them. None: none, and levels and clip decide.
+        nonideality: noise that they are chosen for, of the model's chip, with read noise of the second array or column
+            offsets, which are fractions of a full scale.
 
     Returns:
         What was found, and by how much noise moves the predictions before and after.
 
     Raises:
         ValueError: a model that is not converted, has a softmax (:func:`aimc.calibrate_ranges` is for those) or one
-            full scale for the whole chip; no batches, rows of one token, or tokens that it does not know.
+            full scale for the whole chip; noise that no full scale changes; no batches, rows of one token, or tokens
+            that it does not know.
     """
-    hardware, noise, text = _checked(model), nonideality or Noise(), checked_batches(batches, model)
+    hardware, text = _checked(model, nonideality), checked_batches(batches, model)
     layers = [layer for _, layer in gain_cell_layers(model)]
     before, generators = {layer.layer: _factors(layer) for layer in layers}, [layer.generator for layer in layers]
     report, best, ranks = FullScaleReport(before=math.inf, after=math.inf), before, all_ranks()
@@ -128,10 +128,10 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
         set_hardware(model, replace(hardware, noise=Noise()))
         _set(layers, before)
         target = predictions(model, text)
-        set_hardware(model, replace(hardware, noise=noise))
+        set_hardware(model, replace(hardware, noise=nonideality))
         report.before = report.after = divergence(model, text, target)
-        for weight in WEIGHTS if noise.read_av or noise.column_offset else WEIGHTS[:1]:
-            found = {layer.layer: _fitted(layer, *reads[layer.layer], noise, weight) for layer in layers}
+        for weight in WEIGHTS:
+            found = {layer.layer: _fitted(layer, *reads[layer.layer], nonideality, weight) for layer in layers}
             _set(layers, found)
             if (off := divergence(model, text, target)) < report.after:
                 report.after, report.weight, best = off, weight, found
@@ -151,7 +151,12 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
     return report
 
 
-def _checked(model: PreTrainedModel) -> Hardware:
+def depends_on_full_scales(noise: Noise) -> bool:
+    """Whether any of it is a fraction of the counters' full scales."""
+    return bool(noise.read_av or noise.column_offset)
+
+
+def _checked(model: PreTrainedModel, noise: Noise) -> Hardware:
     hardware = hardware_of(model)
     if hardware.has_softmax:
         raise ValueError(
@@ -162,6 +167,11 @@ def _checked(model: PreTrainedModel) -> Hardware:
         raise ValueError(
             "array.full_scales='global': one reference serves the whole chip, so there is none of a head to be fitted;"
             " set array.full_scales='head' (or 'layer') with aimc.set_hardware"
+        )
+    if not depends_on_full_scales(noise):
+        raise ValueError(
+            f"nonideality.read_av={noise.read_av}, nonideality.column_offset={noise.column_offset}: nothing of this"
+            " noise is a fraction of a counter's full scale, so all that clip nothing are as good; set one of the two"
         )
     return hardware
 

@@ -288,7 +288,7 @@ def test_registered_operator_says_what_it_returns(dtype):
         *(torch.rand(2, 2, 20, 8, dtype=dtype) for _ in range(2)),
     )
     affines = [x for n in (4, 2, 2) for x in (torch.ones(n), torch.zeros(n))]
-    of_heads = [*(torch.ones(4) for _ in range(4)), *[None] * 4, *(torch.ones(2) for _ in range(4))]
+    of_heads = [*(torch.ones(4) for _ in range(5)), *[None] * 4, *(torch.ones(2) for _ in range(4))]
     draws, padding = torch.tensor([7, 3]), torch.zeros(2, 20, dtype=torch.bool)
     rest = (*affines, *of_heads, padding, draws, 1, 2, pack(machine(16, 4, noise=ALL_NOISE)), "blocked", False)
     for check in ("test_schema", "test_faketensor"):

@@ -178,6 +178,7 @@ def test_full_scales_of_heads_are_fitted_where_the_hardware_has_them(compose: Co
     assert "Full scales of " not in run()  # finished
     assert run("nonideality.read_av=0.1").count("Full scales of ") == 1
     assert run("trainer.finetune.noise.scale=0.5").count("Full scales of ") == 2
+    assert "Full scales of " not in run("nonideality=none")  # none depends on them
 
 
 def test_they_are_fitted_on_a_chip_that_is_not_measured(
