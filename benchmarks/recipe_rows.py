@@ -111,6 +111,8 @@ _ASKED_FOR = (
     "… with a quarter of the counters' full scale",
     "… with a normaliser of 32 pulses",
     "… with a normaliser of 64 pulses",
+    FITTED,
+    FITTED_NOISY,
 )
 """Which levels stand in the way, where they do, and other full scales, for models that the usual ones do not fit."""
 _SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
@@ -152,7 +154,7 @@ MODELS = {
         learning_rate=2e-3,
         teacher="digital",
         tokens=None,
-        rows=tuple(name for name in ROWS if name not in (NOISY, FITTED, FITTED_NOISY, *_ASKED_FOR)),
+        rows=tuple(name for name in ROWS if name not in (NOISY, *_ASKED_FOR)),
     ),
     # 5.3 M parameters on a folder of text, from scratch: each seed has its own digital model, so that intervals hold
     # what its training leaves to chance. That is far from trained out, and further training is worth more to it than to

@@ -34,7 +34,7 @@ MOST_FULL = 0.1
 def tell_full_normaliser(fractions: dict[str, float], hardware: Hardware, say: Callable[[Any], None]) -> None:
     """Say where a normaliser's counter is full too often, by a model's clip fractions; not where full scales of heads
     were fitted, which clip for a reason."""
-    if (full := fractions.get("normaliser", 0.0)) > MOST_FULL and hardware.array.full_scales == "global":
+    if (full := fractions.get("normaliser", 0.0)) > MOST_FULL and not hardware.fits_counters:
         say(
             f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
             f" raise hardware.normaliser.full_scale={hardware.normaliser.full_scale:g} and train so"
@@ -59,8 +59,10 @@ class Alarms:
     def look(self, model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, float]:
         """Tell of what is out of bounds; returns, for the log, the largest factor by which a head's scaler has changed,
         by part."""
-        of_counters = [name for name in COUNTERS if name not in FITTED or not _are_fitted(model)]
-        for name, words in ((name, COUNTERS[name]) for name in of_counters):
+        are_fitted = any(layer.machine.fits_counters for _, layer in gain_cell_layers(model))
+        for name, words in COUNTERS.items():
+            if are_fitted and name in FITTED:
+                continue
             if (full := metrics.get(name, 0.0)) > self.clip:
                 self._tell(name, f"{words} are full in {full:.1%} of their reads, and what is above is lost")
         drifts: dict[str, float] = {}
@@ -80,10 +82,6 @@ class Alarms:
         if name not in self._told:
             self._told.add(name)
             self.say(f"  {warned(words)}")
-
-
-def _are_fitted(model: PreTrainedModel) -> bool:
-    return any(layer.readout_full_scale is not None for _, layer in gain_cell_layers(model))
 
 
 @torch.no_grad()

@@ -256,10 +256,8 @@ class Run:
 
     @property
     def fits_full_scales(self) -> bool:
-        """Whether the run's stage chooses the counters' full scales: the hardware has them for each head or layer, and
-        pulses, whose counters training does not fit."""
-        hardware = self.config.hardware
-        return self.stage.fits and hardware.array.full_scales != "global" and not hardware.has_softmax
+        """Whether the run's stage chooses the counters' full scales."""
+        return self.stage.fits and self.config.hardware.fits_counters
 
     def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise) -> None:
         """Those of a model, where the stage chooses them and the noise depends on them, on a chip that is not measured.

@@ -8,14 +8,14 @@ noise, and half a level. Nothing but these references changes, and nothing is tr
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from aimc.calibrate.observation import Batches, RealTokens, observing, run_batches
+from aimc.calibrate.settings import without_full_scales
 from aimc.calibrate.text import checked_batches, divergence, predictions
 from aimc.hardware import Converter, Hardware, Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, set_hardware
@@ -54,9 +54,9 @@ class FullScaleReport:
     nat a token."""
     after: float
     """The same with those that were found; where none is better, those that there were stay."""
-    weight: float | None = None
+    weight: float | None
     """That of noise, one of :data:`WEIGHTS`; None: none of the full scales was better."""
-    layers: list[LayerFullScales] = field(default_factory=list)
+    layers: list[LayerFullScales]
 
     def __str__(self) -> str:
         readout, normaliser = (
@@ -120,7 +120,7 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
     hardware, text = _checked(model, nonideality), checked_batches(batches, model)
     layers = [layer for _, layer in gain_cell_layers(model)]
     before, generators = {layer.layer: _factors(layer) for layer in layers}, [layer.generator for layer in layers]
-    report, best, ranks = FullScaleReport(before=math.inf, after=math.inf), before, all_ranks()
+    best, best_weight, ranks = before, None, all_ranks()
     try:
         for layer in layers:
             layer.generator = None  # the same draws at every trial: those of `run_batches`
@@ -129,14 +129,14 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
         _set(layers, before)
         target = predictions(model, text)
         set_hardware(model, replace(hardware, noise=nonideality))
-        report.before = report.after = divergence(model, text, target)
+        first = least = divergence(model, text, target)
         for weight in WEIGHTS:
             found = {layer.layer: _fitted(layer, *reads[layer.layer], nonideality, weight) for layer in layers}
             _set(layers, found)
-            if (off := divergence(model, text, target)) < report.after:
-                report.after, report.weight, best = off, weight, found
+            if (off := divergence(model, text, target)) < least:
+                least, best_weight, best = off, weight, found
         # Processes round differently, and all have to end with the same.
-        report.after, report.weight, best = ranks.united({ranks.number: (report.after, report.weight, best)})[0]
+        least, best_weight, best = ranks.united({ranks.number: (least, best_weight, best)})[0]
     except BaseException:
         best = before
         raise
@@ -145,10 +145,15 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
             layer.generator = generator
         set_hardware(model, hardware)
         _set(layers, best)
-    for number, (readout, of_sum) in best.items():
-        pulses = [] if of_sum is None else (of_sum * hardware.normaliser.full_scale).tolist()
-        report.layers.append(LayerFullScales(layer=number, readout=readout.tolist(), normaliser=pulses))
-    return report
+    of_layers = [
+        LayerFullScales(
+            layer=number,
+            readout=readout.tolist(),
+            normaliser=[] if of_sum is None else (of_sum * hardware.normaliser.full_scale).tolist(),
+        )
+        for number, (readout, of_sum) in best.items()
+    ]
+    return FullScaleReport(before=first, after=least, weight=best_weight, layers=of_layers)
 
 
 def depends_on_full_scales(noise: Noise) -> bool:
@@ -205,12 +210,10 @@ def _reads(
         counts.add(real.of(inside.A, 2).abs())
         of_sum.add(real.of(by_sub_tile(inside.phi, arrays[number], inside.A.shape[3]), 2)[..., None])
 
-    hardware = hardware_of(model)
-    wide = Converter(v_min=-1e6, v_max=1e6, coding="sign_magnitude")
-    never_full = replace(hardware.normaliser, full_scale=float(hardware.array.rows), counter=Converter())
-    set_hardware(model, replace(hardware, readout=wide, normaliser=never_full, noise=Noise()))
-    ones = {layer.layer: _factors(layer) for layer in layers}
-    _set(layers, {n: (torch.ones_like(x), None if y is None else torch.ones_like(y)) for n, (x, y) in ones.items()})
+    wide = without_full_scales(hardware_of(model))
+    never_full = replace(wide.normaliser, full_scale=float(wide.array.rows), counter=Converter())
+    array = replace(wide.array, full_scales="global")  # and no factors
+    set_hardware(model, replace(wide, array=array, normaliser=never_full, noise=Noise()))
     with observing(model, observe, details=True):
         run_batches(model, text, real)
     return found
@@ -246,9 +249,8 @@ def least_error(reads: Reads, counter: Converter, variance: float, shared: bool)
     """
     given, largest = torch.cat(reads.sample, dim=1), reads.largest
     assert largest is not None  # something was added
-    largest = (
-        largest.amax().expand_as(largest) if shared else largest
-    ) / counter.v_max  # a full scale that never clips
+    largest = largest.amax().expand_as(largest) if shared else largest
+    largest = largest / counter.v_max  # full scales that never clip
     if not given.shape[1]:
         return torch.zeros_like(largest)
     step, errors = (counter.v_max - counter.v_min) / ((counter.n_levels or 2**16) - 1), []

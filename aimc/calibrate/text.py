@@ -1,5 +1,5 @@
-"""The text that a model is matched on: checked, and on its device; how likely a model finds it, and how
-far its predictions are from others."""
+"""The text that a model is matched on: checked, and on its device; how likely a model finds it, and how far its
+predictions are from others."""
 
 from __future__ import annotations
 
@@ -60,15 +60,12 @@ def rows_of(batch: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     return {name: x[ranks.number :: ranks.n] for name, x in batch.items()}
 
 
-def read(model: PreTrainedModel, batches: Batches, told: Callable[[int, dict[str, Tensor], Tensor], None]) -> None:
-    """Call `told(number, its keyword arguments, logits [B, T, V] in float32)` for each of the batches; the same draws
-    of noise at every call."""
-    number = 0
+def read(model: PreTrainedModel, batches: Batches, told: Callable[[dict[str, Tensor], Tensor], None]) -> None:
+    """Call `told(keyword arguments, logits [B, T, V] in float32)` for one batch after another; the same draws of noise
+    at every call."""
 
     def seen(_: object, __: object, inputs: dict[str, Tensor], out: Any) -> None:
-        nonlocal number
-        told(number, inputs, out.logits.float())
-        number += 1
+        told(inputs, out.logits.float())
 
     hook = model.register_forward_hook(seen, with_kwargs=True)
     try:
@@ -81,7 +78,7 @@ def next_token_loss(model: PreTrainedModel, batches: Batches) -> float:
     """Mean negative log-likelihood of the batches' next tokens, in nat."""
     losses: list[float] = []
 
-    def told(_: int, inputs: dict[str, Tensor], logits: Tensor) -> None:
+    def told(inputs: dict[str, Tensor], logits: Tensor) -> None:
         targets, mask = inputs["input_ids"][:, 1:], inputs.get("attention_mask")
         if mask is not None:
             targets = targets.masked_fill(mask[:, 1:] == 0, -100)
@@ -95,7 +92,7 @@ def next_token_loss(model: PreTrainedModel, batches: Batches) -> float:
 def predictions(model: PreTrainedModel, batches: Batches) -> list[Tensor]:
     """Logarithms of the shares of all next tokens, `[N, V]` of each batch's N tokens that are no padding."""
     found: list[Tensor] = []
-    read(model, batches, lambda _, inputs, logits: found.append(_real(inputs, logits).log_softmax(dim=-1)))
+    read(model, batches, lambda inputs, logits: found.append(_real(inputs, logits).log_softmax(dim=-1)))
     return found
 
 
@@ -104,9 +101,9 @@ def divergence(model: PreTrainedModel, batches: Batches, target: list[Tensor]) -
     token."""
     found: list[Tensor] = []
 
-    def told(number: int, inputs: dict[str, Tensor], logits: Tensor) -> None:
+    def told(inputs: dict[str, Tensor], logits: Tensor) -> None:
         own = _real(inputs, logits).log_softmax(dim=-1)
-        found.append(kl_div(own, target[number], reduction="none", log_target=True).sum(dim=-1))
+        found.append(kl_div(own, target[len(found)], reduction="none", log_target=True).sum(dim=-1))
 
     read(model, batches, told)
     return float(torch.cat(found).mean())

@@ -72,11 +72,8 @@ def _bounds(
         full: Tensor | float = hardware.normaliser.counter.v_max * hardware.normaliser.full_scale
         if layer.normaliser_full_scale is not None:
             full = full * layer.normaliser_full_scale[:, None, None]
-        yield (
-            "normaliser",
-            by_sub_tile(inside.phi * visible, hardware.array, inside.A.shape[3]) >= full,
-            in_use[:, None],
-        )
+        pulse = by_sub_tile(inside.phi * visible, hardware.array, inside.A.shape[3])
+        yield "normaliser", pulse >= full, in_use[:, None]
 
 
 def _read(real: Tensor, hardware: Hardware, n_tiles: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -213,6 +213,12 @@ class Hardware:
         return bool(self.noise.tau_spread and self.leakage.decay_per_token)
 
     @property
+    def fits_counters(self) -> bool:
+        """Whether the counters behind pulses have full scales of each head or layer, which are fitted and not trained
+        for (:func:`aimc.fit_full_scales`)."""
+        return self.array.full_scales != "global" and not self.has_softmax
+
+    @property
     def has_softmax(self) -> bool:
         """Whether a softmax, of all or of selected tokens, follows the first array."""
         return self.activation != "hard_sigmoid"

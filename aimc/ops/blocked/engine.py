@@ -249,7 +249,7 @@ class _Read:
         self.pulse = None
         if heads.hardware.normaliser.is_on:
             self.pulse = reader.pulse(run, self.widths)
-            self.normaliser = reciprocal(heads, self.pulse.total, heads.full_scale_of_sum(reader.call.scaling))
+            self.normaliser = reciprocal(heads, self.pulse.total, reader.full_scale_of_sum)
         self.out = self._without_padding(self.total if self.normaliser is None else self.total * self.normaliser)
 
     def back(self, upstream: Tensor) -> None:

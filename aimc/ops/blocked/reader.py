@@ -62,6 +62,11 @@ class Reader:
     def _lanes(self, array: ArrayId) -> Lanes | None:
         return self.heads.read_lanes(array, torch.arange(self.heads.n_tokens, device=self.heads.device))
 
+    @functools.cached_property
+    def full_scale_of_sum(self) -> Tensor | float:
+        """Pulses that fill the counters of the normaliser columns, a number or `[H, 1, 1]`."""
+        return self.heads.full_scale_of_sum(self.call.scaling)
+
     @property
     def resting_output(self) -> float:
         """What a pulse draws from a resting cell, in units of `array.saturation_av`."""
@@ -186,11 +191,10 @@ class Reader:
         sums = line.sum(dim=-1)  # [B, H, T', J]
         for of_last in oldest:
             sums[..., -of_last.shape[-2] :] += of_last.sum(dim=-1)
-        full_scale = heads.full_scale_of_sum(self.call.scaling)
-        charge = charge_of_sum(heads, sums, full_scale, run.rows, self._tile_numbers(run))
+        charge = charge_of_sum(heads, sums, self.full_scale_of_sum, run.rows, self._tile_numbers(run))
         counted = adc_(charge.clone(), normaliser.counter)
         self._clear_unused(run, self._as_counts(counted))
-        total = counted.sum(dim=-1, keepdim=True).mul_(full_scale)
+        total = counted.sum(dim=-1, keepdim=True).mul_(self.full_scale_of_sum)
         if widths.shape[-1] > run.n_columns:
             total += widths[..., run.n_columns :].sum(dim=-1).view_as(total)
         return PulseRead(charge, total)
@@ -198,7 +202,7 @@ class Reader:
     def back_through_pulse(self, run: Run, pulse: PulseRead, of_normaliser: Tensor, out: Tensor) -> None:
         """Add what the normaliser's gradient `[B, H, T', 1]` says of the widths to their gradient `[P, G·T', S]`."""
         normaliser = self.heads.hardware.normaliser
-        divides = pulse.total >= normaliser.least_share * self.heads.full_scale_of_sum(self.call.scaling)
+        divides = pulse.total >= normaliser.least_share * self.full_scale_of_sum
         of_total = (-of_normaliser / pulse.total.square()).masked_fill_(~divides, 0.0)
         grad = inside(pulse.charge, normaliser.counter.v_min, normaliser.counter.v_max).mul_(of_total)
         self._clear_unused(run, self._as_counts(grad))
