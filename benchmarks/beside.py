@@ -107,6 +107,7 @@ ON_SLOTS = replace(
     describe="Gated slots in gain cells, trained there.",
     run=_train_slots,
     needs="digital",
+    fits=None,
     depends_on=("stage.calibration_batches", "stage.calibration_batch_size"),
 )
 """No stage of the pipeline: slots are not the window of tokens that its hardware describes."""
@@ -144,6 +145,7 @@ def overrides_of(
         f"data.context={CONTEXT}",
         "trainer=embedded",
         "hardware=normalised",
+        "hardware.array.full_scales=global",  # as the tables were measured
         f"hardware.array.window={CONTEXT}",
         f"hardware.backend={place.backend}",
         f"seed={seed}",

@@ -37,6 +37,9 @@ ALONE = ("trainer.finetune.distillation=0",)
 ATTENTION_ONLY = ("trainer.finetune.learning_rates.rest=0",)
 DROPOUT = ("trainer.finetune.dropout=true",)
 WRITTEN = ("data=generated", "data.real_kind=text", "data.generated.batch_size=2048")
+ADAPTERS = ("trainer.finetune.lora_rank=16",)
+OWN_STREAM = ("stage.match_own_stream=0.33",)
+HALF_WRITTEN = ("data=generated", *(f"data.generated.{x}" for x in ("share=0.5", "tokens=250000", "batch_size=2048")))
 UNDER_NOISE = ("trainer.finetune.noise.scale=1", "trainer.finetune.noise.ramp=0.2")
 
 DIGITAL, CONTROL = "digital", "control"
@@ -98,23 +101,30 @@ ROWS = {
     "… with a normaliser of 64 pulses": Row(DIRECT, (*BOTH, *WIDER_NORMALISER)),
     "… without leakage": Row(DIRECT, (*BOTH, *WITHOUT_LEAKAGE)),
     "… on linear cells": Row(DIRECT, (*BOTH, *LINEAR_CELLS)),
+    "… by low-rank adapters": Row(DIRECT, (*BOTH, *ADAPTERS)),
+    "… matched on its own stream for a third": Row(DIRECT, (*BOTH, *OWN_STREAM)),
+    "… on text of which it wrote half": Row(DIRECT, (*BOTH, *HALF_WRITTEN)),
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
     FITTED: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES)),
     FITTED_NOISY: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES, *UNDER_NOISE)),
 }
 """Ingredients added one at a time, then left out one at a time of the row :data:`FULL` (all but the layer-wise start is
 the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
-from the start on; and it under noise, and with full scales of each head."""
+from the start on; other ways to train it; and it under noise, and with full scales of each head."""
 MEASURED_UNDER_NOISE = (FULL, NOISY, FITTED, FITTED_NOISY)
 _ASKED_FOR = (
     *(f"… without {kind} levels" for kind in ("input", "storage", "readout")),
     "… with a quarter of the counters' full scale",
     "… with a normaliser of 32 pulses",
     "… with a normaliser of 64 pulses",
+    "… by low-rank adapters",
+    "… matched on its own stream for a third",
+    "… on text of which it wrote half",
     FITTED,
     FITTED_NOISY,
 )
-"""Which levels stand in the way, where they do, and other full scales, for models that the usual ones do not fit."""
+"""Which levels stand in the way, where they do, other full scales, for models that the usual ones do not fit, and other
+ways to train."""
 _SHORT = (DIGITAL, CONTROL, PUBLISHED_ROUTE, "nonlinear from the start", "normaliser and signed queries", FULL)
 
 

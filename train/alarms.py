@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.hardware import Hardware
-from aimc.models.arrays import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from aimc.nn.attention import PARTS
 
 from .sharding import whole
@@ -26,15 +25,16 @@ COUNTERS = {
 """What counts, by the name of its clip fraction."""
 
 FITTED = ("clip/A", "clip/normaliser")
-"""Those whose full scales are fitted where each head has its own, and clip for a reason then."""
+"""Those whose full scales may be fitted, and clip for a reason then."""
 MOST_FULL = 0.1
 """Share of full reads above which a normaliser's counter is told of; less was not seen to cost anything."""
 
 
-def tell_full_normaliser(fractions: dict[str, float], hardware: Hardware, say: Callable[[Any], None]) -> None:
+def tell_full_normaliser(model: PreTrainedModel, fractions: dict[str, float], say: Callable[[Any], None]) -> None:
     """Say where a normaliser's counter is full too often, by a model's clip fractions; not where full scales of heads
     were fitted, which clip for a reason."""
-    if (full := fractions.get("normaliser", 0.0)) > MOST_FULL and not hardware.fits_counters:
+    if (full := fractions.get("normaliser", 0.0)) > MOST_FULL and not _are_fitted(model):
+        hardware = hardware_of(model)
         say(
             f"  {warned(f'normaliser counters are full in {full:.1%} of their reads')} and divide by too little;"
             f" raise hardware.normaliser.full_scale={hardware.normaliser.full_scale:g} and train so"
@@ -59,7 +59,7 @@ class Alarms:
     def look(self, model: PreTrainedModel, metrics: dict[str, float]) -> dict[str, float]:
         """Tell of what is out of bounds; returns, for the log, the largest factor by which a head's scaler has changed,
         by part."""
-        are_fitted = any(layer.machine.fits_counters for _, layer in gain_cell_layers(model))
+        are_fitted = _are_fitted(model)
         for name, words in COUNTERS.items():
             if are_fitted and name in FITTED:
                 continue
@@ -92,3 +92,7 @@ def _scales(model: PreTrainedModel) -> dict[tuple[int, str], Tensor]:
         for _, layer in gain_cell_layers(model)
         for part in PARTS
     }
+
+
+def _are_fitted(model: PreTrainedModel) -> bool:
+    return any(layer.has_fitted_counters for _, layer in gain_cell_layers(model))

@@ -115,7 +115,7 @@ def measure(
         hardware = hardware_of(model)
         if hardware.normaliser.is_on:
             seen = text[None, : min(measurement.context or 1, hardware.array.window)]  # at once, by the eager operator
-            tell_full_normaliser(aimc.clip_fractions(model, [seen]), hardware, say)
+            tell_full_normaliser(model, aimc.clip_fractions(model, [seen]), say)
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )

@@ -20,6 +20,7 @@ from aimc.models.manifest import damage_of
 from .cards import model_card
 from .files import read_object, remove, whole_folder, write_json, write_text
 from .models import digest_of, digest_of_source
+from .stages.stage import NOISE
 
 if TYPE_CHECKING:
     from .run import Run
@@ -131,7 +132,10 @@ def _of_training(run: Run) -> dict[str, Any]:
         settings["skipped"] = {"deviations": trainer.spike_deviations, "window": trainer.spike_window}
     if run.is_control and trainer.distill_control:
         settings["distill_control"] = True
-    if run.fits_full_scales or (stage.analog and any(recipe.noise.scale for recipe in recipes.values())):
+    if run.fits_full_scales:
+        settings["fits"] = stage.fits
+    depends_on_noise = run.fits_full_scales and stage.fits == NOISE
+    if depends_on_noise or (stage.analog and any(recipe.noise.scale for recipe in recipes.values())):
         settings["nonideality"] = asdict(run.config.nonideality)
     if any(run.teacher_name(name) == "control" for name in recipes):
         settings["teacher"] = digest_of(run.input("control"), "control")

@@ -251,39 +251,39 @@ class Run:
         """How often a value meets a bound of the hardware, on a batch of the training text; says where a normaliser's
         counter is full too often."""
         fractions = aimc.clip_fractions(model, self.batches()[:1])
-        tell_full_normaliser(fractions, self.config.hardware, self.say)
+        tell_full_normaliser(model, fractions, self.say)
         return fractions
 
     @property
     def fits_full_scales(self) -> bool:
         """Whether the run's stage chooses the counters' full scales."""
-        return self.stage.fits and self.config.hardware.fits_counters
+        return self.stage.fits is not None and self.config.hardware.fits_counters
 
-    def fit_full_scales(self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise) -> None:
-        """Those of a model, where the stage chooses them and the noise depends on them, on a chip that is not measured.
-        A model that trains without noise is fitted behind its training alone: narrow full scales clip what it could
-        use."""
-        if self.fits_full_scales and depends_on_full_scales(noise):
+    def fit_full_scales(
+        self, model: PreTrainedModel, notes: dict[str, Any], noise: Noise, *, trained: bool = True
+    ) -> None:
+        """Those of a model, where the stage chooses them, on a chip that is not measured; of one that was trained on
+        the counters that it has only for a noise that depends on them."""
+        if self.fits_full_scales and (depends_on_full_scales(noise) or not trained):
             with noise_of(model, Noise()):  # and its chip comes back
                 set_chip(model, FIRST_FRESH)
-                report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=noise)
+                report = aimc.fit_full_scales(model, [self.text_to_fit()], nonideality=noise, trained=trained)
             self.say(str(report))
-            notes["full scales"] = str(report)
+            notes["full scales"] = [*notes.get("full scales", []), str(report)]
+
+    def training_noise(self, recipe: str) -> Noise:
+        """That under which a recipe trains; none where it trains without."""
+        return self.config.nonideality.scaled(self.config.trainer.recipe(recipe).noise.scale)
 
     def text_to_fit(self) -> Tensor:
         """Text that full scales are fitted to, int64 `[sequences, T]`: of what validates, for a model is surer of the
         text that it was trained on than of any other.
 
         Raises:
-            RunError: it is shorter than one sequence.
+            RunError: of a streamed text less was kept.
         """
         wanted = max(TOKENS_TO_FIT // self.context, 1)
         tokens = self.data.tensor("valid", wanted * self.context)
-        if len(tokens) < self.context:
-            raise RunError(
-                f"hardware.array.full_scales: full scales are fitted to sequences of {self.context} tokens of the"
-                f" validation text, which has {len(tokens)}; use a longer text, or set it to global"
-            )
         return tokens[: len(tokens) // self.context * self.context].view(-1, self.context)
 
     def measure_after_a_day(self, model: PreTrainedModel) -> Perplexity:

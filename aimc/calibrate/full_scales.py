@@ -3,7 +3,7 @@
 A counter that is never full wastes its levels, and its noise, which is a fraction of its full scale; one that is too
 small clips. What it meets differs from head to head, by an order of magnitude where the normaliser column counts how
 much pulse a query sends. Here each head gets the full scale of the least mean square error of a read: what is clipped,
-noise, and half a level. Nothing but these references changes, and nothing is trained.
+what is rounded, and noise. Nothing but these references changes, and nothing is trained.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from aimc.ops.attention import Details
 from aimc.ops.ring import by_sub_tile
 
 WEIGHTS = (1.0, 2.0, 4.0, 8.0)
-"""Of noise against what is clipped. A read that clips is a large one, of which the model misses little, and noise is in
-all of them; how much less the one hurts than the other, the model's predictions say."""
+"""Of rounding and noise against what is clipped. A read that clips is a large one, of which the model misses little,
+and those are in all of them; how much less the one hurts than the others, the model's predictions say."""
 SHARES = tuple(2.0 ** (-i / 4) for i in range(25))
 """Of the largest that a counter meets: full scales that are tried."""
 SAMPLES = 50_000
@@ -50,12 +50,12 @@ class FullScaleReport:
     """What :func:`fit_full_scales` has found."""
 
     before: float
-    """Divergence of the predictions under the noise, with the full scales as they were, from those without noise, in
-    nat a token."""
+    """Divergence of the predictions, with the full scales as they were, from those that are aimed at, in nat a
+    token."""
     after: float
     """The same with those that were found; where none is better, those that there were stay."""
     weight: float | None
-    """That of noise, one of :data:`WEIGHTS`; None: none of the full scales was better."""
+    """That of rounding and noise, one of :data:`WEIGHTS`; None: none of the full scales was better."""
     layers: list[LayerFullScales]
 
     def __str__(self) -> str:
@@ -65,8 +65,8 @@ class FullScaleReport:
         pulses = f", the normaliser's at {normaliser[0]:.3g} to {normaliser[-1]:.3g} pulses" if normaliser else ""
         what = "kept, for none was better" if self.weight is None else "fitted"
         return (
-            f"Full scales of {len(readout)} heads {what}: noise moves predictions by {self.before:.3f} →"
-            f" {self.after:.3f} nat; counters full at {readout[0]:.3g} to {readout[-1]:.3g} of"
+            f"Full scales of {len(readout)} heads {what}: predictions are off by {self.before:.3f} → {self.after:.3f}"
+            f" nat; counters full at {readout[0]:.3g} to {readout[-1]:.3g} of"
             f" array.saturation_av{pulses}"
         )
 
@@ -94,30 +94,35 @@ OfLayers = dict[int, tuple[Tensor, Tensor | None]]
 """Factors of A_sat and of the normaliser's full scale `[H]`, by the number of the layer."""
 
 
-def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: Noise) -> FullScaleReport:
+def fit_full_scales(
+    model: PreTrainedModel, batches: Batches, *, nonideality: Noise, trained: bool = True
+) -> FullScaleReport:
     """Choose the full scales of the counters of a model on pulses (`hardware.activation = "hard_sigmoid"`) for a noise,
     for each head or layer as `array.full_scales` says.
 
-    Where one reference had served the chip, it makes noise cost far less without any training. What is aimed at are the
-    predictions of the model as it stands, without noise: full scales that clip too much move them as noise does. A head
-    that sends no pulse keeps what it has. In a data-parallel run, give every process the same batches.
+    Where one reference had served the chip, it makes noise cost far less without any training. Full scales that clip
+    too much move predictions as noise and levels do. A head that sends no pulse keeps what it has. In a data-parallel
+    run, give every process the same batches.
 
     Args:
         model: converted; the full scales of its layers change in place, nothing else does.
         batches: token batches, a thousand tokens or two in rows as long as the model will read. All pairs of a batch's
             tokens are held at once, and the predictions of all batches.
         nonideality: noise that they are chosen for, of the model's chip, with read noise of the second array or column
-            offsets, which are fractions of a full scale.
+            offsets, which are fractions of a full scale; of a model that is still to be trained it may be none.
+        trained: what is aimed at. True: the predictions of the model as it stands, without noise, for one that was
+            trained on the counters that it has. False: those on counters that neither clip, round nor err, for one that
+            is still to be trained as a whole; levels are a reason to fit then.
 
     Returns:
-        What was found, and by how much noise moves the predictions before and after.
+        What was found, and how far the predictions are off before and after.
 
     Raises:
         ValueError: a model that is not converted, has a softmax (:func:`aimc.calibrate_ranges` is for those) or one
-            full scale for the whole chip; noise that no full scale changes; no batches, rows of one token, or tokens
-            that it does not know.
+            full scale for the whole chip; noise that no full scale changes, of a trained model; no batches, rows of one
+            token, or tokens that it does not know.
     """
-    hardware, text = _checked(model, nonideality), checked_batches(batches, model)
+    hardware, text = _checked(model, nonideality, trained), checked_batches(batches, model)
     layers = [layer for _, layer in gain_cell_layers(model)]
     before, generators = {layer.layer: _factors(layer) for layer in layers}, [layer.generator for layer in layers]
     best, best_weight, ranks = before, None, all_ranks()
@@ -125,10 +130,12 @@ def fit_full_scales(model: PreTrainedModel, batches: Batches, *, nonideality: No
         for layer in layers:
             layer.generator = None  # the same draws at every trial: those of `run_batches`
         reads = _reads(model, layers, text)
-        set_hardware(model, replace(hardware, noise=Noise()))
-        _set(layers, before)
+        if trained:
+            set_hardware(model, replace(hardware, noise=Noise()))
+            _set(layers, before)
         target = predictions(model, text)
         set_hardware(model, replace(hardware, noise=nonideality))
+        _set(layers, before)
         first = least = divergence(model, text, target)
         for weight in WEIGHTS:
             found = {layer.layer: _fitted(layer, *reads[layer.layer], nonideality, weight) for layer in layers}
@@ -161,7 +168,7 @@ def depends_on_full_scales(noise: Noise) -> bool:
     return bool(noise.read_av or noise.column_offset)
 
 
-def _checked(model: PreTrainedModel, noise: Noise) -> Hardware:
+def _checked(model: PreTrainedModel, noise: Noise, trained: bool) -> Hardware:
     hardware = hardware_of(model)
     if hardware.has_softmax:
         raise ValueError(
@@ -173,10 +180,11 @@ def _checked(model: PreTrainedModel, noise: Noise) -> Hardware:
             "array.full_scales='global': one reference serves the whole chip, so there is none of a head to be fitted;"
             " set array.full_scales='head' (or 'layer') with aimc.set_hardware"
         )
-    if not depends_on_full_scales(noise):
+    if trained and not depends_on_full_scales(noise):
         raise ValueError(
             f"nonideality.read_av={noise.read_av}, nonideality.column_offset={noise.column_offset}: nothing of this"
-            " noise is a fraction of a counter's full scale, so all that clip nothing are as good; set one of the two"
+            " noise is a fraction of a counter's full scale, so all that clip nothing are as good; set one of the two,"
+            " or trained=False"
         )
     return hardware
 
@@ -224,24 +232,25 @@ def _fitted(
 ) -> tuple[Tensor, Tensor | None]:
     """Factors of A_sat and of the normaliser's full scale for a layer's heads; those of a head without pulses stay."""
     hardware, (readout, normaliser) = layer.machine, _factors(layer)
-    variance = weight**2 * (noise.read_av**2 + noise.column_offset**2)
+    variance = noise.read_av**2 + noise.column_offset**2
     shared = hardware.array.full_scales == "layer"
     found = [(counts, hardware.readout, readout, 1.0)]
     if normaliser is not None:
         found.append((of_sum, hardware.normaliser.counter, normaliser, hardware.normaliser.full_scale))
     for reads, counter, factors, unit in found:
-        full_scales = least_error(reads, counter, variance, shared)
+        full_scales = least_error(reads, counter, variance, weight, shared)
         factors.copy_(torch.where(full_scales > 0, full_scales / unit, factors))
     return readout, normaliser
 
 
-def least_error(reads: Reads, counter: Converter, variance: float, shared: bool) -> Tensor:
+def least_error(reads: Reads, counter: Converter, variance: float, weight: float, shared: bool) -> Tensor:
     """The full scales of the least mean square error of a read.
 
     Args:
         reads: what the counters are given.
         counter: from full scales to a number.
         variance: of what is added to a read, in full scales.
+        weight: of that and of rounding, against what is clipped.
         shared: one full scale for all heads.
 
     Returns:
@@ -257,6 +266,6 @@ def least_error(reads: Reads, counter: Converter, variance: float, shared: bool)
     for share in SHARES:
         full = share * largest
         clipped = (given - counter.v_max * full[:, None]).clamp(min=0.0).square().mean(dim=1)
-        error = clipped + full.square() * (variance + step**2 / 12)
+        error = clipped + (weight * full).square() * (variance + step**2 / 12)
         errors.append(error.mean().expand_as(error) if shared else error)
     return largest * given.new_tensor(SHARES)[torch.stack(errors).argmin(dim=0)]

@@ -78,18 +78,20 @@ def gain_cell_cmos(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
 
 
 def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
-    """:func:`gain_cell_cmos` with what a trained head makes most of, neither of it published hardware: a normaliser
-    column with an 8-bit counter, and queries of either sign (32 levels, of which 31 differ, in
-    pulses no longer than the published 16). Cell, storage and readout levels, sub-tiles and leakage are the published
-    ones.
+    """:func:`gain_cell_cmos` with what a trained head makes most of, none of it published hardware: a normaliser column
+    with an 8-bit counter, queries of either sign (32 levels, of which 31 differ, in pulses no longer than the published
+    16), and counters with a reference of each head (:func:`aimc.fit_full_scales` sets them; until then they are those
+    of the chip). Cell, storage and readout levels, sub-tiles and leakage are the published ones.
 
     Args:
         n_layers: as for :func:`gain_cell_linear`.
     """
+    base = gain_cell_cmos(n_layers)
     return replace(
-        gain_cell_cmos(n_layers),
+        base,
         input_dac=Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
         normaliser=Normaliser(is_on=True, full_scale=16.0, counter=Converter(n_levels=256)),
+        array=replace(base.array, full_scales="head"),
     )
 
 

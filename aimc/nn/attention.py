@@ -229,6 +229,12 @@ class GainCellAttention(nn.Module):
                     f" {'aimc.calibrate_ranges' if self.machine.has_softmax else 'aimc.fit_full_scales'}"
                 )
 
+    @property
+    def has_fitted_counters(self) -> bool:
+        """Whether a counter behind pulses has another full scale than the chip's (:func:`aimc.fit_full_scales`)."""
+        factors = (self.readout_full_scale, self.normaliser_full_scale)
+        return self.machine.fits_counters and any(x is not None and bool((x != 1).any()) for x in factors)
+
     def scaler(self, part: str) -> AffineScaler:
         """The scaler of one of :data:`PARTS`."""
         return getattr(self, f"{part}_scaler")

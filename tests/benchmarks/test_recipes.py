@@ -67,7 +67,7 @@ def test_every_row_is_a_run_of_as_many_steps(model: str, tmp_path: Path) -> None
         assert sum(recipe.steps for recipe in recipes.values()) == 240, name
         assert {recipe.batch_size for recipe in recipes.values()} == {subject.batch_size}, name
         assert config.seed == 3 and config.folder.is_relative_to(tmp_path / "seed_3")
-        assert config.data.is_generated == subject.writes
+        assert config.data.is_generated == (subject.writes or "it wrote half" in name)
         assert not subject.writes or config.data.generated.tokens == 240 * subject.batch_size * 256
         hardware = config.hardware
         both = set(BOTH) <= set(row.overrides)

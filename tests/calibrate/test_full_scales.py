@@ -87,6 +87,32 @@ def test_only_full_scales_change_and_noise_costs_less(family: str) -> None:
         assert found.normaliser == pytest.approx((4.0 * layer.normaliser_full_scale).tolist())
 
 
+def test_of_a_model_that_is_still_to_be_trained_levels_cost_less(text: list[torch.Tensor]) -> None:
+    """Its predictions come nearer to those on counters without levels and full scale."""
+    model, ideal = on_arrays(), on_arrays()
+    hardware, before = hardware_of(model), weights(model)
+    endless = Converter(v_min=-1e3, v_max=1e3)
+    column = Normaliser(is_on=True, full_scale=float(hardware.array.rows))
+    set_hardware(ideal, replace(hardware, readout=endless, normaliser=column))
+    off = [distance(model, ideal, text)]
+    report = fit_full_scales(model, text, nonideality=Noise(), trained=False)
+    off.append(distance(model, ideal, text))
+    assert {name.rsplit(".", 1)[1] for name in changed(model, before)} == REFERENCES and hardware_of(model) == hardware
+    assert [report.before, report.after] == pytest.approx(off, rel=1e-3) and off[1] < 0.7 * off[0]
+    noisy = fit_full_scales(on_arrays(), text, nonideality=NOISE, trained=False)
+    assert report.after < noisy.after < noisy.before  # noise dithers what levels round
+
+
+def distance(model: PreTrainedModel, target: PreTrainedModel, text: list[torch.Tensor]) -> float:
+    """Mean divergence of predictions, in nat."""
+    found = []
+    with torch.no_grad():
+        for ids in text:
+            own, wanted = (m(ids).logits.log_softmax(dim=-1).flatten(0, 1) for m in (model, target))
+            found.append((wanted.exp() * (wanted - own)).sum(dim=-1))
+    return float(torch.cat(found).mean())
+
+
 def test_a_head_that_sends_less_pulse_has_smaller_counters(text: list[torch.Tensor]) -> None:
     model = on_arrays()
     fit_full_scales(model, text, nonideality=NOISE)
@@ -142,13 +168,16 @@ def test_the_least_error_of_a_read() -> None:
     reads = torch.ones(2, 100)
     reads[0, 7] = 100.0
     analog, coarse = Converter(v_max=1.0), Converter(n_levels=3, v_max=1.0)
-    assert least_error(of(reads), analog, 0.0, False).tolist() == [100.0, 1.0]
-    assert least_error(of(reads), Converter(v_max=0.5), 0.0, False).tolist() == [200.0, 2.0]
-    of_noise = least_error(of(reads), analog, 1e2, False)
+    assert least_error(of(reads), analog, 0.0, 1.0, False).tolist() == [100.0, 1.0]
+    assert least_error(of(reads), Converter(v_max=0.5), 0.0, 1.0, False).tolist() == [200.0, 2.0]
+    of_noise = least_error(of(reads), analog, 1e2, 1.0, False)
     assert of_noise[0] < 3.0 and of_noise[1] < 1.0
-    assert least_error(of(reads), coarse, 0.0, False)[0] < 100.0  # a step is fifty of them
-    assert least_error(of(reads), analog, 0.0, True).tolist() == [100.0, 100.0]
-    assert least_error(of(torch.zeros(2, 100)), analog, 0.0, False).tolist() == [0.0, 0.0]
+    assert least_error(of(reads), analog, 1.0, 10.0, False).equal(of_noise)
+    of_levels = least_error(of(reads), coarse, 0.0, 1.0, False)
+    assert of_levels[0] < 100.0  # a step is fifty of them
+    assert least_error(of(reads), coarse, 0.0, 10.0, False)[0] < of_levels[0] / 2
+    assert least_error(of(reads), analog, 0.0, 1.0, True).tolist() == [100.0, 100.0]
+    assert least_error(of(torch.zeros(2, 100)), analog, 0.0, 1.0, False).tolist() == [0.0, 0.0]
 
 
 def test_all_features_are_looked_at_and_the_largest_read_whichever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +280,7 @@ def test_what_has_no_full_scales_to_be_fitted_is_refused(change: dict, message: 
 
 
 def test_noise_that_no_full_scale_changes_is_refused(text: list[torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"read_av=0.0, nonideality.column_offset=0.0.*set one of the two"):
+    with pytest.raises(ValueError, match=r"read_av=0.0, nonideality.column_offset=0.0.*or trained=False"):
         fit_full_scales(on_arrays(), text, nonideality=Noise(write_v=0.01, mismatch_gain=0.1))
 
 

@@ -43,7 +43,8 @@ def test_presets_differ_only_in_what_they_say():
     assert igzo == cmos
     ours = presets.gain_cell_normalised()
     assert ours.normaliser.is_on and ours.input_dac.v_min == -1.0 and ours.input_dac.n_levels == 32
-    assert replace(ours, normaliser=cmos.normaliser, input_dac=cmos.input_dac) == cmos
+    assert ours.array.full_scales == "head"
+    assert replace(ours, normaliser=cmos.normaliser, input_dac=cmos.input_dac, array=cmos.array) == cmos
     published = presets.published()
     assert (
         published.readout.coding == "rounded"

@@ -162,37 +162,44 @@ FITTED = ("hardware.normaliser.is_on=true", "hardware.array.full_scales=head")
 
 
 def test_full_scales_of_heads_are_fitted_where_the_hardware_has_them(compose: Compose, tmp_path: Path) -> None:
-    """Behind fine-tuning; before it, too, where it is under noise; and the noise shapes the model then."""
+    """For levels before blocks are matched, for noise behind fine-tuning, and before it where it is under noise."""
 
     def run(*words: str) -> str:
         return execute(compose(tmp_path / "out", *DIRECT, *FITTED, "stage.with_control=false", *words))
 
-    assert run().count("Full scales of ") == 1
+    assert run().count("Full scales of ") == 2
     records = {name: json.loads((tmp_path / "out" / name / "stage.json").read_text()) for name in RECORDED}
-    assert records["finetuned"]["notes"]["full scales"].startswith("Full scales of ")
-    assert records["finetuned"]["settings"]["nonideality"]["read_av"] == 0.02
-    assert "full scales" not in records["matched"]["notes"] and "nonideality" not in records["matched"]["settings"]
+    for record in records.values():
+        (told,) = record["notes"]["full scales"]
+        assert told.startswith("Full scales of ")
+    of_match, of_finetune = (records[name]["settings"] for name in RECORDED)
+    assert (of_match["fits"], of_finetune["fits"]) == ("levels", "noise")
+    assert of_finetune["nonideality"]["read_av"] == 0.02 and "nonideality" not in of_match
     weights = weights_of(tmp_path / "out" / "finetuned")
     found = torch.cat([x for key, x in weights.items() if key.endswith("normaliser_full_scale")])
     assert len(found) and not (found == 1.0).any()
     assert "Full scales of " not in run()  # finished
-    assert run("nonideality.read_av=0.1").count("Full scales of ") == 1
+    assert run("nonideality.read_av=0.1").count("Full scales of ") == 1  # blocks stay matched
     assert run("trainer.finetune.noise.scale=0.5").count("Full scales of ") == 2
+    notes = json.loads((tmp_path / "out" / "finetuned" / "stage.json").read_text())["notes"]
+    assert len(notes["full scales"]) == 2
     assert "Full scales of " not in run("nonideality=none")  # none depends on them
 
 
 def test_they_are_fitted_on_a_chip_that_is_not_measured(
     done: tuple[Path, str], compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chips, fit = [], aimc.fit_full_scales
+    chips, wanted, fit = [], [], aimc.fit_full_scales
 
-    def watched(model: PreTrainedModel, *given: Any, **more: Any) -> object:
+    def watched(model: PreTrainedModel, *given: Any, nonideality: Noise, trained: bool) -> object:
         chips.append({layer.chip_seed for _, layer in gain_cell_layers(model)})
-        return fit(model, *given, **more)
+        wanted.append((nonideality.read_av, trained))
+        return fit(model, *given, nonideality=nonideality, trained=trained)
 
     monkeypatch.setattr(aimc, "fit_full_scales", watched)
-    execute(compose(tmp_path / "out", *DIRECT, *FITTED, "stage=finetune", f"previous={done[0]}"))
-    assert chips == [{2**32}]
+    finetune = ("stage=finetune", f"previous={done[0]}", "trainer.finetune.noise.scale=0.5")
+    execute(compose(tmp_path / "out", *DIRECT, *FITTED, *finetune))
+    assert chips == [{2**32}] * 2 and wanted == [(0.01, False), (0.02, True)]
     model = aimc.from_pretrained(tmp_path / "out" / "finetuned")
     assert {layer.chip_seed for _, layer in gain_cell_layers(model)} == {None}
     assert aimc.models.hardware_of(model).noise == Noise()
@@ -202,3 +209,27 @@ def test_one_full_scale_for_the_chip_depends_on_no_noise(done: tuple[Path, str])
     for name in RECORDED:
         record = json.loads((done[0] / name / "stage.json").read_text())
         assert "full scales" not in record["notes"] and "nonideality" not in record["settings"]
+
+
+def test_a_fine_tuned_model_goes_on(done: tuple[Path, str], compose: Compose, tmp_path: Path) -> None:
+    """From another run's, on other hardware, which is said."""
+    out = tmp_path / "out"
+    words = ("stage=further", "trainer.further.steps=3", "trainer.further.batch_size=2", f"previous={done[0]}")
+    said = execute(compose(out, *DIRECT, *FITTED, *words))
+    assert said.count("Full scales of ") == 2 and "on other hardware than it was fine-tuned on" in said
+    assert {path.name for path in out.iterdir() if path.is_dir()} >= {"further"}
+    record = json.loads((out / "further" / "stage.json").read_text())
+    assert list(record["perplexity"]) == ["nonlinear cell, as fine-tuned", "nonlinear cell, trained further"]
+    assert record["settings"]["input"].startswith("finetune-") and record["training_tokens"] == 3 * 2 * 32
+    assert record["settings"]["trainer"]["further"]["noise"]["scale"] == 1.0
+    before, after = weights_of(done[0] / "finetuned"), weights_of(out / "further")
+    assert {name for name, x in before.items() if not x.equal(after[name])} >= {"transformer.wte.weight"}
+    assert record["perplexity"]["nonlinear cell, as fine-tuned"] == pytest.approx(perplexity_of(done[0] / "finetuned"))
+    assert aimc.models.hardware_of(aimc.from_pretrained(out / "further")).array.full_scales == "head"
+    assert "skipped" in execute(compose(out, *DIRECT, *FITTED, *words))
+    assert "skipped" not in execute(compose(out, *DIRECT, *FITTED, *words, "nonideality.read_av=0.1"))
+
+
+def perplexity_of(folder: Path) -> float:
+    """The last that a stage has measured."""
+    return list(json.loads((folder / "stage.json").read_text())["perplexity"].values())[-1]

@@ -17,8 +17,8 @@ CONF = REPOSITORY / "conf"
 ASKED_FOR_BY = {"trainer/openwebtext": "data=openwebtext", "trainer/wikitext": "data=wikitext"}
 """Recipes that come with something else on the command line."""
 FILES = sorted(
-    [*CONF.glob("experiment/*.yaml"), *CONF.glob("recipe/*.yaml"), CONF / "stage/recalibrate.yaml"]
-    + [CONF / f"{name}.yaml" for name in ASKED_FOR_BY]
+    [*CONF.glob("experiment/*.yaml"), *CONF.glob("recipe/*.yaml")]
+    + [CONF / f"{name}.yaml" for name in ("stage/further", "stage/recalibrate", *ASKED_FOR_BY)]
 )
 
 

@@ -312,6 +312,7 @@ def test_torchrun_starts_all_again_where_one_died(tmp_path: Path, smoke: Callabl
 def test_two_processes_run_the_pipeline_as_one(tmp_path: Path, smoke: Callable[..., list[str]]) -> None:
     """From scratch to the report: training, calibration, layer-wise start and measurement over chips."""
     settings = ["model.dropout=0", "stage.with_softmax=false", "nonideality=typical", "recipe=direct"]
+    settings += ["hardware.array.full_scales=head"]
     for n in (1, 2):
         sizes = [f"trainer.{recipe}.batch_size={4 // n}" for recipe in ("digital", "match", "finetune")]
         overrides = smoke(tmp_path / str(n), *settings, *sizes)

@@ -27,6 +27,7 @@ from train.report import last_analog
 from train.run import Run
 from train.schema import RunConfig, StageConfig
 from train.stages import RECIPES, ROUTES, STAGES, SWITCHES
+from train.stages.stage import LEVELS, NOISE
 from train.tokens import prepare
 from train.windows import placed
 
@@ -49,12 +50,12 @@ def test_every_fact_is_one_that_can_be_used() -> None:
             assert list(route) == [name for name in STAGES if name in route]
             assert all(recipe in route for recipe in stage.recipes)
     for name, stage in STAGES.items():
-        assert stage.describe.endswith(".")
+        assert stage.describe.endswith(".") and stage.fits in (None, LEVELS, NOISE)
         for setting in stage.depends_on:
             assert OmegaConf.select(config, setting, default=None) is not None or setting == "model", setting
         assert all(recipe in STAGES and recipe in config.trainer for recipe in stage.recipes)
         assert (REPOSITORY / "conf" / "stage" / f"{name}.yaml").exists()
-    assert set(RECIPES) == {"digital", "match", "linear", "finetune", "joint", "recalibrate"}
+    assert set(RECIPES) == {"digital", "match", "linear", "finetune", "joint", "further", "recalibrate"}
     assert set(SWITCHES) == {"with_control", "with_softmax", "with_static"}
 
 
@@ -65,7 +66,7 @@ def test_the_pipeline_runs_what_its_switches_say() -> None:
         everything = StageConfig(recipe=route, **dict.fromkeys(SWITCHES, True))
         assert everything.wanted() == [name for name, stage in stages.items() if not stage.is_alone]
     assert StageConfig(name="linear").stage("linear").recipes == ("linear",)  # also where the route has none
-    assert all(StageConfig(name=name).wanted() == [name] for name in ("joint", "recalibrate"))
+    assert all(StageConfig(name=name).wanted() == [name] for name in ("joint", "further", "recalibrate"))
     assert StageConfig(name="evaluate").wanted() == []
 
 
@@ -80,12 +81,12 @@ def test_a_new_stage_is_one_file_one_name_and_one_yaml(tmp_path: Path) -> None:
     for old, new in (('name="finetune"', 'name="polish"'), ('folder="finetuned"', 'folder="polished"')):
         text = text.replace(old, new)
     text = text.replace('needs="match"', 'needs="finetune"').replace('recipes=("finetune",)', 'recipes=("polish",)')
-    text = text.replace("import Stage, StageResult", "import Stage, StageResult, Switch")
+    text = text.replace("import NOISE, Stage, StageResult", "import NOISE, Stage, StageResult, Switch")
     text = text.replace("data_order=1,", 'data_order=3,\n    switch=Switch("with_polish", default=False),')
     (stages / "polish.py").write_text(text)
     registry = (stages / "__init__.py").read_text()
     registry = registry.replace("recalibrate, softmax\n", "polish, recalibrate, softmax\n")
-    registry = registry.replace("finetune, joint, recalibrate)\n", "finetune, polish, joint, recalibrate)\n")
+    registry = registry.replace("finetune, joint, further", "finetune, polish, joint, further")
     (stages / "__init__.py").write_text(registry)
     (tmp_path / "conf" / "stage" / "polish.yaml").write_text("name: polish\n")
     words = ["stage=polish", "stage.with_polish=true", "trainer.polish.steps=7", "--cfg", "job"]
@@ -154,7 +155,9 @@ def unchanged(settings: Callable[..., dict[str, dict[str, object]]]) -> dict[str
         ("trainer.control_dropout=true", set()),  # as by default
         ("trainer.recalibrate.noise.chip=3", {"recalibrate"}),
         ("static.preset=reram", {"joint"}),
-        ("hardware.array.rows=16", {"softmax", "linear", "adapt", "finetune", "joint"}),
+        ("trainer.further.steps=5", {"further"}),
+        ("nonideality.read_av=0.1", set()),
+        ("hardware.array.rows=16", {"softmax", "linear", "adapt", "finetune", "joint", "further"}),
         ("model.dropout=0.2", {"digital"}),
         ("measure.tokens=256", set()),
         ("measure.chips=3", set()),
@@ -168,6 +171,14 @@ def test_a_setting_belongs_to_the_stages_that_use_it(
 ) -> None:
     changed = settings(override)
     assert {name for name in unchanged if unchanged[name] != changed[name]} == depending
+
+
+def test_the_noise_shapes_what_full_scales_are_fitted_for_it(
+    settings: Callable[..., dict[str, dict[str, object]]],
+) -> None:
+    before, after = (settings("hardware.array.full_scales=head", *more) for more in ((), ("nonideality.read_av=0.1",)))
+    assert {name for name in before if before[name] != after[name]} == {"finetune", "further"}
+    assert {name for name in before if "fits" in before[name]} == {"finetune", "further"}
 
 
 @pytest.mark.parametrize("stage", ["linear", "finetuned", "joint"])

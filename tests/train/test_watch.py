@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from aimc.models.arrays import gain_cell_layers, has_arrays
+from aimc.models.arrays import gain_cell_layers
 from tests.conftest import tiny_gpt2
 from tests.train.conftest import same_weights, weights_of
 from train import pipeline, replay
@@ -170,14 +170,13 @@ def test_full_counters_and_scalers_that_run_away_are_told_once() -> None:
 def test_counters_whose_full_scales_are_fitted_clip_for_a_reason() -> None:
     import aimc
 
-    model, hardware, said = tiny_gpt2(), aimc.presets.gain_cell_normalised(), []
-    for kind, told in (("global", 2), ("head", 0)):
+    model, said = tiny_gpt2(), []
+    aimc.convert(model, aimc.presets.gain_cell_normalised())
+    for factor, told in ((1.0, 2), (0.5, 0)):
         said.clear()
-        hardware.array.full_scales = kind
-        tell_full_normaliser({"normaliser": 0.3}, hardware, said.append)
-        if not has_arrays(model):
-            aimc.convert(model, hardware)
-        aimc.set_hardware(model, hardware)
+        for _, layer in gain_cell_layers(model):
+            layer.normaliser_full_scale[0] = factor
+        tell_full_normaliser(model, {"normaliser": 0.3}, said.append)
         Alarms(model, clip=0.1, drift=4.0, say=said.append).look(model, {"clip/A": 0.3})
         assert len(said) == told, said
     Alarms(model, clip=0.1, drift=4.0, say=said.append).look(model, {"clip/S_full": 0.3})

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import adapt, control, digital, finetune, joint, linear, match, recalibrate, softmax
+from . import adapt, control, digital, finetune, further, joint, linear, match, recalibrate, softmax
 from .stage import DIRECT, PUBLISHED, Stage
 
 STAGES: dict[str, Stage] = {
     module.STAGE.name: module.STAGE
-    for module in (digital, control, softmax, linear, adapt, match, finetune, joint, recalibrate)
+    for module in (digital, control, softmax, linear, adapt, match, finetune, joint, further, recalibrate)
 }
 """Every stage by name, in the order that a pipeline runs them: a new one is a file, and its name here."""
 _ON_ROUTE = {

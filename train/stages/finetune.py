@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .stage import Stage, StageResult
+from .stage import NOISE, Stage, StageResult
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -17,8 +17,8 @@ def run(run: Run) -> StageResult:
     assert run.stage.needs is not None  # below
     result = StageResult(run.model_of(run.stage.needs))
     aimc.set_hardware(result.model, run.config.hardware)
-    if scale := run.recipe("finetune").noise.scale:
-        run.fit_full_scales(result.model, result.notes, run.config.nonideality.scaled(scale))
+    if run.recipe("finetune").noise.scale:
+        run.fit_full_scales(result.model, result.notes, run.training_noise("finetune"), trained=False)
     result.history = run.train(result.model, teacher=run.teacher())
     run.fit_full_scales(result.model, result.notes, run.config.nonideality)
     result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
@@ -34,7 +34,7 @@ STAGE = Stage(
     needs="match",
     recipes=("finetune",),
     data_order=1,
-    fits=True,
+    fits=NOISE,
     depends_on=("hardware",),
     curve="nonlinear cell, fine-tuned",
 )

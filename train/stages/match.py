@@ -1,18 +1,18 @@
-"""Straight onto arrays of nonlinear cells: scalers set from the digital statistics, then every attention block trained
-by itself to give the digital block's output."""
+"""Straight onto arrays of nonlinear cells: scalers set from the digital statistics, counters from their levels, then
+every attention block trained by itself to give the digital block's output."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .stage import CALIBRATION, DIRECT, Stage, StageResult
+from .stage import CALIBRATION, DIRECT, LEVELS, Stage, StageResult
 
 if TYPE_CHECKING:
     from ..run import Run
 
 
 def run(run: Run) -> StageResult:
-    """Convert, set the scalers, match the outputs layer by layer, fit the output projections."""
+    """Convert, set the scalers and full scales, match the outputs layer by layer, fit the output projections."""
     import copy
 
     import aimc
@@ -28,6 +28,7 @@ def run(run: Run) -> StageResult:
     result.perplexity["nonlinear cell, straight from digital"] = run.measure(result.model)
     aimc.initialise_scalers(result.model, reference, run.own_batches())
     result.perplexity["nonlinear cell, statistics start"] = run.measure(result.model)
+    run.fit_full_scales(result.model, result.notes, aimc.Noise(), trained=False)
     if recipe.steps:
         factors = recipe.learning_rates
         text = run.sequences("match")
@@ -76,6 +77,7 @@ STAGE = Stage(
     run=run,
     needs="digital",
     recipes=("match",),
+    fits=LEVELS,
     route=DIRECT,
     depends_on=("hardware", "stage.fit_sequences", *CALIBRATION),
 )

@@ -18,7 +18,7 @@ def run(run: Run) -> StageResult:
     from aimc.models.arrays import hardware_of
 
     noise = run.config.trainer.recipe("recalibrate").noise
-    chip, nonideality = int(noise.chip), run.config.nonideality.scaled(noise.scale)
+    chip, nonideality = int(noise.chip), run.training_noise("recalibrate")
     name = f"chip {chip}" + (f" at {noise.scale:g} × its noise" if noise.scale != 1 else "")
     result = StageResult(run.model_of("finetune"))
     aimc.set_hardware(result.model, replace(hardware_of(result.model), backend=run.config.hardware.backend))

@@ -15,6 +15,8 @@ CALIBRATION = ("stage.calibration_batches", "stage.calibration_batch_size")
 """Settings of the text over which statistics are measured."""
 DIRECT, PUBLISHED = "direct", "published"
 """Routes from a digital model to nonlinear cells."""
+LEVELS, NOISE = "levels", "noise"
+"""What full scales of counters are chosen for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,9 @@ class Stage:
     sequences first."""
     depends_on: tuple[str, ...] = ()
     """Settings that shape its model, by their place in the config, beside seed, text, input and recipes."""
-    fits: bool = False
-    """Whether it chooses the full scales of the counters, where the hardware has them for each head."""
+    fits: str | None = None
+    """What it chooses the full scales of the counters for, where the hardware has them for each head: their
+    :data:`LEVELS`, or :data:`NOISE`, the run's; None: it leaves them as they are."""
     analog: bool = True
     """Whether its model has attention on gain-cell arrays."""
     route: str | None = None
