@@ -46,8 +46,8 @@ def require_all(run: Run) -> None:
             "trainer.precision=fp16: its gradients are scaled on GPUs only, and this run is on a CPU; set"
             " trainer.precision=bf16 or fp32"
         )
-    if any(CALIBRATION[0] in stage.depends_on or stage.name in ("finetune", "further") for stage in stages):
-        run.batches()  # for statistics, or for how often what is trained meets a bound
+    if any(CALIBRATION[0] in stage.depends_on or stage.tells_bounds for stage in stages):
+        run.batches()
     if any(replace(run, stage=stage).fits_full_scales for stage in stages):
         run.text_to_fit()
     if any("stage.fit_sequences" in stage.depends_on for stage in stages):

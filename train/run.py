@@ -32,7 +32,7 @@ from .pretrained import load_digital
 from .ranks import everyone
 from .recipe import NoiseTraining, Recipe
 from .stages import STAGES
-from .stages.stage import Stage
+from .stages.stage import Stage, StageResult
 from .streaming import Stream
 from .tokens import TokenData, require_same_tokenizer
 from .trainer import Training, train
@@ -253,6 +253,21 @@ class Run:
         fractions = aimc.clip_fractions(model, self.batches()[:1])
         tell_full_normaliser(model, fractions, self.say)
         return fractions
+
+    def train_on_hardware(self, result: StageResult, *, trained: bool) -> None:
+        """Train a stage's model by the stage's own recipe on the run's hardware, counters fitted before that for the
+        noise that it is trained under, if any, and behind it for the run's.
+
+        Args:
+            result: of the stage; gets the log and notes.
+            trained: whether the model was trained on the counters that it has, see :func:`aimc.fit_full_scales`.
+        """
+        name, model = self.stage.name, result.model
+        aimc.set_hardware(model, self.config.hardware)
+        if self.recipe(name).noise.scale:
+            self.fit_full_scales(model, result.notes, self.training_noise(name), trained=trained)
+        result.history = self.train(model, teacher=self.teacher())
+        self.fit_full_scales(model, result.notes, self.config.nonideality)
 
     @property
     def fits_full_scales(self) -> bool:

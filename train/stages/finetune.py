@@ -12,15 +12,9 @@ if TYPE_CHECKING:
 
 def run(run: Run) -> StageResult:
     """Train on the nonlinear cell."""
-    import aimc
-
     assert run.stage.needs is not None  # below
     result = StageResult(run.model_of(run.stage.needs))
-    aimc.set_hardware(result.model, run.config.hardware)
-    if run.recipe("finetune").noise.scale:
-        run.fit_full_scales(result.model, result.notes, run.training_noise("finetune"), trained=False)
-    result.history = run.train(result.model, teacher=run.teacher())
-    run.fit_full_scales(result.model, result.notes, run.config.nonideality)
+    run.train_on_hardware(result, trained=False)
     result.perplexity["nonlinear cell, fine-tuned"] = run.measure(result.model)
     result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
@@ -35,6 +29,7 @@ STAGE = Stage(
     recipes=("finetune",),
     data_order=1,
     fits=NOISE,
+    tells_bounds=True,
     depends_on=("hardware",),
     curve="nonlinear cell, fine-tuned",
 )

@@ -13,17 +13,13 @@ if TYPE_CHECKING:
 
 def run(run: Run) -> StageResult:
     """Train the fine-tuned model on the run's hardware."""
-    import aimc
     from aimc.models.arrays import hardware_of
 
     result, hardware = StageResult(run.model_of("finetune")), run.config.hardware
     result.perplexity["nonlinear cell, as fine-tuned"] = run.measure(result.model)
     if replace(hardware_of(result.model), backend=hardware.backend) != hardware:
         run.say("  it goes on on other hardware than it was fine-tuned on; see hardware= and hardware.…")
-    aimc.set_hardware(result.model, hardware)
-    run.fit_full_scales(result.model, result.notes, run.training_noise("further"))
-    result.history = run.train(result.model, teacher=run.teacher())
-    run.fit_full_scales(result.model, result.notes, run.config.nonideality)
+    run.train_on_hardware(result, trained=True)
     result.perplexity["nonlinear cell, trained further"] = run.measure(result.model)
     result.notes["clip fractions"] = run.clip_fractions(result.model)
     return result
@@ -38,6 +34,7 @@ STAGE = Stage(
     recipes=("further",),
     data_order=4,
     fits=NOISE,
+    tells_bounds=True,
     depends_on=("hardware",),
     is_alone=True,
 )

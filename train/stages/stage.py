@@ -64,6 +64,9 @@ class Stage:
     fits: str | None = None
     """What it chooses the full scales of the counters for, where the hardware has them for each head: their
     :data:`LEVELS`, or :data:`NOISE`, the run's; None: it leaves them as they are."""
+    tells_bounds: bool = False
+    """Whether it looks at the text of :data:`CALIBRATION` for how often a bound is met alone, so that its model does
+    not depend on that."""
     analog: bool = True
     """Whether its model has attention on gain-cell arrays."""
     route: str | None = None
