@@ -319,8 +319,9 @@ def test_two_processes_train_as_one_with_twice_the_batch(
 
 
 def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compose) -> None:
-    """A model that starts as its teacher diverges from it by nothing: the first loss is the text's share alone."""
-    first = {}
+    """A model that starts as its teacher diverges from it by nothing: the first loss is the text's share alone. Where
+    that is none, what the text would have cost is not computed."""
+    first, labelled = {}, {}
     for weight in (0.0, 0.5, 1.0):
         config = compose(
             tmp_path / str(weight),
@@ -332,6 +333,13 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
         data = prepare(config.data, None, config.model.n_positions)
         teacher = digital_model(config.model, data.tokenizer, 0)
         student = copy.deepcopy(teacher)
+        with_labels: set[bool] = set()
+
+        def saw(model: torch.nn.Module, args: Any, kwargs: dict[str, Any], seen: set[bool] = with_labels) -> None:
+            if model.training:
+                seen.add(kwargs.get("labels") is not None)
+
+        student.register_forward_pre_hook(saw, with_kwargs=True)
         training = Training(
             stage="linear",
             setting="trainer.linear",
@@ -341,10 +349,11 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
             folder=tmp_path / str(weight),
         )
         log = train(student, data, training, teacher)
-        first[weight] = log[0]["loss"]
+        first[weight], labelled[weight] = log[0]["loss"], with_labels
     assert first[0.0] > 4
     assert first[0.5] == pytest.approx(0.5 * first[0.0], rel=1e-4)
     assert first[1.0] == pytest.approx(0.0, abs=1e-5)
+    assert labelled == {0.0: {True}, 0.5: {True}, 1.0: {False}}
 
 
 def test_logged_validation_perplexity_is_the_models_own(base: Path, compose: Compose) -> None:
