@@ -261,7 +261,7 @@ def _cell(values: list[float], form: str) -> str:
 @dataclass(slots=True)
 class Rows:
     """What is known of the models, in `beside.json`: this run's rows and those of earlier runs of the same effort. A
-    table of another effort is put aside, not lost."""
+    table of another effort is put aside, and comes back when that effort does."""
 
     file: Path
     effort: dict[str, int]
@@ -270,13 +270,15 @@ class Rows:
 
     def __post_init__(self) -> None:
         before = read_object(self.file)
-        if before is None:
-            return
-        if before.get("effort") == self.effort and before.get("text") == self.text:
+        if before is not None and (before.get("effort"), before.get("text")) != (self.effort, self.text):
+            self.file.rename(self._aside(before.get("effort", {})))
+            before = read_object(self._aside(self.effort))
+        if before is not None:
             self.rows = before["rows"]
-        else:
-            name = "_".join(f"{key}{value}" for key, value in before.get("effort", {}).items())
-            self.file.rename(self.file.with_name(f"beside_{name or 'unknown'}.json"))
+
+    def _aside(self, effort: Mapping[str, int]) -> Path:
+        name = "_".join(f"{key}{value}" for key, value in effort.items())
+        return self.file.with_name(f"beside_{name or 'unknown'}.json")
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Take in rows and write all, in the table's order; a row takes the place of one of the same model and

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import sys
 import tempfile
@@ -39,6 +38,7 @@ TAKEN = UTILISATION * PEAK_FLOPS / (6 * PARAMETERS)
 WANTED = 20
 """Times that, so that reading never holds up eight such GPUs."""
 BATCH, CONTEXT = 32, 1024
+SELF = Path("/proc/self")
 START_S = 2.0
 
 
@@ -52,7 +52,7 @@ class Start:
     read_mb: float
     """Read by system calls meanwhile."""
     mapped_mb: float
-    """More of memory in use at its peak, mapped files included."""
+    """More of memory in use at its peak meanwhile, mapped files included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +141,10 @@ def _tokenising(folder: Path, tokenizer: PreTrainedTokenizerBase, document_bytes
         for n_documents, tokens in done:
             total, n_tokens = n_documents, n_tokens + tokens
             end, own_end, others_end = time.perf_counter(), time.process_time(), max(others, _of_others())
+        if not n_tokens:
+            sys.exit(
+                f"--megabytes: {workers} processes had tokenised all of the text before they were timed; ask for more"
+            )
         size = (total - first) * document_bytes / 1e6
         return Tokenised(size, n_tokens, end - started, own_end - own, others_end - others, started - began)
     finally:
@@ -220,16 +224,18 @@ def _grow(folder: Path, size: int) -> None:
 def _measured() -> Iterator[list[float]]:
     """Seconds, megabytes that were read, and megabytes of more memory; in the list when the block is over."""
     found: list[float] = []
-    began, read, memory = time.perf_counter(), _read(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (SELF / "clear_refs").write_text("5")  # its peak is what it has now
+    began, read, memory = time.perf_counter(), _number("io", "rchar"), _number("status", "VmRSS")
     yield found
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory
-    found += [time.perf_counter() - began, (_read() - read) / 1e6, more * 1024 / 1e6]
+    more = _number("status", "VmHWM") - memory
+    found += [time.perf_counter() - began, (_number("io", "rchar") - read) / 1e6, more * 1024 / 1e6]
 
 
-def _read() -> int:
-    """Bytes that this process has read by system calls, from a disk or from what the system has in memory."""
-    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(lines["rchar"])
+def _number(file: str, name: str) -> int:
+    """What the system says of this process: of `io` `rchar`, bytes that were read by system calls, from a disk or from
+    what the system has in memory; of `status` `VmRSS` and `VmHWM`, kB of memory now and at its peak."""
+    lines = dict(line.split(":", 1) for line in (SELF / file).read_text().splitlines())
+    return int(lines[name].split()[0])
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ decides it for a few charges at the clip: the eager model in float32 is itself u
 float64 (8 layers, T=1024). This is for wiring, scalers and missing gradients; the operator's own gradients are held to
 1e-5 in its own cases."""
 LEARNING_RATE = 1e-4
-NOISY_SHARE = 4
-"""Under noise, a training step is compared with the eager operator on a quarter of its tokens; its operator is compared
-on all of them in a case of its own."""
+CHECKED_SHARE = 4
+"""A training step is compared with the eager operator on a quarter of its tokens; its operator is compared on all of
+them in cases of its own."""
 OUTPUTS = ("logits", "loss")
 Tensors = dict[str, Tensor]
 
@@ -122,10 +122,9 @@ def _training_point(settings: Settings) -> Point:
         return {"loss": loss.detach(), **found}
 
     def check() -> str:
-        found = compare(analog, settings, partial(gradients, tokens))
-        part = tokens[:, : settings.model_tokens // NOISY_SHARE]
-        under_noise = compare(analog, settings, partial(gradients, part), noise=presets.typical())
-        return f"{found}; {NOISY}, {part.shape[1]} tokens, {under_noise}"
+        part = partial(gradients, tokens[:, : settings.model_tokens // CHECKED_SHARE])
+        found = (compare(analog, settings, part, noise=noise) for noise in (None, presets.typical()))
+        return f"{settings.model_tokens // CHECKED_SHARE} tokens, {f'; {NOISY}, '.join(found)}"
 
     steps = {SUBJECT: partial(step, analog, clean), DIGITAL: partial(step, digital)}
     return _point(settings, check, {**steps, NOISY: partial(step, analog, noisy)}, steps)

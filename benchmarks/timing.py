@@ -13,6 +13,8 @@ import torch
 from aimc.evaluate.quiet import no_gc
 
 MIN_REPETITIONS, MAX_REPETITIONS = 3, 100
+QUICK_SHARE = 0.25
+"""Of the time for a point: contenders that take less, once each, are called once before they are timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,7 @@ class Times:
     """Medians and spread of one point."""
 
     repetitions: int
-    """How often each contender ran after its warm-up."""
+    """How often each contender was timed."""
     median_s: dict[str, float]
     """Contender to median, second."""
     iqr_s: dict[str, float]
@@ -30,22 +32,27 @@ class Times:
 def time_in_turn(contenders: Mapping[str, Callable[[], Any]], *, seconds: float, device: str) -> Times:
     """Time the contenders alternately, so that a machine that slows down or speeds up does so for all of them alike.
 
-    Each runs before, to compile and fill caches and to learn how many repetitions fit into the budget.
+    The first call of something quick is mostly set-up, so it does not count. Of what takes seconds, and has been
+    checked before, it does: set-up weighs little there.
 
     Args:
         contenders: name to what is timed.
         seconds: aim for the whole, second.
         device: `cpu` or `cuda`; on `cuda` the clock stops when the device has finished.
     """
+
+    def one_round() -> dict[str, float]:
+        return {name: _seconds(call, device) for name, call in contenders.items()}
+
     with no_gc():
-        once = sum(_seconds(call, device) for call in contenders.values())
-        if once < seconds / 4:  # the first call of something quick is mostly set-up: ask again
-            once = sum(_seconds(call, device) for call in contenders.values())
-        n = max(MIN_REPETITIONS, min(MAX_REPETITIONS, int(seconds / max(once, 1e-9)) - 2))
-        samples: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(n):
-            for name, call in contenders.items():
-                samples[name].append(_seconds(call, device))
+        rounds = [one_round()]
+        if sum(rounds[0].values()) < QUICK_SHARE * seconds:
+            rounds = [one_round()]
+        n = int(seconds / max(sum(rounds[0].values()), 1e-9))
+        n = max(MIN_REPETITIONS, min(MAX_REPETITIONS, n))
+        while len(rounds) < n:
+            rounds.append(one_round())
+    samples = {name: [times[name] for times in rounds] for name in contenders}
     quartiles = {name: statistics.quantiles(times, n=4, method="inclusive") for name, times in samples.items()}
     return Times(
         repetitions=n,

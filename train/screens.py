@@ -72,7 +72,7 @@ SCREENS = {
         "first. What is measured is kept, so that the same command goes on; results go to CHECKPOINT/study, and\n"
         "aimc report makes a page of them.",
         (
-            "checkpoint=checkpoints/direct/finetuned  # everything, twenty minutes on two cores",
+            "checkpoint=checkpoints/direct/finetuned  # everything, an hour on two cores",
             "checkpoint=FOLDER data=text data.path=FILE measure.context=512 measure.tokens=2048  # your own",
         ),
     ),

@@ -127,7 +127,8 @@ class StudyConfig:
     @property
     def folder(self) -> Path:
         """What one job writes into."""
-        return Path(self.output_dir or Path(self.checkpoint) / "study")
+        checkpoint = Path(self.checkpoint)
+        return Path(self.output_dir or (checkpoint.parent if checkpoint.is_file() else checkpoint) / "study")
 
     @property
     def points(self) -> Path:

@@ -22,7 +22,8 @@ class TrainerConfig:
     the stages before and in fine-tuning read, digitally."""
 
     precision: str = choice("fp32", PRECISIONS)
-    """`fp32`, `bf16` or `fp16` autocast; the emulated hardware computes in float32 in all of them."""
+    """`fp32`, `bf16` or `fp16` autocast; the emulated hardware computes in float32 all the same, but for the products
+    of the Triton kernels, which sum in it."""
     eval_tokens: int = number(32768, least=1)
     """Validation tokens of the measurements while training."""
     device: str = choice("auto", ("auto", "cpu"))
@@ -46,7 +47,8 @@ class TrainerConfig:
     """True: with the weights from before the step, so that it can be done again to the digit."""
     alarm_clip: float = number(0.1, above=0, most=1)
     """Share of full reads above which a stage tells that counters (A, S, the normaliser's) are full; less was not seen
-    to cost anything."""
+    to cost anything. Of A and the normaliser's only where their full scales were not fitted: those clip for a
+    reason."""
     alarm_drift: float = number(4.0, above=1)
     """Factor by which the scaler of a head may change in a stage's training before that is told."""
     sharding: str = choice("none", SHARDING)

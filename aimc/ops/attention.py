@@ -74,7 +74,7 @@ def gain_cell_attention(
     Returns:
         `[B, H, T, D]` in the dtype of `query`: the digital sum of the sub-tiles in units of `array.saturation_av`,
         before the output scaler; zero at padded positions. Computed in float32 (float64 for float64 queries), whatever
-        autocast says.
+        autocast says; the Triton kernels multiply in the dtype of `query`, and sum in float32.
 
     Raises:
         TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`.

@@ -140,6 +140,8 @@ def test_rows_of_the_same_effort_stay_and_another_is_put_aside(ran: list[tuple[s
     assert rows_in(tmp_path).keys() == {("gpt2_tiny", 1)}
     aside = tmp_path / "embedded" / "beside_steps200_matched20_extra60_tokens16384_chips3_context256.json"
     assert len(json.loads(aside.read_text())["rows"]) == 6
+    main(["--seeds", "1", "--folder", str(tmp_path), "--models", "mamba_tiny"])
+    assert len(rows_in(tmp_path)) == 6, "and comes back"
 
 
 def test_none_is_begun_when_time_is_up(

@@ -205,6 +205,12 @@ def test_a_digital_model_goes_onto_arrays_first(
         require_effect(compose(tmp_path), ["hardware.array.rows=8"])
 
 
+def test_results_on_one_file_stand_beside_it(tmp_path: Path) -> None:
+    (file := tmp_path / "model.gguf").touch()
+    assert StudyConfig(checkpoint=str(file)).folder == tmp_path / "study"
+    assert StudyConfig(checkpoint=str(tmp_path)).folder == tmp_path / "study"
+
+
 def test_points_of_a_grid_may_be_trained(compose: Compose, tmp_path: Path) -> None:
     grid = "grid={nonideality.write_v:[0.0,0.1]}"
     training = ["training.steps=4", "training.batch_size=2", "training.learning_rate=0.001"]
