@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -31,10 +32,11 @@ def texts_of(data: TokenData, training: Training) -> dict[str, Blocks | Mixed | 
             f"trainer.eval_tokens={training.shared.eval_tokens}: fewer than one sequence of {context} tokens; give"
             f" {context} or more"
         )
-    if not isinstance(text, Stream) and len(text) < recipe.batch_size * PartialState().num_processes:
+    sizes = [n for n in (recipe.batch_size, recipe.accumulate, PartialState().num_processes) if n > 1] or [1]
+    if not isinstance(text, Stream) and len(text) < math.prod(sizes):
         n_tokens = len(text) * context if data.written is not None else len(data.splits["train"])
         raise RunError(
-            f"the training text holds {n_tokens} tokens, fewer than one batch of {recipe.batch_size} ×"
+            f"the training text holds {n_tokens} tokens, fewer than one batch of {' × '.join(map(str, sizes))} ×"
             f" {context}; give more text or set {training.setting}.batch_size lower"
         )
     return {"train_dataset": text, "eval_dataset": validation}

@@ -87,6 +87,16 @@ class Heartbeat(TrainerCallback):
             write_json(self.file, place | steps | self.numbers, durable=False)
 
 
+class SaveAsAsked(TrainerCallback):
+    """Where training goes on, points are saved as often as the settings say now; the parent would take that from the
+    point that it goes on from."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        state.save_steps = int(args.save_steps)
+
+
 class SaveBest(TrainerCallback):
     """Asks for a point to resume from where validation has never been as good.
 
@@ -108,7 +118,10 @@ class StopOnSignal(TrainerCallback):
     it was before. A context manager around the training."""
 
     def __init__(self) -> None:
+        self.asked = False
+        """Whether this process got a signal; it may come at any time, so nobody else sets it."""
         self.caught = False
+        """Whether all processes stop, as they have agreed behind a step."""
 
     def __enter__(self) -> None:
         before = {number: signal.getsignal(number) for number in STOPPING}
@@ -122,12 +135,13 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, old)
 
     def _handle(self, signum: int, frame: object) -> None:
-        self.caught = True
+        self.asked = True
         self.__exit__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.caught = self.asked
         if args.world_size > 1:  # all processes must stop at the same step, or the others wait for this one for ever
-            self.caught = bool(reduce(torch.tensor(int(self.caught), device=args.device), "sum").item())
+            self.caught = bool(reduce(torch.tensor(int(self.asked), device=args.device), "sum").item())
         if self.caught:
             control.should_save = True
             control.should_training_stop = True

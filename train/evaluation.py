@@ -45,6 +45,10 @@ class Reference:
     """Where it came from, as it is shown."""
 
 
+def _can_be_noisy(model: PreTrainedModel) -> bool:
+    return has_arrays(model) or any(slot_arrays(model))
+
+
 def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
     """The model to measure.
 
@@ -52,7 +56,7 @@ def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
         RunError: none is there, or it has nothing that could be non-ideal.
     """
     model = load_any(checkpoint)
-    if nonideality.active() and not (has_arrays(model) or any(slot_arrays(model))):
+    if nonideality.active() and not _can_be_noisy(model):
         raise RunError(
             f"checkpoint={checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
             " name a converted model"
@@ -111,11 +115,16 @@ def measure(
     """Measure perplexity clean and under each non-ideality, where asked also with each effect off and against the
     digital model; write and show it."""
     without, against = {}, {}
-    if has_arrays(model):
-        hardware = hardware_of(model)
-        if hardware.normaliser.is_on:
-            seen = text[None, : min(measurement.context or 1, hardware.array.window)]  # at once, by the eager operator
-            tell_full_normaliser(model, aimc.clip_fractions(model, [seen]), say)
+    if has_arrays(model) and hardware_of(model).normaliser.is_on:
+        window = hardware_of(model).array.window
+        seen = text[None, : min(measurement.context or 1, window)]  # at once, by the eager operator
+        tell_full_normaliser(model, aimc.clip_fractions(model, [seen]), say)
+    if settings.ablate and not has_arrays(model):
+        raise RunError(
+            "ablate=true: the effects that are switched off are those of attention's arrays, and this model has none;"
+            " leave it out"
+        )
+    if _can_be_noisy(model):
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .cache import Growing, Say, kept
 from .errors import RunError
+from .ranks import first_alone
 from .tokens import TokenData
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def write_text(
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     folder = Path(config.cache_dir) / f"generated-{name}"
     place = "cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"
-    with PartialState().main_process_first():  # one process writes, the others find it done
+    with first_alone(PartialState()):  # one process writes, the others find it done
         kept(folder, lambda partial: _write(load().eval().to(place), data, wanted, context, partial), say)
     return np.memmap(folder / FILE, dtype=data.splits["train"].dtype, mode="r")
 

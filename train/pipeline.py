@@ -49,6 +49,10 @@ def execute(config: RunConfig, say: Say, stages: Sequence[Stage] | None = None) 
         if config.stage.name == "tokenise":
             say(f"{Path(config.data.cache_dir) / run.data.fingerprint}: {run.data.sizes}")
             return
+        if state.is_main_process:
+            for known in (*STAGES.values(), *(stages or ())):
+                settle(config.folder / known.folder)
+        state.wait_for_everyone()
         require_all(run)
         for stage in [config.stage.stage(name) for name in config.stage.wanted()] if stages is None else stages:
             run_stage(replace(run, stage=stage))
@@ -97,7 +101,6 @@ def _finished(run: Run, settings: dict[str, Any]) -> bool:
     name = run.stage.name
     if run.config.restart:
         return False
-    settle(run.folder)
     record = record_of(run.folder, run.say)
     if record is None:
         return False

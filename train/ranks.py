@@ -129,6 +129,18 @@ def together() -> Iterator[None]:
     Raises:
         LostRank: another process died, or does not answer.
     """
+    with noticing():
+        yield
+    PartialState().destroy_process_group()
+
+
+@contextmanager
+def noticing() -> Iterator[None]:
+    """Around work that processes share: says where another one is gone.
+
+    Raises:
+        LostRank: another process died, or does not answer.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -143,4 +155,3 @@ def together() -> Iterator[None]:
             f" answer ({told.strip()}); what it said is above or in the log of its node; the last point to resume from"
             " is intact, and the same command goes on from there"
         ) from error
-    PartialState().destroy_process_group()

@@ -42,7 +42,7 @@ class Measured:
     perplexity: float
     ratio: float
     """Over the digital model's on the same tokens."""
-    stderr: float
+    stderr: float | None
     """Of the ratio: over the text, or over the chips where there are several."""
     kl: float | None = None
     """Divergence from the digital model, nat a token."""
@@ -162,7 +162,8 @@ def _row(
         start = time.perf_counter()
         noisy = perplexity(model, part, settings.measure, nonideality=row.noise)
         chips = len(noisy.per_chip)
-        facts |= {"ratio": noisy.mean / own, "stderr": noisy.std / own / chips**0.5, "chips": chips}
+        error = noisy.std / chips**0.5 if chips > 1 else noisy.stderr  # of one chip there is that over the text alone
+        facts |= {"ratio": noisy.mean / own, "stderr": None if error is None else error / own, "chips": chips}
         return Measured(**facts, perplexity=noisy.mean, evaluation_s=time.perf_counter() - start)
     start = time.perf_counter()
     both = agreement(model, digital, text, replace(settings.measure, chips=1))

@@ -92,30 +92,37 @@ def rule_of(run: Run) -> dict[str, int | None]:
 
 def is_same(before: dict[str, Any] | None, settings: dict[str, Any]) -> bool:
     """Whether two settings shape the same model: a batch is the same on however many processes, and in however many
-    micro-steps, it is read."""
-    return before is not None and _by_batch(before) == _by_batch(_as_told_by(before, settings))
+    micro-steps, it is read, a model however often it is saved on its way, and by whichever backend it computes."""
+    return before is not None and _of_model(before) == _of_model(_as_told_by(before, settings))
 
 
 def _as_told_by(before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """Settings, with no more of them than an older record tells."""
     older = dict(settings)
-    if "source" not in before:
-        older.pop("source", None)
+    for later in ("source", "teacher"):
+        if later not in before:
+            older.pop(later, None)
     if before.get("best") == "loaded" and "best" in settings:
         older["best"] = "loaded"
     return older
 
 
-def _by_batch(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the sequences of an optimiser step in place of how they are shared."""
-    processes, trainer = settings.get("processes", 1), settings.get("trainer", {})
-    recipes = {
-        name: {**recipe, "batch_size": recipe["batch_size"] * recipe["accumulate"] * processes, "accumulate": 1}
-        if isinstance(recipe, dict) and {"batch_size", "accumulate"} <= recipe.keys()
-        else recipe
-        for name, recipe in trainer.items()
-    }
-    return {**settings, "trainer": recipes, "processes": 1}
+def _of_model(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the sequences of an optimiser step in place of how they are shared, and without what shapes no
+    model."""
+    processes, shaping = settings.get("processes", 1), {**settings, "processes": 1}
+    shaping["trainer"] = {name: _of_steps(recipe, processes) for name, recipe in settings.get("trainer", {}).items()}
+    if isinstance(hardware := settings.get("hardware"), dict):
+        shaping["hardware"] = hardware | {"backend": None}
+    return shaping
+
+
+def _of_steps(recipe: Any, processes: int) -> Any:
+    """A recipe, by optimiser steps; anything else as it is."""
+    if not isinstance(recipe, dict) or not {"batch_size", "accumulate"} <= recipe.keys():
+        return recipe
+    together = recipe["batch_size"] * recipe["accumulate"] * processes
+    return recipe | {"batch_size": together, "accumulate": 1, "save_every": None}
 
 
 def _of_training(run: Run) -> dict[str, Any]:
@@ -137,8 +144,9 @@ def _of_training(run: Run) -> dict[str, Any]:
     depends_on_noise = run.fits_full_scales and stage.fits == NOISE
     if depends_on_noise or (stage.analog and any(recipe.noise.scale for recipe in recipes.values())):
         settings["nonideality"] = asdict(run.config.nonideality)
-    if any(run.teacher_name(name) == "control" for name in recipes):
-        settings["teacher"] = digest_of(run.input("control"), "control")
+    teachers = {name for name in map(run.teacher_name, recipes) if name not in (None, stage.needs)}
+    if teachers:  # what the stage needs is among its settings anyway
+        settings["teacher"] = " ".join(digest_of(run.input(name), name) for name in sorted(teachers))
     if recipes and data.is_generated and stage.needs is not None:
         settings["generated"] = asdict(data.generated) | {"by": digest_of(run.input("digital"), "digital")}
     return settings

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 TOKENS_TO_FIT = 2048
 """Of the validation text, about, that the counters' full scales are fitted to."""
+MOST_BATCHES = 4096
+"""That are read before training by the clock, whose steps nobody knows; it goes through them again."""
 HEARTBEAT = ".heartbeat.json"
 """In a run's output folder while it trains: how far it is, and when that was written."""
 
@@ -190,16 +192,17 @@ class Run:
 
     def sequences(self, recipe: str) -> list[Tensor]:
         """Training text of a recipe, in batches as it trains on them: int64 `[B, T]`, in an order drawn from the seed;
-        as many as it has steps, or the whole text where that is less."""
+        as many as it has steps, or the whole text where that is less; by the clock :data:`MOST_BATCHES` at most."""
         wanted = self.config.trainer.recipe(recipe)
+        steps = wanted.steps if wanted.minutes is None else min(wanted.steps, MOST_BATCHES)
         text = self.training_text().training_blocks(self.context, self.config.seed)
         size = wanted.batch_size * wanted.accumulate * PartialState().num_processes
         if isinstance(text, Stream):
-            rows = [row["input_ids"] for row in islice(text, wanted.steps * size)]
+            rows = [row["input_ids"] for row in islice(text, steps * size)]
             text.close()
             return [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
         order = torch.randperm(len(text), generator=torch.Generator().manual_seed(self.config.seed)).tolist()
-        order = order[: wanted.steps * size]
+        order = order[: steps * size]
         rows = [text[i]["input_ids"] for i in order]
         return [torch.stack(rows[i : i + size]) for i in range(0, len(rows), size)]
 

@@ -99,8 +99,8 @@ class StageConfig:
     calibration_batch_size: int = number(16, least=1)
     """Sequences a calibration batch."""
     fit_sequences: int = number(0, least=0)
-    """Training sequences that the stage `match` fits the output projections to at its end, by least squares; 0: none
-    are fitted."""
+    """Training sequences that the stage `match` fits the output projections to at its end, by least squares; two at
+    least, of which one is held out; 0: none are fitted."""
     match_own_stream: float = number(0.0, least=0, most=1, hint="a third is usual")
     """Share of the steps of `match`, the last ones, in which the blocks read the model's own hidden states; such a step
     takes twice as long."""
@@ -115,6 +115,11 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check(self)
+        if self.fit_sequences == 1:
+            raise RunError(
+                "stage.fit_sequences=1: one sequence alone leaves none to hold out; give at least two, 16 are usual, or"
+                " 0 to fit nothing"
+            )
 
     def wanted(self) -> list[str]:
         """The stages to run, in order: the named one, or those of the pipeline; none of `evaluate`."""

@@ -139,7 +139,7 @@ class SharedTrainer(Trainer):
         are the same ones however many processes and micro-steps share them."""
         text = cast(Blocks | Mixed, self.train_dataset if train_dataset is None else train_dataset)
         per_step = self.get_total_train_batch_size(self.args)
-        return RandomSampler(text, num_samples=len(text) // per_step * per_step or len(text))
+        return RandomSampler(text, num_samples=len(text) // per_step * per_step)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """With the last, smaller batch, which the parent would drop along with that of the training text. Several

@@ -186,6 +186,8 @@ class SpikeWatch(TrainerCallback, ExportableState):
                 self._write(folder, ids, self._facts(state, model), None if weights is None else (model, weights))
             except RunError as error:  # no reason to end the training
                 return f" (and could not be saved: {error})"
+        if self.training.recipe.lora_rank:  # what points hold then are adapters, around weights that are elsewhere
+            return f"; its batch is saved in {folder}, which cannot be done again with low-rank adapters"
         return f"; its batch is saved, to do it again: {COMMAND} '{folder}'"
 
     def _facts(self, state: TrainerState, model: PreTrainedModel) -> dict[str, Any]:

@@ -117,7 +117,10 @@ class StudyConfig:
         """Parts, the grid among them where one is given, in their order."""
         if "grid" in self.parts and not self.grid:
             raise RunError("parts=grid: no grid is given; set grid={hardware.array.rows:[32,64]} or another")
-        return [part for part in PARTS if part in self.parts or (part == "grid" and self.grid)]
+        wanted = [part for part in PARTS if part in self.parts or (part == "grid" and self.grid)]
+        if not wanted:
+            raise RunError(f"parts=[]: nothing would be measured; give some of {', '.join(PARTS)}, or grid={{…}}")
+        return wanted
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from aimc.static.tiles import follow_optimizer, has_static
 
 from .alarms import Alarms
 from .arguments import arguments_of, texts_of
-from .callbacks import Heartbeat, Progress, SaveBest, StopOnSignal
+from .callbacks import Heartbeat, Progress, SaveAsAsked, SaveBest, StopOnSignal
 from .clock import Clock, is_over
 from .distillation import divergence, hidden_distance, require_teacher
 from .dropout import dropout
@@ -29,6 +29,7 @@ from .files import remove, saving
 from .groups import frozen, set_rates
 from .lora import adapters
 from .noise import TRAINING, VALIDATION, NoiseSchedule
+from .ranks import noticing
 from .resume import PARTIAL, PREFIX, best_intact, keep, last_intact, step_of
 from .sharding import take_over, whole
 from .shared import SharedTrainer, checkpointed, load_whole, reading, spread_copy
@@ -208,13 +209,15 @@ class HardwareAwareTrainer(SharedTrainer):
         super().__init__(is_sharded=training.shared.sharding == "fsdp", **kwargs)
         self.training, self.alarms = training, alarms
         self.teacher = None if teacher is None else teacher.eval().to(self.args.device)
+        if self.teacher is not None and getattr(self.teacher.config, "use_cache", False):
+            self.teacher.config.use_cache = False  # nothing is decoded
         self.noise = NoiseSchedule(
             cast(PreTrainedModel, self.model), training.recipe, training.nonideality, training.seed
         )
         self.clock = Clock(training.recipe.steps, training.recipe.minutes)
         self.spikes = SpikeWatch(training, self.noise, self._diverged)
         best = [SaveBest(self.validation_losses)] if training.shared.best == "loaded" else []
-        for callback in (self.noise, self.clock, self.spikes, *best):
+        for callback in (self.noise, self.clock, self.spikes, SaveAsAsked(), *best):
             self.add_callback(callback)
         self._last_log = (time.perf_counter(), 0)
         self.remove_callback(PrinterCallback)
@@ -323,7 +326,7 @@ class HardwareAwareTrainer(SharedTrainer):
             raise self._diverged(f"{broken} became NaN or infinite at step {self.state.global_step}")
         folder = Path(str(self.args.output_dir))
         # torch tells of a full disk by a RuntimeError.
-        with saving(folder, "output_dir", "the last point to resume from is intact", (RuntimeError,)):
+        with saving(folder, "output_dir", "the last point to resume from is intact", (RuntimeError,)), noticing():
             self._only_once(lambda: remove(folder / PARTIAL))
             try:
                 super()._save_checkpoint(model, trial)

@@ -21,9 +21,9 @@ def measure(settings: WholeChipConfig) -> None:
     subject = chip.opened(settings)
     require_writable(folder)
     with one_job(folder, say):
+        cost = chip.cost(subject)  # refused, where it is, before hours of measuring
         budget = chip.budget(subject, settings.since_programming_s, say)
         say(chip_report.budget_table(budget, settings.since_programming_s))
-        cost = chip.cost(subject)
         chip_report.write(folder, settings, budget, {}, cost)  # the curves take most of the time, and can be stopped
         if settings.with_curve:
             curves = chip.curves(subject, say)

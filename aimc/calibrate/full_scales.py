@@ -29,6 +29,9 @@ WEIGHTS = (1.0, 2.0, 4.0, 8.0)
 and those are in all of them; how much less the one hurts than the others, the model's predictions say."""
 SHARES = tuple(2.0 ** (-i / 4) for i in range(25))
 """Of the largest that a counter meets: full scales that are tried."""
+FINE = 2**20 + 1
+"""Levels of an ideal normaliser's counter, whose step is the least that is divided by: without any it would be a
+thousandth of a range that has room for every pulse."""
 SAMPLES = 50_000
 """Reads per head and batch, about, that the error is taken over; the largest is found over all."""
 
@@ -219,9 +222,12 @@ def _reads(
         of_sum.add(real.of(by_sub_tile(inside.phi, arrays[number], inside.A.shape[3]), 2)[..., None])
 
     wide = without_full_scales(hardware_of(model))
-    never_full = replace(wide.normaliser, full_scale=float(wide.array.rows), counter=Converter())
-    array = replace(wide.array, full_scales="global")  # and no factors
-    set_hardware(model, replace(wide, array=array, normaliser=never_full, noise=Noise()))
+    never_full = replace(wide.normaliser, full_scale=float(wide.array.rows), counter=Converter(n_levels=FINE))
+    set_hardware(model, replace(wide, normaliser=never_full, noise=Noise()))
+    for layer in layers:
+        for factors in (layer.readout_full_scale, layer.normaliser_full_scale):
+            if factors is not None:
+                factors.fill_(1.0)
     with observing(model, observe, details=True):
         run_batches(model, text, real)
     return found

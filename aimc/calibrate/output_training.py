@@ -73,6 +73,14 @@ class Training:
         return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * share))
 
 
+def lost(when: str, layer: int, error: float) -> ValueError:
+    """What is raised where an error is no longer finite."""
+    return ValueError(
+        f"{when}: the error of layer {layer} is {error}, so its weights are lost; start again from initialise_scalers"
+        " with a smaller learning_rate"
+    )
+
+
 class Trainer:
     """One optimiser a block; all blocks step on the same batch, of which each process has some rows."""
 
@@ -123,10 +131,7 @@ class Trainer:
         mean = float(torch.stack(errors).mean())
         if not math.isfinite(mean):
             bad = next(i for i, error in enumerate(errors) if not error.isfinite())
-            raise ValueError(
-                f"step {number}: the error of layer {self.blocks[bad].layer.layer} is {float(errors[bad])}, so its"
-                " weights are lost; start again from initialise_scalers with a smaller learning_rate"
-            )
+            raise lost(f"step {number}", self.blocks[bad].layer.layer, float(errors[bad]))
         return mean
 
     def _on_reference(self, batch: dict[str, Tensor]) -> list[Tensor]:

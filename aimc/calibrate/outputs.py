@@ -8,6 +8,7 @@ time. Source of the idea: RADLADS (D. Goldstein et al., arXiv 2505.03005) and Lo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 from aimc.calibrate.blocks import paired_blocks
 from aimc.calibrate.observation import Batches
 from aimc.calibrate.output_report import OutputMatching
-from aimc.calibrate.output_training import Trainer, Training
+from aimc.calibrate.output_training import Trainer, Training, lost
 from aimc.calibrate.output_variance import measured
 from aimc.calibrate.text import checked_batches, n_tokens, ranks_for, rows_of
 from aimc.models.modes import evaluating
@@ -106,6 +107,8 @@ def match_outputs(
         _train(trainer, text, seed, report, progress)
         for of_layer, after in zip(report.layers, measured(reference, blocks, text[0]), strict=True):
             of_layer.error_after, of_layer.explained_after = after.error_before, after.explained_before
+            if not math.isfinite(of_layer.error_after):
+                raise lost("after the last step", of_layer.layer, of_layer.error_after)
     report.seconds = time.perf_counter() - started
     return report
 

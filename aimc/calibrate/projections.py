@@ -126,7 +126,8 @@ def fit_projections(
         result.layers.append(fitted)
         return found.module(found.heads)
 
-    with evaluating(model), evaluating(reference), torch.no_grad():
+    with evaluating(model), evaluating(reference), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)  # of noise, where the hardware has it: the same on all processes
         with _replacing(blocks, check):  # before anything changes
             run_decoder(model, {name: x[:1] for name, x in text.items()})
         with watching([block.teacher for block in blocks], remember):
@@ -164,11 +165,12 @@ def _check_projection(block: Block, found: Projection, output: Tensor) -> None:
             f"{where}: its attention ends in {type(found.module).__name__}, and only a linear map can be fitted by"
             " least squares; use match_outputs"
         )
-    if not any(found.module.weight is parameter for parameter in block.projections):
-        raise ValueError(
-            f"{where}: the weight of its output projection may not be changed (requires_grad is off, or another module"
-            " shares it); call requires_grad_(True) on the model first, or use match_outputs"
-        )
+    for name, changed in found.module.named_parameters():
+        if not any(changed is parameter for parameter in block.projections):
+            raise ValueError(
+                f"{where}: the {name} of its output projection may not be changed (requires_grad is off, or another"
+                " module shares it); call requires_grad_(True) on the model first, or use match_outputs"
+            )
     expected = found.module(found.heads)
     if not torch.allclose(expected, output, rtol=1e-3, atol=1e-4 * float(output.abs().max()), equal_nan=True):
         raise ValueError(f"{where}: its attention gives something else than its output projection; use match_outputs")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aimc.circuit.cost.attention import converter_steps
+from aimc.circuit.cost.converters import converter_steps
 from aimc.circuit.curves.retention import RetentionFit
 from aimc.circuit.errors import CircuitError
 from aimc.circuit.physics.gain_cell import GainCell

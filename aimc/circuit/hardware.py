@@ -284,12 +284,12 @@ def read_noise(cell: GainCell, full_scale_c: float, n_cells: int, mean_pulse: fl
 
 def pulse_nonlinearity(cell: GainCell) -> float:
     """Largest deviation of a pulse's effect from the straight line through its ends, as a fraction of the longest
-    pulse, with its sign.
+    pulse's effect, with its sign.
 
     The emulator draws it as a parabola; the edge of a read line has its deviation at the short pulses. Its size is
     exact, its place is not.
     """
     widths = np.linspace(0.0, cell.pulse_max_s, 257)
     effect = cell.effective_width(widths) / cell.pulse_max_s
-    deviation = effect - effect[-1] * widths / cell.pulse_max_s
+    deviation = effect / effect[-1] - widths / cell.pulse_max_s
     return float(deviation[int(np.argmax(np.abs(deviation)))])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from aimc.circuit import GainCell, to_cost, to_hardware
-from aimc.circuit.cost.attention import Cost, attention_cost, longest_pulses
+from aimc.circuit.cost.attention import Cost, attention_cost
+from aimc.circuit.cost.converters import longest_pulses
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.shape import ModelShape
 from aimc.hardware import ConfigError, Hardware, Noise, presets

@@ -24,11 +24,12 @@ def window_of(model: PreTrainedModel, measurement: Measurement) -> tuple[int, in
     """Context and stride, filled in where they are left to the model.
 
     Raises:
-        ValueError: a context longer than the model's positions, or a stride longer than the context.
+        ValueError: a context longer than the model's positions, where it has any, or a stride longer than the context.
     """
-    positions = int(getattr(model.config, "max_position_embeddings", None) or 1024)
+    known = getattr(model.config, "max_position_embeddings", None)  # a state, such as Mamba's, has none
+    positions = int(known or 1024)
     context = positions if measurement.context is None else measurement.context
-    if context > positions:
+    if known and context > positions:
         raise ValueError(
             f"context={context}: the model has {positions} positions; use a context between 2 and {positions}"
         )

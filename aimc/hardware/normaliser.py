@@ -25,10 +25,20 @@ class Normaliser:
     so."""
     counter: Converter = field(default_factory=Converter)
     """From that share to a number, inside [0, 1]. The smallest number that divides is one step of it."""
+    least: float = 0.0
+    """Pulses that digital logic divides by at least, where that is more than one step. A first token has met but one
+    pulse, a short one perhaps: divided by that, what its counter rounds is blown up, and gradients are."""
 
     def __post_init__(self) -> None:
         check_fields(self, "normaliser")
         require_positive("normaliser.full_scale", self.full_scale, "pulses of full length")
+        require(
+            self.least >= 0.0,
+            "normaliser.least",
+            self.least,
+            "a sum of pulses is at least so much",
+            "0.25 pulses are usual, 0 leaves it at one step of the counter",
+        )
         require(
             self.counter.v_min == 0.0 and self.counter.v_max <= 1.0,
             "normaliser.counter.v_min, normaliser.counter.v_max",
@@ -39,6 +49,6 @@ class Normaliser:
 
     @property
     def least_share(self) -> float:
-        """What is divided by at least, in full scales: one step of the counter, so that a query that has met next to
-        nothing is not blown up; of a counter without levels a thousandth of its range."""
-        return 1 / ((self.counter.n_levels or 1025) - 1)
+        """What is divided by at least, in full scales, whatever `least` says: one step of the counter, so that a query
+        that has met next to nothing is not blown up; of a counter without levels a thousandth of its range."""
+        return self.counter.v_max / ((self.counter.n_levels or 1025) - 1)

@@ -246,10 +246,12 @@ def typical() -> Noise:
 
 
 def with_cell(hardware: Hardware, cell: Cell) -> Hardware:
-    """`hardware` with another cell, sharing nothing with the original."""
-    new = Hardware.from_dict(hardware.to_dict())
-    new.cell = cell
-    return new
+    """`hardware` with another cell, sharing nothing with the original.
+
+    Raises:
+        ConfigError: they do not fit, such as levels above the cell's supply.
+    """
+    return replace(Hardware.from_dict(hardware.to_dict()), cell=cell)
 
 
 def linearised(hardware: Hardware) -> Hardware:

@@ -154,6 +154,26 @@ def test_a_stop_leaves_the_model_as_it_was(text: list[torch.Tensor], monkeypatch
     assert changed(model, before) == set() and hardware_of(model) == hardware
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_that_of_the_charge_to_pulse_circuit_stays_and_counts(text: list[torch.Tensor], trained: bool) -> None:
+    """Another reference there is another model, whose predictions are the ones to be kept."""
+    model = on_arrays()
+    first = next(layer for _, layer in gain_cell_layers(model))
+    assert first.score_full_scale is not None
+    first.score_full_scale.fill_(0.25)
+    wanted = fit_full_scales(on_arrays(), text, nonideality=NOISE, trained=trained)
+    found = fit_full_scales(model, text, nonideality=NOISE, trained=trained)
+    assert first.score_full_scale.eq(0.25).all() and found.before != wanted.before
+    assert found.after <= found.before < 2 * wanted.before, "with itself, not with one at full scale"
+
+
+def test_an_ideal_counter_divides_by_all_that_it_is_given(text: list[torch.Tensor]) -> None:
+    model = on_arrays()
+    full_scales._reads(model, [layer for _, layer in gain_cell_layers(model)], text)
+    normaliser = hardware_of(model).normaliser
+    assert normaliser.least_share * normaliser.full_scale < 1e-4, "in pulses"
+
+
 def of(x: torch.Tensor) -> Reads:
     """Reads of heads `[H, N]`, in two batches."""
     reads = Reads()

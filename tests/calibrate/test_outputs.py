@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 import aimc
+from aimc.calibrate import output_training
 from aimc.calibrate.blocks import paired_blocks
 from aimc.calibrate.output_report import LayerOutput, OutputMatching
 from aimc.calibrate.output_variance import explained_variance, projecting
@@ -257,6 +258,18 @@ def test_an_error_that_is_lost_names_step_and_layer(
         analog.transformer.h[1].attn.c_proj.bias[0] = torch.nan
     with pytest.raises(ValueError, match=r"step 0: the error of layer 1 is nan.*learning_rate"):
         aimc.match_outputs(analog, digital, text, steps=2)
+
+
+def test_an_error_that_the_last_step_has_lost_is_not_returned(
+    analog: PreTrainedModel, digital: PreTrainedModel, text: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(parameters: list[torch.nn.Parameter], _: float) -> None:
+        assert parameters[-1].grad is not None
+        parameters[-1].grad.fill_(torch.nan)
+
+    monkeypatch.setattr(output_training.nn.utils, "clip_grad_norm_", broken)
+    with pytest.raises(ValueError, match=r"after the last step: the error of layer 0 is nan.*learning_rate"):
+        aimc.match_outputs(analog, digital, text, steps=1)
 
 
 def test_the_error_is_the_mean_over_layers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 import aimc
 from aimc.calibrate.output_variance import projecting
-from aimc.models.arrays import gain_cell_layers
+from aimc.models.arrays import gain_cell_layers, hardware_of
 from tests.calibrate.small import changed, on_arrays, smooth, weights
 from tests.tiny_models import FAMILIES, ids
 
@@ -120,8 +121,23 @@ def test_bad_input(analog: PreTrainedModel, digital: PreTrainedModel, text: list
     for batches, settings, message in cases:
         with pytest.raises(ValueError, match=message):
             aimc.fit_projections(analog, digital, batches, **settings)
-    analog.transformer.h[1].attn.c_proj.weight.requires_grad_(False)
+    for name in ("bias", "weight"):
+        getattr(analog.transformer.h[1].attn.c_proj, name).requires_grad_(False)
+        assert changed(analog, before) == set()
+        with pytest.raises(ValueError, match=rf"layer 1: the {name} of its output projection may not be changed"):
+            aimc.fit_projections(analog, digital, text)
     assert changed(analog, before) == set()
-    with pytest.raises(ValueError, match=r"layer 1: the weight of its output projection may not be changed"):
-        aimc.fit_projections(analog, digital, text)
-    assert changed(analog, before) == set()
+
+
+def test_noise_of_the_hardware_is_the_same_at_every_fit(
+    analog: PreTrainedModel, digital: PreTrainedModel, text: list[torch.Tensor]
+) -> None:
+    """Processes that fit one model each draw it for themselves, and all have to end with the same."""
+    aimc.set_hardware(analog, replace(hardware_of(analog), noise=aimc.Noise(read_av=0.05)))
+    fitted = [copy.deepcopy(analog) for _ in range(2)]
+    for seed, model in enumerate(fitted):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        aimc.fit_projections(model, digital, text)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert changed(fitted[0], weights(analog)) and changed(fitted[0], weights(fitted[1])) == set()

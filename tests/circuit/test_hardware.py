@@ -188,6 +188,9 @@ def test_edges_of_the_read_line_become_nonlinearity():
     slow = replace(CELL, read_line_time_s=0.2e-9)
     assert -0.2 / 15 < pulse_nonlinearity(slow) < -0.8 * 0.2 / 15  # about one time constant
     assert to_hardware(slow).input_dac.inl == pulse_nonlinearity(slow)
+    slower = replace(CELL, read_line_time_s=5e-9)  # a third of the pulse, so that the longest one loses, too
+    line = slower.effective_width(np.array([3e-9, slower.pulse_max_s]))
+    assert pulse_nonlinearity(slower) <= line[0] / line[1] - 0.2 < -0.1, "of the effect that its coefficients have"
 
 
 def test_a_fitted_curve_becomes_hardware():

@@ -81,6 +81,8 @@ def test_the_circuit_pays_its_reads():
     assert costs.read_energy_qk_j == cell.mean_read_energy(0.5) and costs.write_energy_j == cell.write_energy()
     assert costs.cell_area_m2 == pytest.approx(max(5 * (0.08 * 0.7 + 0.24 * 0.7 + 0.01) * 1e-12, 6e-15 / 5e-3))
     assert to_cost(cell, CostParameters(adder_energy_j=1e-12)).adder_energy_j == 1e-12
+    assert to_cost(replace(cell, write_pulse_s=50e-9)).write_latency_s == 50e-9, "a longer write takes longer"
+    assert costs.write_latency_s == max(CostParameters().write_latency_s, cell.write_pulse_s)
     by_design = Design(cell=cell).realised(SHAPE)[1]
     assert by_design.energy_j == attention_cost(SHAPE, presets.gain_cell_cmos(), costs).energy_j
     wide = replace(

@@ -59,7 +59,7 @@ MACHINES = {
         score_adc=Converter(n_levels=64, v_min=-1.0, inl=0.02),
         protection=PROTECTION,
     ),
-    "normalised": machine(noise=ALL_NOISE, normaliser=Normaliser(is_on=True, full_scale=2.0)),
+    "normalised": machine(noise=ALL_NOISE, normaliser=Normaliser(is_on=True, full_scale=2.0, least=0.3)),
     "softmax": softmax_machine(noise=ALL_NOISE),
     "softmax, protected": softmax_machine(noise=ALL_NOISE, protection=PROTECTION),
 }

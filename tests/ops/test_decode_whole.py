@@ -43,7 +43,7 @@ WHOLE = {
     "more levels than a byte has": machine(storage_dac=Converter(n_levels=1000, v_max=0.9)),
     "storage in part of the supply": machine(storage_dac=Converter(n_levels=5, v_min=0.1, v_max=0.7)),
     "thresholds": machine(threshold=True),
-    "thresholds, normalised": machine(threshold=True, normaliser=NORMALISED, input_dac=SIGNED),
+    "thresholds, normalised": machine(threshold=True, normaliser=replace(NORMALISED, least=0.3), input_dac=SIGNED),
     "counters outside of their range": machine(readout=presets.published().readout),
     "linear cell": Hardware(array=Array(window=W, rows=4, saturation_qk=12.0, saturation_av=8.0)),
 }

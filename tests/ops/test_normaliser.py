@@ -60,6 +60,7 @@ def of_heads() -> dict[str, torch.Tensor]:
     return {name: torch.tensor(x, dtype=torch.float64) for name, x in factors.items()}
 
 
+@pytest.mark.parametrize("least", [0.0, 0.4], ids=["a step", "so many pulses"])
 @pytest.mark.parametrize("references", [False, True], ids=["one for all", "one a head"])
 @pytest.mark.parametrize("T", [5, 70, 150], ids=["short", "the ring wraps", "it wraps twice"])
 @pytest.mark.parametrize(
@@ -67,11 +68,13 @@ def of_heads() -> dict[str, torch.Tensor]:
     [{}, {"noise": presets.typical()}, {"protection": Protection(n_sink=2, n_recent=5), "noise": presets.typical()}],
     ids=["clean", "typical", "protected"],
 )
-def test_blocked_is_eager(changes, T, references) -> None:
+def test_blocked_is_eager(changes, T, references, least) -> None:
     x, results = inputs(T), []
     upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for backend in ("eager", "blocked"):
-        out = attended(x, machine(backend=backend, **changes), **(of_heads() if references else {}))
+        hardware = machine(backend=backend, **changes)
+        hardware.normaliser.least = least
+        out = attended(x, hardware, **(of_heads() if references else {}))
         results.append((out.detach(), *torch.autograd.grad(out, x, upstream)))
     for name, eager, blocked in zip(("out", *NAMES, "threshold"), *results, strict=True):
         assert eager.abs().max() > 1e-3, name

@@ -56,7 +56,7 @@ ACTIVATIONS = {
 ACTIVATIONS["hard_sigmoid, normalised"] = {
     "input_dac": Converter(n_levels=16, v_min=-1.0, coding="sign_magnitude", inl=0.02),
     "threshold": True,
-    "normaliser": Normaliser(is_on=True, full_scale=1.5, counter=Converter(n_levels=16, inl=0.03)),
+    "normaliser": Normaliser(is_on=True, full_scale=1.5, counter=Converter(n_levels=16, inl=0.03), least=0.12),
 }
 PAGE_NAMES = {
     "full_scale_qk": "scale_qk",

@@ -300,8 +300,9 @@ def test_normaliser(full_scale, noise):
     assert_equals_eager(machine(normaliser=normaliser, noise=noise), 50, mask=True, H=2)
 
 
-def test_a_normaliser_that_counts_next_to_nothing():
-    normaliser = Normaliser(is_on=True, full_scale=4.0, counter=Converter(n_levels=5))
+@pytest.mark.parametrize("least", [0.0, 1.5])
+def test_a_normaliser_that_counts_next_to_nothing(least):
+    normaliser = Normaliser(is_on=True, full_scale=4.0, counter=Converter(n_levels=5), least=least)
     hardware = machine(normaliser=normaliser)
     hardware.array.saturation_qk *= 40.0
     assert_equals_eager(hardware, 34)

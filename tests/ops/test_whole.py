@@ -122,7 +122,7 @@ def test_normaliser_and_threshold(normalised, noise, T, counted):
         input_dac=Converter(v_min=-1.0),
         storage_dac=Converter(v_max=0.9),
         readout=Converter(v_min=-1.0),
-        normaliser=Normaliser(is_on=normalised, full_scale=6.0),
+        normaliser=Normaliser(is_on=normalised, full_scale=6.0, least=0.4 if T == 5 else 0.0),
     )
     upstream = torch.randn(2, 4, T, 8, generator=torch.Generator().manual_seed(1))
     for backend in ("eager", "blocked"):

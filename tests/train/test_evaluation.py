@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import aimc
 from aimc import presets
+from aimc.models.gsa import put_on_cells
 from tests.conftest import REPOSITORY, small_arrays, tiny_gpt2
 from train.errors import RunError
 from train.evaluate import evaluate
 from train.evaluation import digital_of
 from train.models import load_any
-from train.schema import EvaluationConfig
+from train.schema import EvaluationConfig, ModelConfig
+from train.scratch import fresh_config
 
 Compose = Callable[..., EvaluationConfig]
 
@@ -121,3 +123,20 @@ def test_no_digital_model_is_refused_before_anything_is_measured(
 def test_a_digital_model_that_nothing_is_compared_with(models: Path, compose_evaluation: Compose) -> None:
     with pytest.raises(RunError, match=r"digital=x: nothing is compared with it; set with_digital=true"):
         compose_evaluation(models / "run" / "softmax", "digital=x")
+
+
+def test_slots_in_cells_are_measured_under_noise(models: Path, tmp_path: Path, compose_evaluation: Compose) -> None:
+    """They are arrays as well, although not attention's."""
+    tokenizer = AutoTokenizer.from_pretrained(models / "alone" / "plain")
+    sizes = ModelConfig(family="gsa", n_layer=1, n_embd=32, n_head=2, n_slots=8)
+    slots = AutoModelForCausalLM.from_config(fresh_config(sizes, tokenizer))
+    machine = presets.with_softmax(presets.gain_cell_cmos())
+    put_on_cells(slots, replace(machine, array=replace(machine.array, window=8, rows=8, full_scales="head")))
+    slots.save_pretrained(tmp_path / "slots")
+    tokenizer.save_pretrained(tmp_path / "slots")
+    chips = ["nonideality=typical", "measure.chips=2", "measure.context=32"]
+    evaluate(compose_evaluation(tmp_path / "slots", *chips, f"output_dir={tmp_path}"))
+    rows = {row["name"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert rows["all"]["perplexity"] != rows["clean"]["perplexity"] and rows["all"]["chips"] == 2
+    with pytest.raises(RunError, match="ablate=true: the effects that are switched off are those of attention's"):
+        evaluate(compose_evaluation(tmp_path / "slots", *chips, "ablate=true"))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from torch.distributed.tensor import DTensor
 from tests.conftest import REPOSITORY, tiny_gpt2
 from tests.train.conftest import english, same_weights, weights_of
 from tests.train.processes import run_together
-from train import pipeline
+from train import pipeline, ranks
 from train.errors import RESUME, RunError
-from train.ranks import _from_slurm
+from train.files import saving
+from train.ranks import LostRank, _from_slurm, noticing
 from train.record import is_same
 from train.schema import RunConfig
 from train.sharding import give_back
@@ -323,3 +325,21 @@ def test_two_processes_run_the_pipeline_as_one(tmp_path: Path, smoke: Callable[.
     one, two = (json.loads((tmp_path / str(n) / "report" / "results.json").read_text()) for n in (1, 2))
     chips = [results["per_chip"]["all"] for results in (one, two)]
     assert len(chips[0]) == 2 and chips[1] == pytest.approx(chips[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "status"),
+    [
+        ("gloo: Connection closed by peer [10.0.0.1]", "process 1 of 2: another process of this run ended", RESUME),
+        ("PytorchStreamWriter failed writing file", "cannot be written .PytorchStreamWriter failed", 1),
+    ],
+)
+def test_a_process_that_dies_while_a_point_is_saved_is_no_full_disk(
+    error: str, says: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = SimpleNamespace(use_distributed=True, process_index=1, num_processes=2)
+    monkeypatch.setattr(ranks, "PartialState", lambda: two)
+    monkeypatch.setattr(ranks.signal, "signal", lambda *_: None)
+    with pytest.raises(RunError, match=says) as found, saving(tmp_path, "output_dir", "", (RuntimeError,)), noticing():
+        raise RuntimeError(error)
+    assert found.value.status == status and isinstance(found.value, LostRank) == (status == RESUME)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import aimc
@@ -25,7 +26,7 @@ from train.errors import RunError
 from train.groups import groups_of
 from train.models import digital_model
 from train.noise import FIRST_FRESH, NoiseSchedule
-from train.pipeline import execute
+from train.pipeline import execute, opened
 from train.recipe import LearningRates, NoiseTraining, Recipe
 from train.schema import RunConfig
 from train.tokens import TokenData, prepare
@@ -487,3 +488,13 @@ def test_the_control_as_teacher(tmp_path: Path, compose: Compose, monkeypatch: p
         ("control by none", False),
         ("linear by control", True),
     ]
+
+
+def test_by_the_clock_no_more_text_is_read_than_may_be_needed(
+    tmp_path: Path, compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.run.MOST_BATCHES", 2)
+    for minutes, n in (("null", 3), ("1", 2)):
+        config = compose(tmp_path, "trainer.match.steps=3", f"trainer.match.minutes={minutes}")
+        run = opened(config, lambda what: None, PartialState())
+        assert len(run.sequences("match")) == n

@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerControl, TrainerState
 
 import aimc
 from aimc.models.manifest import MANIFEST
 from tests.conftest import REPOSITORY
 from tests.train.conftest import same_weights, weights_of
-from train import pipeline
+from train import callbacks, pipeline
+from train.callbacks import StopOnSignal
 from train.resume import last_intact
 from train.schema import RunConfig
 from train.stages import STAGES
@@ -233,6 +236,43 @@ def test_what_other_settings_left_is_not_resumed_from(
     said = run(configure("linear"))
     assert "had other settings; starting the stage anew" in said
     assert same_weights(weights_of(tmp_path / "linear"), weights_of(undisturbed / "linear"))
+
+
+def test_how_often_points_are_saved_may_change_on_the_way(
+    tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_step(monkeypatch, 3, kill)
+    with pytest.raises(Killed):
+        run(configure("linear"))
+    monkeypatch.undo()
+    steps: list[int] = []
+    at_step(monkeypatch, 2, lambda trainer: steps.append(2))
+    at_step(monkeypatch, 3, kill, after=True)
+    with pytest.raises(Killed):
+        run(configure("linear", "trainer.linear.save_every=1"))
+    assert steps == [2] and checkpoints(tmp_path, "linear") == ["checkpoint-2", "checkpoint-3"]
+    monkeypatch.undo()
+    run(configure("linear"))
+    assert same_weights(weights_of(tmp_path / "linear"), weights_of(undisturbed / "linear"))
+    assert "finished by an earlier run" in run(configure("linear", "hardware.backend=eager"))
+
+
+def test_a_signal_in_the_middle_of_agreeing_is_kept_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between what a process tells the others and their answer anything may happen."""
+    stop, control = StopOnSignal(), TrainerControl()
+    arguments: Any = SimpleNamespace(world_size=2, device="cpu")
+
+    def agreed(asked: torch.Tensor, how: str) -> torch.Tensor:
+        stop._handle(signal.SIGTERM, None)
+        return asked
+
+    monkeypatch.setattr(callbacks, "reduce", agreed)
+    found = []
+    with stop:
+        for _ in range(2):
+            stop.on_step_end(arguments, TrainerState(), control)
+            found.append((stop.caught, control.should_training_stop))
+    assert found == [(False, False), (True, True)]
 
 
 def test_restart_does_not_resume(tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

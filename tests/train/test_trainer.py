@@ -162,6 +162,9 @@ def test_too_little_text_for_a_batch_names_the_remedy(tmp_path: Path, compose: C
         RunError, match=r"fewer than one batch of 100000 × 32; give more text or set trainer\.digital\.batch_size lower"
     ):
         run(compose(tmp_path, "stage.name=digital", "trainer.digital.batch_size=100000"))
+    with pytest.raises(RunError, match=r"fewer than one batch of 2 × 50000 × 32"):
+        shared = ["trainer.digital.batch_size=2", "trainer.digital.accumulate=50000"]
+        run(compose(tmp_path, "stage.name=digital", *shared))
 
 
 def test_too_few_validation_tokens_name_the_remedy(tmp_path: Path, compose: Compose) -> None:
@@ -350,6 +353,7 @@ def test_distillation_weighs_text_against_teacher(tmp_path: Path, compose: Compo
         )
         log = train(student, data, training, teacher)
         first[weight], labelled[weight] = log[0]["loss"], with_labels
+        assert not (weight and teacher.config.use_cache), "nothing is decoded"
     assert first[0.0] > 4
     assert first[0.5] == pytest.approx(0.5 * first[0.0], rel=1e-4)
     assert first[1.0] == pytest.approx(0.0, abs=1e-5)

@@ -59,7 +59,10 @@ def run(run: Run) -> StageResult:
         result.perplexity["nonlinear cell, layer-wise start"] = run.measure(result.model)
         result.notes["output matching"] = str(report)
     if len(sequences := run.sequences_to_fit()):
-        fit = aimc.fit_projections(result.model, reference, [sequences], ranks=everyone())
+        try:
+            fit = aimc.fit_projections(result.model, reference, [sequences], ranks=everyone())
+        except ValueError as error:  # a block without a projection that may be changed
+            raise RunError(f"stage match: {error}; or set stage.fit_sequences=0") from error
         run.say(str(fit))
         result.perplexity["nonlinear cell, projections fitted"] = run.measure(result.model)
         result.notes["fit of the projections"] = str(fit)

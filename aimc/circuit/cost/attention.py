@@ -1,8 +1,7 @@
 """Energy, latency and area of attention on gain-cell arrays, from its parts.
 
 Counts per token, with D features, W slots of which T hold a token, J = ⌈T/R⌉ sub-tiles in use (J_W = W/R built), H
-query heads, H_kv K/V heads, and n steps of a converter (levels − 1; levels/2 − 1 for a signed one, whose sign is a
-polarity). A step lasts one clock.
+query heads, H_kv K/V heads, and n steps of a converter (:mod:`aimc.circuit.cost.converters`). A step lasts one clock.
 
 | part | energy of a layer | area of a layer |
 |---|---|---|
@@ -43,12 +42,13 @@ import math
 from dataclasses import dataclass, replace
 
 from aimc.circuit.cost.breakdown import Breakdown
+from aimc.circuit.cost.converters import converter_steps, levels_of, longest_pulses
 from aimc.circuit.cost.digital import FEATURES, PROTECTED, RECOMPUTED, DigitalCounts
 from aimc.circuit.cost.normaliser import normaliser_area, normaliser_energy
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table
 from aimc.circuit.cost.shape import ModelShape
-from aimc.hardware import ConfigError, Converter, Hardware
+from aimc.hardware import ConfigError, Hardware
 
 FIRST, SECOND, DACS, PULSES, COUNTERS, ADDERS, ROUTING, WRITES, REFRESH = PARTS = (
     "first array",
@@ -65,6 +65,8 @@ FIRST, SECOND, DACS, PULSES, COUNTERS, ADDERS, ROUTING, WRITES, REFRESH = PARTS 
 ADCS, SOFTMAX, QUEUE = "score ADCs", "digital softmax", "queue for shared arrays"
 """Parts that some activations have, beside those of :mod:`aimc.circuit.cost.digital`."""
 _ADDERS_PER_AREA = 16
+SLOWER = 1.25
+"""Times the pace that cells are emulated at from which on a cost says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,8 @@ class Cost:
     nothing is pipelined."""
     shape: ModelShape
     """Whose cost it is."""
+    leaking_s: float | None = None
+    """Second that cells are taken to leak a layer and token: the hardware's, not this cost's. None: they do not."""
     kept_share: float | None = None
     """Share of the tokens in the arrays that pruning keeps for the digital recomputation, protected ones not among
     them; None: nothing is pruned."""
@@ -120,6 +124,7 @@ class Cost:
             area_m2=self.area_m2.scaled(1 / (layers * heads)),
             interval_s=self.interval_s,
             shape=self.shape,
+            leaking_s=self.leaking_s,
             kept_share=self.kept_share,
         )
 
@@ -134,10 +139,18 @@ class Cost:
                 row.append(si(value, unit) if value or name is None else "–")
                 row.append(f"{100 * value / parts.total:.1f} %" if value and parts.total else "")
             rows.append(row)
-        text = table((f"per token and {self.scope}", "energy", "", "latency", "", "area", ""), rows)
-        if self.kept_share is None:
-            return text
-        return f"{text}\n{100 * self.kept_share:.3g} % of the tokens in the arrays are kept and recomputed in digital"
+        lines = [table((f"per token and {self.scope}", "energy", "", "latency", "", "area", ""), rows)]
+        if self.kept_share is not None:
+            lines.append(
+                f"{100 * self.kept_share:.3g} % of the tokens in the arrays are kept and recomputed in digital"
+            )
+        step_s = self.latency_s.total / self._n_layers
+        if self.leaking_s is not None and step_s > SLOWER * self.leaking_s:
+            lines.append(
+                f"a layer takes {si(step_s, 's')}, and the emulated cells leak {si(self.leaking_s, 's')} for it: set"
+                f" leakage.step_latency_s={step_s:.2g} to see the model at this pace"
+            )
+        return "\n".join(lines)
 
 
 def attention_cost(
@@ -187,6 +200,7 @@ def attention_cost(
         area_m2=area,
         interval_s=interval_s,
         shape=shape,
+        leaking_s=None if hardware.leakage.tau_s is None else token_time_s(shape, hardware) / shape.layers,
         kept_share=kept / held if hardware.activation == "pruned_softmax" else None,
     )
 
@@ -224,7 +238,7 @@ class _Counts:
             self.probability_steps = converter_steps(hardware.probability_dac, "probability_dac")
         self.compares = self.pruned and hardware.pruning.select == "threshold"
         self.reads_scores = hardware.has_softmax and not (self.compares and self.digital.scores_are_recomputed)
-        self.score_levels = _levels(hardware.score_adc, "score_adc") if self.reads_scores else 0
+        self.score_levels = levels_of(hardware.score_adc, "score_adc") if self.reads_scores else 0
         self.input_pulse_s, self.second_pulse_s = longest_pulses(hardware, parameters)
         signed = hardware.input_dac.v_min < 0
         self.passes, self.key_arrays = (parameters.signed_passes, parameters.signed_arrays) if signed else (1, 1)
@@ -299,16 +313,23 @@ class _Counts:
 
     def latency(self) -> tuple[Breakdown, float]:
         """Second per token of one layer, by part; and the interval between tokens of a prompt."""
+        parts, next_read_s = self._without_refresh()
+        refreshing_s = self.p.write_latency_s * self.held * self._refreshes_per_token()
+        parts[REFRESH] = refreshing_s
+        writing_s = self.p.write_latency_s + refreshing_s
+        return parts, max(writing_s + self.shape.group * next_read_s, parts.get(FEATURES, 0.0))
+
+    def _without_refresh(self) -> tuple[Breakdown, float]:
+        """Second per token of one layer whose cells are not rewritten, by part; and of one query head more that reads
+        the same arrays."""
         p, stages = self.p, self._stages()
-        read_s = math.fsum(stages.values())
-        next_read_s = max(read_s / p.pipeline_depth, *stages.values())
-        writing_s = p.write_latency_s * (1 + self.held * self._refreshes_per_token())
-        parts = Breakdown({**stages, WRITES: p.write_latency_s, REFRESH: writing_s - p.write_latency_s})
+        next_read_s = max(math.fsum(stages.values()) / p.pipeline_depth, *stages.values())
+        parts = Breakdown({**stages, WRITES: p.write_latency_s, REFRESH: 0.0})
         parts[QUEUE] = (self.shape.group - 1) * next_read_s
         features_s = self.digital.features_s()
         if features_s:
             parts[FEATURES] = features_s
-        return parts, max(writing_s + self.shape.group * next_read_s, features_s)
+        return parts, next_read_s
 
     def area(self) -> Breakdown:
         """Square metre of one layer."""
@@ -336,7 +357,8 @@ class _Counts:
         return parts.plus(Breakdown(self.digital.area())).scaled(kv_heads)
 
     def _refreshes_per_token(self) -> float:
-        """Time of a token ÷ refresh interval; 0: never refreshed."""
+        """Time of a token ÷ refresh interval; 0: never refreshed. The time is what the hardware says, or what the
+        layers take, where that is more."""
         interval_s = self.p.refresh_interval_s
         if interval_s is None:
             return 0.0
@@ -347,48 +369,11 @@ class _Counts:
                 f" {si(writing_s, 's')}, so that the arrays would do nothing else; give a longer interval, a smaller"
                 " window or a shorter write_latency_s"
             )
-        return token_time_s(self.shape, self.hardware) / interval_s
+        taken_s = self.shape.layers * self._without_refresh()[0].total
+        return max(token_time_s(self.shape, self.hardware), taken_s) / interval_s
 
 
 def token_time_s(shape: ModelShape, hardware: Hardware) -> float:
     """Time from one token to the next in second: what the hardware says, or the model's layers, one step each."""
     leakage = hardware.leakage
     return shape.layers * leakage.step_latency_s if leakage.token_time_s is None else leakage.token_time_s
-
-
-def longest_pulses(hardware: Hardware, parameters: CostParameters) -> tuple[float, float]:
-    """Longest pulses into the first and into the second array, in second; the same twice where there is no second.
-
-    Raises:
-        ConfigError: a converter has no level count.
-    """
-    first_s = converter_steps(hardware.input_dac, "input_dac") * parameters.clock_s
-    if hardware.activation == "softmax":
-        return first_s, converter_steps(hardware.probability_dac, "probability_dac") * parameters.clock_s
-    if hardware.activation == "pruned_softmax":
-        return first_s, first_s
-    return first_s, parameters.pulse_max_s
-
-
-def converter_steps(converter: Converter, name: str) -> int:
-    """Steps of a converter's longest pulse, count or voltage: levels − 1; for a signed range levels/2 − 1, as its sign
-    is a polarity.
-
-    Args:
-        converter: with a level count.
-        name: its field in `Hardware`, for the message.
-
-    Raises:
-        ConfigError: it has no level count.
-    """
-    levels = _levels(converter, name)
-    return max(1, levels // 2 - 1) if converter.v_min < 0 else levels - 1
-
-
-def _levels(converter: Converter, name: str) -> int:
-    if converter.n_levels is None:
-        raise ConfigError(
-            f"hardware.{name}.n_levels=None: an ideal converter has no steps, so its energy and time are not defined; "
-            "give it levels, or start from aimc.presets.gain_cell_cmos()"
-        )
-    return converter.n_levels

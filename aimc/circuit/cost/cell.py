@@ -48,13 +48,15 @@ def to_cost(
         ("capacitor_f_m2", capacitor_f_m2, "F/m²"),
     ):
         require_positive(name, value, unit)
+    known = parameters or CostParameters()
     channels = sum(t.area_m2 for t in (cell.write, cell.read_n, cell.read_p) if t is not None)
     return replace(
-        parameters or CostParameters(),
+        known,
         read_energy_qk_j=cell.mean_read_energy(mean_pulse),
         read_energy_av_j=cell.mean_read_energy(mean_phi),
         read_pulse_s=cell.pulse_max_s,
         pulse_max_s=cell.pulse_max_s,
         write_energy_j=cell.write_energy(),
+        write_latency_s=max(known.write_latency_s, cell.write_pulse_s),
         cell_area_m2=max(layout_factor * channels, cell.capacitance_f / capacitor_f_m2),
     )

@@ -23,7 +23,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from aimc.circuit.cost.attention import DACS, SOFTMAX, WRITES, Breakdown, Cost, attention_cost, converter_steps
+from aimc.circuit.cost.attention import DACS, SOFTMAX, WRITES, Breakdown, Cost, attention_cost
+from aimc.circuit.cost.converters import converter_steps
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.shape import ModelShape
 from aimc.hardware import ConfigError, Hardware

@@ -31,8 +31,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from aimc.circuit.cost.attention import converter_steps, longest_pulses
 from aimc.circuit.cost.breakdown import Breakdown
+from aimc.circuit.cost.converters import converter_steps, longest_pulses
 from aimc.circuit.cost.layers import get
 from aimc.circuit.cost.parameters import CostParameters
 from aimc.circuit.cost.report import si, table

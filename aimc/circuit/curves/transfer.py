@@ -195,7 +195,7 @@ def choose_degree(
         charge: at those voltages, same length.
         offset_v: rest voltage in volt.
         degrees: which are tried.
-        n_folds: parts of the data, each held out once.
+        n_folds: parts of the data, each held out once; of fewer points as many as there are.
         seed: of the division into parts.
 
     Returns:
@@ -206,6 +206,7 @@ def choose_degree(
     """
     stored, y = np.asarray(stored_v, dtype=np.float64), np.asarray(charge, dtype=np.float64)
     _check_points(stored - offset_v, y, 1, None)
+    n_folds = min(n_folds, len(y))
     fold_of = np.random.default_rng(seed).permutation(len(y)) % n_folds
     errors: dict[int, FloatArray] = {}
     for degree in degrees:

@@ -94,6 +94,10 @@ class Setup:
             elif root == "nonideality" and rest:
                 _set(noise, rest, value, path)
             elif path == "digital_layers":
+                if not isinstance(value, (list, tuple)):
+                    raise ConfigError(
+                        f"digital_layers={value!r}: a value is a list of layers; write digital_layers:[[0],[0,1]]"
+                    )
                 digital_layers = list(value)
             else:
                 raise ConfigError(

@@ -19,7 +19,7 @@ from aimc.ops.blocked.stored import Cells, Stored
 from aimc.ops.call import Call
 from aimc.ops.effects.converters import adc_
 from aimc.ops.effects.noise import ArrayId
-from aimc.ops.effects.normaliser import charge_of_sum
+from aimc.ops.effects.normaliser import charge_of_sum, least_divisor
 from aimc.ops.effects.protection import protected_tokens
 from aimc.ops.effects.random import Lanes
 
@@ -202,7 +202,7 @@ class Reader:
     def back_through_pulse(self, run: Run, pulse: PulseRead, of_normaliser: Tensor, out: Tensor) -> None:
         """Add what the normaliser's gradient `[B, H, T', 1]` says of the widths to their gradient `[P, G·T', S]`."""
         normaliser = self.heads.hardware.normaliser
-        divides = pulse.total >= normaliser.least_share * self.full_scale_of_sum
+        divides = pulse.total >= least_divisor(normaliser, self.full_scale_of_sum)
         of_total = (-of_normaliser / pulse.total.square()).masked_fill_(~divides, 0.0)
         grad = inside(pulse.charge, normaliser.counter.v_min, normaliser.counter.v_max).mul_(of_total)
         self._clear_unused(run, self._as_counts(grad))

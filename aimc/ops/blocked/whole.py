@@ -20,6 +20,7 @@ from aimc.ops.call import Call
 from aimc.ops.effects.activation import logit_gain
 from aimc.ops.effects.converters import even_levels
 from aimc.ops.effects.noise import ArrayId
+from aimc.ops.effects.normaliser import least_divisor
 
 HAS_NOT = ("protection",)
 """What of the hardware has to be off."""
@@ -125,7 +126,7 @@ class Whole:
         of_sum = [zeros if error is None else error[..., 0] for error in errors]
         full_scales = torch.as_tensor(heads.full_scale_of_sum(scaling), dtype=heads.dtype).flatten()
         full_scales = full_scales.expand(heads.n_heads)
-        leasts = full_scales * normaliser.least_share
+        leasts = least_divisor(normaliser, full_scales)
         if hardware.has_softmax:
             leasts = torch.full_like(full_scales, torch.finfo(heads.dtype).tiny)
         return self.kernels.Between(

@@ -41,7 +41,9 @@ class Circuits(NamedTuple):
     sum_counter: Counter
     """Its counter."""
     least_share: float
-    """What the digital sum is divided by at least, in full scales of that."""
+    """What the digital sum is divided by at least, in full scales of that,"""
+    least: float
+    """and in pulses."""
 
 
 class Scalers(NamedTuple):
@@ -226,5 +228,6 @@ def _read(  # type: ignore[no-untyped-def]
         for g in range(group):
             factor = scalers.full_scale_av[first + g] / circuits.saturation_av
             if circuits.is_normalised:
-                factor = factor / (max(total[g, 0], circuits.least_share) * scalers.full_scale_of_sum[first + g])
+                divisor = max(total[g, 0], circuits.least_share) * scalers.full_scale_of_sum[first + g]
+                factor = factor / max(divisor, circuits.least)
             read[g] *= factor

@@ -130,4 +130,5 @@ def _circuits_of(kernels: Any, arrays: KVArrays) -> Any:
         is_normalised=normaliser.is_on,
         sum_counter=counter(normaliser.counter if normaliser.is_on else Converter()),
         least_share=np.float32(normaliser.least_share),
+        least=np.float32(normaliser.least),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from torch import Tensor
 
+from aimc.hardware import Normaliser
 from aimc.ops.effects.columns import with_columns
 from aimc.ops.effects.converters import adc
 from aimc.ops.effects.noise import with_noise
@@ -49,6 +50,20 @@ def counted_pulse(
 
 
 def reciprocal(heads: Heads, pulse: Tensor, full_scale: Tensor | float) -> Tensor:
-    """By what digital logic multiplies: one over the sum of all sub-tiles, which is taken to be one step of a counter
-    at least."""
-    return pulse.clamp(min=heads.hardware.normaliser.least_share * full_scale).reciprocal()
+    """By what digital logic multiplies: one over the sum of all sub-tiles, or over :func:`least_divisor`."""
+    return pulse.clamp(min=least_divisor(heads.hardware.normaliser, full_scale)).reciprocal()
+
+
+@overload
+def least_divisor(normaliser: Normaliser, full_scale: float) -> float: ...
+
+
+@overload
+def least_divisor(normaliser: Normaliser, full_scale: Tensor) -> Tensor: ...
+
+
+def least_divisor(normaliser: Normaliser, full_scale: Tensor | float) -> Tensor | float:
+    """What a sum of pulses is taken to be at least: one step of its counter, or `normaliser.least` where that is more;
+    in pulses, as the full scale."""
+    step = normaliser.least_share * full_scale
+    return step.clamp(min=normaliser.least) if isinstance(step, Tensor) else max(step, normaliser.least)

@@ -157,7 +157,8 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
         divisor = of_rows(machine.of_softmax.total, t, batch, head, machine)
         total = total / tl.maximum(divisor, machine.levels.least_sum)
     if SPEC.normaliser is not None:
-        total = total / tl.maximum(divisor, machine.levels.least_sum * full_scale)
+        least = tl.maximum(machine.levels.least_sum * full_scale, machine.levels.least_pulses)
+        total = total / tl.maximum(divisor, least)
         tl.store(sums + row_at(t, batch, head, machine), divisor, mask=(t < machine.n_tokens)[:, None])
     features = tl.arange(0, SPEC.padded_size)[None, :]
     row = (tl.cast(batch, tl.int64) * machine.n_tokens + t[:, None]) * machine.n_heads + head

@@ -93,7 +93,7 @@ def _undivided(grad: Tensor, out: Tensor, residuals: Residuals, inputs: Inputs) 
         return grad, None
     least: Tensor | float = inputs.plan.levels.least_sum
     if inputs.full_scale_of_sum is not None:
-        least = least * inputs.full_scale_of_sum[:, None]
+        least = (least * inputs.full_scale_of_sum[:, None]).clamp(min=inputs.plan.levels.least_pulses)
     grad, divisor = grad.float(), sums.clamp(min=least)
     of_sums = (grad * out).sum(dim=-1).transpose(1, 2) / -divisor
     of_sums = inputs.plan.levels.saturation_av * of_sums.masked_fill(sums < least, 0.0).contiguous()

@@ -77,6 +77,7 @@ class Plan:
             read_noise_qk=hardware.noise.read_qk,
             read_noise_av=hardware.noise.read_av,
             least_sum=LEAST_TOTAL if hardware.has_softmax else hardware.normaliser.least_share,
+            least_pulses=hardware.normaliser.least,
         )
         self.n_kept = n_bytes(self.n_tokens, hardware)
         self._softmax = (

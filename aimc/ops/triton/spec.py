@@ -195,7 +195,9 @@ class Levels(NamedTuple):
     read_noise_qk: float
     read_noise_av: float
     least_sum: float
-    """By what is divided at least: of a softmax in shares, of a normaliser column in full scales of its counter."""
+    """By what is divided at least: of a softmax in shares, of a normaliser column in full scales of its counter,"""
+    least_pulses: float
+    """and in pulses."""
 
 
 class Columns(NamedTuple):

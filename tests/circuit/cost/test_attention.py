@@ -11,7 +11,8 @@ import pytest
 from aimc import presets
 from aimc.circuit import Cost, CostParameters, ModelShape, attention_cost
 from aimc.circuit.cost import published
-from aimc.circuit.cost.attention import PARTS, converter_steps
+from aimc.circuit.cost.attention import PARTS
+from aimc.circuit.cost.converters import converter_steps
 from aimc.circuit.cost.parameters import BASES, basis_of, unit_of
 from aimc.hardware import ConfigError, Converter, Hardware, Normaliser, Protection
 
@@ -361,6 +362,28 @@ def test_converter_steps() -> None:
     assert converter_steps(Converter(n_levels=16), "x") == 15
     assert converter_steps(Converter(n_levels=32, v_min=-1.0, coding="sign_magnitude"), "x") == 15
     assert converter_steps(Converter(n_levels=2, v_min=-1.0), "x") == 1
+    assert converter_steps(Converter(n_levels=5, v_min=-1.0), "x") == 2  # -1, -½, 0, ½, 1
+    assert converter_steps(Converter(n_levels=31, v_min=-1.0), "x") == 15
+    assert converter_steps(Converter(n_levels=16, v_min=-0.5), "x") == 10, "those of the longer side"
+
+
+def test_a_cost_says_that_cells_are_emulated_at_another_pace() -> None:
+    published, slow = (attention_cost(SHAPE, on) for on in (hardware(), presets.with_softmax(hardware())))
+    assert "step_latency_s" not in str(published)
+    step_s = slow.layer.latency_s.total
+    for scope in (slow, slow.layer, slow.head):
+        assert f"leakage.step_latency_s={step_s:.2g}" in str(scope)
+    still = presets.with_softmax(hardware())
+    still.leakage.tau_s = None
+    assert "step_latency_s" not in str(attention_cost(SHAPE, still))
+
+
+def test_cells_of_a_slow_layer_are_rewritten_as_often_as_it_takes() -> None:
+    slow, p = presets.with_softmax(hardware()), CostParameters(refresh_interval_s=1e-3)
+    taken_s = SHAPE.layers * attention_cost(SHAPE, slow).layer.latency_s.total
+    assert taken_s > 10 * slow.leakage.known_token_time_s()
+    refresh_s = attention_cost(SHAPE, slow, p).layer.latency_s["refresh"]
+    assert refresh_s == pytest.approx(taken_s / 1e-3 * 1024 * 10e-9)
 
 
 def test_digital_share_is_the_published_65_percent() -> None:

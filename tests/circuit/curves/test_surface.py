@@ -103,6 +103,8 @@ def test_cross_validation_finds_the_degree():
     degree, errors = choose_degree(stored, u + 30 * u**3 + 0.02 * rng.standard_normal(80), offset_v=0.45)
     assert degree == 3 and errors[1] > 5 * errors[3]
     assert errors[3] == pytest.approx(0.02, rel=0.3)
+    few = np.linspace(0, 0.9, 4)
+    assert choose_degree(few, few - 0.45, offset_v=0.45)[0] == 1, "fewer points than folds"
 
 
 def test_extrapolation_is_refused():
