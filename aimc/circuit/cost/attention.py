@@ -140,15 +140,15 @@ class Cost:
                 row.append(f"{100 * value / parts.total:.1f} %" if value and parts.total else "")
             rows.append(row)
         lines = [table((f"per token and {self.scope}", "energy", "", "latency", "", "area", ""), rows)]
-        if self.kept_share is not None:
-            lines.append(
-                f"{100 * self.kept_share:.3g} % of the tokens in the arrays are kept and recomputed in digital"
-            )
-        step_s = self.latency_s.total / self._n_layers
+        step_s = self.latency_s.total / max(self._n_layers, 1)
         if self.leaking_s is not None and step_s > SLOWER * self.leaking_s:
             lines.append(
                 f"a layer takes {si(step_s, 's')}, and the emulated cells leak {si(self.leaking_s, 's')} for it: set"
                 f" leakage.step_latency_s={step_s:.2g} to see the model at this pace"
+            )
+        if self.kept_share is not None:
+            lines.append(
+                f"{100 * self.kept_share:.3g} % of the tokens in the arrays are kept and recomputed in digital"
             )
         return "\n".join(lines)
 
@@ -200,7 +200,7 @@ def attention_cost(
         area_m2=area,
         interval_s=interval_s,
         shape=shape,
-        leaking_s=None if hardware.leakage.tau_s is None else token_time_s(shape, hardware) / shape.layers,
+        leaking_s=None if hardware.leakage.tau_s is None else token_time_s(shape, hardware) / max(shape.n_on_arrays, 1),
         kept_share=kept / held if hardware.activation == "pruned_softmax" else None,
     )
 
@@ -369,7 +369,7 @@ class _Counts:
                 f" {si(writing_s, 's')}, so that the arrays would do nothing else; give a longer interval, a smaller"
                 " window or a shorter write_latency_s"
             )
-        taken_s = self.shape.layers * self._without_refresh()[0].total
+        taken_s = self.shape.n_on_arrays * self._without_refresh()[0].total
         return max(token_time_s(self.shape, self.hardware), taken_s) / interval_s
 
 

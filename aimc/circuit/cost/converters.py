@@ -36,7 +36,7 @@ def converter_steps(converter: Converter, name: str) -> int:
     levels = levels_of(converter, name)
     if converter.v_min >= 0:
         return levels - 1
-    if converter.coding == "sign_magnitude":
+    if converter.coding != "unsigned":
         return max(1, levels // 2 - 1)
     longer = max(-converter.v_min, converter.v_max) / (converter.v_max - converter.v_min)
     return max(1, math.ceil((levels - 1) * longer - 1e-9))

@@ -381,7 +381,7 @@ def test_a_cost_says_that_cells_are_emulated_at_another_pace() -> None:
 def test_cells_of_a_slow_layer_are_rewritten_as_often_as_it_takes() -> None:
     slow, p = presets.with_softmax(hardware()), CostParameters(refresh_interval_s=1e-3)
     taken_s = SHAPE.layers * attention_cost(SHAPE, slow).layer.latency_s.total
-    assert taken_s > 10 * slow.leakage.known_token_time_s()
+    assert taken_s > 5 * slow.leakage.known_token_time_s()
     refresh_s = attention_cost(SHAPE, slow, p).layer.latency_s["refresh"]
     assert refresh_s == pytest.approx(taken_s / 1e-3 * 1024 * 10e-9)
 
