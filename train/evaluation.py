@@ -13,13 +13,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 import aimc
 from aimc.evaluate.ablation import ablation
 from aimc.evaluate.agreement import Agreement, agreement
+from aimc.evaluate.chips import in_cells
 from aimc.evaluate.measurement import Measurement
 from aimc.evaluate.perplexity import perplexity
 from aimc.evaluate.reference import require_reference
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
 from aimc.models.arrays import gain_cell_layers, hardware_of, has_arrays
-from aimc.models.gsa import slot_arrays
 from aimc.models.substrates import substrates_under
 
 from .alarms import tell_full_normaliser
@@ -45,10 +45,6 @@ class Reference:
     """Where it came from, as it is shown."""
 
 
-def _can_be_noisy(model: PreTrainedModel) -> bool:
-    return has_arrays(model) or any(slot_arrays(model))
-
-
 def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
     """The model to measure.
 
@@ -56,7 +52,7 @@ def model_of(checkpoint: str, nonideality: Noise) -> PreTrainedModel:
         RunError: none is there, or it has nothing that could be non-ideal.
     """
     model = load_any(checkpoint)
-    if nonideality.active() and not _can_be_noisy(model):
+    if nonideality.active() and not in_cells(model):
         raise RunError(
             f"checkpoint={checkpoint}: a digital model has no arrays to be non-ideal; set nonideality=none, or"
             " name a converted model"
@@ -124,7 +120,7 @@ def measure(
             "ablate=true: the effects that are switched off are those of attention's arrays, and this model has none;"
             " leave it out"
         )
-    if _can_be_noisy(model):
+    if in_cells(model):
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )

@@ -235,6 +235,12 @@ class RunConfig:
         return Path(self.output_dir)
 
 
+def at_checkpoint(checkpoint: str) -> Path:
+    """Where results of a checkpoint stand unless told otherwise: in its folder, or beside its file."""
+    place = Path(checkpoint)
+    return place.parent if place.is_file() else place
+
+
 @dataclass(slots=True, kw_only=True)
 class EvaluationConfig:
     """`python -m train.evaluate`: one checkpoint on one text or on tasks, under non-idealities."""
@@ -290,8 +296,7 @@ class EvaluationConfig:
     @property
     def folder(self) -> Path:
         """What one job writes into."""
-        checkpoint = Path(self.checkpoint)
-        return Path(self.output_dir or (checkpoint.parent if checkpoint.is_file() else checkpoint) / "evaluation")
+        return Path(self.output_dir or at_checkpoint(self.checkpoint) / "evaluation")
 
 
 @dataclass(slots=True, kw_only=True)

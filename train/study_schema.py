@@ -15,7 +15,7 @@ from .errors import RunError
 from .fields import check, choice, number
 from .plausible import require_plausible
 from .recipe import Recipe
-from .schema import LoggerConfig
+from .schema import LoggerConfig, at_checkpoint
 from .source import DataConfig
 
 
@@ -130,8 +130,7 @@ class StudyConfig:
     @property
     def folder(self) -> Path:
         """What one job writes into."""
-        checkpoint = Path(self.checkpoint)
-        return Path(self.output_dir or (checkpoint.parent if checkpoint.is_file() else checkpoint) / "study")
+        return Path(self.output_dir or at_checkpoint(self.checkpoint) / "study")
 
     @property
     def points(self) -> Path:

@@ -40,7 +40,7 @@ class chips_of:
         if n < 1:
             raise ValueError(f"chips={n}: at least one chip is needed; give chips=1 or more")
         require_as_saved(model)
-        if not _analog(model) and noise is not None and noise.active():
+        if not in_cells(model) and noise is not None and noise.active():
             raise ValueError(
                 "a digital model has no analog arrays to be non-ideal; call aimc.convert first, or leave nonideality"
                 " out"
@@ -73,7 +73,7 @@ class chips_of:
 def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
     """Whether one chip differs from another: gain cells under `noise` (None: the hardware's own), or static tiles that
     are read."""
-    of_cells = any((layer.machine.noise if noise is None else noise).active() for layer in _analog(model))
+    of_cells = any((layer.machine.noise if noise is None else noise).active() for layer in in_cells(model))
     return of_cells or any(not layer.computes_digitally for _, layer in static_layers(model))
 
 
@@ -81,7 +81,7 @@ def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:
 def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
     """Other noise on the same hardware; hardware, chip, the source of noise and the model's record of them are put
     back."""
-    layers = _analog(model)
+    layers = in_cells(model)
     drawn = [(layer, layer.draws) for _, layer in gain_cell_layers(model)]
     before = [(layer.hardware, layer.chip_seed, layer.generator) for layer in layers]
     try:
@@ -98,6 +98,6 @@ def noise_of(model: PreTrainedModel, noise: Noise | None) -> Iterator[None]:
             write_record(model)  # choosing chips noted the last one, with this noise
 
 
-def _analog(model: PreTrainedModel) -> list[GainCellAttention | SlotArrays]:
+def in_cells(model: PreTrainedModel) -> list[GainCellAttention | SlotArrays]:
     """Everything of a model that is in gain cells: attention's arrays, and slots."""
     return [*(layer for _, layer in gain_cell_layers(model)), *(layer for _, layer in slot_arrays(model))]

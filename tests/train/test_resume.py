@@ -73,6 +73,14 @@ def control_c(trainer: HardwareAwareTrainer) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def killed(monkeypatch: pytest.MonkeyPatch, config: RunConfig) -> None:
+    """Run a stage until it dies, three steps done; what is run next lives."""
+    at_step(monkeypatch, 3, kill)
+    with pytest.raises(Killed):
+        run(config)
+    monkeypatch.undo()
+
+
 def poison(trainer: HardwareAwareTrainer) -> None:
     with torch.no_grad():
         trainer.model.transformer.ln_f.weight[0] = float("nan")  # type: ignore[union-attr, operator, index]
@@ -229,10 +237,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(
 def test_what_other_settings_left_is_not_resumed_from(
     tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(monkeypatch, 3, kill)
-    with pytest.raises(Killed):
-        run(configure("linear", "trainer.linear.learning_rate=0.01"))
-    monkeypatch.undo()
+    killed(monkeypatch, configure("linear", "trainer.linear.learning_rate=0.01"))
     said = run(configure("linear"))
     assert "had other settings; starting the stage anew" in said
     assert same_weights(weights_of(tmp_path / "linear"), weights_of(undisturbed / "linear"))
@@ -241,10 +246,7 @@ def test_what_other_settings_left_is_not_resumed_from(
 def test_how_often_points_are_saved_may_change_on_the_way(
     tmp_path: Path, configure: Compose, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at_step(monkeypatch, 3, kill)
-    with pytest.raises(Killed):
-        run(configure("linear"))
-    monkeypatch.undo()
+    killed(monkeypatch, configure("linear"))
     steps: list[int] = []
     at_step(monkeypatch, 2, lambda trainer: steps.append(2))
     at_step(monkeypatch, 3, kill, after=True)
@@ -276,10 +278,7 @@ def test_a_signal_in_the_middle_of_agreeing_is_kept_for_the_next_step(monkeypatc
 
 
 def test_restart_does_not_resume(tmp_path: Path, configure: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    at_step(monkeypatch, 3, kill)
-    with pytest.raises(Killed):
-        run(configure("linear"))
-    monkeypatch.undo()
+    killed(monkeypatch, configure("linear"))
     steps: list[int] = []
     at_step(monkeypatch, 0, lambda trainer: steps.append(0))
     run(configure("linear", "restart=true"))

@@ -161,7 +161,7 @@ def attention_cost(
     Args:
         shape: of the model.
         hardware: window, sub-tiles, levels, activation, protected tokens and, for refresh, the time of a token; where
-            that is None, the model's layers × `leakage.step_latency_s`.
+            that is None, the model's layers × `leakage.step_latency_s`. What the layers take counts where it is more.
         parameters: unit numbers; None: the defaults, which give the published point.
         window_fill: T, tokens in the arrays, 1 to W; None: W. Slots that hold nothing are not read, and a layer holds
             no more than its sliding window.
