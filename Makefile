@@ -12,7 +12,7 @@ TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext
 # code, each of the tests' many interpreters would compile transformers anew: a quarter of a minute.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo real test slow faults bench docs lint format oldest clean
+.PHONY: setup demo real test slow faults bench docs notebooks lint format oldest clean
 
 setup: $(INSTALLED)
 
@@ -60,6 +60,11 @@ bench: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
+# The notebooks in a browser; an editor that opens notebooks needs no more than the environment in .venv.
+notebooks: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt jupyterlab
+	$(BIN)/python -m jupyterlab notebooks
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,5 +86,6 @@ oldest:
 	$(OLDEST)/bin/python -m pip install --quiet --constraint $(OLDEST)/train.txt --editable '.[train]'
 	$(OLDEST)/bin/python .ci/import_all.py --train
 
+# What can be made again; texts and models that you put into data/ are yours and stay.
 clean:
-	rm -rf $(VENV) $(OLDEST) build data checkpoints/demo checkpoints/run
+	rm -rf $(VENV) $(OLDEST) build checkpoints/demo checkpoints/run

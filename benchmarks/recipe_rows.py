@@ -31,6 +31,7 @@ WIDE_NORMALISER = ("hardware.normaliser.full_scale=32",)
 WIDER_NORMALISER = ("hardware.normaliser.full_scale=64",)
 SMALL_COUNTERS = ("hardware.array.saturation_av=10",)
 OWN_FULL_SCALES = ("hardware.array.full_scales=head",)
+LEAST_DIVISOR = ("hardware.normaliser.least=0.25",)
 WITHOUT_LEAKAGE = ("hardware.leakage.tau_s=null",)
 LINEAR_CELLS = (f"hardware.cell.coefficients=[0.0,{LINEAR_SLOPE}]",)
 ALONE = ("trainer.finetune.distillation=0",)
@@ -50,6 +51,7 @@ FULL = "… and a layer-wise start"
 """The row that leave-one-out rows leave something out of."""
 NOISY = "… trained under typical noise"
 FITTED, FITTED_NOISY = "… with full scales of each head", "… with full scales of each head, under typical noise"
+DIVIDED = "… with full scales of each head and a least divisor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,12 @@ ROWS = {
     NOISY: Row(DIRECT, (*BOTH, *UNDER_NOISE)),
     FITTED: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES)),
     FITTED_NOISY: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES, *UNDER_NOISE)),
+    DIVIDED: Row(DIRECT, (*BOTH, *OWN_FULL_SCALES, *LEAST_DIVISOR)),
 }
 """Ingredients added one at a time, then left out one at a time of the row :data:`FULL` (all but the layer-wise start is
 the row with normaliser and signed queries), then the hardware's effects switched off in it, together and one at a time,
 from the start on; other ways to train it; and it under noise, and with full scales of each head."""
-MEASURED_UNDER_NOISE = (FULL, NOISY, FITTED, FITTED_NOISY)
+MEASURED_UNDER_NOISE = (FULL, NOISY, FITTED, FITTED_NOISY, DIVIDED)
 _ASKED_FOR = (
     *(f"… without {kind} levels" for kind in ("input", "storage", "readout")),
     "… with a quarter of the counters' full scale",
@@ -122,6 +125,7 @@ _ASKED_FOR = (
     "… on text of which it wrote half",
     FITTED,
     FITTED_NOISY,
+    DIVIDED,
 )
 """Which levels stand in the way, where they do, other full scales, for models that the usual ones do not fit, and other
 ways to train."""

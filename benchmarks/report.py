@@ -36,14 +36,14 @@ def write_results(path: Path, results: Sequence[Result], provenance: Mapping[str
 
 
 def aims_table(results: Sequence[Result], aims: Sequence[Aim], provenance: Mapping[str, Any]) -> Table:
-    """The speed table: what was measured, what it has to be at least, and the aim."""
+    """The speed table: what was measured, its bound, and the aim."""
     table = Table(
         title=(
             f"Aims, on {provenance['device']}, {provenance['threads']} of {provenance['cores']} cores, torch"
             f" {provenance['torch']}"
         )
     )
-    for column in ("case", "measured", "at least", "aim", ""):
+    for column in ("case", "measured", "bound", "aim", ""):
         table.add_column(column, justify="left" if column in ("case", "") else "right")
     for aim in aims:
         value = aim.read(results)

@@ -8,13 +8,17 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the cores, one thread each
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedModel
 
 from aimc import presets
 from aimc.hardware import Hardware
+
+# The process that deals out the tests to others reads this file, too, and has no use for seconds of imports.
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2LMHeadModel, GPT2Model, PreTrainedModel
 
 REPOSITORY = Path(__file__).parents[1]
 VOCABULARY, POSITIONS = 64, 32
@@ -22,6 +26,9 @@ VOCABULARY, POSITIONS = 64, 32
 
 def tiny_gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
     """A random GPT-2 of two layers whose activations are large enough to matter."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     torch.manual_seed(seed)
     sizes = {
         "vocab_size": VOCABULARY,
@@ -61,18 +68,24 @@ def hardware() -> Hardware:
 
 @pytest.fixture
 def batches() -> list[torch.Tensor]:
+    import torch
+
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(VOCABULARY, (4, POSITIONS), generator=generator) for _ in range(2)]
 
 
 @pytest.fixture
 def tokens() -> torch.Tensor:
+    import torch
+
     return torch.randint(VOCABULARY, (203,), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.fixture
 def headless() -> GPT2Model:
     """A GPT-2 without its language-model head."""
+    from transformers import GPT2Config, GPT2Model
+
     return GPT2Model(
         GPT2Config(
             vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
@@ -82,6 +95,9 @@ def headless() -> GPT2Model:
 
 def shared_model(name: str) -> PreTrainedModel:
     """A pretrained model of the shared data, in evaluation; the test is skipped where that is not there."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     folder = REPOSITORY.parent / "shared" / "data" / "models" / name
     if not folder.exists():
         pytest.skip(f"{name} is part of the shared data, which is not beside this checkout")

@@ -1,5 +1,5 @@
-"""What the hardware does while a model trains that nobody would see in the loss: counters that are full, scalers that
-run away. Each is told once a stage."""
+"""What goes wrong while a model trains that nobody would see in the loss: counters that are full, scalers that run
+away, gradients of which clipping leaves next to nothing. Each is told once a stage."""
 
 from __future__ import annotations
 
@@ -48,11 +48,14 @@ class Alarms:
         model: as training begins; drift is counted from there, also after an interruption.
         clip: share of full reads above which a counter is told of.
         drift: factor above which a scaler is.
+        gradient: factor above which the usual norm of a gradient is, over what it is clipped to.
         say: gets a line for each.
     """
 
-    def __init__(self, model: PreTrainedModel, *, clip: float, drift: float, say: Callable[[Any], None]) -> None:
-        self.clip, self.drift, self.say = clip, drift, say
+    def __init__(
+        self, model: PreTrainedModel, *, clip: float, drift: float, gradient: float, say: Callable[[Any], None]
+    ) -> None:
+        self.clip, self.drift, self.gradient, self.say = clip, drift, gradient, say
         self._start = {key: scale.clone() for key, scale in _scales(model).items()}
         self._told: set[str] = set()
 
@@ -77,6 +80,17 @@ class Alarms:
                     " learning_rates.scalers holds it",
                 )
         return drifts
+
+    def look_at_gradients(self, model: PreTrainedModel, usual: float | None, clipped_to: float) -> None:
+        """Tell where most gradients are far longer than what is left of them; `usual` is the median of their norms,
+        None while that is not known."""
+        if usual is not None and usual > self.gradient * clipped_to:
+            words = f"the gradient's norm is {usual:.3g} in most steps, and is clipped to {clipped_to:g}: a few tokens"
+            words += " decide where the model goes"
+            hardware = hardware_of(model) if gain_cell_layers(model) else None
+            if hardware is not None and hardware.normaliser.is_on and not hardware.normaliser.least:
+                words += "; where heads are divided by next to nothing, hardware.normaliser.least=0.25 mends it"
+            self._tell("gradient", words)
 
     def _tell(self, name: str, words: str) -> None:
         if name not in self._told:

@@ -15,7 +15,7 @@ from aimc.evaluate.ablation import ablation
 from aimc.evaluate.agreement import Agreement, agreement
 from aimc.evaluate.chips import in_cells
 from aimc.evaluate.measurement import Measurement
-from aimc.evaluate.perplexity import perplexity
+from aimc.evaluate.perplexity import Perplexity, perplexity
 from aimc.evaluate.reference import require_reference
 from aimc.evaluate.sweeps import nonideality_sweep
 from aimc.hardware import Noise
@@ -110,7 +110,7 @@ def measure(
 ) -> None:
     """Measure perplexity clean and under each non-ideality, where asked also with each effect off and against the
     digital model; write and show it."""
-    without, against = {}, {}
+    without: dict[str, float] = {}
     if has_arrays(model) and hardware_of(model).normaliser.is_on:
         window = hardware_of(model).array.window
         seen = text[None, : min(measurement.context or 1, window)]  # at once, by the eager operator
@@ -124,6 +124,7 @@ def measure(
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )
+        _write(settings, without, sweep)  # what takes longest: kept, whatever becomes of the rest
         if settings.ablate:
             without = {
                 name if name == "all effects" else f"without {name}": float(value)
@@ -134,16 +135,20 @@ def measure(
     say(sweep_table(sweep))
     if without:
         say(ablation_table(without))
+    _write(settings, without, sweep)
     if digital is not None:
         against = {name: _agreement(model, digital, text, measurement, noise) for name, noise in _cases(settings)}
         say(agreement_table(against, digital.name))
-    if not PartialState().is_main_process:
-        return
-    write_results(settings.folder, without, sweep)
-    if digital is not None:
-        rows = {name: asdict(row) for name, row in against.items()}
-        add_results(settings.folder, {"agreement": {"digital": digital.name, "rows": rows}})
-    aimc.plot.save(aimc.plot.nonideality_bars(sweep), settings.folder / "nonidealities.png")
+        if PartialState().is_main_process:
+            rows = {name: asdict(row) for name, row in against.items()}
+            add_results(settings.folder, {"agreement": {"digital": digital.name, "rows": rows}})
+
+
+def _write(settings: EvaluationConfig, without: dict[str, float], sweep: dict[str, Perplexity]) -> None:
+    """What is measured so far, by one of the processes."""
+    if PartialState().is_main_process:
+        write_results(settings.folder, without, sweep)
+        aimc.plot.save(aimc.plot.nonideality_bars(sweep), settings.folder / "nonidealities.png")
 
 
 def _cases(settings: EvaluationConfig) -> list[tuple[str, Noise]]:

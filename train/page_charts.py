@@ -109,7 +109,7 @@ def _heat(go: Any, chart: Chart) -> Any:
         text=text,
         texttemplate="%{text}",
         colorscale="Viridis",
-        colorbar={"thickness": 12},
+        colorbar={"thickness": 12, "title": {"text": chart.z_label, "side": "right"}},
         hovertemplate=f"{chart.x_label}: %{{x}}<br>{chart.y_label}: %{{y}}<br>%{{z:.4g}}<extra></extra>",
     )
 

@@ -82,8 +82,10 @@ def heat(
     rows: tuple[str, Sequence[Any]],
     columns: tuple[str, Sequence[Any]],
     values: Mapping[tuple[str, str], float],
+    what: str,
 ) -> Chart:
-    """A number for each pair of two axes, which are a name and values each; where there is none, a hole."""
+    """A number for each pair of two axes, which are a name and values each; where there is none, a hole. `what`: these
+    numbers, with their unit."""
     row_names, column_names = ([str(value) for value in axis[1]] for axis in (rows, columns))
     return Chart(
         name=name,
@@ -94,4 +96,5 @@ def heat(
         columns=column_names,
         rows=row_names,
         z=[[values.get((row, column), math.nan) for column in column_names] for row in row_names],
+        z_label=what,
     )

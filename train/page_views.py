@@ -44,13 +44,14 @@ def _sensitivity(found: Results) -> Section:
     per_chip = {row["label"]: row["per_chip"] for row in rows} | {"all together": found["per_chip"]}
     words = (
         f"Perplexity {found['none']['value']:.2f} with none of them, {found['all']['value']:.2f} with all:"
-        f" {percent(found['rise'])}. Brackets are confidence intervals over chips and text; all machines met the same."
+        f" {percent(found['rise'])}. Each alone is on a machine that is ideal otherwise, without levels and leakage of the"
+        " others too. Brackets are confidence intervals over chips and text; all machines met the same."
     )
     table = Table(
         ["non-ideality", "size", "alone", "saved if it goes"],
         [[row["label"], row["size"], percent(row["alone"]), percent(row["saved"])] for row in found["rows"]],
     )
-    chart = bars("sensitivity", "Each alone, and each left out", "perplexity, %", both)
+    chart = bars("sensitivity", "Each alone, and each left out", "change of perplexity, %", both)
     chips = dots("chips", "Chip by chip", "perplexity, one dot a chip", per_chip)
     return Section("Which non-ideality costs how much", words, [chart, table, chips])
 
@@ -138,7 +139,8 @@ def _layers(found: Results) -> Section:
         layers = sorted({unit["layer"] for unit in found["heads"]})
         heads = range(1 + max(unit["head"] for unit in found["heads"]))
         by_place = {(str(unit["layer"]), str(unit["head"])): unit["kl"]["value"] for unit in found["heads"]}
-        items.append(heat("heads", alone.format("head"), ("layer", layers), ("head", heads), by_place))
+        axes = ("layer", layers), ("head", heads)
+        items.append(heat("heads", alone.format("head"), *axes, by_place, "KL divergence, nat a token"))
     kept = [("worst " + found["unit"] + "s first", found["kept"]), ("first and newest tokens", found["protected"])]
     series = [
         with_intervals(
@@ -173,7 +175,7 @@ def _grid(found: Results) -> Section:
         by_place = {
             (str(cell["values"][axes[0]]), str(cell["values"][axes[1]])): 100 * cell["rise"]["value"] for cell in cells
         }
-        items.append(heat("grid", title, rows, columns, by_place))
+        items.append(heat("grid", title, rows, columns, by_place, "rise of perplexity, %"))
     else:
         x, y, label = [cell["values"][axes[0]] for cell in cells], [cell["rise"] for cell in cells], short_path(axes[0])
         if all(isinstance(value, (int, float)) for value in x):

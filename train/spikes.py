@@ -113,6 +113,10 @@ class SpikeWatch(TrainerCallback, ExportableState):
         """For the point to resume from."""
         return {"args": {}, "attributes": {"losses": list(self.losses.logs), "gradients": list(self.gradients.logs)}}
 
+    def usual_gradient(self) -> float | None:
+        """Median norm of the last gradients, before they are clipped; None while that is not known."""
+        return self.gradients.value if len(self.gradients.logs) >= LEAST else None
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

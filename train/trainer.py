@@ -136,7 +136,9 @@ def _train(
     checkpoint = last_intact(training.folder, training.say)
     trained = spread_copy(model, checkpoint, recipe.lora_rank) if training.shared.sharding == "fsdp" else model
     shared = training.shared
-    alarms = Alarms(model, clip=shared.alarm_clip, drift=shared.alarm_drift, say=training.say)
+    alarms = Alarms(
+        model, clip=shared.alarm_clip, drift=shared.alarm_drift, gradient=shared.alarm_gradient, say=training.say
+    )
     texts = texts_of(data, training)
     text = texts["train_dataset"]
     trainer = HardwareAwareTrainer(
@@ -386,6 +388,7 @@ class HardwareAwareTrainer(SharedTrainer):
             sample = torch.stack([validation[i]["input_ids"] for i in range(min(2, len(validation)))])
             logs.update(metrics := hardware_metrics(model := cast(PreTrainedModel, self.model), sample))
             logs.update(self.alarms.look(model, metrics))
+            self.alarms.look_at_gradients(model, self.spikes.usual_gradient(), self.training.recipe.max_grad_norm)
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 30.0))
             logs.update(self.noise.logged_evaluation(self.state.global_step))

@@ -51,6 +51,9 @@ class TrainerConfig:
     reason."""
     alarm_drift: float = number(4.0, above=1)
     """Factor by which the scaler of a head may change in a stage's training before that is told."""
+    alarm_gradient: float = number(20.0, above=1)
+    """Factor by which the usual norm of a gradient, the median of the last steps, may exceed `max_grad_norm` before
+    that is told: of a model that learns it was seen at 3, of one that does not at 140."""
     sharding: str = choice("none", SHARDING)
     """Of several processes (`torchrun`): `none`, each holds the whole model and they average gradients; or `fsdp`, each
     holds a share of weights, gradients and optimiser state (PyTorch's FSDP2), for models too large for one device."""

@@ -20,7 +20,7 @@ class Estimate:
     stderr: float | None
     """Standard error of `mean` over the text, see :func:`block_stderr`; None: the text is shorter than two blocks."""
     std: float
-    """Sample standard deviation over the chips; 0 for a single one."""
+    """Over the chips, see :func:`std_over`."""
     per_chip: list[float]
     """One value a chip."""
 
@@ -29,6 +29,14 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.4f}" + ("" if self.stderr is None else f" ± {self.stderr:.4f}")
+
+
+def std_over(per_chip: Sequence[float]) -> float:
+    """Sample standard deviation over chips: 0 for a single one, NaN where a chip gave no finite number."""
+    if len(per_chip) < 2:
+        return 0.0
+    # Statistics would end in an error that names neither the chip nor what it gave.
+    return statistics.stdev(per_chip) if all(map(math.isfinite, per_chip)) else math.nan
 
 
 def block_stderr(values: Tensor, block: int) -> float | None:
@@ -61,7 +69,7 @@ def mean_of(per_chip: Sequence[Tensor], block: int) -> Estimate:
 
 def exp_mean_of(per_chip: Sequence[Tensor], block: int) -> Estimate:
     """exp of the mean over tokens, such as a perplexity of losses; its error by the delta method."""
-    means = [math.exp(float(values.mean())) for values in per_chip]
+    means = [float(values.mean().double().exp()) for values in per_chip]  # infinite where math's would be an error
     return _estimate(means, per_chip, means, block)
 
 
@@ -71,6 +79,6 @@ def _estimate(means: list[float], per_chip: Sequence[Tensor], slopes: Sequence[f
     return Estimate(
         mean=statistics.fmean(means),
         stderr=block_stderr(moved, block),
-        std=statistics.stdev(means) if len(means) > 1 else 0.0,
+        std=std_over(means),
         per_chip=means,
     )

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from aimc.evaluate.chips import chips_of, is_random
-from aimc.evaluate.estimates import exp_mean_of
+from aimc.evaluate.estimates import exp_mean_of, std_over
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.windows import UNSCORED, checked_tokens, window_of, windows, windows_together
 from aimc.hardware import Noise
@@ -28,7 +28,7 @@ class Perplexity:
     mean: float
     """Mean over the chips."""
     std: float
-    """Sample standard deviation over the chips; 0 for a single one."""
+    """Over the chips, see :func:`aimc.evaluate.estimates.std_over`."""
     per_chip: list[float] = field(default_factory=list)
     """One value a chip."""
     stderr: float | None = None
@@ -120,7 +120,7 @@ def over_chips(per_chip: Sequence[float], *, n_tokens: int, context: int, stride
     """Mean and spread of what each chip gave."""
     return Perplexity(
         mean=statistics.fmean(per_chip),
-        std=statistics.stdev(per_chip) if len(per_chip) > 1 else 0.0,
+        std=std_over(per_chip),
         per_chip=list(per_chip),
         n_tokens=n_tokens,
         context=context,

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from aimc.evaluate.estimates import std_over
 from aimc.evaluate.task_files import LOCAL
 
 ACCURACIES = ("acc", "acc_norm")
@@ -108,7 +109,7 @@ def scores_of(
                 task=shown(name),
                 metric=metric if variant == "none" else f"{metric} ({variant})",
                 mean=statistics.fmean(per_chip),
-                std=statistics.stdev(per_chip) if len(per_chip) > 1 else 0.0,
+                std=std_over(per_chip),
                 per_chip=per_chip,
                 stderr=None,
                 n_items=n_items,

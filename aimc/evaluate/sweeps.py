@@ -38,10 +38,12 @@ def nonideality_sweep(
         fields: of the measurement, in place of its own.
 
     Returns:
-        Rows by name: `clean`, the active fields of `nonideality`, and `all`.
+        Rows by name: `clean`, the active fields of `nonideality`, and `all`; without an active field `clean` alone.
     """
     measurement = measurement_of(measurement, fields, default=Measurement(chips=4))
-    cases = {"clean": Noise()} | {name: nonideality.only(name) for name in nonideality.active()} | {"all": nonideality}
+    cases = {"clean": Noise()} | {name: nonideality.only(name) for name in nonideality.active()}
+    if nonideality.active():
+        cases["all"] = nonideality
     rows = {}
     for name, noise in cases.items():
         rows[name] = perplexity(model, tokens, measurement, nonideality=noise, ranks=ranks)

@@ -74,10 +74,11 @@ def windows(tokens: Tensor, context: int, stride: int, batch_size: int) -> Itera
     while scored_to < last:
         end = min(last, context if scored_to == 0 else scored_to + stride)
         start = max(0, end - context)
-        targets = tokens[start + 1 : end + 1].clone()
-        targets[: max(0, scored_to - start)] = UNSCORED
-        found.append((tokens[start:end], targets))
+        found.append((start, end, max(0, scored_to - start)))
         scored_to = end
     for first in range(0, len(found), batch_size):
         group = found[first : first + batch_size]  # all of one length: only a text's sole window is shorter
-        yield torch.stack([inputs for inputs, _ in group]), torch.stack([targets for _, targets in group])
+        targets = torch.stack([tokens[start + 1 : end + 1] for start, end, _ in group])
+        for row, (_, _, n_scored) in zip(targets, group, strict=True):
+            row[:n_scored] = UNSCORED
+        yield torch.stack([tokens[start:end] for start, end, _ in group]), targets

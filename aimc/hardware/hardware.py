@@ -18,12 +18,13 @@ from aimc.hardware.normaliser import Normaliser
 from aimc.hardware.protection import Protection
 from aimc.hardware.pruning import Pruning
 
-HARDWARE_VERSION = 6
+HARDWARE_VERSION = 7
 """Raised whenever fields change; written into every checkpoint. Version 2 added the softmax activation, protection and
 step latency; version 3 the leak target, the spread of retention times and the converters' nonlinearity; version 4 level
 positions, full scales per head, freedoms of the features and pruning; version 5 the gradient of noise, and with it came
 another generator: a seed names another chip and another noise of the same statistics; version 6 what a trained head may
-have beside the published circuit: a normaliser column, a threshold, a gain by position."""
+have beside the published circuit: a normaliser column, a threshold, a gain by position; version 7 what is divided by at
+least."""
 
 ACTIVATIONS = ("hard_sigmoid", "softmax", "pruned_softmax")
 BACKENDS = ("auto", "eager", "blocked", "triton")
@@ -81,7 +82,7 @@ class Hardware:
     noise and mismatch, whatever has computed (extended straight-through, arXiv 2508.11940)."""
     backend: str = "auto"
     """`auto` (chosen by device and features), or one implementation by name: `eager` (the reference), `blocked`
-    (PyTorch, any device), `triton` (NVIDIA GPUs). All compute the same."""
+    (PyTorch, on a CPU or CUDA), `triton` (NVIDIA GPUs). All compute the same."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -147,7 +148,7 @@ class Hardware:
             "use activation='softmax', or False",
         )
         require(
-            not self.features.normalises or (self.activation == "softmax" and self._leaks_to_rest),
+            not self.features.normalises or (self.activation == "softmax" and self.leaks_to_rest),
             "features.normalise_keys, features.normalise_values",
             (self.features.normalise_keys, self.features.normalise_values),
             "digital logic between the arrays puts back what a token was divided by, and cells must forget to rest",
@@ -181,13 +182,15 @@ class Hardware:
             )
 
     @property
-    def _leaks_to_rest(self) -> bool:
+    def leaks_to_rest(self) -> bool:
+        """Whether cells, if they leak, forget to the voltage at which they give no charge."""
         return self.leakage.tau_s is None or self.leakage.target_v in (None, self.cell.offset_v)
 
     def _check_spacing(self) -> None:
-        for name in ("input_dac", "readout", "score_adc", "probability_dac"):
+        others = {name: getattr(self, name) for name in ("input_dac", "readout", "score_adc", "probability_dac")}
+        for name, converter in (others | {"normaliser.counter": self.normaliser.counter}).items():
             require(
-                getattr(self, name).spacing != "equal_charge",
+                converter.spacing != "equal_charge",
                 f"{name}.spacing",
                 "equal_charge",
                 "only what is stored in a cell gives a charge",
@@ -265,7 +268,7 @@ def _other_draws(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields, _other_draws, _only_new_fields)
+_MIGRATIONS = (_only_new_fields, _only_new_fields, _only_new_fields, _other_draws, _only_new_fields, _only_new_fields)
 """One step per version, from version 1 on: each takes the fields of its version to those of the next."""
 
 

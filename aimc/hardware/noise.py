@@ -9,6 +9,9 @@ from aimc.hardware.checks import ConfigError, check_fields
 FROZEN_IN_CHIP = ("mismatch_gain", "mismatch_offset_v", "column_gain", "column_offset", "tau_spread")
 """Fields of :class:`Noise` that are drawn once, at fabrication."""
 
+MOST_TAU_SPREAD = 5.0
+"""Of a logarithm: more is a percentage by mistake, and overflows."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Noise:
@@ -17,9 +20,11 @@ class Noise:
     write_v: float = 0.0
     """Write noise in volt, drawn once per written value; its physical floor is √(kT/C)."""
     read_qk: float = 0.0
-    """Read noise of the first array, as a fraction of `array.saturation_qk`, drawn at every read."""
+    """Read noise of the first array, as a fraction of the full scale at hand (`array.saturation_qk`, times the factor
+    of a head or layer where `array.full_scales` says so), drawn at every read."""
     read_av: float = 0.0
-    """Read noise of the second array, as a fraction of `array.saturation_av`, drawn at every read of every sub-tile."""
+    """Read noise of the second array, as a fraction of the full scale at hand (`array.saturation_av`, likewise; of the
+    normaliser's column its own), drawn at every read of every sub-tile."""
     mismatch_gain: float = 0.0
     """Relative spread of a cell's charge; frozen per (layer, K/V head, array, slot, feature) of one chip."""
     mismatch_offset_v: float = 0.0
@@ -28,7 +33,8 @@ class Noise:
     """Relative gain error of a column's readout circuit; frozen per (layer, K/V head, array, column). A column of the
     first array is a slot (one charge-to-pulse circuit), of the second a (sub-tile, feature) pair (one counter)."""
     column_offset: float = 0.0
-    """Offset of a column's readout circuit, as a fraction of the array's saturation; frozen like `column_gain`."""
+    """Offset of a column's readout circuit, as a fraction of its full scale, as for `read_qk` and `read_av`; frozen
+    like `column_gain`."""
     tau_spread: float = 0.0
     """Spread σ of the retention time from cell to cell: `τ_cell = τ·exp(σ·ξ)`, ξ standard normal, frozen like
     `mismatch_gain`. Log-normal, because leakage is a subthreshold current, exponential in a threshold voltage that is
@@ -40,6 +46,11 @@ class Noise:
             value = getattr(self, name)
             if value < 0:
                 raise ConfigError(f"noise.{name}={value!r}: a standard deviation is not negative; 0 switches it off")
+        if self.tau_spread > MOST_TAU_SPREAD:
+            raise ConfigError(
+                f"noise.tau_spread={self.tau_spread!r}: retention times would differ from cell to cell by factors of"
+                f" e^{self.tau_spread:g}; give a spread of their logarithm up to {MOST_TAU_SPREAD:g}, 0.1 for 10 %"
+            )
 
     def only(self, name: str) -> Noise:
         """This noise with every field but `name` switched off."""

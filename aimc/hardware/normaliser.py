@@ -47,8 +47,20 @@ class Normaliser:
             "set v_min to 0 and v_max to at most 1",
         )
 
+        positions = self.counter.positions
+        require(
+            positions is None or positions[0] == 0.0,
+            "normaliser.counter.positions",
+            positions,
+            "a sub-tile that no pulse has entered counts nothing",
+            "begin the list with 0",
+        )
+
     @property
     def least_share(self) -> float:
         """What is divided by at least, in full scales, whatever `least` says: one step of the counter, so that a query
-        that has met next to nothing is not blown up; of a counter without levels a thousandth of its range."""
+        that has met next to nothing is not blown up (the first one, where levels are listed); of a counter without
+        levels a thousandth of its range."""
+        if self.counter.positions is not None:
+            return self.counter.positions[1]
         return self.counter.v_max / ((self.counter.n_levels or 1025) - 1)

@@ -132,10 +132,9 @@ def with_softmax(
     for it.
 
     Queries are signed: a negative pulse is read with opposite polarity. Cells, window, sub-tiles, leakage and noise
-        stay. Ranges are
-    set by :func:`aimc.calibrate_ranges`. The levels are assumptions (6-bit inputs and storage, 8-bit converters behind
-    an array), not
-    of a published chip: the 3-bit storage of [L25] is made for models that are trained on it.
+    stay; what only a head with a hard sigmoid has (normaliser column, threshold, gain by position) goes. Ranges are set
+    by :func:`aimc.calibrate_ranges`. The levels are assumptions (6-bit inputs and storage, 8-bit converters behind an
+    array), not of a published chip: the 3-bit storage of [L25] is made for models that are trained on it.
 
     Args:
         hardware: e.g. :func:`gain_cell_cmos`.
@@ -150,11 +149,21 @@ def with_softmax(
         new,
         activation="softmax",
         input_dac=Converter(n_levels=input_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
-        storage_dac=replace(new.storage_dac, n_levels=storage_levels),
+        storage_dac=_with_levels(new.storage_dac, storage_levels),
+        normaliser=replace(new.normaliser, is_on=False),
+        threshold=False,
+        position_gain=False,
         score_adc=Converter(n_levels=score_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
         probability_dac=Converter(n_levels=probability_levels),
         readout=Converter(n_levels=readout_levels, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
     )
+
+
+def _with_levels(dac: Converter, n_levels: int | None) -> Converter:
+    """So many; where they were listed one by one, evenly spaced from now on."""
+    if dac.spacing != "listed":
+        return replace(dac, n_levels=n_levels)
+    return replace(dac, n_levels=n_levels, spacing="uniform", positions=None)
 
 
 def for_pretrained(
@@ -177,7 +186,8 @@ def for_pretrained(
       differ in how large their scores and sums are;
     - queries and keys, and values, rotated by a Hadamard matrix (`features`), which spreads the few features that are
       large over all of them, so that a head's levels fit all its features;
-    - each query, key and value divided by its own norm, so that every token fills its converter;
+    - each query, key and value divided by its own norm, so that every token fills its converter (queries alone where
+      cells leak elsewhere than to rest, or tokens are pruned);
     - the time of a token from the layers of the model (`leakage.token_time_s` None), and in the softmax a compensation
       for what a token of its age has lost (`leakage.compensate`).
 
@@ -207,6 +217,7 @@ def for_pretrained(
         probability_levels=probability_levels,
         readout_levels=readout_levels,
     )
+    divides = not pruned and new.leaks_to_rest
     return replace(
         new,
         activation="pruned_softmax" if pruned else "softmax",
@@ -217,8 +228,8 @@ def for_pretrained(
             rotation_qk=rotation,
             rotation_av=rotation,
             normalise_queries=True,
-            normalise_keys=not pruned,
-            normalise_values=not pruned,
+            normalise_keys=divides,
+            normalise_values=divides,
         ),
         protection=replace(new.protection if protection is None else protection),
         pruning=replace(pruned) if isinstance(pruned, Pruning) else new.pruning,

@@ -32,6 +32,11 @@ class Pruning:
     """What is digital: `scores`: the scores of kept tokens and their values, exactly. `values`: the values alone, and
     the softmax is over what the score ADC has read."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a comparator's answer depends on those before."""
+        return self.select == "threshold" and self.hysteresis > 0
+
     def __post_init__(self) -> None:
         check_fields(self, "pruning")
         require_choice("pruning.select", self.select, SELECTIONS)

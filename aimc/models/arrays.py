@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
 from aimc.nn.attention import GainCellAttention
-from aimc.ops.effects.noise import draws_of
+from aimc.ops.effects.noise import Chip, draws_of
 
 CONFIG_KEY = "aimc"
 """Where the hardware stands in `config.json`."""
@@ -102,8 +102,13 @@ def set_hardware(model: PreTrainedModel, hardware: Hardware) -> None:
 
 
 def set_chip(model: PreTrainedModel, seed: int | None) -> None:
-    """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0."""
-    seed = None if seed is None else operator.index(seed)  # numpy's own could not be saved
+    """Choose the chip whose mismatch, column errors and spread of retention the model meets; None: chip 0. Slots in
+    cells have theirs by :func:`aimc.models.gsa.set_cells`.
+
+    Raises:
+        ValueError: no chip has such a number.
+    """
+    seed = None if seed is None else Chip(seed=operator.index(seed)).seed  # numpy's own could not be saved
     for _, layer in gain_cell_layers(model):
         layer.chip_seed = seed
     if has_arrays(model):

@@ -80,6 +80,11 @@ def from_pretrained(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     require_possible_sizes(config, path)
     require_plain_weights(config, path)
     read = read_records(config, path)
+    if not read and config.get("slot_cells") is not None:
+        raise ValueError(
+            f"{path}: a model with slots in cells, which transformers loads as it is: give it to"
+            " transformers.AutoModelForCausalLM.from_pretrained, behind import aimc"
+        )
     if not read:
         raise ValueError(
             f"{path}: a digital model, without analog hardware in its config.json; load it with transformers and call"

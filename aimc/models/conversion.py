@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
 from aimc.models.mark import erase_mark, write_mark
+from aimc.models.own_config import take_own_config
 from aimc.models.report import ConversionReport
 from aimc.models.substrates import Substrate, forget_stale_records, substrate_for, substrates, substrates_under
 
@@ -66,6 +67,7 @@ def convert(
     skipped = None if skip_layers is None else frozenset(skip_layers)
     in_order = by_substrate(configs, skip_layers)
     plans = [substrate.plan(model, config, skipped) for substrate, config in in_order]  # all that can be refused
+    take_own_config(model)
     forget_stale_records(model)
     report = ConversionReport()
     for plan in plans:
@@ -116,6 +118,11 @@ def to_digital(model: PreTrainedModel) -> PreTrainedModel:
             " get_base_model()"
         )
     under = substrates_under(model)
+    if not under and getattr(model.config, "slot_cells", None) is not None:
+        raise ValueError(
+            f"this {type(model).__name__} has slots in cells, not attention; take them out with"
+            " aimc.models.gsa.put_back(model)"
+        )
     if not under:
         raise ValueError(
             f"this {type(model).__name__} has no gain-cell layer and no static tile; it is digital already"

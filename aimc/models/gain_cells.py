@@ -49,7 +49,9 @@ class ArraysPlan:
 
     def put(self, model: PreTrainedModel, report: ConversionReport) -> None:
         """Hang each layer's arrays into its attention; after an error the model is as it was."""
-        setattr(model, _BEFORE, model.config._attn_implementation)
+        generation = getattr(model, "generation_config", None)
+        kept = (model.config.use_cache, getattr(generation, "use_cache", True))
+        setattr(model, _BEFORE, (model.config._attn_implementation, *kept))
         for layer, arrays in zip(self.chosen, self.arrays, strict=True):
             layer.module.add_module(IMPLEMENTATION, arrays)
         try:
@@ -59,7 +61,7 @@ class ArraysPlan:
         except Exception:
             _remove_arrays(model)
             raise
-        _use_cache(model, False)
+        _use_cache(model, False, True)
         first = self.chosen[0]
         report.layers = [layer.name for layer in self.chosen]
         report.skipped = [layer.name for layer in self.skipped]
@@ -102,7 +104,6 @@ class GainCells:
         """Arrays and scalers go; the attention is transformers' own again."""
         detach_cache(model)
         _remove_arrays(model)
-        _use_cache(model, True)
 
     def read_record(self, record: Any) -> Record:
         """The hardware, chip and digital layers of a record in `config.json`.
@@ -233,14 +234,16 @@ def _remove_arrays(model: PreTrainedModel) -> None:
     """The module tree, the attention implementation and the config of the digital model."""
     for name in [name for name, _ in gain_cell_layers(model)]:
         delattr(model.get_submodule(name.rpartition(".")[0]), IMPLEMENTATION)
-    model.set_attn_implementation(getattr(model, _BEFORE))
+    implementation, *kept = getattr(model, _BEFORE)
+    model.set_attn_implementation(implementation)
+    _use_cache(model, *kept)
     delattr(model, _BEFORE)
     if hasattr(model.config, CONFIG_KEY):
         delattr(model.config, CONFIG_KEY)
 
 
-def _use_cache(model: PreTrainedModel, use: bool) -> None:
-    """Whether a plain forward pass keeps a cache; generation always does."""
-    model.config.use_cache = use
+def _use_cache(model: PreTrainedModel, in_passes: bool, in_generation: bool) -> None:
+    """Whether a plain forward pass keeps a cache, and whether generation does."""
+    model.config.use_cache = in_passes
     if (generation_config := getattr(model, "generation_config", None)) is not None:  # a model without head has none
-        generation_config.use_cache = True
+        generation_config.use_cache = in_generation

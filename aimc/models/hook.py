@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from aimc.models.arrays import gain_cell_layers
+from aimc.models.families import PROBE
 from aimc.models.mark import REFUSAL
 from aimc.nn.attention import GainCellAttention
 from aimc.nn.cache import GainCellCache
@@ -150,6 +151,7 @@ def _take_cache(
     told its part."""
     _let_go(decoder)  # of what a pass left that was interrupted from the keyboard
     _check_checkpointing(decoder)
+    _check_implementation(decoder)
     if args:  # by name, so that the cache is found wherever it stands
         kwargs = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
     cache = kwargs.get("past_key_values")
@@ -174,6 +176,16 @@ def _take_cache(
     for attention in arrays:
         attention.layer_cache = layers[attention.layer]
     return (), {**kwargs, "past_key_values": cache}
+
+
+def _check_implementation(decoder: nn.Module) -> None:
+    """Refuse a pass that would leave the arrays out without a word."""
+    chosen = decoder.config._attn_implementation  # type: ignore[union-attr]
+    if chosen not in (IMPLEMENTATION, PROBE):
+        raise ValueError(
+            f"this model is on arrays, and its attention was set to {chosen!r} since, which computes without them; call"
+            f" model.set_attn_implementation({IMPLEMENTATION!r}), or aimc.to_digital(model) for the digital model"
+        )
 
 
 def _check_checkpointing(decoder: nn.Module) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers.quantizers.auto import (
@@ -103,8 +104,10 @@ class AnalogQuantizer(HfQuantizer):
         """Refuse what can be refused before the weights are read."""
         restoring = _module("restoring")
         source = model.config.name_or_path
-        _module("manifest").require_intact(source)
-        _module("trust").require_plain_names(source)
+        # Of a hub, or of a folder inside a folder, where its files are.
+        place = Path(checkpoint_files[0]).parent if checkpoint_files else Path(source)
+        _module("manifest").require_intact(place)
+        _module("trust").require_plain_names(place)
         _module("trust").require_plain_weights(model.config, source)
         self.read = restoring.read_records(model.config, source)
         if self.read and self.configs:

@@ -137,6 +137,8 @@ class GainCellAttention(nn.Module):
         self.machine = self.machine_on(hardware)
         """The hardware of this layer: a layer with a sliding window uses that many slots of its arrays, and a token
         takes a step a layer of this model where the hardware leaves its time open."""
+        if self.prune_threshold is not None and bool((self.prune_threshold == self._hardware.pruning.threshold).all()):
+            self.prune_threshold = None  # the chip's, not calibrated: the new one takes its place
         self._hardware = hardware
         if not hardware.has_softmax:
             self.score_gain = self.memory_key = self.memory_value = None

@@ -97,7 +97,8 @@ def rotation(kind: str, head_size: int, name: str) -> Tensor | None:
         return None
     if kind == "orthogonal":
         generator = torch.Generator().manual_seed(ROTATION_SEED)
-        return torch.linalg.qr(torch.randn(head_size, head_size, generator=generator, dtype=torch.float64))[0].float()
+        drawn = torch.randn(head_size, head_size, generator=generator, dtype=torch.float64, device="cpu")
+        return torch.linalg.qr(drawn)[0].float()
     if head_size & (head_size - 1):
         raise ConfigError(
             f"features.{name}='hadamard': this model's heads have {head_size} features, and a Hadamard matrix needs a"
@@ -111,7 +112,10 @@ def rotation(kind: str, head_size: int, name: str) -> Tensor | None:
 
 def rotated(x: Tensor, matrix: Tensor | None) -> Tensor:
     """`[..., D]` through an orthogonal matrix; None: unchanged."""
-    return x if matrix is None else x @ matrix.to(x.dtype)
+    if matrix is None:
+        return x
+    with torch.autocast(x.device.type, enabled=False):  # its converters were calibrated on what is not rounded
+        return x @ matrix.to(x.dtype)
 
 
 def _normalised(x: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:

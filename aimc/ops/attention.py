@@ -80,6 +80,11 @@ def gain_cell_attention(
         TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`.
     """
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
+    if draws is not None and draws.shape != (2,):
+        raise ValueError(
+            f"draws has shape {tuple(draws.shape)}: it is a seed and the number of the first sequence, see"
+            " aimc.ops.effects.noise.draws_of"
+        )
     seed, first = _noise_of(hardware, generator, draws, query.device)
     heads = Heads(query, key, hardware, chip, seed, first_sequence=first)
     call = Call(query, key, value, scaling or Scaling(None, None, None), key_padding, heads)
@@ -170,7 +175,7 @@ def _is_short(query: Tensor, hardware: Hardware) -> bool:
 
 def _only_eager(hardware: Hardware) -> str | None:
     """What of the hardware the fused backends do not have."""
-    if hardware.activation == "pruned_softmax" and hardware.pruning.hysteresis:
+    if hardware.activation == "pruned_softmax" and hardware.pruning.remembers:
         return f"comparators that remember (pruning.hysteresis={hardware.pruning.hysteresis:g})"
     if hardware.leaks_apart and nodes_needed(hardware) is None:
         return (

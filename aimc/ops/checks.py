@@ -120,8 +120,8 @@ def _check_padding(key_padding: Tensor, query: Tensor) -> None:
 
 
 def _check_hardware(hardware: Hardware, chip: Chip | None) -> None:
-    if chip is None and hardware.noise.is_frozen_in_chip():
-        frozen = [f"noise.{name}" for name in hardware.noise.frozen()]
+    frozen = [f"noise.{name}" for name in hardware.noise.frozen() if name != "tau_spread" or hardware.leaks_apart]
+    if chip is None and frozen:
         raise ValueError(
             f"{', '.join(frozen)} given but chip is None: what differs from cell to cell is frozen at fabrication, so"
             " it must be said which chip is meant; pass chip=Chip(seed=0), or set these fields to 0"

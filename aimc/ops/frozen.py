@@ -23,19 +23,24 @@ Table = Tensor | float | None
 
 
 class Kept:
-    """Tables by key; the least recently used go first. Nobody may change them.
+    """Tables by key; those of other chips go first, the least recently used before the rest. Where those of one chip
+    are too many, the last ones are not kept: layers ask in turn, and each would throw out what the next one asks for.
+    Nobody may change them.
 
     Args:
-        most_bytes: that they have together; what is larger by itself is not kept.
+        most_bytes: that they have together.
     """
 
     def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         self.most_bytes, self.n_bytes = most_bytes, 0
         self._tables: OrderedDict[Hashable, Sequence[Table]] = OrderedDict()
+        self._chips: dict[Hashable, Hashable] = {}
         self._lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], Sequence[Table]], *, keep: bool = True) -> Sequence[Table]:
-        """The tables of a key, made if they are not there; with `keep` false these are not kept."""
+    def get(
+        self, key: Hashable, make: Callable[[], Sequence[Table]], *, chip: Hashable = None, keep: bool = True
+    ) -> Sequence[Table]:
+        """The tables of a key, made if they are not there; with `keep` false these are not kept. `chip`: whose."""
         with self._lock:
             if key in self._tables:
                 self._tables.move_to_end(key)
@@ -45,17 +50,29 @@ class Kept:
         if not keep:
             return tables
         with self._lock:
-            if key not in self._tables:
+            if key not in self._tables and self._has_room(_n_bytes(tables), chip):
                 self._tables[key] = tables
+                self._chips[key] = chip
                 self.n_bytes += _n_bytes(tables)
-            while self.n_bytes > self.most_bytes:
-                self.n_bytes -= _n_bytes(self._tables.popitem(last=False)[1])
         return tables
+
+    def _has_room(self, n_bytes: int, chip: Hashable) -> bool:
+        """Whether so many more can be kept, once enough of other chips' are gone."""
+        others = [key for key in self._tables if self._chips[key] != chip]
+        free = self.most_bytes - self.n_bytes
+        if n_bytes > free + sum(_n_bytes(self._tables[key]) for key in others):
+            return False
+        while n_bytes > self.most_bytes - self.n_bytes:
+            key = others.pop(0)
+            self.n_bytes -= _n_bytes(self._tables.pop(key))
+            del self._chips[key]
+        return True
 
     def clear(self) -> None:
         """Forget all, and free their memory."""
         with self._lock:
             self._tables.clear()
+            self._chips.clear()
             self.n_bytes = 0
 
 
@@ -184,7 +201,8 @@ class Frozen:
         sizes = self.array.window, self.array.rows, self.n_kv_heads, self.head_size
         # While a graph is recorded nothing is computed, so that what is made would be read empty until it is replayed.
         recorded = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        return KEPT.get((*key, self.chip, *sizes, self.dtype, self.device), make, keep=not recorded)
+        whole_key = (*key, self.chip, *sizes, self.dtype, self.device)
+        return KEPT.get(whole_key, make, chip=self.chip.seed, keep=not recorded)
 
 
 def _n_bytes(tables: Sequence[Table]) -> int:

@@ -1,10 +1,11 @@
 """The fused backends as one differentiable operator: inputs as the model has them in, digital sums out, next to nothing
 else kept.
 
-Saved for the backward pass are the inputs, by the Triton kernels a bit per counter and what divides, and by the blocked
-operator the charges of small calls; pulses, stored voltages, noise and other charges are computed again. For
-`torch.compile` it is a registered operator, which is opaque and therefore neither unfolded nor reordered; outside of it
-the same functions are called without the operator, whose way through the dispatcher costs a third of a millisecond.
+Saved for the backward pass are the inputs, by the Triton kernels the output, a bit per counter and what divides, and by
+the blocked operator the charges of small calls; pulses, stored voltages, noise and other charges are computed again.
+For `torch.compile` it is a registered operator, which is opaque and therefore neither unfolded nor reordered; outside
+of it the same functions are called without the operator, whose way through the dispatcher costs a third of a
+millisecond.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _gradients(grad: Tensor, out: Tensor | None, kept: list[Tensor], *inputs: An
         call = forward.differentiated
         if call is not forward:  # the same object each time, as :func:`_call` has it: what is kept by it is found again
             call.heads.hardware = unpack(pack(call.heads.hardware))
-        given = (call, grad.transpose(1, 2)) if out is None else (call, grad.transpose(1, 2), (out, kept))
+        given = (call, grad.transpose(1, 2), (out, kept)) if kept else (call, grad.transpose(1, 2))
         d_query, d_key, d_value, *of_scalers = engine.backward(*given)
     return [*(_by_token(x) for x in (d_query, d_key, d_value)), *of_scalers]
 
@@ -141,7 +142,9 @@ def _(grad: Tensor, out: Tensor | None, kept: list[Tensor], query: Tensor, key: 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     out, kept = output
-    ctx.save_for_backward(*inputs[:_N_TENSORS], *((out, *kept) if kept else ()))
+    # What is kept may be changed in place by nobody, so an output that the way back does not read is not kept.
+    of_out = out if inputs[-2] == "triton" else None
+    ctx.save_for_backward(*inputs[:_N_TENSORS], *((of_out, *kept) if kept else ()))
     ctx.plain = inputs[_N_TENSORS:]
 
 

@@ -66,6 +66,8 @@ class Chart:
     columns: list[str] = field(default_factory=list)
     rows: list[str] = field(default_factory=list)
     z: list[list[float]] = field(default_factory=list)
+    z_label: str = ""
+    """What the numbers of `z` are, with their unit."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -158,7 +160,7 @@ def _heat(axes: Axes, chart: Chart) -> None:
             if math.isfinite(value):
                 ink = "white" if value < (low + high) / 2 else BLACK
                 axes.text(column, row, short(value), ha="center", va="center", color=ink, fontsize="small")
-    axes.figure.colorbar(image, ax=axes)
+    axes.figure.colorbar(image, ax=axes, label=chart.z_label)
 
 
 def short(value: float) -> str:

@@ -92,6 +92,8 @@ def transfer_fit(stored_v: Sequence[float], charge: Sequence[float], fit: Transf
     below.plot(stored, (values - fit(stored)) / scale, ".-", color=RED, markersize=4)
     below.axhline(0.0, color=BLACK, linewidth=0.8)
     style_axes(below, "", "stored voltage", "data − fit" + ("" if fit.level_step is None else " (LSB)"))
+    if fit.level_step is None:
+        below.yaxis.set_major_formatter(EngFormatter(unit=unit))
     below.xaxis.set_major_formatter(EngFormatter(unit="V"))
     return figure
 

@@ -203,7 +203,7 @@ class StaticLinear(AnalogLayerBase, nn.Module):
             )
         dtype = self.weight.dtype if self.is_embedding else x.dtype
         if self.is_embedding:
-            x = one_hot(x, self.in_features)
+            x = one_hot(x.long(), self.in_features)
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, self.in_features).float()
             if not self.programmed:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from aimc.models.modes import evaluating
 from aimc.static.config import Static
 from aimc.static.encoding import EncodingError, decode, encode
 from aimc.static.install import require_aihwkit
@@ -71,6 +74,9 @@ def plan(model: PreTrainedModel, static: Static) -> StaticPlan:
         if wanted:
             chosen[name] = module
     _check(model, static, chosen, head)
+    for name in sorted(_never_called(model, chosen)):
+        del chosen[name]
+        made.notes.append(f"{name} is never called, its weights are read by the module around it: it stays digital")
     for name, module in chosen.items():
         config = static.config_of(name)
         encode(config)  # what cannot be saved is refused now, not after the training
@@ -94,6 +100,18 @@ def _check(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module],
             f"static.embeddings=True: this model's is a {type(model.get_input_embeddings()).__name__}, which is more"
             " than a look-up; leave it out"
         )
+    every = [name for name, _ in model.named_modules()]
+    of_linear = [name for name in every if isinstance(model.get_submodule(name), LINEAR)]
+    for setting, patterns, names in (
+        ("layers", static.layers or (), of_linear),
+        ("overrides", static.overrides, chosen),
+    ):
+        for pattern in patterns if chosen else ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise ValueError(
+                    f"static.{setting}: {pattern!r} is the name of no layer that goes onto tiles, so it would do"
+                    " nothing; leave it out, or give a pattern over names such as transformer.h.0.mlp.c_fc"
+                )
     if not chosen:
         own = [name for name, module in model.named_modules() if is_aihwkits_own(module)]
         if any(static.wants(name) for name in own):
@@ -105,6 +123,28 @@ def _check(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module],
             f"static.layers={static.layers}: no linear layer has such a name, so nothing would be replaced; leave it"
             " out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"
         )
+
+
+def _never_called(model: PreTrainedModel, chosen: dict[str, nn.Module]) -> set[str]:
+    """Layers whose weights other modules read for themselves, such as Mamba's `dt_proj`: on tiles they would compute as
+    before. What a pass of two tokens does not reach for another reason (experts) counts as called."""
+    called: set[str] = set()
+    around = {name.rpartition(".")[0] for name in chosen}
+    names = chosen.keys() | around
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, _args, name=name: called.add(name))
+        for name, module in model.named_modules()
+        if name in names
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
+    except Exception:  # it is somebody's code; what cannot be tried goes onto tiles as it was asked for
+        return set()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name for name in chosen if name not in called and name.rpartition(".")[0] in called}
 
 
 def _tying(

@@ -97,10 +97,13 @@ def set_rpu_config(model: PreTrainedModel, config: Any, *, layers: Collection[st
         layers: patterns of full module names.
 
     Raises:
-        ValueError: no layer on static tiles matches, or the configuration fits none of them; nothing is changed then.
+        ValueError: no layer on static tiles matches, one string in place of patterns, or a configuration that fits none
+            of them; nothing is changed then.
         aimc.static.encoding.EncodingError: a configuration that is not aihwkit's own.
     """
     require_static(model)
+    if isinstance(layers, str):
+        raise ValueError(f"layers={layers!r}: a collection of patterns is needed; give [{layers!r}]")
     chosen = [layer for name, layer in static_layers(model) if any(fnmatchcase(name, pattern) for pattern in layers)]
     if not chosen:
         raise ValueError(

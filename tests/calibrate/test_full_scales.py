@@ -3,6 +3,8 @@ noise."""
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +58,11 @@ def written_by(model: PreTrainedModel) -> list[torch.Tensor]:
 
 def on_arrays(kind: str = "head", family: str = "llama") -> PreTrainedModel:
     """Pulses of the heads of the first layer differ by a factor of ten."""
+    return copy.deepcopy(_on_arrays(kind, family))
+
+
+@functools.cache
+def _on_arrays(kind: str, family: str) -> PreTrainedModel:
     digital, model = (tiny_model(family, vocab_size=VOCABULARY) for _ in range(2))
     aimc.convert(model, machine(kind))
     aimc.initialise_scalers(model, digital, RANDOM)

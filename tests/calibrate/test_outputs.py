@@ -24,7 +24,7 @@ from tests.tiny_models import FAMILIES, ids, tiny_model
 FAST = {"steps": 25, "learning_rate": 3e-3}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text() -> list[torch.Tensor]:
     return [ids(seed, 4, 16) for seed in (0, 1)]
 

@@ -21,7 +21,7 @@ PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
 OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES if family not in ("gpt2", "llama")]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def text() -> list[torch.Tensor]:
     return [ids(seed, 8, 16) for seed in (0, 1)]
 

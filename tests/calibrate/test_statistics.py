@@ -38,12 +38,17 @@ def disturbed(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     return copied
 
 
+_LINEAR: list[GPT2LMHeadModel] = []
+
+
 @pytest.fixture
 def linear(model: GPT2LMHeadModel, batches: Batches, hardware: Hardware) -> GPT2LMHeadModel:
-    converted = copy.deepcopy(model)
-    aimc.convert(converted, aimc.presets.linearised(hardware))
-    aimc.initialise_scalers(converted, model, batches)
-    return converted
+    """A copy of one that is calibrated once: all of its fixtures are the same for each test."""
+    if not _LINEAR:
+        _LINEAR.append(copy.deepcopy(model))
+        aimc.convert(_LINEAR[0], aimc.presets.linearised(hardware))
+        aimc.initialise_scalers(_LINEAR[0], model, batches)
+    return copy.deepcopy(_LINEAR[0])
 
 
 def test_moments_are_those_of_numpy() -> None:

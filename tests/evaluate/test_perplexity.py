@@ -14,7 +14,7 @@ import aimc
 from aimc import presets
 from aimc.evaluate.ablation import _without_each, ablation
 from aimc.evaluate.measurement import Measurement
-from aimc.evaluate.perplexity import Perplexity, perplexity
+from aimc.evaluate.perplexity import Perplexity, perplexity, perplexity_of
 from aimc.evaluate.sweeps import nonideality_sweep, rescue
 from aimc.hardware import Converter, Hardware, Noise, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers, hardware_of
@@ -90,6 +90,7 @@ def test_sweep_has_every_active_non_ideality_alone(
     assert seen == list(rows) == ["clean", "read_qk", "mismatch_gain", "all"]
     assert rows["read_qk"].per_chip == perplexity(model, tokens, chips=2, nonideality=Noise(read_qk=0.3)).per_chip
     assert len({round(p.mean, 6) for p in rows.values()}) == 4
+    assert list(nonideality_sweep(model, tokens[:60], Noise(), chips=2)) == ["clean"]
 
 
 def test_rescue_measures_every_model_at_every_scale_on_the_same_chips(
@@ -194,6 +195,13 @@ def test_spread_of_retention_is_a_non_ideality_of_a_chip(
 
 def test_ids_of_any_width(model: GPT2LMHeadModel, tokens: torch.Tensor) -> None:
     assert float(perplexity(model, tokens.int())) == float(perplexity(model, tokens))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, 1e4])
+def test_a_chip_that_gives_no_finite_number_is_a_result_not_an_error(broken: float) -> None:
+    found = perplexity_of([torch.full((9,), 2.0), torch.full((9,), broken)], context=4, stride=4)
+    assert found.per_chip[0] == pytest.approx(math.exp(2)) and not math.isfinite(found.per_chip[1])
+    assert math.isnan(found.std) and not math.isfinite(found.mean) and "over 2 chips" in str(found)
 
 
 def test_text_of_a_result() -> None:

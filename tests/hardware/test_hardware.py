@@ -103,7 +103,7 @@ NEW_IN_4 = {
 NEW_IN_3 = {("leakage", "target_v"), ("noise", "tau_spread"), *((c, "inl") for c in CONVERTERS)}
 
 
-@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("build", [Hardware, presets.gain_cell_cmos, presets.published])
 def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
     hardware = build()
@@ -114,13 +114,15 @@ def test_earlier_versions_lacked_fields_and_mean_the_same(build, version):
     new_fields = {6: ("normaliser", "threshold", "position_gain"), 5: ("noise_gradient",), 4: ("features", "pruning")}
     for name in (name for new_in, names in new_fields.items() if version < new_in for name in names):
         del data[name]
+    if version == 6:
+        del data["normaliser"]["least"]
     if version == 1:
         for name in ("activation", "score_adc", "probability_dac", "protection"):
             del data[name]
         del data["leakage"]["step_latency_s"]
         hardware.leakage.step_latency_s = Leakage().step_latency_s
     loaded = Hardware.from_dict(data)
-    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 6
+    assert loaded == hardware and loaded.to_dict()["version"] == HARDWARE_VERSION == 7
 
 
 def test_seeds_of_earlier_versions_name_other_chips_and_say_so():
@@ -169,3 +171,17 @@ def test_derived_values():
         f.name for f in fields(Noise)
     }  # each is one or the other
     assert noise.only("write_v") == Noise(write_v=0.1) and not noise.only("write_v").is_frozen_in_chip()
+
+
+def test_a_listed_counter_of_the_normaliser_divides_by_its_first_step():
+    listed = [0.0, 0.01, 0.03, 0.1, 0.3, 1.0]
+    assert Normaliser(counter=Converter(n_levels=6, spacing="listed", positions=listed)).least_share == 0.01
+    with pytest.raises(ConfigError, match=r"normaliser\.counter\.positions=.*begin the list with 0"):
+        Normaliser(counter=Converter(n_levels=2, spacing="listed", positions=[0.5, 1.0]))
+    with pytest.raises(ConfigError, match=r"normaliser\.counter\.spacing='equal_charge'"):
+        Hardware(normaliser=Normaliser(counter=Converter(n_levels=16, spacing="equal_charge")))
+
+
+def test_a_spread_that_is_meant_in_percent_is_refused():
+    with pytest.raises(ConfigError, match=r"noise\.tau_spread=30.*0\.1 for 10 %"):
+        Noise(tau_spread=30)

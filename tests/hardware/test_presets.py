@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from aimc import presets
-from aimc.hardware import ConfigError, Features, Hardware, Protection, Pruning
+from aimc.hardware import ConfigError, Converter, Features, Hardware, Protection, Pruning
 
 ALL = [
     *(presets.ideal, presets.gain_cell_linear, presets.gain_cell_cmos, presets.gain_cell_normalised),
@@ -117,3 +117,14 @@ def test_for_pretrained_of_a_kept_protection_shares_nothing():
     assert hardware.protection == base.protection
     hardware.protection.n_recent = 1
     assert base.protection.n_recent == 8
+
+
+def test_a_softmax_of_any_hardware_has_what_a_softmax_can_have():
+    ours = replace(presets.gain_cell_normalised(), threshold=True, position_gain=True)
+    softmax = presets.with_softmax(ours)
+    assert not (softmax.normaliser.is_on or softmax.threshold or softmax.position_gain)
+    listed = Converter(n_levels=3, v_max=0.9, spacing="listed", positions=[0.0, 0.4, 0.9])
+    assert presets.with_softmax(replace(ours, storage_dac=listed)).storage_dac == Converter(n_levels=64, v_max=0.9)
+    cmos = presets.gain_cell_cmos()
+    elsewhere = presets.for_pretrained(replace(cmos, leakage=replace(cmos.leakage, target_v=0.0)))
+    assert elsewhere.features.normalise_queries and not elsewhere.features.normalises

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 import aimc
 from aimc import presets
-from aimc.hardware import Hardware
+from aimc.hardware import Hardware, Pruning
 from aimc.models.arrays import gain_cell_layers
 from aimc.static import Static
 from tests.conftest import POSITIONS, VOCABULARY, tiny_gpt2
@@ -245,3 +246,52 @@ def test_layers_that_are_aihwkits_already_are_called_so() -> None:
     assert report.elsewhere == {"model.layers.0.mlp.up_proj": "AnalogLinear"}
     assert not any(name.startswith("model.layers.0.mlp.up_proj") for name in report.digital)
     assert "aihwkit's own" in str(report)
+
+
+def test_models_of_one_config_are_on_hardware_of_their_own(hardware: Hardware, tmp_path: Path) -> None:
+    config = tiny_gpt2().config
+    one, two = GPT2LMHeadModel(config).eval(), GPT2LMHeadModel(config).eval()
+    digital = two(ids()).logits
+    aimc.convert(one, hardware)
+    on_arrays = one(ids()).logits
+    assert torch.equal(two(ids()).logits, digital) and not aimc.models.is_converted(two.config)
+    aimc.convert(two, presets.gain_cell_cmos())
+    aimc.to_digital(two)
+    assert torch.equal(one(ids()).logits, on_arrays)
+    one.save_pretrained(tmp_path)
+    assert aimc.models.hardware_of(aimc.from_pretrained(tmp_path)) == hardware
+
+
+def test_another_attention_under_arrays_is_refused(model: GPT2LMHeadModel, hardware: Hardware) -> None:
+    aimc.convert(model, hardware)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match=r"set to 'eager' since, which computes without them"):
+        model(ids())
+    model.set_attn_implementation("gain_cell")
+    model(ids())
+
+
+@pytest.mark.parametrize("use", [True, False])
+def test_whether_a_cache_is_kept_is_as_it_was(use: bool, model: GPT2LMHeadModel, hardware: Hardware) -> None:
+    model.config.use_cache = model.generation_config.use_cache = use
+    aimc.convert(model, hardware)
+    aimc.to_digital(model)
+    assert model.config.use_cache is use and model.generation_config.use_cache is use
+
+
+def test_a_comparator_level_that_was_not_calibrated_follows_the_hardware(model: GPT2LMHeadModel) -> None:
+    hardware = presets.for_pretrained(presets.gain_cell_cmos(), pruned=Pruning(select="threshold"))
+    hardware = replace(hardware, features=replace(hardware.features, rotation_qk="none", rotation_av="none"))
+    aimc.convert(model, hardware)
+    _, layer = next(gain_cell_layers(model))
+    aimc.set_hardware(model, replace(hardware, pruning=replace(hardware.pruning, threshold=0.3)))
+    assert layer.prune_threshold.eq(0.3).all()
+    layer.prune_threshold[0] = 0.5  # calibrated
+    aimc.set_hardware(model, replace(hardware, pruning=replace(hardware.pruning, threshold=0.1)))
+    assert layer.prune_threshold.tolist()[0] == 0.5
+
+
+def test_a_chip_without_a_number_is_refused(model: GPT2LMHeadModel, hardware: Hardware) -> None:
+    aimc.convert(model, hardware)
+    with pytest.raises(ValueError, match="non-negative"):
+        aimc.set_chip(model, -1)

@@ -188,15 +188,15 @@ def test_float32_to_its_rounding(T, scaled):
     assert_agree(machine(), T, tolerance=1e-5, dtype=torch.float32, D=32, scaled=scaled)
 
 
-@pytest.mark.parametrize("T", [1024, 1500])
-def test_float32_of_long_texts(T):
+@pytest.mark.parametrize(("T", "window"), [(600, 128), (600, 1024)])
+def test_float32_of_long_texts(T, window):
     """Outputs only: where a charge lies within rounding of a clip, its gradient is there in one order of summation and
     not in another."""
-    eager, blocked = both(machine(), T, dtype=torch.float32, D=32)
+    eager, blocked = both(machine(window), T, dtype=torch.float32, D=32)
     assert (eager["out"] - blocked["out"]).abs().max() <= 1e-5 * eager["out"].abs().max()
 
 
-@pytest.mark.parametrize("T", [65, 200, 1500])
+@pytest.mark.parametrize("T", [65, 200, 600])
 @pytest.mark.parametrize("noise", [Noise(), ALL_NOISE], ids=["clean", "noisy"])
 def test_with_all_levels_hardly_a_count_moves_and_then_by_one_step(T, noise):
     eager, blocked = both(machine(levels=True, noise=noise), T, dtype=torch.float32, D=32)

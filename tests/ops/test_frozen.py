@@ -7,7 +7,7 @@ from aimc.ops.effects.noise import Chip
 from aimc.ops.frozen import KEPT, Kept
 
 
-def test_a_table_is_drawn_once_and_the_least_recently_used_goes_first():
+def test_a_table_is_drawn_once_and_another_chips_least_recently_used_goes_first():
     tables, drawn = Kept(most_bytes=3 * 40), []
 
     def get(key):
@@ -15,7 +15,7 @@ def test_a_table_is_drawn_once_and_the_least_recently_used_goes_first():
             drawn.append(key)
             return [torch.full((10,), float(key)), None, 1.0]
 
-        return tables.get(key, draw)[0]
+        return tables.get(key, draw, chip=key)[0]
 
     for key in (1, 2, 3, 1, 4):  # 4 takes the place of 2
         assert get(key).eq(key).all()
@@ -24,6 +24,19 @@ def test_a_table_is_drawn_once_and_the_least_recently_used_goes_first():
     assert drawn == [1, 2, 3, 4, 2]
     tables.clear()
     assert tables.n_bytes == 0 and get(1).eq(1).all() and drawn[-1] == 1
+
+
+def test_layers_of_one_chip_that_have_no_room_together_do_not_throw_each_other_out():
+    tables, drawn = Kept(most_bytes=2 * 40), []
+
+    def read(chip):
+        for layer in (1, 2, 3):
+            tables.get((chip, layer), lambda layer=layer: drawn.append(layer) or [torch.zeros(10)], chip=chip)
+
+    read(0), read(0), read(0)
+    assert drawn == [1, 2, 3, 3, 3] and tables.n_bytes == 80
+    read(1), read(1)
+    assert drawn[5:] == [1, 2, 3, 3] and tables.n_bytes == 80
 
 
 def test_what_is_larger_than_all_is_not_kept():
@@ -55,3 +68,9 @@ def test_a_chip_is_drawn_once_for_all_calls(monkeypatch):
     assert len(drawn) == 8
     gain_cell_attention(*parts, hardware, chip=Chip(seed=6))
     assert len(drawn) == 16
+
+
+def test_spread_of_retention_needs_no_chip_where_nothing_is_forgotten():
+    parts = [torch.randn(1, 2, 8, 4) for _ in range(3)]
+    hardware = Hardware(noise=Noise(tau_spread=0.1), array=Array(window=16, rows=4))
+    assert gain_cell_attention(*parts, hardware).shape == (1, 2, 8, 4)

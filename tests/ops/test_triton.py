@@ -153,7 +153,7 @@ def test_the_cases_clip_both_arrays_and_not_everything():
 def test_every_cell(coefficients, gradient, leaky):
     cell = Cell(coefficients=coefficients, gradient=gradient, surrogate_slope=19.3)
     leakage = Leakage(tau_s=1.0, token_time_s=0.01) if leaky else Leakage()
-    assert_equals_eager(machine(cell=cell, leakage=leakage), 50)
+    assert_equals_eager(machine(W=16, cell=cell, leakage=leakage), 20)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_leaking_to_ground_or_supply(target_v, gradient):
 def test_bent_converters(n_levels):
     readout = Converter(n_levels=n_levels, v_min=-0.8, v_max=0.8, coding="sign_magnitude", inl=0.06)
     dacs = {"input_dac": Converter(inl=-0.1), "storage_dac": Converter(v_max=0.9, inl=0.1)}
-    assert_equals_eager(machine(readout=readout, **dacs), 50)
+    assert_equals_eager(machine(W=16, readout=readout, **dacs), 20)
 
 
 SLOW_LEAK = Leakage(tau_s=1.0, token_time_s=0.0005)
@@ -198,10 +198,10 @@ SLOW_LEAK = Leakage(tau_s=1.0, token_time_s=0.0005)
     ids=["all noise", "quintic", "surrogate", "to ground"],
 )
 def test_every_cell_at_a_rate_of_its_own(changes):
-    hardware = machine(**{"leakage": SLOW_LEAK, **changes})
-    assert_equals_eager(hardware, 50)
+    hardware = machine(W=16, **{"leakage": SLOW_LEAK, **changes})
+    assert_equals_eager(hardware, 20)
     alike = replace(hardware, noise=replace(hardware.noise, tau_spread=0.0))
-    data = inputs(50)
+    data = inputs(20)
     out, of_alike = by_eager(hardware, *data)[0], by_eager(alike, *data)[0]
     assert (out - of_alike).abs().max() > 1e-3 * out.abs().max(), "the spread can be seen"
 
@@ -297,15 +297,15 @@ COUNTER = Converter(v_max=0.9)
 @pytest.mark.parametrize("full_scale", [pytest.param(16.0, marks=MORE), 2.0], ids=["never full", "full now and then"])
 def test_normaliser(full_scale, noise):
     normaliser = Normaliser(is_on=True, full_scale=full_scale, counter=COUNTER)
-    assert_equals_eager(machine(normaliser=normaliser, noise=noise), 50, mask=True, H=2)
+    assert_equals_eager(machine(W=16, normaliser=normaliser, noise=noise), 34, mask=True)
 
 
 @pytest.mark.parametrize("least", [0.0, 1.5])
 def test_a_normaliser_that_counts_next_to_nothing(least):
     normaliser = Normaliser(is_on=True, full_scale=4.0, counter=Converter(n_levels=5), least=least)
-    hardware = machine(normaliser=normaliser)
+    hardware = machine(W=16, normaliser=normaliser)
     hardware.array.saturation_qk *= 40.0
-    assert_equals_eager(hardware, 34)
+    assert_equals_eager(hardware, 20)
 
 
 def test_signed_queries():
@@ -316,7 +316,7 @@ def test_signed_queries():
 
 
 def without_clips() -> Hardware:
-    hardware = machine(readout=Converter(v_min=-50.0, v_max=50.0), noise=Noise(column_offset=1.0))
+    hardware = machine(W=16, readout=Converter(v_min=-50.0, v_max=50.0), noise=Noise(column_offset=1.0))
     hardware.array.saturation_qk *= 100  # pulses stay off their edges at 0 and 1 but for columns whose offset is there
     return hardware
 
@@ -328,7 +328,7 @@ def test_half_precision_operands(dtype, tolerance):
     """Tolerance: 8 (11) significant bits per factor. No clip is reached, because rounding moves charges over its
     edge."""
     hardware = without_clips()
-    assert_equals_eager(hardware, 50, tolerance=tolerance, operand_dtype=dtype)
+    assert_equals_eager(hardware, 20, tolerance=tolerance, operand_dtype=dtype)
 
 
 def test_float16_keeps_small_gradients():

@@ -74,7 +74,10 @@ def plans(monkeypatch):
     def watched(self, kernel, grid, *args, variant=None, **how):
         used.append(self)
         HOW.append(how)
-        as_on_a_gpu = jitted.setdefault(kernel.__name__, JITFunction(kernel.fn))
+        name = kernel.__name__
+        if name not in jitted:  # reads and cuts up the kernel's source
+            jitted[name] = JITFunction(kernel.fn)
+        as_on_a_gpu = jitted[name]
         launch(self, as_on_a_gpu, grid, *args, variant=variant, **how)
 
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # tensors of the CPU are taken

@@ -230,3 +230,15 @@ def test_products_of_any_layout_on_one_thread():
                     multiplied(left, right, np.full(1, 2.0, np.float32), out[:, :n])
                     np.testing.assert_allclose(out[:, :n], left @ right + 2, rtol=1e-5)
                     assert (out[:, n:] == 1).all()
+
+
+def test_an_output_may_be_changed_in_place():
+    """What is kept of a small call for its way back is not the output."""
+    parts = [torch.randn(1, 2, 48, 4, requires_grad=True) for _ in range(3)]
+    hardware = replace(machine(), backend="blocked")
+    plain = gain_cell_attention(*parts, hardware)
+    expected = torch.autograd.grad((0.5 * plain).sum(), parts)
+    changed = gain_cell_attention(*parts, hardware)
+    changed *= 0.5
+    for a, b in zip(torch.autograd.grad(changed.sum(), parts), expected, strict=True):
+        assert torch.equal(a, b)

@@ -14,7 +14,7 @@ from aihwkit.nn.modules.base import AnalogLayerBase
 from aihwkit.simulator.configs import InferenceRPUConfig, SingleRPUConfig, TorchInferenceRPUConfig
 from aihwkit.simulator.presets.inference import FloatingPointPreset
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 import aimc
@@ -216,6 +216,8 @@ def test_subclasses_stay_digital() -> None:
         (Static(rpu_config=3), "need an aihwkit inference configuration"),
         (Static(rpu_config=SingleRPUConfig()), "SingleRPUConfig.*inference configuration"),
         (Static(layers=["*.nothing.*"]), "no linear layer has such a name"),
+        (Static(layers=["*.mlp.*", "*.atn.*"]), r"static\.layers: '\*\.atn\.\*' is the name of no layer"),
+        (Static(overrides={"*.mpl.*": "reram"}), r"static\.overrides: '\*\.mpl\.\*' is the name of no layer"),
     ],
 )
 def test_bad_choices_are_refused(static: Static, message: str) -> None:
@@ -334,3 +336,26 @@ def test_a_stale_record_is_dropped_by_a_conversion():
     model.config.aimc_static = {"version": 1, "configs": [], "layers": {}, "parted": False}
     aimc.convert(model, Hardware())
     assert not hasattr(model.config, "aimc_static")
+
+
+def test_layers_that_are_never_called_stay_digital() -> None:
+    """Mamba reads `dt_proj.weight` for itself."""
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)).eval()
+    report = aimc.convert(model, Static(rpu_config="noiseless"))
+    assert not any("dt_proj" in name for name in report.static)
+    assert sum("dt_proj is never called" in note for note in report.notes) == 2
+    assert any("x_proj" in name for name in report.static)
+
+
+def test_one_string_is_no_collection_of_patterns() -> None:
+    model = tiny_model("gpt2")
+    aimc.convert(model, Static(rpu_config="pcm"))
+    with pytest.raises(ValueError, match=r"give \['\*\.mlp\.\*'\]"):
+        aimc.static.set_rpu_config(model, "reram", layers="*.mlp.*")
+
+
+def test_an_embedding_on_tiles_takes_ids_of_any_width() -> None:
+    model = tiny_model("gpt2")
+    aimc.convert(model, Static(rpu_config="noiseless", embeddings=True))
+    with torch.no_grad():
+        assert torch.equal(model(ids().int()).logits, model(ids()).logits)

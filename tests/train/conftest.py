@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib
 import os
 import subprocess
@@ -13,8 +15,10 @@ from typing import Any
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -44,11 +48,30 @@ def write_text_folder(folder: Path, scale: int = 1) -> Path:
     return folder
 
 
+GROUPS = {folder.name for folder in (REPOSITORY / "conf").iterdir() if folder.is_dir()}
+"""Names whose words choose files."""
+
+
 def compose_config(name: str, *overrides: str) -> Any:
-    """What Hydra makes of a command line, without the part that is Hydra's own."""
+    """What Hydra makes of a command line, without the part that is Hydra's own. Files are put together once for all
+    lines that choose the same ones, which takes half a second; words of fields go in as Hydra puts them in."""
+    fields = [word for word in overrides if is_of_field(word)]
+    config = copy.deepcopy(_composed(name, *(word for word in overrides if word not in fields)))
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(fields), config)
+    return config
+
+
+def is_of_field(word: str) -> bool:
+    """Whether a word sets a field that is there, and asks for nothing else."""
+    name, _, value = word.partition("=")
+    return name not in GROUPS and not set("+~@/") & set(name) and "${" not in value and "hydra" not in name
+
+
+@functools.cache
+def _composed(name: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         config = hydra_compose(name, overrides=list(overrides))
-    assert "hydra" not in OmegaConf.to_container(config)
+    assert "hydra" not in config
     return config
 
 

@@ -66,6 +66,22 @@ def test_a_softmax_checkpoint_against_its_own_weights(
     assert "Against the digital model (the same weights)" in printed and f"{digital:.2f}" in printed
 
 
+def test_what_was_measured_is_kept_where_the_comparison_fails(
+    models: Path, tmp_path: Path, compose_evaluation: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **kwargs: object) -> None:
+        raise ValueError("too few positions")
+
+    monkeypatch.setattr("train.evaluation.agreement", fails)
+    with pytest.raises(RunError, match="too few positions"):
+        evaluate(
+            compose_evaluation(
+                models / "run" / "softmax", "with_digital=true", "nonideality=none", f"output_dir={tmp_path}"
+            )
+        )
+    assert json.loads((tmp_path / "results.json").read_text())["rows"][0]["name"] == "clean"
+
+
 @pytest.mark.parametrize(("full_scale", "is_told"), [(0.05, True), (64.0, False)])
 def test_full_normalisers_are_told(
     models: Path,

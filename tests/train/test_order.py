@@ -116,7 +116,7 @@ def dealt(training: Training, data: TokenData, model: Any, n: int, passes: int) 
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(PartialState._shared_state, "num_processes", n)
             patch.setitem(PartialState._shared_state, "process_index", rank)
-            alarms = Alarms(model, clip=1.0, drift=1e9, say=print)
+            alarms = Alarms(model, clip=1.0, drift=1e9, gradient=1e9, say=print)
             trainer = HardwareAwareTrainer(
                 training=training, teacher=None, alarms=alarms, model=model, args=arguments, **texts_of(data, training)
             )

@@ -155,7 +155,7 @@ def test_full_counters_and_scalers_that_run_away_are_told_once() -> None:
     model = tiny_gpt2()
     aimc.convert(model, aimc.presets.gain_cell_cmos())
     said: list[str] = []
-    alarms = Alarms(model, clip=0.1, drift=4.0, say=said.append)
+    alarms = Alarms(model, clip=0.1, drift=4.0, gradient=20.0, say=said.append)
     assert alarms.look(model, {"clip/A": 0.05, "clip/query": 0.9})["drift/key"] == 1.0 and not said
     _, layer = next(gain_cell_layers(model))
     with torch.no_grad():
@@ -177,10 +177,31 @@ def test_counters_whose_full_scales_are_fitted_clip_for_a_reason() -> None:
         for _, layer in gain_cell_layers(model):
             layer.normaliser_full_scale[0] = factor
         tell_full_normaliser(model, {"normaliser": 0.3}, said.append)
-        Alarms(model, clip=0.1, drift=4.0, say=said.append).look(model, {"clip/A": 0.3})
+        Alarms(model, clip=0.1, drift=4.0, gradient=20.0, say=said.append).look(model, {"clip/A": 0.3})
         assert len(said) == told, said
-    Alarms(model, clip=0.1, drift=4.0, say=said.append).look(model, {"clip/S_full": 0.3})
+    Alarms(model, clip=0.1, drift=4.0, gradient=20.0, say=said.append).look(model, {"clip/S_full": 0.3})
     assert "charge-to-pulse circuits" in said[0]
+
+
+def test_gradients_that_are_usually_far_too_long_are_told_with_what_mends_it() -> None:
+    import aimc
+
+    for preset, mended in ((aimc.presets.gain_cell_cmos, False), (aimc.presets.gain_cell_normalised, True)):
+        model, said = tiny_gpt2(), []
+        aimc.convert(model, preset())
+        alarms = Alarms(model, clip=0.1, drift=4.0, gradient=20.0, say=said.append)
+        alarms.look_at_gradients(model, usual=9.0, clipped_to=0.5)
+        assert not said
+        for _ in range(2):
+            alarms.look_at_gradients(model, usual=140.0, clipped_to=0.5)
+        (told,) = said
+        assert "norm is 140 in most steps, and is clipped to 0.5" in told
+        assert ("hardware.normaliser.least=0.25" in told) is mended
+
+
+def test_a_run_tells_of_gradients_that_are_usually_too_long(linear: Callable[..., RunConfig]) -> None:
+    said = run(linear("trainer.linear.max_grad_norm=1e-3", "trainer.linear.log_every=1"))
+    assert said.count("in most steps, and is clipped to 0.001") == 1
 
 
 def test_the_best_point_is_kept_besides_the_last(

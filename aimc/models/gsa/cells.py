@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,8 +13,10 @@ from aimc.models.gsa.arrays import GATE, SlotArrays
 from aimc.models.gsa.memory import Memory, chunked, empty_memory
 from aimc.models.gsa.model import GatedSlotAttention, GSAPreTrainedModel
 from aimc.models.modes import evaluating
+from aimc.models.own_config import take_own_config
 from aimc.models.report import ConversionReport
 from aimc.ops.effects.cell import leaking_cell, transfer
+from aimc.ops.effects.noise import Chip
 
 HEADROOM = 1.2
 """Full scale over the largest charge that calibration has seen."""
@@ -53,6 +56,8 @@ def put_on_cells(model: GSAPreTrainedModel, hardware: Hardware, *, gate: Convert
         SlotArrays(config.num_attention_heads, config.num_slots, hardware, gate, number, config.num_hidden_layers)
         for number in range(len(layers))
     ]
+    take_own_config(model)
+    config = model.config
     for (_, layer), arrays in zip(layers, made, strict=True):
         layer.cells = arrays.to(layer.q_proj.weight.device).train(layer.training)
     config.slot_cells = made[0].record()
@@ -85,11 +90,13 @@ def set_cells(model: GSAPreTrainedModel, hardware: Hardware, *, chip_seed: int |
         chip_seed: whose mismatch the cells have; None: the one that they have.
 
     Raises:
-        ValueError: its slots are digital.
+        ValueError: its slots are digital, or no chip has such a number.
     """
     arrays = [arrays for _, arrays in slot_arrays(model)]
     if not arrays:
         raise ValueError("the slots of this model are digital; call aimc.models.gsa.put_on_cells(model, hardware)")
+    if chip_seed is not None:
+        chip_seed = Chip(seed=operator.index(chip_seed)).seed  # numpy's own could not be saved
     for one in arrays:
         one.take(hardware)
         one.chip_seed = one.chip_seed if chip_seed is None else chip_seed
@@ -162,7 +169,9 @@ def _fit(arrays: SlotArrays, operands: list[tuple[Tensor, ...]]) -> None:
     )
     scores = [query @ memory.keys.mT for query, memory in looked]  # [B, H, T, m]
     largest = torch.stack([x.abs().amax(dim=(0, 2, 3)) for x in scores]).amax(dim=0)
-    charge = scale_q * scale_k * slope_k * largest + abs(cell.coefficients[0]) * q * scale_q
+    asked = torch.stack([one[0].sum(dim=-1).abs().amax(dim=(0, 2)) for one in operands]).amax(dim=0)
+    # Resting cells answer, too, each feature of a query.
+    charge = scale_q * scale_k * slope_k * largest + abs(cell.coefficients[0]) * asked * scale_q
     arrays.score_full_scale, scale_q = _full_scale(charge, hardware.array.saturation_qk, hardware, scale_q)
     rows = min(hardware.array.rows, arrays.n_slots)
     sums = []

@@ -110,6 +110,7 @@ class GSAPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     _no_split_modules = ["GSABlock"]
     _is_stateful = True
+    _keep_in_fp32_modules_strict = ["cells"]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -26,6 +26,7 @@ class H3PreTrainedModel(PreTrainedModel):
     config_class = H3Config
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    _is_stateful = True  # a state cannot give tokens back that were only tried
     _no_split_modules = ["H3Layer"]
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["shift", "diagonal"]

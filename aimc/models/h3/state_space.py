@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.models.recurrent.convolution import causal_convolution
-from aimc.models.recurrent.kept import kept
+from aimc.models.recurrent.kept import PreciseParameters, kept
 from aimc.models.recurrent.modal import bilinear, modal_filter
 
 
-class ShiftStateSpace(nn.Module):
+class ShiftStateSpace(PreciseParameters):
     """Remembers the last N inputs of each channel: x_t = S·x_{t−1} + B·u_t with the shift S, y_t = C·x_t + D·u_t.
 
     That is a convolution with N taps, K_j = Σ_{n ≥ j} C_n·B_{n−j}; what it remembers are its last inputs.
@@ -54,7 +54,7 @@ class ShiftStateSpace(nn.Module):
         return output + self.D.float()[:, None] * inputs[..., -n_new:]
 
 
-class DiagonalStateSpace(nn.Module):
+class DiagonalStateSpace(PreciseParameters):
     """Remembers all inputs of each channel, ever more faintly: x' = A·x + B·u, discretised bilinearly with a step of
     its own per channel, y = 2·Re(C·x) + D·u. A is diagonal, with real parts −exp(inv_A_real).
 

@@ -31,6 +31,12 @@ def new_cache(config: Any) -> DynamicCache:
     return (DynamicCache if ATTENTION in config.layer_types else StateCache)(config=config)
 
 
+def fill(cache: DynamicCache, config: Any) -> None:
+    """Make an empty cache, which was made without a config, that of a model: it stays the caller's own."""
+    made = new_cache(config)
+    cache.__class__, cache.__dict__ = type(made), made.__dict__
+
+
 def state_in(cache: Cache | None, layer_idx: int) -> Tensor | None:
     """The recurrent state that a layer has left; None: there is none yet."""
     layer: Any = None if cache is None else cache.layers[layer_idx]

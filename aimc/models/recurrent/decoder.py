@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
@@ -15,7 +15,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from aimc.models.recurrent.cache import StateCache, new_cache
+from aimc.models.recurrent.cache import StateCache, fill, new_cache
 from aimc.models.recurrent.names import ATTENTION, STATE
 
 
@@ -104,6 +104,8 @@ class Backbone(PreTrainedModel):
         hidden_states = embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = new_cache(self.config)
+        elif type(past_key_values) is DynamicCache and not past_key_values.layers:
+            fill(past_key_values, self.config)
         around = frame(self.config, hidden_states, attention_mask, position_ids, past_key_values)
         turned = self.turned(around.position_ids, hidden_states.dtype)
         hidden_states = dropout(hidden_states)

@@ -26,6 +26,7 @@ class StripedHyenaConfig(PreTrainedConfig):
         "num_hidden_layers": "num_layers",
         "max_position_embeddings": "max_seqlen",
         "intermediate_size": "inner_mlp_size",
+        "tie_word_embeddings": "tie_embeddings",
     }
 
     vocab_size: int = 32000
@@ -91,10 +92,9 @@ class StripedHyenaConfig(PreTrainedConfig):
         if self.attn_layer_idxs is None:
             self.attn_layer_idxs = range(1, self.num_layers, 2)  # type: ignore[assignment]
         self.attn_layer_idxs = sorted(self.attn_layer_idxs)  # type: ignore[arg-type]
-        for follows in ("layer_types", "hyena_layer_idxs", "tie_word_embeddings", "num_filters"):
+        for follows in ("layer_types", "hyena_layer_idxs", "num_filters"):
             kwargs.pop(follows, None)
         self.layer_types = layer_types(self.num_layers, self.attn_layer_idxs, "attn_layer_idxs")
-        self.tie_word_embeddings = self.tie_embeddings
         self._check()
         super().__post_init__(**kwargs)
         register_model(self.model_type)

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from aimc.models.recurrent.attention import FusedAttention
 from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
-from aimc.models.recurrent.kept import kept
+from aimc.models.recurrent.kept import PreciseParameters, kept
 from aimc.models.recurrent.layer import ResidualLayer
 from aimc.models.recurrent.modal import modal_filter
 from aimc.models.recurrent.names import ATTENTION
@@ -48,7 +48,7 @@ class StripedHyenaMlp(nn.Module):
         return self.l3(self.act(self.l1(hidden_states)) * self.l2(hidden_states))
 
 
-class HyenaFilter(nn.Module):
+class HyenaFilter(PreciseParameters):
     """x2 · (h ∗ (x1 · v) + D · x1 · v), where x2, x1 and v have passed a short convolution each.
 
     h_t = Re Σ residues·poles^t in float32 is the modal form into which the Hyena operator (arXiv 2302.10866) was
@@ -56,6 +56,7 @@ class HyenaFilter(nn.Module):
     """
 
     has_weight_decay = False
+    PRECISE = ("poles", "residues")
 
     def __init__(self, config: StripedHyenaConfig, layer_idx: int):
         super().__init__()

@@ -25,6 +25,7 @@ class StripedHyenaPreTrainedModel(PreTrainedModel):
     config_class = StripedHyenaConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
+    _is_stateful = True  # a state cannot give tokens back that were only tried
     _no_split_modules = ["StripedHyenaLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     _keep_in_fp32_modules_strict = ["poles", "residues"]

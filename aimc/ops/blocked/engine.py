@@ -87,7 +87,7 @@ def _forward(call: Call, *, keep: bool = False) -> tuple[Tensor, list[Tensor]]:
     return out, [x for of_span in kept for x in of_span]
 
 
-def backward(call: Call, grad: Tensor, kept: tuple[Tensor, list[Tensor]] | None = None) -> list[Tensor]:
+def backward(call: Call, grad: Tensor, kept: tuple[Tensor | None, list[Tensor]] | None = None) -> list[Tensor]:
     """Gradients of query, key and value in their dtypes, of their scalers `[2, H]`, of the score gain and of the
     threshold `[H]`, from that of the sums `[B, H, T, D]`; `kept` is what :func:`forward_keeping` gave for the same
     call."""

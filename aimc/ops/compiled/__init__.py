@@ -24,10 +24,13 @@ def kernels_for(x: Tensor) -> ModuleType | None:
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """The compiled functions; None: numba is not installed (`pip install aimc[fast]`), or it is switched off."""
+    """The compiled functions; None: numba or threadpoolctl is not installed (`pip install aimc[fast]`), or it is
+    switched off."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
+        import threadpoolctl  # noqa: F401  # without it the first product would fail, in place of nothing being compiled
+
         from aimc.ops.compiled.once import one_process_at_a_time
 
         with one_process_at_a_time():

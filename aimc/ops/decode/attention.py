@@ -202,7 +202,7 @@ def _check_fixed(query: Tensor) -> None:
 
 
 def _check_hysteresis(hardware: Hardware) -> None:
-    if hardware.activation == "pruned_softmax" and hardware.pruning.hysteresis:
+    if hardware.activation == "pruned_softmax" and hardware.pruning.remembers:
         raise NotImplementedError(
             f"pruning.hysteresis={hardware.pruning.hysteresis}: what a comparator holds from one token to the next is"
             " not kept in a cache, so a generated text would differ from the whole one; set it to 0 to generate, or"

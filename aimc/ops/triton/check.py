@@ -89,13 +89,12 @@ def _lacking(hardware: Hardware) -> str | None:
     """What of the hardware the kernels leave out; None: nothing."""
     if hardware.activation == "pruned_softmax":
         return f"activation={hardware.activation!r}, which selects among all scores of a query"
-    for name, converter in (
-        ("input_dac", hardware.input_dac),
-        ("score_adc", hardware.score_adc),
-        ("probability_dac", hardware.probability_dac),
-        ("readout", hardware.readout),
-        ("normaliser.counter", hardware.normaliser.counter),
-    ):
+    in_use = {"input_dac": hardware.input_dac, "readout": hardware.readout}
+    if hardware.has_softmax:
+        in_use |= {"score_adc": hardware.score_adc, "probability_dac": hardware.probability_dac}
+    if hardware.normaliser.is_on:
+        in_use["normaliser.counter"] = hardware.normaliser.counter
+    for name, converter in in_use.items():
         if converter.spacing != "uniform":
             return f"{name}.spacing={converter.spacing!r}"
     return None

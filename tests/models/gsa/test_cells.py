@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import aimc
 from aimc import presets
@@ -120,6 +121,47 @@ def test_scalers_stay_precise_in_a_model_of_half_precision() -> None:
     slots = arrays()
     slots.to(torch.bfloat16)
     assert {x.dtype for x in slots.state_dict().values() if x.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("full_scales", ["head", "layer"])
+def test_full_scales_hold_what_resting_cells_answer(full_scales: str) -> None:
+    """Queries of one sign, as behind a SiLU: all features of a resting cell answer together."""
+    hardware = machine(replace(presets.ideal(), cell=presets.gain_cell_cmos().cell), full_scales=full_scales)
+    model = tiny()
+    put_on_cells(model, hardware, gate=WIDE)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.attn.q_proj.weight.abs_()
+            layer.attn_norm.weight.abs_()
+    calibrate_slots(model, [ids(20)])
+    for (_, cells), layer in zip(slot_arrays(model), model.model.layers, strict=True):
+        seen: list[torch.Tensor] = []
+        layer.attn.register_forward_pre_hook(
+            lambda module, args, seen=seen: seen.append(module.operands(args[0], None)[0])
+        )
+        logits(model)
+        answer = abs(hardware.cell.coefficients[0]) * cells.query_scaler.scale * seen[0].sum(-1).abs().amax((0, 2))
+        assert (answer <= hardware.array.saturation_qk * cells.score_full_scale).all()
+
+
+def test_slots_of_a_model_that_is_loaded_in_half_precision_stay_precise(tmp_path) -> None:
+    model = on_cells(machine(presets.gain_cell_cmos()))
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    assert again.dtype == torch.bfloat16
+    for (_, cells), (_, before) in zip(slot_arrays(again), slot_arrays(model), strict=True):
+        assert torch.equal(cells.score_gain, before.score_gain) and cells.score_gain.dtype == torch.float32
+
+
+def test_what_is_said_of_attention_names_the_slots(tmp_path) -> None:
+    model = on_cells(machine(presets.gain_cell_cmos()))
+    with pytest.raises(ValueError, match="put_back"):
+        aimc.to_digital(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="slots in cells"):
+        aimc.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="non-negative"):
+        set_cells(model, machine(presets.gain_cell_cmos()), chip_seed=-1)
 
 
 def test_saved_and_loaded(tmp_path) -> None:

@@ -191,3 +191,26 @@ def test_sizes_that_do_not_fit_are_named(changes: dict[str, Any], message: str) 
 def test_no_such_size() -> None:
     with pytest.raises(ValueError, match="size='7b'.*use one of 125m, 355m"):
         published("7b")
+
+
+def test_tokens_that_are_only_tried_are_refused() -> None:
+    with pytest.raises(ValueError, match="stateful"):
+        model().generate(ids(8), max_new_tokens=4, prompt_lookup_num_tokens=2)
+
+
+def test_state_spaces_stay_precise_in_half_precision() -> None:
+    half = model().to(torch.bfloat16)
+    space = next(module for module in half.modules() if isinstance(module, DiagonalStateSpace))
+    assert {x.dtype for x in space.parameters()} == {torch.float32}
+    assert half.lm_head.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(half(ids()).logits.float(), model()(ids()).logits, atol=5e-2, rtol=0.1)
+
+
+@pytest.mark.parametrize("attention", [[], [1]])
+def test_transformers_usual_empty_cache_is_filled(attention: list[int]) -> None:
+    usual, own = model(attention_layers=attention), DynamicCache()
+    with torch.no_grad():
+        whole = usual(ids()).logits
+        usual(ids()[:, :12], past_key_values=own, use_cache=True)
+        rest = usual(ids()[:, 12:], past_key_values=own, use_cache=True).logits
+    torch.testing.assert_close(rest, whole[:, 12:], atol=1e-4, rtol=1e-3)

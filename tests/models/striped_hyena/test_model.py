@@ -191,6 +191,20 @@ def test_poles_stay_in_float32(tmp_path: Path) -> None:
     torch.testing.assert_close(half(ids()).logits.float(), model()(ids()).logits, atol=2e-2, rtol=0.1)
 
 
+def test_poles_stay_in_float32_when_the_model_is_cast() -> None:
+    half = model().to(torch.bfloat16).backbone.blocks[0]
+    assert half.filter.poles.dtype == half.filter.residues.dtype == torch.float32
+    assert half.filter.short_filter_weight.dtype == half.projections.weight.dtype == torch.bfloat16
+
+
+def test_a_tied_head_goes_by_transformers_name_too(tmp_path: Path) -> None:
+    tied = model(tie_word_embeddings=True)
+    assert tied.config.tie_embeddings and tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    tied.config.tie_word_embeddings = False  # as when tiles part them
+    tied.config.save_pretrained(tmp_path)
+    assert not type(tied.config).from_pretrained(tmp_path).tie_embeddings
+
+
 def test_poles_outside_the_circle_are_pulled_back_where_asked() -> None:
     wild = model(max_pole_radius=1.0).backbone.blocks[0].filter
     with torch.no_grad():
