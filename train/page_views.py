@@ -44,8 +44,8 @@ def _sensitivity(found: Results) -> Section:
     per_chip = {row["label"]: row["per_chip"] for row in rows} | {"all together": found["per_chip"]}
     words = (
         f"Perplexity {found['none']['value']:.2f} with none of them, {found['all']['value']:.2f} with all:"
-        f" {percent(found['rise'])}. Each alone is on a machine that is ideal otherwise, without levels and leakage of the"
-        " others too. Brackets are confidence intervals over chips and text; all machines met the same."
+        f" {percent(found['rise'])}. Each alone is on a machine that is ideal otherwise, without levels and leakage."
+        " Brackets are confidence intervals over chips and text; all machines met the same."
     )
     table = Table(
         ["non-ideality", "size", "alone", "saved if it goes"],

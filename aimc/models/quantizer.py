@@ -105,7 +105,7 @@ class AnalogQuantizer(HfQuantizer):
         restoring = _module("restoring")
         source = model.config.name_or_path
         # Of a hub, or of a folder inside a folder, where its files are.
-        place = Path(checkpoint_files[0]).parent if checkpoint_files else Path(source)
+        place = Path(checkpoint_files[0]).parent if checkpoint_files else Path(str(source))
         _module("manifest").require_intact(place)
         _module("trust").require_plain_names(place)
         _module("trust").require_plain_weights(model.config, source)

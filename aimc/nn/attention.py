@@ -77,6 +77,8 @@ class GainCellAttention(nn.Module):
     normaliser_full_scale: Tensor | None
     prune_threshold: Tensor | None
 
+    _hardware: Hardware
+
     def __init__(
         self,
         n_heads: int,
