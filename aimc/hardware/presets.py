@@ -79,7 +79,7 @@ def gain_cell_cmos(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
 
 def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     """:func:`gain_cell_cmos` with what a trained head makes most of, none of it published hardware: a normaliser column
-    with an 8-bit counter, queries of either sign (32 levels, of which 31 differ, in pulses no longer than the published
+    with an 8-bit counter, by a quarter of a pulse at least, queries of either sign (32 levels, of which 31 differ, in pulses no longer than the published
     16), and counters with a reference of each head (:func:`aimc.fit_full_scales` sets them; until then they are those
     of the chip). Cell, storage and readout levels, sub-tiles and leakage are the published ones.
 
@@ -90,7 +90,7 @@ def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     return replace(
         base,
         input_dac=Converter(n_levels=32, v_min=-1.0, v_max=1.0, coding="sign_magnitude"),
-        normaliser=Normaliser(is_on=True, full_scale=16.0, counter=Converter(n_levels=256)),
+        normaliser=Normaliser(is_on=True, full_scale=16.0, counter=Converter(n_levels=256), least=0.25),
         array=replace(base.array, full_scales="head"),
     )
 
