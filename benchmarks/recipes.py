@@ -96,6 +96,8 @@ def main() -> None:
     for option in subject.needs:
         if getattr(words, option) is None:
             sys.exit(f"--model {words.model}: needs --{option}, as it is not in the repository; see --help")
+    if words.noise and "nonideality=none" in words.set:
+        sys.exit("--noise measures under the run's nonideality, which nonideality=none leaves empty; drop one of them")
     plan = Plan(
         model=words.model,
         folder=words.folder,
