@@ -28,7 +28,7 @@ ENTRY_POINTS = {
 }
 """Sub-commands of `aimc` and the modules that they run."""
 SAYS = {
-    "README.md": ["4 attention layers on gain-cell arrays", "over 8 chips"],
+    "README.md": ["4 attention layers on gain-cell arrays", "4 layers matched in 20 steps", "over 4 chips"],
     "researcher.md": ["True"],
     "evaluator.md": ["4 layers calibrated", "over 4 chips", "86400.0 True"],
     "index.md": ["4 attention layers on gain-cell arrays"],

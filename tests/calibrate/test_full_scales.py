@@ -99,7 +99,8 @@ def test_of_a_model_that_is_still_to_be_trained_levels_cost_less(text: list[torc
     model, ideal = on_arrays(), on_arrays()
     hardware, before = hardware_of(model), weights(model)
     endless = Converter(v_min=-1e3, v_max=1e3)
-    column = Normaliser(is_on=True, full_scale=float(hardware.array.rows), counter=Converter(n_levels=2**20 + 1), least=0.25)
+    counter, rows = Converter(n_levels=2**20 + 1), float(hardware.array.rows)
+    column = replace(hardware.normaliser, full_scale=rows, counter=counter)
     set_hardware(ideal, replace(hardware, readout=endless, normaliser=column))
     off = [distance(model, ideal, text)]
     report = fit_full_scales(model, text, nonideality=Noise(), trained=False)
