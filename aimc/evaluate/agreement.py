@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.evaluate.chips import chips_of
+from aimc.evaluate.chips import chips_of, noise_of_windows
 from aimc.evaluate.estimates import Estimate, exp_mean_of, mean_of
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.perplexity import Perplexity, perplexity_of
@@ -91,8 +91,8 @@ def agreement(
     together = windows_together(model, context, measurement.batch_size)
     with evaluating(model), evaluating(reference):
         chips = [
-            by_token(model, reference, tokens, context, stride, together)
-            for _ in chips_of(model, measurement.chips, nonideality, measurement.seed)
+            by_token(model, reference, tokens, context, stride, together, chip)
+            for chip in chips_of(model, measurement.chips, nonideality, measurement.seed)
         ]
     kl, same, loss, digital = (list(rows) for rows in zip(*chips, strict=True))
     return Agreement(
@@ -109,12 +109,19 @@ def agreement(
 
 @torch.no_grad()
 def by_token(
-    model: PreTrainedModel, reference: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int
+    model: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokens: Tensor,
+    context: int,
+    stride: int,
+    batch_size: int,
+    chip: int,
 ) -> Tensor:
     """Divergence, whether both agree, loss of the model and of the digital one: `[4, N − 1]`, in the text's order."""
     here, there = next(model.parameters()).device, next(reference.parameters()).device
     parts = []
-    for inputs, targets in windows(tokens, context, stride, batch_size):
+    for number, (inputs, targets) in enumerate(windows(tokens, context, stride, batch_size)):
+        noise_of_windows(model, chip, number * batch_size)
         ours = model(inputs.to(here), use_cache=False).logits
         theirs = reference(inputs.to(there), use_cache=False).logits
         for window, wanted in enumerate(targets):

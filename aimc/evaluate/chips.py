@@ -15,6 +15,7 @@ from aimc.models.gsa import SlotArrays, slot_arrays
 from aimc.models.ranks import Ranks
 from aimc.models.substrates import require_as_saved
 from aimc.nn.attention import GainCellAttention
+from aimc.ops.effects.noise import draw_seed
 from aimc.static.tiles import seeded, static_layers
 
 
@@ -68,6 +69,14 @@ class chips_of:
                     if any(True for _ in static_layers(self.model)):
                         drawn.enter_context(seeded(chip, "reads"))  # aihwkit draws from torch's own generator
                     yield chip
+
+
+def noise_of_windows(model: PreTrainedModel, chip: int, first: int) -> None:
+    """Have the next pass meet the write and read noise that the windows of a text meet on a chip, numbered from `first`
+    on: it is a window's own, whatever others are read beside it, and on whatever device. (Slots in cells draw theirs
+    from a generator, pass after pass.)"""
+    seed = int(draw_seed(torch.Generator().manual_seed(chip), torch.device("cpu")))  # chips are counted from zero
+    set_draws(model, seed, first)
 
 
 def is_random(model: PreTrainedModel, noise: Noise | None = None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from aimc.evaluate.chips import chips_of, is_random
+from aimc.evaluate.chips import chips_of, is_random, noise_of_windows
 from aimc.evaluate.estimates import exp_mean_of, std_over
 from aimc.evaluate.measurement import Measurement, MeasurementFields, measurement_of
 from aimc.evaluate.windows import UNSCORED, checked_tokens, window_of, windows, windows_together
@@ -95,10 +95,10 @@ def token_losses(
     tokens = checked_tokens(model, tokens)[: measurement.tokens]
     together = windows_together(model, context, measurement.batch_size)
     chips = chips_of(model, measurement.chips, nonideality, measurement.seed)
-    by_text = ranks if not is_random(model, nonideality) else ALONE  # noise goes through a text in order
+    by_text = ranks if not is_random(model, nonideality) else ALONE  # noise of tiles goes through a text in order
     mine = chips if by_text is ranks else chips.only(ranks)
     with evaluating(model):
-        losses = {chip: _losses(model, tokens, context, stride, together, by_text) for chip in mine}
+        losses = {chip: _losses(model, tokens, context, stride, together, chip, by_text) for chip in mine}
     return list(losses.values()) if by_text is ranks else ranks.united(losses)
 
 
@@ -129,7 +129,9 @@ def over_chips(per_chip: Sequence[float], *, n_tokens: int, context: int, stride
 
 
 @torch.no_grad()
-def _losses(model: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int, ranks: Ranks) -> Tensor:
+def _losses(
+    model: PreTrainedModel, tokens: Tensor, context: int, stride: int, batch_size: int, chip: int, ranks: Ranks
+) -> Tensor:
     """Negative log-likelihood of each scored token in nat, `[N − 1]`, in the order of the text; each process computes
     some of the batches."""
     device = next(model.parameters()).device
@@ -137,6 +139,7 @@ def _losses(model: PreTrainedModel, tokens: Tensor, context: int, stride: int, b
     for number, (inputs, targets) in enumerate(windows(tokens, context, stride, batch_size)):
         if number % ranks.n != ranks.number:
             continue
+        noise_of_windows(model, chip, number * batch_size)
         logits = model(inputs.to(device), use_cache=False).logits.float()
         # One row a token: on a CPU six times as fast as with the vocabulary in the middle, as [B, V, C] has it.
         losses = cross_entropy(

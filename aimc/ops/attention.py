@@ -77,7 +77,9 @@ def gain_cell_attention(
         autocast says; the Triton kernels multiply in the dtype of `query`, and sum in float32.
 
     Raises:
-        TypeError, ValueError: see :func:`aimc.ops.checks.check_attention`.
+        TypeError, ValueError: see :func:`aimc.ops.checks.check_attention` and, of a backend that is named,
+            :func:`choose_backend`.
+        aimc.hardware.ConfigError: `leakage.token_time_s` is None, which only a model can fill in.
     """
     check_attention(query, key, value, hardware, key_padding, chip, scaling)
     if draws is not None and draws.shape != (2,):
@@ -132,9 +134,9 @@ def choose_backend(query: Tensor, hardware: Hardware) -> str:
     """`eager`, `blocked` or `triton` for this call.
 
     `auto` takes the Triton kernels on a GPU where they can do the sizes and effects at hand, and the blocked operator
-    everywhere else, but for short texts with gradients on a CPU; it logs each choice with its reason once. Comparators
-    with hysteresis, and retention that is spread and too short for :mod:`aimc.ops.blocked.interpolation`, are eager in
-    all cases.
+    everywhere else, but for short texts on a CPU whose queries have gradients, without a softmax; it logs each choice
+    with its reason once. Comparators with hysteresis, and retention that is spread and too short for
+    :mod:`aimc.ops.blocked.interpolation`, are eager in all cases.
 
     Raises:
         ValueError: a backend was asked for by name and cannot compute this.

@@ -178,7 +178,7 @@ def pruned(call: Call, reads: list[TileRead], memory: Memory, exact: Tensor, pro
     heads, padding = call.heads, call.key_padding
     charges, visible, firsts = ([getattr(read, name) for read in reads] for name in ("charge", "visible", "first"))
     at = [torch.searchsorted(memory.tokens, read.tile.tokens) for read in reads]
-    kept, scores = kept_in_memory(heads, charges, visible, firsts, at, exact, call.scaling.threshold)
+    kept, scores = kept_in_memory(heads, charges, visible, firsts, at, exact, call.scaling.threshold, padding)
     weights = weights_of_kept(heads, scores, kept | protected, call.scaling)
     for read, columns in zip(reads, at, strict=True):
         read.phi, read.counts = weights[..., read.first :, columns], torch.zeros_like(exact[..., read.first :, :1])

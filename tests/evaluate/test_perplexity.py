@@ -14,7 +14,7 @@ import aimc
 from aimc import presets
 from aimc.evaluate.ablation import _without_each, ablation
 from aimc.evaluate.measurement import Measurement
-from aimc.evaluate.perplexity import Perplexity, perplexity, perplexity_of
+from aimc.evaluate.perplexity import Perplexity, perplexity, perplexity_of, token_losses
 from aimc.evaluate.sweeps import nonideality_sweep, rescue
 from aimc.hardware import Converter, Hardware, Noise, Protection, Pruning
 from aimc.models.arrays import gain_cell_layers, hardware_of
@@ -64,6 +64,21 @@ def test_chips_differ_and_come_back(model: GPT2LMHeadModel, tokens: torch.Tensor
         == result.per_chip[2:]
     )
     assert hardware_of(model) == hardware and all(layer.chip_seed is None for _, layer in gain_cell_layers(model))
+
+
+def test_the_noise_of_a_window_is_its_own_whatever_is_read_beside_it(
+    model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware
+) -> None:
+    aimc.convert(model, hardware)
+    noise = Noise(write_v=0.02, read_qk=0.1, read_av=0.1, mismatch_gain=0.1)
+    how = {"context": 16, "stride": 8, "chips": 2, "nonideality": noise}
+    found = [perplexity(model, tokens, batch_size=size, **how).per_chip for size in (1, 3, 64)]
+    assert found[0] == pytest.approx(found[1], rel=1e-5) and found[0] == pytest.approx(found[2], rel=1e-5)
+    assert abs(found[0][0] - found[0][1]) > 1e-3 * found[0][0]
+    reading = Noise(read_qk=0.1)  # each window has noise of its own: the first one's is not read again and again
+    same = tokens[:16].repeat(8)
+    losses = token_losses(model, same, Measurement(context=16, stride=16), reading)[0]
+    assert len({round(float(part.mean()), 6) for part in losses[15:].split(16)}) > 3
 
 
 def test_without_noise_one_chip_is_enough(model: GPT2LMHeadModel, tokens: torch.Tensor, hardware: Hardware) -> None:

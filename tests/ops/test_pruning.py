@@ -104,6 +104,13 @@ def test_a_comparator_holds_what_it_has_taken() -> None:
     assert taken == [False, True, False, False, False, False, True]
     held = selected(charge, visible, machine(replace(pruning, hysteresis=0.2)), None).flatten().tolist()
     assert held == [False, True, True, True, False, False, True]
+    # A query that is padding neither takes a token nor lets one go: those behind it find what was held.
+    padding, hysteresis = (
+        torch.tensor([[False, False, False, False, True, False, True]]),
+        replace(pruning, hysteresis=0.2),
+    )
+    behind = selected(charge, visible, machine(hysteresis), None, padding).flatten()
+    assert behind[~padding[0]].tolist() == [False, True, True, True, True]
 
 
 def test_a_level_of_each_head() -> None:

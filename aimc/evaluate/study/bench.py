@@ -111,6 +111,7 @@ class Bench:
             "text": self._text,
             "context": context,
             "stride": stride,
+            "noise": "of windows",  # what was measured when it was that of passes is measured again
         }
         if self.stretch < context:
             about["stretch"] = self.stretch
@@ -147,7 +148,7 @@ class Bench:
         together = windows_together(model, context, self.measurement.batch_size)
         with evaluating(model), evaluating(self._reference):
             (rows,) = [
-                by_token(model, self._reference, self.tokens, context, stride, together)
+                by_token(model, self._reference, self.tokens, context, stride, together, chip)
                 for _ in chips_of(model, 1, None, chip)
             ]
         kl, _, losses, _ = rows

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from aimc.ops.heads import Heads
 
 
-def selected(charge: Tensor, visible: Tensor, hardware: Hardware, threshold: Tensor | None) -> Tensor:
+def selected(
+    charge: Tensor, visible: Tensor, hardware: Hardware, threshold: Tensor | None, padding: Tensor | None = None
+) -> Tensor:
     """Which tokens each query keeps of those that it sees in the arrays.
 
     Args:
@@ -29,6 +31,7 @@ def selected(charge: Tensor, visible: Tensor, hardware: Hardware, threshold: Ten
         visible: what a query sees of them, broadcastable.
         hardware: the machine; its `pruning` and `score_adc` are used.
         threshold: comparator level of each head, `[H]`; None: the hardware's.
+        padding: bool `[B, T]`, queries that are none, and whose scores no comparator sees; None: none is.
 
     Returns:
         Bool `[B, H, T, S]`.
@@ -43,6 +46,8 @@ def selected(charge: Tensor, visible: Tensor, hardware: Hardware, threshold: Ten
     # A comparator that has taken a token holds it until its score falls below the lower level: the last of the two
     # events decides.
     held = (charge > level - pruning.hysteresis) & visible
+    if padding is not None:
+        taken, held = taken & ~padding[:, None, :, None], held | padding[:, None, :, None]
     step = torch.arange(charge.shape[-2], device=charge.device)[:, None]
     last_taken = torch.where(taken, step, -1).cummax(dim=-2).values
     last_dropped = torch.where(held, -1, step).cummax(dim=-2).values
@@ -83,6 +88,7 @@ def kept_in_memory(
     at: list[Tensor],
     digital: Tensor,
     threshold: Tensor | None,
+    padding: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What of the digital copy is attended to because the arrays have selected it, and its scores.
 
@@ -93,6 +99,7 @@ def kept_in_memory(
         firsts: the first query of each.
         at: where each sub-tile's tokens stand in the copy.
         digital: exact scores of the copy, `[B, H, T, M]`, in the same unit.
+        threshold, padding: as for :func:`selected`.
 
     Returns:
         Bool `[B, H, T, M]`, and the scores of the copy: exact, or with `recompute="values"` those of the score ADC.
@@ -100,7 +107,7 @@ def kept_in_memory(
     hardware = heads.hardware
     seen = placed([mask.expand_as(x) for mask, x in zip(visible, charges, strict=True)], firsts, at, digital)
     charge = placed(charges, firsts, at, digital)
-    kept = selected(charge, seen, hardware, threshold)
+    kept = selected(charge, seen, hardware, threshold, padding)
     if hardware.pruning.recompute == "values":
         digital = torch.where(seen, adc(charge, hardware.score_adc), digital)
     return kept, digital
