@@ -37,6 +37,11 @@ def require_positive(field_name: str, got: float, unit: str) -> None:
     )
 
 
+def require_from_zero(field_name: str, positions: list[float] | None, why: str) -> None:
+    """Levels, where they are listed, begin at 0."""
+    require(positions is None or positions[0] == 0.0, field_name, positions, why, "begin the list with 0")
+
+
 def check_fields(config: Any, path: str = "") -> None:
     """Hold every field of a dataclass to its annotation; the first thing that its `__post_init__` does.
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from aimc.hardware.array import Array
 from aimc.hardware.cell import Cell
-from aimc.hardware.checks import check_fields, require, require_choice
+from aimc.hardware.checks import check_fields, require, require_choice, require_from_zero
 from aimc.hardware.converter import Converter
 from aimc.hardware.features import Features
 from aimc.hardware.leakage import Leakage
@@ -158,13 +158,10 @@ class Hardware:
 
     def _check_levels(self) -> None:
         """What no range tells of levels: where a list begins, and that multiples of a step may leave it."""
-        positions = self.probability_dac.positions
-        require(
-            positions is None or positions[0] == 0.0,
+        require_from_zero(
             "probability_dac.positions",
-            positions,
+            self.probability_dac.positions,
             "a key that a query does not see has no probability, and gets no pulse",
-            "begin the list with 0",
         )
         for name, low, high in (("storage_dac", 0.0, self.cell.supply_v), ("input_dac", -1.0, 1.0)):
             dac: Converter = getattr(self, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aimc.hardware.checks import check_fields, require, require_positive
+from aimc.hardware.checks import check_fields, require, require_from_zero, require_positive
 from aimc.hardware.converter import Converter
 
 
@@ -46,14 +46,10 @@ class Normaliser:
             "a sum of pulses is not negative, and 1 is a full counter",
             "set v_min to 0 and v_max to at most 1",
         )
-
-        positions = self.counter.positions
-        require(
-            positions is None or positions[0] == 0.0,
+        require_from_zero(
             "normaliser.counter.positions",
-            positions,
+            self.counter.positions,
             "a sub-tile that no pulse has entered counts nothing",
-            "begin the list with 0",
         )
 
     @property
