@@ -124,8 +124,8 @@ def measure(
         sweep = nonideality_sweep(
             model, text, settings.nonideality, measurement, on_result=announced(say), ranks=everyone()
         )
-        _write(settings, without, sweep)  # what takes longest: kept, whatever becomes of the rest
         if settings.ablate:
+            _write(settings, without, sweep)  # kept, whatever becomes of the rest
             without = {
                 name if name == "all effects" else f"without {name}": float(value)
                 for name, value in ablation(model, text, measurement).items()

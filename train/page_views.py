@@ -44,7 +44,7 @@ def _sensitivity(found: Results) -> Section:
     per_chip = {row["label"]: row["per_chip"] for row in rows} | {"all together": found["per_chip"]}
     words = (
         f"Perplexity {found['none']['value']:.2f} with none of them, {found['all']['value']:.2f} with all:"
-        f" {percent(found['rise'])}. Each alone is on a machine that is ideal otherwise, without levels and leakage."
+        f" {percent(found['rise'])}. Each alone is on the machine without any other of this list."
         " Brackets are confidence intervals over chips and text; all machines met the same."
     )
     table = Table(

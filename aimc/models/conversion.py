@@ -66,8 +66,8 @@ def convert(
         )
     skipped = None if skip_layers is None else frozenset(skip_layers)
     in_order = by_substrate(configs, skip_layers)
-    plans = [substrate.plan(model, config, skipped) for substrate, config in in_order]  # all that can be refused
     take_own_config(model)
+    plans = [substrate.plan(model, config, skipped) for substrate, config in in_order]  # all that can be refused
     forget_stale_records(model)
     report = ConversionReport()
     for plan in plans:

@@ -13,19 +13,24 @@ import torch
 from torch import Tensor
 
 from aimc.hardware import Cell, Hardware
+from aimc.hardware.noise import FROZEN_IN_CHIP
 from aimc.ops.effects.cell import cell_coefficients
 from aimc.ops.effects.noise import ArrayId, Chip
 
 MOST_BYTES = 2**30
 """Of all kept tables together. Mismatched cells of GPT-2 small at 1024 slots have 300 MB a chip."""
+MOST_ASKED = 4096
+"""Keys of which it is remembered when they were asked for."""
 Table = Tensor | float | None
 """For every K/V head and place; a number that all share; or None: there is no such effect."""
 
 
 class Kept:
-    """Tables by key; those of other chips go first, the least recently used before the rest. Where those of one chip
-    are too many, the last ones are not kept: layers ask in turn, and each would throw out what the next one asks for.
-    Nobody may change them.
+    """Tables by key, and which chip they are of. Nobody may change them.
+
+    Where there is no room, those of other chips go, the least recently used first; and of the same chip those that
+    nobody has asked for since the new one was asked for last. So layers that ask in turn, and have no room together,
+    do not throw out what the next one asks for: the last ones are made each time.
 
     Args:
         most_bytes: that they have together.
@@ -35,6 +40,8 @@ class Kept:
         self.most_bytes, self.n_bytes = most_bytes, 0
         self._tables: OrderedDict[Hashable, Sequence[Table]] = OrderedDict()
         self._chips: dict[Hashable, Hashable] = {}
+        self._asked: OrderedDict[Hashable, int] = OrderedDict()
+        self._now = 0
         self._lock = threading.Lock()
 
     def get(
@@ -42,6 +49,7 @@ class Kept:
     ) -> Sequence[Table]:
         """The tables of a key, made if they are not there; with `keep` false these are not kept. `chip`: whose."""
         with self._lock:
+            before = self._ask(key)
             if key in self._tables:
                 self._tables.move_to_end(key)
                 return self._tables[key]
@@ -50,15 +58,23 @@ class Kept:
         if not keep:
             return tables
         with self._lock:
-            if key not in self._tables and self._has_room(_n_bytes(tables), chip):
+            if key not in self._tables and self._has_room(_n_bytes(tables), chip, before):
                 self._tables[key] = tables
                 self._chips[key] = chip
                 self.n_bytes += _n_bytes(tables)
         return tables
 
-    def _has_room(self, n_bytes: int, chip: Hashable) -> bool:
-        """Whether so many more can be kept, once enough of other chips' are gone."""
-        others = [key for key in self._tables if self._chips[key] != chip]
+    def _ask(self, key: Hashable) -> int:
+        """When this was asked for before; 0: never, or long ago."""
+        self._now += 1
+        before, self._asked[key] = self._asked.pop(key, 0), self._now
+        if len(self._asked) > MOST_ASKED:
+            self._asked.popitem(last=False)
+        return before
+
+    def _has_room(self, n_bytes: int, chip: Hashable, before: int) -> bool:
+        """Whether so many more can be kept, once enough is gone: of other chips, or not asked for since `before`."""
+        others = [key for key in self._tables if self._chips[key] != chip or self._asked.get(key, 0) < before]
         free = self.most_bytes - self.n_bytes
         if n_bytes > free + sum(_n_bytes(self._tables[key]) for key in others):
             return False
@@ -73,6 +89,7 @@ class Kept:
         with self._lock:
             self._tables.clear()
             self._chips.clear()
+            self._asked.clear()
             self.n_bytes = 0
 
 
@@ -202,7 +219,8 @@ class Frozen:
         # While a graph is recorded nothing is computed, so that what is made would be read empty until it is replayed.
         recorded = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         whole_key = (*key, self.chip, *sizes, self.dtype, self.device)
-        return KEPT.get(whole_key, make, chip=self.chip.seed, keep=not recorded)
+        chip = self.chip.seed, tuple(getattr(self.noise, name) for name in FROZEN_IN_CHIP)
+        return KEPT.get(whole_key, make, chip=chip, keep=not recorded)
 
 
 def _n_bytes(tables: Sequence[Table]) -> int:

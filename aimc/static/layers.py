@@ -73,10 +73,11 @@ def plan(model: PreTrainedModel, static: Static) -> StaticPlan:
                 )
         if wanted:
             chosen[name] = module
-    _check(model, static, chosen, head)
+    _check(model, static, head)
     for name in sorted(_never_called(model, chosen)):
         del chosen[name]
         made.notes.append(f"{name} is never called, its weights are read by the module around it: it stays digital")
+    _check_choice(model, static, chosen)
     for name, module in chosen.items():
         config = static.config_of(name)
         encode(config)  # what cannot be saved is refused now, not after the training
@@ -89,7 +90,7 @@ def plan(model: PreTrainedModel, static: Static) -> StaticPlan:
     return made
 
 
-def _check(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module], head: nn.Module | None) -> None:
+def _check(model: PreTrainedModel, static: Static, head: nn.Module | None) -> None:
     if static.head and head is None:
         raise ValueError(
             f"static.head=True: a {type(model).__name__} has no language-model head; leave it out, or pass the whole"
@@ -100,29 +101,28 @@ def _check(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module],
             f"static.embeddings=True: this model's is a {type(model.get_input_embeddings()).__name__}, which is more"
             " than a look-up; leave it out"
         )
-    every = [name for name, _ in model.named_modules()]
-    of_linear = [name for name in every if isinstance(model.get_submodule(name), LINEAR)]
-    for setting, patterns, names in (
-        ("layers", static.layers or (), of_linear),
-        ("overrides", static.overrides, chosen),
-    ):
-        for pattern in patterns if chosen else ():
-            if not any(fnmatchcase(name, pattern) for name in names):
+
+
+def _check_choice(model: PreTrainedModel, static: Static, chosen: dict[str, nn.Module]) -> None:
+    """Refuse what would do nothing: a choice of no layer, and patterns that match none of it."""
+    own = [name for name, module in model.named_modules() if is_aihwkits_own(module)]
+    if not chosen and any(static.wants(name) for name in own):
+        raise ValueError(
+            f"static.layers={static.layers}: {own[0]} is aihwkit's own {type(model.get_submodule(own[0])).__name__}"
+            " already, so nothing would be replaced; give the digital model, and let aimc.convert put it on tiles"
+        )
+    if not chosen:
+        raise ValueError(
+            f"static.layers={static.layers}: no linear layer that computes has such a name, so nothing would be"
+            " replaced; leave it out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"
+        )
+    for setting, patterns in (("layers", static.layers or ()), ("overrides", static.overrides)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in chosen):
                 raise ValueError(
                     f"static.{setting}: {pattern!r} is the name of no layer that goes onto tiles, so it would do"
                     " nothing; leave it out, or give a pattern over names such as transformer.h.0.mlp.c_fc"
                 )
-    if not chosen:
-        own = [name for name, module in model.named_modules() if is_aihwkits_own(module)]
-        if any(static.wants(name) for name in own):
-            raise ValueError(
-                f"static.layers={static.layers}: {own[0]} is aihwkit's own {type(model.get_submodule(own[0])).__name__}"
-                " already, so nothing would be replaced; give the digital model, and let aimc.convert put it on tiles"
-            )
-        raise ValueError(
-            f"static.layers={static.layers}: no linear layer has such a name, so nothing would be replaced; leave it"
-            " out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"
-        )
 
 
 def _never_called(model: PreTrainedModel, chosen: dict[str, nn.Module]) -> set[str]:
@@ -137,7 +137,7 @@ def _never_called(model: PreTrainedModel, chosen: dict[str, nn.Module]) -> set[s
         if name in names
     ]
     try:
-        with evaluating(model), torch.no_grad():
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng():
             model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False)
     except Exception:  # it is somebody's code; what cannot be tried goes onto tiles as it was asked for
         return set()

@@ -109,9 +109,23 @@ def at_once(q, k, v, hardware, scaling, padding=None, chip=None, seed=5):
     )
 
 
+EVERY = ("deterministic", "protected")
+"""Machines whose tokens come in every pattern; the others' in one, or two."""
+
+
 @pytest.mark.parametrize(
     ("name", "pattern"),
-    [(name, kind) for name in MACHINES for kind in (PATTERNS if name in ("deterministic", "protected") else ["mixed"])],
+    [
+        pytest.param(
+            name,
+            kind,
+            marks=()
+            if name in EVERY or kind == "mixed" or (name, kind) == ("softmax, protected", "long")
+            else pytest.mark.slow,
+        )
+        for name in MACHINES
+        for kind in PATTERNS
+    ],
 )
 def test_decoding_equals_the_parallel_form(name, pattern):
     """Every effect, read noise included: its draws belong to (query, key), so even they are the same."""
@@ -120,7 +134,13 @@ def test_decoding_equals_the_parallel_form(name, pattern):
     torch.testing.assert_close(got, at_once(q, k, v, MACHINES[name], scaling), atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("pattern", [PATTERNS["token by token"], PATTERNS["mixed"]], ids=["token by token", "mixed"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param(pattern, id=kind, marks=() if kind in ("token by token", "mixed") else pytest.mark.slow)
+        for kind, pattern in PATTERNS.items()
+    ],
+)
 @pytest.mark.parametrize("name", ["all noise", "softmax, protected"])
 def test_left_padding(name, pattern):
     q, k, v, scaling = inputs(3 * W, B=3)

@@ -37,6 +37,9 @@ def test_layers_of_one_chip_that_have_no_room_together_do_not_throw_each_other_o
     assert drawn == [1, 2, 3, 3, 3] and tables.n_bytes == 80
     read(1), read(1)
     assert drawn[5:] == [1, 2, 3, 3] and tables.n_bytes == 80
+    other = lambda: tables.get("another model", lambda: drawn.append("other") or [torch.zeros(20)], chip=1)  # noqa: E731
+    other(), other(), other()
+    assert drawn[9:] == ["other", "other"], "kept once nobody has asked for the others in between"
 
 
 def test_what_is_larger_than_all_is_not_kept():

@@ -198,10 +198,10 @@ SLOW_LEAK = Leakage(tau_s=1.0, token_time_s=0.0005)
     ids=["all noise", "quintic", "surrogate", "to ground"],
 )
 def test_every_cell_at_a_rate_of_its_own(changes):
-    hardware = machine(W=16, **{"leakage": SLOW_LEAK, **changes})
-    assert_equals_eager(hardware, 20)
+    hardware = machine(**{"leakage": SLOW_LEAK, **changes})
+    assert_equals_eager(hardware, 34)
     alike = replace(hardware, noise=replace(hardware.noise, tau_spread=0.0))
-    data = inputs(20)
+    data = inputs(34)
     out, of_alike = by_eager(hardware, *data)[0], by_eager(alike, *data)[0]
     assert (out - of_alike).abs().max() > 1e-3 * out.abs().max(), "the spread can be seen"
 
@@ -297,7 +297,7 @@ COUNTER = Converter(v_max=0.9)
 @pytest.mark.parametrize("full_scale", [pytest.param(16.0, marks=MORE), 2.0], ids=["never full", "full now and then"])
 def test_normaliser(full_scale, noise):
     normaliser = Normaliser(is_on=True, full_scale=full_scale, counter=COUNTER)
-    assert_equals_eager(machine(W=16, normaliser=normaliser, noise=noise), 34, mask=True)
+    assert_equals_eager(machine(normaliser=normaliser, noise=noise), 34, mask=True, H=2)
 
 
 @pytest.mark.parametrize("least", [0.0, 1.5])

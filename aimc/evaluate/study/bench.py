@@ -111,7 +111,6 @@ class Bench:
             "text": self._text,
             "context": context,
             "stride": stride,
-            "noise": "of windows",  # what was measured when it was that of passes is measured again
         }
         if self.stretch < context:
             about["stretch"] = self.stretch

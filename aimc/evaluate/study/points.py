@@ -10,7 +10,7 @@ from typing import Any
 
 from aimc.hardware import ConfigError, Hardware, Noise
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is measured changes, so that no earlier number is taken for a new one."""
 MOVED = 2
 """The same for points that are moved."""

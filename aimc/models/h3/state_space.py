@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aimc.models.recurrent.convolution import causal_convolution
-from aimc.models.recurrent.kept import PreciseParameters, kept
+from aimc.models.recurrent.kept import kept
 from aimc.models.recurrent.modal import bilinear, modal_filter
+from aimc.models.recurrent.precise import PreciseParameters
 
 
 class ShiftStateSpace(PreciseParameters):

@@ -1,5 +1,4 @@
-"""Weights from which a module makes something else, such as discretised poles: made once and not for every token, from
-parameters that stay precise."""
+"""What a module makes of its weights alone, such as discretised poles, made once and not for every token."""
 
 from __future__ import annotations
 
@@ -9,26 +8,10 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-
-from aimc.nn.scaler import kept_precise
+from torch import nn
 
 T = TypeVar("T")
 _KEPT: WeakKeyDictionary[nn.Module, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
-
-
-class PreciseParameters(nn.Module):
-    """A module whose own parameters stay in float32 when the model is cast to half precision, all or those of
-    :attr:`PRECISE`: poles near the unit circle would be rounded onto it, or past it."""
-
-    PRECISE: tuple[str, ...] | None = None
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        own = dict(self.named_parameters(recurse=False))
-        precise = [x for name, x in own.items() if self.PRECISE is None or name in self.PRECISE]
-        held = {id(x) for x in precise} | {id(x.grad) for x in precise if x.grad is not None}
-        careful = kept_precise(fn)
-        return super()._apply(lambda x: careful(x) if id(x) in held else fn(x), recurse)
 
 
 def kept(make: Callable[[Any], T]) -> Callable[[Any], T]:

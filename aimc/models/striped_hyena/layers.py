@@ -11,10 +11,11 @@ from transformers.cache_utils import Cache
 from aimc.models.recurrent.attention import FusedAttention
 from aimc.models.recurrent.cache import state_in
 from aimc.models.recurrent.fresh import end_of_branch
-from aimc.models.recurrent.kept import PreciseParameters, kept
+from aimc.models.recurrent.kept import kept
 from aimc.models.recurrent.layer import ResidualLayer
 from aimc.models.recurrent.modal import modal_filter
 from aimc.models.recurrent.names import ATTENTION
+from aimc.models.recurrent.precise import PreciseParameters
 from aimc.models.striped_hyena.config import StripedHyenaConfig
 
 
