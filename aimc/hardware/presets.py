@@ -79,8 +79,8 @@ def gain_cell_cmos(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
 
 def gain_cell_normalised(n_layers: int = PUBLISHED_LAYERS) -> Hardware:
     """:func:`gain_cell_cmos` with what a trained head makes most of, none of it published hardware: a normaliser column
-    with an 8-bit counter, which divides by a quarter of a pulse at least; queries of either sign (32 levels, of which 31
-    differ, in pulses no longer than the published 16); and counters with a reference of each head
+    with an 8-bit counter, which divides by a quarter of a pulse at least; queries of either sign (32 levels, of which
+    31 differ, in pulses no longer than the published 16); and counters with a reference of each head
     (:func:`aimc.fit_full_scales` sets them; until then they are those of the chip). Cell, storage and readout levels,
     sub-tiles and leakage are the published ones.
 
