@@ -39,7 +39,7 @@ class Settings:
     """Layers of the model; its width is H·D."""
     vocabulary: int = 50257
     """Vocabulary of the model."""
-    text_window: int = 128
+    text_window: int = 64
     """W of the long texts, which are 20 of it: small, so that they are decoded soon, and what grows with the text
     stands out."""
     text_layers: int = 2

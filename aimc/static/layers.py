@@ -113,8 +113,8 @@ def _check_choice(model: PreTrainedModel, static: Static, chosen: dict[str, nn.M
         )
     if not chosen:
         raise ValueError(
-            f"static.layers={static.layers}: no linear layer that computes has such a name, so nothing would be"
-            " replaced; leave it out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"
+            f"static.layers={static.layers}: no linear layer has such a name, or none that is called, so nothing would"
+            " be replaced; leave it out for every layer, or give patterns over names such as transformer.h.0.mlp.c_fc"
         )
     for setting, patterns in (("layers", static.layers or ()), ("overrides", static.overrides)):
         for pattern in patterns:
