@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aimc.models.arrays import gain_cell_layers, hardware_of
+from aimc.models.arrays import gain_cell_layers, hardware_of, has_arrays
 from aimc.nn.attention import PARTS
 
 from .sharding import whole
@@ -87,8 +87,8 @@ class Alarms:
         if usual is not None and usual > self.gradient * clipped_to:
             words = f"the gradient's norm is {usual:.3g} in most steps, and is clipped to {clipped_to:g}: a few tokens"
             words += " decide where the model goes"
-            hardware = hardware_of(model) if gain_cell_layers(model) else None
-            if hardware is not None and hardware.normaliser.is_on and not hardware.normaliser.least:
+            normaliser = hardware_of(model).normaliser if has_arrays(model) else None
+            if normaliser is not None and normaliser.is_on and not normaliser.least:
                 words += "; where heads are divided by next to nothing, hardware.normaliser.least=0.25 mends it"
             self._tell("gradient", words)
 

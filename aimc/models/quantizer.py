@@ -104,11 +104,10 @@ class AnalogQuantizer(HfQuantizer):
         """Refuse what can be refused before the weights are read."""
         restoring = _module("restoring")
         source = model.config.name_or_path
-        _module("manifest").require_intact(source)
-        _module("trust").require_plain_names(source)
-        if checkpoint_files:  # of a hub, or in a folder inside of that folder
-            _module("manifest").require_intact(Path(checkpoint_files[0]).parent)
-            _module("trust").require_plain_names(Path(checkpoint_files[0]).parent)
+        places = [Path(str(source)), *(Path(file).parent for file in (checkpoint_files or ())[:1])]
+        for place in dict.fromkeys(places):  # files of a hub, or of a folder inside of that folder, are elsewhere
+            _module("manifest").require_intact(place)
+            _module("trust").require_plain_names(place)
         _module("trust").require_plain_weights(model.config, source)
         self.read = restoring.read_records(model.config, source)
         if self.read and self.configs:

@@ -56,9 +56,14 @@ def compose_config(name: str, *overrides: str) -> Any:
     """What Hydra makes of a command line, without the part that is Hydra's own. Files are put together once for all
     lines that choose the same ones, which takes half a second; words of fields go in as Hydra puts them in."""
     fields = [word for word in overrides if is_of_field(word)]
-    config = copy.deepcopy(_composed(name, *(word for word in overrides if word not in fields)))
-    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(fields), config)
-    return config
+    return with_fields(composed(name, *(word for word in overrides if word not in fields)), fields)
+
+
+def with_fields(config: DictConfig, words: list[str]) -> DictConfig:
+    """A copy in which words of fields are put, by Hydra's own."""
+    changed = copy.deepcopy(config)
+    ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(words), changed)
+    return changed
 
 
 def is_of_field(word: str) -> bool:
@@ -68,7 +73,8 @@ def is_of_field(word: str) -> bool:
 
 
 @functools.cache
-def _composed(name: str, *overrides: str) -> DictConfig:
+def composed(name: str, *overrides: str) -> DictConfig:
+    """What Hydra makes of files, for nobody to change."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         config = hydra_compose(name, overrides=list(overrides))
     assert "hydra" not in config

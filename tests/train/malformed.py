@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import io
 import sys
@@ -13,13 +12,10 @@ from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf
 
-from tests.train.conftest import compose_config
+from tests.train.conftest import composed, with_fields
 from train.characterise_config import CharacteriseConfig
 from train.command import command_line, launch, run_command
 from train.configs import checked
@@ -196,20 +192,12 @@ def _through_hydra(word: Word) -> None:
         command_line(word.config, SCHEMAS[word.config][0], lambda settings: None)()
 
 
-@cache
-def _composed(config: str) -> DictConfig:
-    return compose_config(config, *SCHEMAS[config][1])
-
-
 def _into_composed(word: Word) -> None:
     """What Hydra and the door do with a field's word, into what was composed once."""
 
     def work() -> None:
         words, _ = respelled([word.text], word.config)
-        overrides = OverridesParser.create().parse_overrides(words)
-        config = copy.deepcopy(_composed(word.config))
-        OmegaConf.set_struct(config, True)
-        ConfigLoaderImpl._apply_overrides_to_config(overrides, config)
+        config = with_fields(composed(word.config, *SCHEMAS[word.config][1]), words)
         settings = checked(config, SCHEMAS[word.config][0])
         require_effect(settings, words)
 

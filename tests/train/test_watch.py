@@ -201,6 +201,14 @@ def test_gradients_that_are_usually_far_too_long_are_told_with_what_mends_it() -
         assert ("hardware.normaliser.least=0.25" in told) is mended
 
 
+def test_gradients_of_a_digital_model_are_told_too() -> None:
+    model, said = tiny_gpt2(), []
+    alarms = Alarms(model, clip=0.1, drift=4.0, gradient=20.0, say=said.append)
+    alarms.look_at_gradients(model, usual=140.0, clipped_to=1.0)
+    (told,) = said
+    assert "norm is 140" in told and "normaliser" not in told
+
+
 def test_a_run_tells_of_gradients_that_are_usually_too_long(linear: Callable[..., RunConfig]) -> None:
     said = run(linear("trainer.linear.max_grad_norm=1e-3", "trainer.linear.log_every=1"))
     assert said.count("in most steps, and is clipped to 0.001") == 1
