@@ -4,6 +4,7 @@ without aimc it refuses the folder."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -298,7 +299,9 @@ slow = pytest.mark.slow
 
 
 def run(code: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd)
+    """In a process that says what it would say to a user: a command that a test ran here has silenced transformers."""
+    told = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=cwd, env=told)
 
 
 def test_without_aimc_the_folder_is_refused_until_it_is_imported(analog: Path) -> None:
