@@ -5,9 +5,11 @@ A table is a pure function of its key, so that a kept one is never stale.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +25,22 @@ MOST_ASKED = 4096
 """Keys of which it is remembered when they were asked for."""
 Table = Tensor | float | None
 """For every K/V head and place; a number that all share; or None: there is no such effect."""
+
+
+class KernelTables(NamedTuple):
+    """Of all cells and columns of a layer, as the Triton kernels take them; None: there is no such effect."""
+
+    coefficients: Sequence[Tensor | None]
+    """κ_j of the cells of each array (:func:`aimc.ops.effects.cell.cell_coefficients`): float32 `[P, H_kv, W, D]`."""
+    leak_rates: Sequence[Tensor | None]
+    """λ of the cells of each array per token time, `[H_kv, W, D]`."""
+    columns: Sequence[Sequence[Tensor | None]]
+    """Gain and offset of the charge-to-pulse circuits `[H_kv, W]`, of the counters `[H_kv, J, D]`, and of those of the
+    normaliser columns `[H_kv, J, 1]`."""
+
+
+NO_TABLES = KernelTables((None, None), (None, None), ((None, None),) * 3)
+"""Of a chip whose cells and columns are all alike."""
 
 
 class Kept:
@@ -139,32 +157,41 @@ class Frozen:
             *("coefficients", array, *sigmas, *self.cell.coefficients),
         )
 
-    def coefficient_table(self, array: ArrayId) -> Tensor:
-        """:meth:`coefficients`, of which some are tables, as one: float32 `[P, H_kv, W, D]`."""
-        coefficients = self.coefficients(array)
-        like = next(c for c in coefficients if isinstance(c, Tensor))
+    def of_kernels(self) -> KernelTables:
+        """All that there is, found at once: a GPU waits for whoever looks."""
 
-        def make() -> list[Tensor]:
-            all_tables = [c if isinstance(c, Tensor) else torch.full_like(like, c or 0.0) for c in coefficients]
-            return [torch.stack(all_tables).float()]
+        def make() -> list[Table]:
+            rates = [self._drawn_rates(array) if self._leaks_apart else None for array in ArrayId]
+            columns = self.columns_qk(), self.columns_av(), self.columns_of_sum()
+            return [*map(self._coefficient_table, ArrayId), *rates, *itertools.chain(*columns)]
 
+        sigmas = [getattr(self.noise, name) for name in FROZEN_IN_CHIP]
+        tables: Any = self._kept(make, "of kernels", self.decay_per_token, *sigmas, *self.cell.coefficients)
+        return KernelTables(tables[:2], tables[2:4], [tables[i : i + 2] for i in (4, 6, 8)])
+
+    def _coefficient_table(self, array: ArrayId) -> Tensor | None:
         sigmas = self.noise.mismatch_gain, self.noise.mismatch_offset_v
-        (table,) = self._kept(make, "coefficient_table", array, *sigmas, *self.cell.coefficients)
-        assert isinstance(table, Tensor)  # made above
-        return table
+        if not any(sigmas):
+            return None
+        coefficients = cell_coefficients(self.cell, *self._drawn_mismatch(array))
+        like = next(c for c in coefficients if isinstance(c, Tensor))
+        return torch.stack([c if isinstance(c, Tensor) else torch.full_like(like, c) for c in coefficients]).float()
 
     def leak_rates(self, array: ArrayId) -> Tensor | None:
         """λ of each cell per token time, `[H_kv, W, D]`; None: all leak alike, or not at all."""
-        spread, rate = self.noise.tau_spread, self.decay_per_token
-        if not (spread and rate):
+        if not self._leaks_apart:
             return None
-
-        def make() -> list[Tensor]:
-            return [rate * torch.exp(-spread * self._cells(self.chip.cell_retention, array))]
-
-        (rates,) = self._kept(make, "leakage", array, spread, rate)
+        key = "leakage", array, self.noise.tau_spread, self.decay_per_token
+        (rates,) = self._kept(lambda: [self._drawn_rates(array)], *key)
         assert isinstance(rates, Tensor)  # made above
         return rates
+
+    @property
+    def _leaks_apart(self) -> bool:
+        return bool(self.noise.tau_spread and self.decay_per_token)
+
+    def _drawn_rates(self, array: ArrayId) -> Tensor:
+        return self.decay_per_token * torch.exp(-self.noise.tau_spread * self._cells(self.chip.cell_retention, array))
 
     def columns_qk(self) -> Sequence[Table]:
         """Gain and offset of the charge-to-pulse circuits, one per slot: `[H_kv, W]` each."""

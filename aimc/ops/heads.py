@@ -16,7 +16,7 @@ from aimc.ops.effects.cell import leaking_cell
 from aimc.ops.effects.leakage import age, decay_factor
 from aimc.ops.effects.noise import ArrayId, Chip, at_read, at_write, write_noise
 from aimc.ops.effects.random import Lanes, normal
-from aimc.ops.frozen import Frozen
+from aimc.ops.frozen import NO_TABLES, Frozen, KernelTables
 from aimc.ops.scaling import Scaling, per_head
 
 
@@ -181,9 +181,9 @@ class Heads:
         """:meth:`coefficients` of all cells of the layer, `[H_kv, W, D]` or a number each, which nobody may change."""
         return [x for x in self._frozen.coefficients(array) if x is not None] or list(self.cell.coefficients)
 
-    def coefficient_table(self, array: ArrayId) -> Tensor:
-        """:meth:`all_coefficients` as one table `[P, H_kv, W, D]`, float32, where some differ from cell to cell."""
-        return self._frozen.coefficient_table(array)
+    def kernel_tables(self) -> KernelTables:
+        """All of the layer, which nobody may change."""
+        return self._frozen.of_kernels() if self.hardware.noise.is_frozen_in_chip() else NO_TABLES
 
     def all_columns(self) -> list[tuple[Tensor | None, Tensor | None]]:
         """:meth:`column_tables_qk`, :meth:`column_tables_av` and :meth:`column_tables_of_sum` of all places of the
@@ -201,10 +201,6 @@ class Heads:
         """λ of each of the cells that hold the tokens `[S]`, per token time, `[H_kv, S, D]`; None: all leak alike, or
         not at all."""
         return self._part(self._frozen.leak_rates(array), self._slots(tokens))
-
-    def all_leak_rates(self, array: ArrayId) -> Tensor | None:
-        """:meth:`leak_rates` of all cells of the layer, `[H_kv, W, D]`, which nobody may change."""
-        return self._frozen.leak_rates(array)
 
     def column_tables_qk(self, slots: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gain and offset of the charge-to-pulse circuits of the slots `[S]`: `[H_kv, S]` each; None: none."""

@@ -15,6 +15,7 @@ from dataclasses import replace
 from aimc import gain_cell_attention, presets
 from aimc.hardware import Array, Cell, Converter, Hardware, Leakage, Noise, Normaliser
 from aimc.ops.effects.noise import Chip
+from aimc.ops.triton import plan
 from aimc.ops.triton.check import check_triton
 from aimc.ops.triton.spread import half_length, orders_needed
 
@@ -245,6 +246,14 @@ def test_surrogate_gradient_knows_no_mismatch():
 @pytest.mark.parametrize(("H", "H_kv"), [(4, 2), (2, 2), (4, 1)])
 def test_grouped_heads(H, H_kv):
     assert_equals_eager(machine(W=16), 34, H=H, H_kv=H_kv)
+
+
+@pytest.mark.parametrize("changes", [{}, pytest.param({"activation": "softmax"}, marks=MORE)])
+def test_pairs_that_have_no_room_are_computed_again(monkeypatch, changes):
+    monkeypatch.setattr(plan, "MOST_PAIR_BYTES", 0)
+    monkeypatch.setattr(plan, "_plans", {})
+    assert_equals_eager(machine(W=16, noise=ALL_NOISE, **changes), 40, mask=True, H=2, H_kv=1)
+    assert not any(made.keeps_pairs for made in plan._plans.values())
 
 
 def test_batch_groups_padding_and_noise_together():

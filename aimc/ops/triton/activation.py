@@ -10,7 +10,16 @@ No `from __future__ import annotations` here: Triton reads the annotations.
 import triton
 import triton.language as tl
 
-from aimc.ops.triton.reads import codes_of, converted, in_range, key_positions, of_rows, pulses_of, row_sum, value_of
+from aimc.ops.triton.reads import (
+    codes_of,
+    converted,
+    in_range,
+    key_positions,
+    of_rows,
+    pulses_of,
+    row_sum,
+    value_of,
+)
 
 
 @triton.jit
@@ -55,7 +64,7 @@ def resting_of(t, batch, head, machine, SPEC: tl.constexpr):
 def measured(relative, resting, decay, block, batch, kv_head, machine, SPEC: tl.constexpr):
     """Scores in full scales as digital logic has them: through the ADC, and corrected, `[T, S]`."""
     ADC: tl.constexpr = SPEC.softmax.score_adc
-    score = value_of(codes_of(relative, ADC), ADC)
+    score = value_of(codes_of(relative, ADC), ADC, SPEC.fast)
     if SPEC.corrects:
         factor = correction(machine.of_softmax.key_norm, decay, block, batch, kv_head, machine, SPEC)
         score = (score - resting) * factor
@@ -94,7 +103,7 @@ def widths_of(relative, visible, t, decay, block, batch, head, kv_head, machine,
         score = measured(relative, resting, decay, block, batch, kv_head, machine, SPEC)
         share = shares_of(score, visible, t, batch, head, machine)
         given, _ = _relative(share, t, decay, block, batch, head, kv_head, machine, SPEC)
-        phi = converted(given, DAC)
+        phi = converted(given, DAC, SPEC.fast)
         if SPEC.corrects:
             lost = lost - row_sum(phi)
         if SPEC.keeps_outputs:
@@ -134,7 +143,7 @@ def back_through(
         score = measured(relative, resting, decay, block, batch, kv_head, machine, SPEC)
         share = shares_of(score, visible, t, batch, head, machine)
         given, factor = _relative(share, t, decay, block, batch, head, kv_head, machine, SPEC)
-        phi = converted(given, DAC)
+        phi = converted(given, DAC, SPEC.fast)
         grad = tl.where(in_range(given, DAC), d_phi - d_lost, 0.0) * factor
         if SPEC.keeps_outputs:
             grad = grad + d_lost / of_rows(machine.of_softmax.longest, t, batch, head, machine)

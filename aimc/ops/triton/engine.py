@@ -79,17 +79,15 @@ def _prepared(call: Call) -> tuple[Before, Inputs]:
     draws = aligned(heads.draws)
     query, stored = Given(call.query, scaling.query), [_stored(call, array) for array in ArrayId]
     plan = Plan.of(call, [query.x, *(given.x for given in stored)])
-    keys, values = (Cells.of(array, given, heads, plan, draws) for array, given in zip(ArrayId, stored, strict=True))
+    tables = heads.kernel_tables()
+    keys, values = (
+        Cells.of(array, given, heads, tables, plan, draws) for array, given in zip(ArrayId, stored, strict=True)
+    )
     before = Before(plan, query, full_scale_qk, keys, values)
-    columns: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * 3
-    if hardware.noise.column_gain or hardware.noise.column_offset:
-        columns = heads.all_columns()
     inputs = Inputs(
         plan=plan,
         operands=operands_of(before),
-        columns_qk=columns[0],
-        columns_av=columns[1],
-        columns_of_sum=columns[2],
+        columns=tables.columns,
         full_scale_av=full_scale_av,
         full_scale_of_sum=of_sum if hardware.normaliser.is_on else None,
         threshold=None if hardware.has_softmax else _optional(scaling.pulse_threshold),

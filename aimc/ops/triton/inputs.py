@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -47,12 +48,9 @@ class Inputs(NamedTuple):
 
     plan: Plan
     operands: Operands
-    columns_qk: tuple[Table, Table]
-    """Gain and offset of the charge-to-pulse circuits, float32 `[H_kv, W]`; None: none."""
-    columns_av: tuple[Table, Table]
-    """Of the counters, `[H_kv, J, D]`."""
-    columns_of_sum: tuple[Table, Table]
-    """Of the normaliser columns' counters, `[H_kv, J, 1]`."""
+    columns: Sequence[Sequence[Table]]
+    """Gain and offset of the charge-to-pulse circuits, float32 `[H_kv, W]`, of the counters `[H_kv, J, D]`, and of the
+    normaliser columns' counters `[H_kv, J, 1]`; None: none."""
     full_scale_av: Tensor
     """Signal units that fill a counter, float32 `[H]`."""
     full_scale_of_sum: Table

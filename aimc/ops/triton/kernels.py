@@ -13,22 +13,23 @@ import triton
 import triton.language as tl
 
 from aimc.ops.triton.activation import back_through, widths_of
+from aimc.ops.triton.counters import behind_counters, behind_normaliser, keep_inside
 from aimc.ops.triton.memory import pulse_gradient_of_memory, read_memory
+from aimc.ops.triton.pairs import keep_pairs
 from aimc.ops.triton.reads import (
     at_rows,
     codes_of,
     contracted,
     decay_since,
-    dot,
     in_range,
     is_padding,
     key_positions,
+    last_query,
     load_gradient,
     load_rows,
     load_sum_gradient,
     matrix_at,
     of_rows,
-    operand_at,
     program,
     read_av,
     read_qk,
@@ -38,37 +39,9 @@ from aimc.ops.triton.reads import (
     shared,
     value_of,
 )
-from aimc.ops.triton.residuals import PER_BYTE
-
-_PER_BYTE = tl.constexpr(PER_BYTE)
+from aimc.ops.triton.sums import add_products, store_operands, zeros_of
 
 __all__ = ["forward_kernel", "pulse_gradient_kernel", "stored_gradient_kernel"]
-
-
-@triton.jit
-def _kept_at(t, place, batch, head, machine, SPEC: tl.constexpr):
-    """Offsets of the bytes of one sub-tile in `Kept.sums`, `[T, 1]`, in 64 bits; times D in `Kept.counts`. A sub-tile's
-    place is how many blocks it lies before the query's own."""
-    row = (tl.cast(batch, tl.int64) * machine.n_heads + head) * machine.n_tokens + t[:, None]
-    return row * machine.n_kept + place // _PER_BYTE
-
-
-@triton.jit
-def _keep(kept, byte, byte_of_sum, inside, sum_inside, t, own, block, batch, head, machine, SPEC: tl.constexpr):
-    """Note which counters of a sub-tile were inside their range, in bytes that are written when their last place, of
-    falling ones, has come."""
-    place = own - block
-    at, bit = _kept_at(t, place, batch, head, machine, SPEC), place % _PER_BYTE
-    is_first = bit == _PER_BYTE - 1
-    written = (tl.where(bit == 0, t, machine.n_tokens) < machine.n_tokens)[:, None]
-    byte = tl.where(is_first, 0, byte) | (inside.to(tl.int32) << bit)
-    features = tl.arange(0, SPEC.padded_size)[None, :]
-    mask = written & (features < SPEC.head_size)
-    tl.store(kept.counts + at * SPEC.head_size + features, byte.to(tl.uint8), mask=mask)
-    if SPEC.normaliser is not None:
-        byte_of_sum = tl.where(is_first, 0, byte_of_sum) | (sum_inside.to(tl.int32) << bit)
-        tl.store(kept.sums + at, byte_of_sum.to(tl.uint8), mask=written)
-    return byte, byte_of_sum
 
 
 # --- Forward
@@ -76,14 +49,14 @@ def _keep(kept, byte, byte_of_sum, inside, sum_inside, t, own, block, batch, hea
 
 
 @triton.jit
-def _charge_of(q, t, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
+def _charge_of(q, rest, t, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
     """What one block of tokens brings to its sub-tile of the second array: charge `[T, D]`, Σφ `[T, 1]`, and the pulse
     that resting cells have missed `[T, 1]`."""
     decay = decay_since(t, block, machine, SPEC)
-    relative, visible = read_qk(q, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
+    relative, visible = read_qk(q, rest, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
     phi, lost = widths_of(relative, visible, t, decay, block, batch, head, kv_head, machine, SPEC)
     charge = contracted(phi, False, False, decay, block, batch, kv_head, machine, SPEC)
-    return charge, row_sum(phi), lost
+    return charge + shared(phi, SPEC.value_constant), row_sum(phi), lost
 
 
 @triton.jit
@@ -110,39 +83,36 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
     NORMALISER: tl.constexpr = SPEC.normaliser
     t, own, batch, head, kv_head = program(machine, SPEC)
     q = load_rows(matrix_at(pulses, batch * machine.n_heads + head, machine, SPEC), t, machine.n_tokens, SPEC)
+    rest = shared(q, SPEC.key_constant)
     total = tl.full((SPEC.block, SPEC.padded_size), 0.0, tl.float32)
     divisor = tl.full((SPEC.block, 1), 0.0, tl.float32)
     missed = divisor
-    byte = tl.full((SPEC.block, SPEC.padded_size), 0, tl.int32)
-    byte_of_sum = tl.full((SPEC.block, 1), 0, tl.int32)
     for block in range(tl.maximum(own - SPEC.tiles + 1, 0), own):
-        charge, pulse, lost = _charge_of(q, t, block, False, batch, head, kv_head, machine, SPEC)
+        charge, pulse, lost = _charge_of(q, rest, t, block, False, batch, head, kv_head, machine, SPEC)
         codes, of_sum, inside, sum_inside = _count(
             charge, pulse, t, block % SPEC.tiles, batch, head, kv_head, machine, SPEC
         )
         if KEEP:
-            byte, byte_of_sum = _keep(
-                kept, byte, byte_of_sum, inside, sum_inside, t, own, block, batch, head, machine, SPEC
-            )
+            keep_inside(kept, inside, sum_inside, t, own - block, batch, head, machine, SPEC)
         total += codes
         divisor += of_sum
         missed += lost
-    charge, pulse, lost = _charge_of(q, t, own, True, batch, head, kv_head, machine, SPEC)
+    charge, pulse, lost = _charge_of(q, rest, t, own, True, batch, head, kv_head, machine, SPEC)
     missed += lost
     if own >= SPEC.tiles:  # what is left of the block being overwritten
-        older, of_older, lost = _charge_of(q, t, own - SPEC.tiles, True, batch, head, kv_head, machine, SPEC)
+        older, of_older, lost = _charge_of(q, rest, t, own - SPEC.tiles, True, batch, head, kv_head, machine, SPEC)
         charge += older
         missed += lost
         if SPEC.normaliser is not None:
             pulse += of_older
     codes, of_sum, inside, sum_inside = _count(charge, pulse, t, own % SPEC.tiles, batch, head, kv_head, machine, SPEC)
     if KEEP:
-        _keep(kept, byte, byte_of_sum, inside, sum_inside, t, own, own, batch, head, machine, SPEC)
+        keep_inside(kept, inside, sum_inside, t, 0, batch, head, machine, SPEC)
     sat = machine.levels.saturation_av
-    total = value_of(total + codes, READOUT) * (tl.load(machine.of_heads.full_scale_av + head) / sat)
+    total = value_of(total + codes, READOUT, SPEC.fast) * (tl.load(machine.of_heads.full_scale_av + head) / sat)
     if SPEC.normaliser is not None:
         full_scale = tl.load(machine.of_heads.full_scale_of_sum + head)
-        divisor = value_of(divisor + of_sum, NORMALISER) * full_scale
+        divisor = value_of(divisor + of_sum, NORMALISER, SPEC.fast) * full_scale
     if SPEC.protects:
         of_memory, of_sum = read_memory(t, own, batch, head, kv_head, machine, SPEC)
         total += of_memory / sat
@@ -171,30 +141,8 @@ def forward_kernel(pulses, machine, out, sums, kept, KEEP: tl.constexpr, SPEC: t
 
 
 @triton.jit
-def _behind_counters(d_out, d_sum, t, own, block, kept, batch, head, kv_head, machine, SPEC: tl.constexpr):
-    """Gradients of the charge of a sub-tile `[T, D]` and of its Σφ `[T, 1]`, both times A_sat."""
-    features = tl.arange(0, SPEC.padded_size)
-    tile, place = block % SPEC.tiles, (own - block) % SPEC.tiles
-    at, read = _kept_at(t, place, batch, head, machine, SPEC), (t < machine.n_tokens)[:, None]
-    held = read & (features < SPEC.head_size)[None, :]
-    byte = tl.load(kept.counts + at * SPEC.head_size + features[None, :], mask=held, other=0).to(tl.int32)
-    d_charge = tl.where((byte >> (place % _PER_BYTE)) & 1 != 0, d_out, 0.0)
-    if machine.columns_av.gain is not None:
-        column = (kv_head * SPEC.tiles + tile) * SPEC.head_size + features
-        gain = tl.load(machine.columns_av.gain + column, mask=features < SPEC.head_size, other=0.0)
-        d_charge = d_charge * (1.0 + gain)[None, :]
-    d_pulse = d_sum
-    if SPEC.normaliser is not None:
-        byte = tl.load(kept.sums + at, mask=read, other=0).to(tl.int32)
-        d_pulse = tl.where((byte >> (place % _PER_BYTE)) & 1 != 0, d_sum, 0.0)
-        if machine.columns_of_sum.gain is not None:
-            d_pulse = d_pulse * (1.0 + tl.load(machine.columns_of_sum.gain + kv_head * SPEC.tiles + tile))
-    return d_charge, d_pulse
-
-
-@triton.jit
 def _block_gradients(
-    q, d_out, d_sum, t, own, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
+    q, rest, d_out, d_sum, t, own, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
 ):
     """Back from the counters to both arrays, for one query block and one key block.
 
@@ -203,9 +151,11 @@ def _block_gradients(
     A_sat is left to the caller, which divides sums: small operands would be lost in half precision.
     """
     decay = decay_since(t, block, machine, SPEC)
-    relative, visible = read_qk(q, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
-    d_charge, of_sum = _behind_counters(d_out, d_sum, t, own, block, kept, batch, head, kv_head, machine, SPEC)
+    relative, visible = read_qk(q, rest, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
+    d_charge = behind_counters(d_out, t, own, block, kept, batch, head, kv_head, machine, SPEC)
+    of_sum = behind_normaliser(d_sum, t, own, block, kept, batch, head, kv_head, machine, SPEC)
     d_phi = contracted(d_charge, False, True, decay, block, batch, kv_head, machine, SPEC)
+    d_phi = d_phi + shared(d_charge, SPEC.value_constant)
     d_lost = of_sum
     if SPEC.normaliser is not None:
         d_phi = d_phi + of_sum
@@ -229,35 +179,55 @@ def _before_columns_qk(d_relative, block, kv_head, machine, SPEC: tl.constexpr):
 
 @triton.jit
 def _pulse_gradient(
-    q, d_out, d_sum, t, own, block, MASKED: tl.constexpr, kept, batch, head, kv_head, machine, SPEC: tl.constexpr
+    q,
+    rest,
+    d_out,
+    d_sum,
+    t,
+    own,
+    block,
+    MASKED: tl.constexpr,
+    kept,
+    pairs,
+    batch,
+    head,
+    kv_head,
+    machine,
+    SPEC: tl.constexpr,
 ):
     """What one block of keys adds to the gradients of the pulses `[T, D]`, and by query `[T, 1]` of what the activation
     trains."""
-    _, _, d_relative, of_trained, of_rest, decay = _block_gradients(
-        q, d_out, d_sum, t, own, block, MASKED, kept, batch, head, kv_head, machine, SPEC
+    phi, _, d_relative, of_trained, of_rest, decay = _block_gradients(
+        q, rest, d_out, d_sum, t, own, block, MASKED, kept, batch, head, kv_head, machine, SPEC
     )
     d_relative = _before_columns_qk(d_relative, block, kv_head, machine, SPEC)
+    if pairs is not None:
+        keep_pairs(pairs, phi, d_relative, t, own - block, batch, head, machine, SPEC)
     of_pulses = contracted(d_relative, True, False, decay, block, batch, kv_head, machine, SPEC)
+    of_pulses = of_pulses + shared(d_relative, SPEC.key_constant)
     if SPEC.corrects:
         of_pulses += of_rest * SPEC.softmax.rest
     return of_pulses, of_trained
 
 
 @triton.jit
-def pulse_gradient_kernel(pulses, grad, d_sum, machine, kept, d_pulses, d_memory_pulses, d_trained, SPEC: tl.constexpr):
+def pulse_gradient_kernel(
+    pulses, grad, d_sum, machine, kept, pairs, d_pulses, d_memory_pulses, d_trained, SPEC: tl.constexpr
+):
     """Gradients of the pulses over S_sat and of those of the digital memory (None: there is none), `[B, H, T, D]`, and
     by query, `[B, H, T]`, of what the activation trains: the threshold, or the gain of the logits without its factors
-    (None: nothing). One program per (query block, head, batch)."""
+    (None: nothing). One program per (query block, head, batch). Fills `pairs` (None: they are not kept)."""
     t, own, batch, head, kv_head = program(machine, SPEC)
     index = batch * machine.n_heads + head
     q = load_rows(matrix_at(pulses, index, machine, SPEC), t, machine.n_tokens, SPEC)
+    rest = shared(q, SPEC.key_constant)
     d_out = load_gradient(grad, t, batch, head, machine, SPEC)
     of_sum = load_sum_gradient(d_sum, t, batch, head, machine, SPEC)
     total = tl.full((SPEC.block, SPEC.padded_size), 0.0, tl.float32)
     of_trained = tl.full((SPEC.block, 1), 0.0, tl.float32)
     for block in range(tl.maximum(own - SPEC.tiles + 1, 0), own):
         of_block, of_rows_here = _pulse_gradient(
-            q, d_out, of_sum, t, own, block, False, kept, batch, head, kv_head, machine, SPEC
+            q, rest, d_out, of_sum, t, own, block, False, kept, pairs, batch, head, kv_head, machine, SPEC
         )
         total += of_block
         of_trained += of_rows_here
@@ -265,7 +235,7 @@ def pulse_gradient_kernel(pulses, grad, d_sum, machine, kept, d_pulses, d_memory
         block = own - turn * SPEC.tiles
         if block >= 0:
             of_block, of_rows_here = _pulse_gradient(
-                q, d_out, of_sum, t, own, block, True, kept, batch, head, kv_head, machine, SPEC
+                q, rest, d_out, of_sum, t, own, block, True, kept, pairs, batch, head, kv_head, machine, SPEC
             )
             total += of_block
             of_trained += of_rows_here
@@ -283,45 +253,9 @@ def pulse_gradient_kernel(pulses, grad, d_sum, machine, kept, d_pulses, d_memory
 
 
 @triton.jit
-def _add_products(sums, weights, x, decay, STACK: tl.constexpr, SPEC: tl.constexpr):
-    """Gradients of the operands by power: `Σ_t r_t^j·w_ts·x_td` `[S, D]` from `[T, S]` and `[T, D]`, added to a tuple
-    of sums."""
-    weights = tl.trans(weights.to(SPEC.operand_dtype))
-    x = x.to(tl.float32)
-    added = ()
-    END: tl.constexpr = STACK.first + STACK.length
-    for j in tl.static_range(END):
-        if j > 0:
-            x = x * decay
-        if STACK.bits >> j & 1:
-            added = added + (dot(weights, x, sums[j - STACK.first], SPEC),)  # type: ignore[assignment]
-        elif j >= STACK.first:
-            added = added + (sums[j - STACK.first],)  # type: ignore[assignment]
-    return added
-
-
-@triton.jit
-def _zeros(STACK: tl.constexpr, SPEC: tl.constexpr):
-    LENGTH: tl.constexpr = STACK.length
-    sums = ()
-    for _ in tl.static_range(LENGTH):
-        sums = sums + (tl.full((SPEC.rows, SPEC.padded_size), 0.0, tl.float32),)  # type: ignore[assignment]
-    return sums
-
-
-@triton.jit
-def _store_operands(stack, sums, STACK: tl.constexpr, block, batch, kv_head, machine, SPEC: tl.constexpr):
-    LENGTH: tl.constexpr = STACK.length
-    offsets, inside = at_rows(key_positions(block, SPEC), machine.n_tokens, SPEC)
-    for place in tl.static_range(LENGTH):
-        value = sums[place] / machine.levels.saturation_av
-        tl.store(operand_at(stack, place, batch, kv_head, machine, SPEC) + offsets, value, mask=inside)
-
-
-@triton.jit
 def stored_gradient_kernel(pulses, grad, d_sum, machine, kept, d_keys, d_values, SPEC: tl.constexpr):
-    """Gradients of the graded operands of both arrays, `[P, B, H_kv, T, D]`; one program per (key block, K/V head,
-    batch).
+    """Gradients of the graded operands of both arrays, `[P, B, H_kv, T, D]`, where no pairs were kept
+    (:mod:`aimc.ops.triton.pairs`); one program per (key block, K/V head, batch).
 
     The query heads of the group are summed here, in a fixed order, so that the result does not depend on the scheduler.
     """
@@ -329,23 +263,24 @@ def stored_gradient_kernel(pulses, grad, d_sum, machine, kept, d_keys, d_values,
     VALUE_GRADIENTS: tl.constexpr = SPEC.value_gradients
     block, kv_head, batch = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     group = machine.n_heads // machine.n_kv_heads
-    of_keys, of_values = _zeros(KEY_GRADIENTS, SPEC), _zeros(VALUE_GRADIENTS, SPEC)
-    last = tl.minimum((block + SPEC.tiles + 1) * SPEC.rows, machine.n_tokens)
+    of_keys, of_values = zeros_of(KEY_GRADIENTS, SPEC), zeros_of(VALUE_GRADIENTS, SPEC)
+    last = last_query(block, machine, SPEC)
     for head in range(kv_head * group, (kv_head + 1) * group):
         index = batch * machine.n_heads + head
         for first in range(block * SPEC.rows, last, SPEC.block):
             t = first + tl.arange(0, SPEC.block)
             q = load_rows(matrix_at(pulses, index, machine, SPEC), t, machine.n_tokens, SPEC)
+            rest = shared(q, SPEC.key_constant)
             d_out = load_gradient(grad, t, batch, head, machine, SPEC)
             of_sum = load_sum_gradient(d_sum, t, batch, head, machine, SPEC)
             here = block
             if SPEC.reloads:  # the same, but the compiler cannot know
                 here = tl.minimum(block, first // SPEC.rows)
             phi, d_charge, d_relative, _, _, decay = _block_gradients(
-                q, d_out, of_sum, t, first // SPEC.rows, here, True, kept, batch, head, kv_head, machine, SPEC
+                q, rest, d_out, of_sum, t, first // SPEC.rows, here, True, kept, batch, head, kv_head, machine, SPEC
             )
             d_relative = _before_columns_qk(d_relative, block, kv_head, machine, SPEC)
-            of_keys = _add_products(of_keys, d_relative, q, decay, KEY_GRADIENTS, SPEC)
-            of_values = _add_products(of_values, phi, d_charge, decay, VALUE_GRADIENTS, SPEC)
-    _store_operands(d_keys, of_keys, KEY_GRADIENTS, block, batch, kv_head, machine, SPEC)
-    _store_operands(d_values, of_values, VALUE_GRADIENTS, block, batch, kv_head, machine, SPEC)
+            of_keys = add_products(of_keys, d_relative, q, decay, KEY_GRADIENTS, SPEC)
+            of_values = add_products(of_values, phi, d_charge, decay, VALUE_GRADIENTS, SPEC)
+    store_operands(d_keys, of_keys, KEY_GRADIENTS, block, batch, kv_head, machine, SPEC)
+    store_operands(d_values, of_values, VALUE_GRADIENTS, block, batch, kv_head, machine, SPEC)

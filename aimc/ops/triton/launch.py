@@ -13,8 +13,9 @@ from torch import Tensor
 from aimc.ops.triton.alignment import aligned
 from aimc.ops.triton.inputs import Gradients, Inputs, Table
 from aimc.ops.triton.operands import numbers
+from aimc.ops.triton.plan import Plan
 from aimc.ops.triton.residuals import Residuals
-from aimc.ops.triton.spec import Columns, Kept, Machine, Memory, OfHeads, OfSoftmax
+from aimc.ops.triton.spec import Columns, Kept, Machine, Memory, OfHeads, OfSoftmax, Pairs
 from aimc.ops.triton.translation import span
 
 NO_SOFTMAX = OfSoftmax(*(None,) * len(OfSoftmax._fields))
@@ -53,6 +54,7 @@ def triton_backward(grad: Tensor, inputs: Inputs, out: Tensor, residuals: Residu
     """
     from aimc.ops.triton.kernels import pulse_gradient_kernel, stored_gradient_kernel
     from aimc.ops.triton.memory import memory_gradient_kernel
+    from aimc.ops.triton.pairs import pair_gradient_kernel
 
     (pulses, keys, _), memory, plan = inputs.operands, inputs.memory, inputs.plan
     batch, heads, tokens, _ = pulses.shape
@@ -71,13 +73,20 @@ def triton_backward(grad: Tensor, inputs: Inputs, out: Tensor, residuals: Residu
     if pulses.numel():
         spec, how = plan.spec("pulse_gradient")
         machine = _machine(inputs, residuals)
-        args = (pulses, grad, d_sum, machine, _kept(residuals))
+        kept, pairs = _kept(residuals), _pairs(pulses, plan)
         d_memory_pulses = None if of_memory is None else of_memory[0]
         grid = (-(-tokens // spec.block), heads, batch)
-        plan.launch(pulse_gradient_kernel, grid, *args, d_pulses, d_memory_pulses, by_query, spec, **how)
-        grid = (-(-tokens // spec.rows), keys.shape[2], batch)
-        spec, how = plan.spec("stored_gradient")
-        plan.launch(stored_gradient_kernel, grid, *args, d_keys, d_values, spec, **how)
+        args = (pulses, grad, d_sum, machine, kept)
+        plan.launch(pulse_gradient_kernel, grid, *args, pairs, d_pulses, d_memory_pulses, by_query, spec, **how)
+        n_blocks = -(-tokens // spec.rows)
+        grid = (n_blocks, keys.shape[2], batch)
+        if pairs is None:
+            spec, how = plan.spec("stored_gradient")
+            plan.launch(stored_gradient_kernel, grid, *args, d_keys, d_values, spec, **how)
+        else:
+            spec, how = plan.spec("pair_gradient")
+            given, grid = (pulses, grad, machine, kept, pairs), (2 * n_blocks, *grid[1:])
+            plan.launch(pair_gradient_kernel, grid, *given, d_keys, d_values, spec, **how)
         if of_memory is not None:
             spec, how = plan.spec("memory_gradient")
             plan.launch(memory_gradient_kernel, grid, grad, d_sum, machine, *of_memory[1:], spec, **how)
@@ -116,6 +125,14 @@ def _behind_last(sink: Tensor) -> Tensor:
     """One behind the last of the sinks `[B, T]`, int32 `[B]`."""
     behind = torch.arange(1, sink.shape[1] + 1, dtype=torch.int32, device=sink.device)
     return (sink * behind).amax(dim=1)
+
+
+def _pairs(pulses: Tensor, plan: Plan) -> Pairs | None:
+    """Room for what the kernels of the backward pass leave to each other; None: it would be too much."""
+    if not plan.keeps_pairs:
+        return None
+    shape = (plan.n_batch, plan.n_heads, plan.n_places, plan.n_tokens, plan.hardware.array.rows)
+    return Pairs(*(torch.empty(shape, dtype=pulses.dtype, device=pulses.device) for _ in Pairs._fields))
 
 
 def _kept(residuals: Residuals) -> Kept | None:
@@ -165,9 +182,9 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
     return Machine(
         key_operands=keys,
         value_operands=values,
-        columns_qk=_columns(*inputs.columns_qk),
-        columns_av=_columns(*inputs.columns_av),
-        columns_of_sum=_columns(*inputs.columns_of_sum),
+        columns_qk=_columns(*inputs.columns[0]),
+        columns_av=_columns(*inputs.columns[1]),
+        columns_of_sum=_columns(*inputs.columns[2]),
         of_heads=OfHeads(inputs.full_scale_av, inputs.full_scale_of_sum, inputs.threshold),
         of_softmax=_of_softmax(inputs, residuals),
         memory=_memory(inputs),
@@ -179,6 +196,7 @@ def _machine(inputs: Inputs, residuals: Residuals) -> Machine:
         n_heads=plan.n_heads,
         n_kv_heads=plan.n_kv_heads,
         n_kept=plan.n_kept,
+        n_places=plan.n_places,
         levels=plan.levels,
     )
 

@@ -36,25 +36,41 @@ def _lane(first: tl.constexpr, stream: tl.constexpr, machine, array: tl.constexp
 
 
 @triton.jit
-def _normal(radial, angular, number):
-    """Box-Muller behind two lanes that have absorbed all but the last coordinate, `number`: the numbers i and i + 8 of
-    a group of 16 are the cosine and the sine of one pair. The maximum guards a fast logarithm that comes out above
-    zero.
+def _normal(radial, angular, first, number, FAST: tl.constexpr):
+    """Box-Muller behind two lanes that have absorbed all but the last coordinate, `first + number`, the former a
+    multiple of 16: the numbers i and i + 8 of a group of 16 are the cosine and the sine of one pair. The maximum
+    guards a fast logarithm that comes out above zero.
 
     Each number has its pair for itself. To make both of a pair at once saves a hash and a logarithm, but to bring them
     in order takes a transposition inside the registers, which Triton 3.6 gets wrong beside a mask of columns.
     """
-    pair = (number // (2 * _HALF)) * _HALF + number % _HALF
+    pair = first // 2 + ((number & -16) // 2 + (number & 7))
     uniform = ((_absorb(radial, pair) >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
-    radius = tl.sqrt(tl.maximum(-2.0 * tl.log(uniform), 0.0))
-    turn = (_absorb(angular, pair) >> 8).to(tl.int32) - (number // _HALF % 2) * 4194304  # a sine: a quarter less
-    return radius * _cosine(turn)
+    radius = _radius(uniform, FAST)
+    turn = (_absorb(angular, pair) >> 8).to(tl.int32) - ((number >> 3) & 1) * 4194304  # a sine: a quarter less
+    return radius * _cosine(turn, FAST)
 
 
 @triton.jit
-def _cosine(turn):
+def _radius(uniform, FAST: tl.constexpr):
+    """`sqrt(−2·ln(uniform))`; `FAST`: by the GPU's own logarithm and root."""
+    if FAST:
+        binary = tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [uniform], tl.float32, True, 1)
+        square = tl.maximum(binary * -1.3862943611198906, 0.0)
+        return tl.inline_asm_elementwise("sqrt.approx.ftz.f32 $0, $1;", "=f,f", [square], tl.float32, True, 1)
+    else:
+        return tl.sqrt(tl.maximum(-2.0 * tl.log(uniform), 0.0))
+
+
+@triton.jit
+def _cosine(turn, FAST: tl.constexpr):
     """Of an angle in units of 2π·2^-24 between -2^22 and 2^24: of the distance to the nearest whole turn, as the sine
     of what is left of it to a quarter, whose series to the eleventh power is off by 6e-8 at most."""
+    if FAST:
+        angle = turn.to(tl.float32) * 3.7450703188170945e-07
+        return tl.inline_asm_elementwise(
+            "cos.approx.ftz.f32 $0, $1;", "=f,f", [angle], tl.float32, is_pure=True, pack=1
+        )
     turn = tl.where(turn > 8388608, turn - 16777216, turn)  # -2^23 … 2^23
     x = (4194304 - tl.abs(turn)).to(tl.float32) * 3.7450703188170945e-07  # 2π·2^-24
     y = x * x
@@ -70,7 +86,7 @@ def write_noise(cells, array: tl.constexpr, batch, head, t, SPEC: tl.constexpr):
     """Unit write noise of the tokens `[T]`, `[T, D]` (aimc.ops.effects.noise.write_noise)."""
     radial = _lane(_LANE_RADIAL, _WRITE, cells, array, batch, head, t)
     angular = _lane(_LANE_ANGULAR, _WRITE, cells, array, batch, head, t)
-    return _normal(radial, angular, tl.arange(0, SPEC.padded_size)[None, :])
+    return _normal(radial, angular, 0, tl.arange(0, SPEC.padded_size)[None, :], SPEC.fast)
 
 
 @triton.jit
@@ -78,7 +94,7 @@ def read_noise_qk(machine, batch, head, t, block, SPEC: tl.constexpr):
     """Unit read noise of the first array for the keys of a block, `[T, S]` (aimc.ops.effects.noise.at_read)."""
     radial = _lane(_LANE_RADIAL, _READ, machine, 0, batch, head, t)
     angular = _lane(_LANE_ANGULAR, _READ, machine, 0, batch, head, t)
-    return _normal(radial, angular, (block * SPEC.rows + tl.arange(0, SPEC.rows))[None, :])
+    return _normal(radial, angular, block * SPEC.rows, tl.arange(0, SPEC.rows)[None, :], SPEC.fast)
 
 
 @triton.jit
@@ -86,7 +102,7 @@ def read_noise_av(machine, tile, batch, head, t, SPEC: tl.constexpr):
     """Unit read noise of one sub-tile of the second array, `[T, D]`."""
     radial = _absorb(_lane(_LANE_RADIAL, _READ, machine, 1, batch, head, t), tile)
     angular = _absorb(_lane(_LANE_ANGULAR, _READ, machine, 1, batch, head, t), tile)
-    return _normal(radial, angular, tl.arange(0, SPEC.padded_size)[None, :])
+    return _normal(radial, angular, 0, tl.arange(0, SPEC.padded_size)[None, :], SPEC.fast)
 
 
 @triton.jit
@@ -94,4 +110,4 @@ def read_noise_of_sum(machine, tile, batch, head, t, SPEC: tl.constexpr):
     """Unit read noise of the normaliser column of one sub-tile, `[T, 1]`: of the column behind the last feature."""
     radial = _absorb(_lane(_LANE_RADIAL, _READ, machine, 1, batch, head, t), tile)
     angular = _absorb(_lane(_LANE_ANGULAR, _READ, machine, 1, batch, head, t), tile)
-    return _normal(radial, angular, tl.full((SPEC.block, 1), SPEC.head_size, tl.int32))
+    return _normal(radial, angular, 0, tl.full((SPEC.block, 1), SPEC.head_size, tl.int32), SPEC.fast)

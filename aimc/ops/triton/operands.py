@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from aimc.ops.effects.noise import ArrayId
+from aimc.ops.frozen import KernelTables
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Affine
 from aimc.ops.triton.alignment import aligned
@@ -46,15 +47,16 @@ class Cells(NamedTuple):
     written: Written
 
     @classmethod
-    def of(cls, array: ArrayId, given: Given, heads: Heads, plan: Plan, draws: Tensor) -> Cells:
+    def of(cls, array: ArrayId, given: Given, heads: Heads, tables: KernelTables, plan: Plan, draws: Tensor) -> Cells:
         """Those of a call; `draws` are of its write noise."""
-        kind, cell = plan.cells[array], heads.cell
-        table = heads.coefficient_table(array) if kind.differ else numbers(tuple(cell.coefficients), heads.device)
+        kind, cell, table = plan.cells[array], heads.cell, tables.coefficients[array]
+        if table is None:
+            table = numbers(tuple(cell.coefficients), heads.device)
         written = Written(
             table,
             table.stride(0),
             heads.decay_per_token,
-            heads.all_leak_rates(array),
+            tables.leak_rates[array],
             plan.half_length,
             heads.hardware.noise.write_v,
             cell.surrogate_slope,

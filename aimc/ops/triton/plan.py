@@ -21,7 +21,7 @@ from aimc.ops.heads import Heads
 from aimc.ops.triton.alignment import ALIGNED
 from aimc.ops.triton.check import check_triton, interpreted
 from aimc.ops.triton.launches import has_room, launches_for
-from aimc.ops.triton.residuals import n_bytes
+from aimc.ops.triton.residuals import n_kept
 from aimc.ops.triton.spec import Levels, Spec, WriteSpec
 from aimc.ops.triton.spread import half_length, orders_needed
 from aimc.ops.triton.translation import Powers, counter, padded, softmax_of, stack, storage_converter
@@ -30,6 +30,8 @@ TOKENS = 32
 """Per program of what is computed position by position."""
 LEAST_TOTAL = torch.finfo(torch.float32).tiny
 """Of all shares of a query, by which is divided."""
+MOST_PAIR_BYTES = 2**30
+"""Of what the kernels of a backward pass leave to each other, for as long as it takes; they compute more again."""
 MOST = 1024
 """Plans that are kept: a new one takes a millisecond, and a first launch of each kernel, which stays compiled."""
 
@@ -65,6 +67,7 @@ class Plan:
         self.n_batch, self.n_heads, self.n_tokens, self.head_size = call.query.shape
         self.n_kv_heads = heads.n_kv_heads
         self.half_length = half_length(hardware, self.n_tokens)
+        self.fast = dtype != torch.float32 and not interpreted()
         self.pulses = self._write_spec(dac=counter(hardware.input_dac))
         self.cells = {array: self._cells(heads, array) for array in ArrayId}
         n_blocks = -(-self.n_tokens // TOKENS)
@@ -79,7 +82,11 @@ class Plan:
             least_sum=LEAST_TOTAL if hardware.has_softmax else hardware.normaliser.least_share,
             least_pulses=hardware.normaliser.least,
         )
-        self.n_kept = n_bytes(self.n_tokens, hardware)
+        self.n_kept = n_kept(self.n_tokens, hardware)
+        self.n_places = min(hardware.array.n_tiles + 1, -(-self.n_tokens // hardware.array.rows))
+        """Blocks that a query sees, with what is left of the one being overwritten."""
+        n_pairs = self.n_batch * self.n_heads * self.n_tokens * self.n_places * hardware.array.rows
+        self.keeps_pairs = 2 * n_pairs * dtype.itemsize <= MOST_PAIR_BYTES
         self._softmax = (
             softmax_of(hardware, heads.retained, heads.cell.coefficients[0]) if hardware.has_softmax else None
         )
@@ -154,13 +161,16 @@ class Plan:
             read_noise_av=hardware.noise.read_av > 0,
             operand_dtype=of_tl,
             dot_dtype=tl.float32 if dtype == torch.bfloat16 and interpreted() else of_tl,
+            fast=self.fast,
             reloads=dtype == torch.float32,
             precision="tf32x3",  # three products of tensor cores, whose float32 has 10 bits, come close to its 23
         )
         return spec, {"num_warps": how.warps, "num_stages": how.stages if has_room(self.device) else 1}
 
     def _write_spec(self, **of: Any) -> WriteSpec:
-        return WriteSpec(block=TOKENS, head_size=self.head_size, padded_size=padded(self.head_size), **of)
+        return WriteSpec(
+            block=TOKENS, head_size=self.head_size, padded_size=padded(self.head_size), fast=self.fast, **of
+        )
 
     def _cells(self, heads: Heads, array: ArrayId) -> CellKind:
         hardware = self.hardware

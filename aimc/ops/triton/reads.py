@@ -77,6 +77,12 @@ def key_positions(block, SPEC: tl.constexpr):
 
 
 @triton.jit
+def last_query(block, machine, SPEC: tl.constexpr):
+    """One behind the last query that sees a block."""
+    return tl.minimum((block + SPEC.tiles + 1) * SPEC.rows, machine.n_tokens)
+
+
+@triton.jit
 def is_padding(positions, batch, machine):
     """Which tokens are padding; only where there is a mask."""
     row = machine.padding + batch * machine.n_tokens
@@ -156,20 +162,23 @@ def row_largest(x):
 
 @triton.jit
 def shared(x, CONSTANT: tl.constexpr):
-    """Charge of cells that all have one operand of power 0, `[T, 1]` from weights `[T, …]`."""
-    return CONSTANT * row_sum(x.to(tl.float32))
+    """Charge of cells that all have one operand of power 0, `[T, 1]` from weights `[T, …]`; without one, zero."""
+    if CONSTANT == 0.0:
+        return tl.full((x.shape[0], 1), 0.0, tl.float32)
+    else:
+        return CONSTANT * row_sum(x.to(tl.float32))
 
 
 @triton.jit
 def contracted(
     x, OF_KEYS: tl.constexpr, OVER_FEATURES: tl.constexpr, decay, block, batch, kv_head, machine, SPEC: tl.constexpr
 ):
-    """Weights times the cells of the first (`OF_KEYS`) or second array: over the features, `Σ_j r_t^j·Σ_d
-    x_td·operand_j,sd` (aimc.ops.effects.array.charge_qk), `[T, S]` from `[T, D]`; or over the keys of a block, `Σ_j
-    r_t^j·Σ_s x_ts·operand_j,sd` (charge_av), `[T, D]` from `[T, S]`."""
+    """Weights times the cells of the first (`OF_KEYS`) or second array, but for the operand that all cells share
+    (:func:`shared`): over the features, `Σ_j r_t^j·Σ_d x_td·operand_j,sd` (aimc.ops.effects.array.charge_qk), `[T, S]`
+    from `[T, D]`; or over the keys of a block, `Σ_j r_t^j·Σ_s x_ts·operand_j,sd` (charge_av), `[T, D]` from `[T, S]`.
+    """
     stack = machine.key_operands if OF_KEYS else machine.value_operands
     STACK: tl.constexpr = SPEC.keys if OF_KEYS else SPEC.values
-    SHARED: tl.constexpr = SPEC.key_constant if OF_KEYS else SPEC.value_constant
     WIDTH: tl.constexpr = SPEC.rows if OVER_FEATURES else SPEC.padded_size
     rows = key_positions(block, SPEC)
     charge = tl.full((SPEC.block, WIDTH), 0.0, tl.float32)
@@ -180,8 +189,6 @@ def contracted(
             place = operand_at(stack, SPEC.highest - k - STACK.first, batch, kv_head, machine, SPEC)
             operand = load_rows(place, rows, machine.n_tokens, SPEC)
             charge = dot(x, tl.trans(operand) if OVER_FEATURES else operand, charge, SPEC)
-    if SHARED != 0.0:
-        charge = charge + shared(x, SHARED)
     return charge
 
 
@@ -190,12 +197,13 @@ def contracted(
 
 
 @triton.jit
-def read_qk(q, t, decay, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
-    """First array: `S / S_sat − θ`, and which keys are visible, `[T, S]`.
+def read_qk(q, rest, t, decay, block, MASKED: tl.constexpr, batch, head, kv_head, machine, SPEC: tl.constexpr):
+    """First array: `S / S_sat − θ`, and which keys are visible, `[T, S]`; from the pulses, and their charge in the
+    operand that all cells share, `[T, 1]`.
 
     With `MASKED` some keys of the block are of the future or outside the window.
     """
-    relative = contracted(q, True, True, decay, block, batch, kv_head, machine, SPEC)
+    relative = rest + contracted(q, True, True, decay, block, batch, kv_head, machine, SPEC)
     s = key_positions(block, SPEC)
     column = kv_head * SPEC.window + s % SPEC.window
     if machine.columns_qk.gain is not None:
@@ -209,7 +217,7 @@ def read_qk(q, t, decay, block, MASKED: tl.constexpr, batch, head, kv_head, mach
     visible = tl.full((SPEC.block, SPEC.rows), True, tl.int1)
     if MASKED:
         ages = t[:, None] - s[None, :]
-        visible = (ages >= 0) & (ages < SPEC.window)
+        visible = ages.to(tl.uint32) < SPEC.window  # and not below zero
     if machine.padding is not None:
         visible = visible & (is_padding(s, batch, machine) == 0)[None, :]
     if SPEC.protects:
@@ -282,12 +290,21 @@ def codes_of(x, COUNTER: tl.constexpr):
 
 
 @triton.jit
-def value_of(codes, COUNTER: tl.constexpr):
+def value_of(codes, COUNTER: tl.constexpr, FAST: tl.constexpr):
     """What a sum of codes stands for."""
     if COUNTER.steps > 0:
-        return tl.div_rn(codes, tl.full(codes.shape, COUNTER.steps, tl.float32))
+        return _over(codes, COUNTER.steps, FAST)
     else:
         return codes
+
+
+@triton.jit
+def _over(codes, STEPS: tl.constexpr, FAST: tl.constexpr):
+    """Codes over how many there are per unit, rounded once or, `FAST`, twice."""
+    if FAST:
+        return codes * (1.0 / STEPS)
+    else:
+        return tl.div_rn(codes, tl.full(codes.shape, STEPS, tl.float32))
 
 
 @triton.jit
@@ -297,12 +314,12 @@ def in_range(x, COUNTER: tl.constexpr):
 
 
 @triton.jit
-def converted(x, DAC: tl.constexpr):
+def converted(x, DAC: tl.constexpr, FAST: tl.constexpr):
     """aimc.ops.effects.converters.dac."""
     level = tl.minimum(tl.maximum(x, DAC.v_min), DAC.v_max)
     if DAC.steps > 0:
         code = rounded((level - DAC.zero) * DAC.steps)
-        level = tl.div_rn(code, tl.full(code.shape, DAC.steps, tl.float32)) + DAC.zero
+        level = _over(code, DAC.steps, FAST) + DAC.zero
         if DAC.clips:
             level = tl.minimum(tl.maximum(level, DAC.v_min), DAC.v_max)
     if DAC.inl_curvature != 0:

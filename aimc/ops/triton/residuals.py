@@ -11,18 +11,15 @@ from torch import Tensor
 from aimc.hardware import Hardware
 from aimc.ops.triton.alignment import aligned
 
-PER_BYTE = 8
-"""Sub-tiles whose counters share a byte."""
-
 
 class Residuals(NamedTuple):
     """A bit per counter, and a few numbers per query."""
 
     counts: Tensor | None
-    """Which counters were inside their range, so that a gradient passes: a bit per sub-tile in the order of its age,
-    uint8 `[B, H, T, n_bytes, D]`; None: no gradient is wanted."""
+    """Which counters were inside their range, so that a gradient passes: by sub-tile in the order of its age a bit per
+    feature, int32 `[B, H, T, n_kept, words]`; None: no gradient is wanted."""
     sums: Tensor | None
-    """Of the normaliser columns, `[B, H, T, n_bytes]`; None: there are none."""
+    """Of the normaliser columns, uint8 `[B, H, T, n_kept]`; None: there are none."""
     divisor: Tensor | None
     """By what the digital sum was divided: Σφ as counted, or the sum of all shares, float32 `[B, H, T]`; None: by
     nothing."""
@@ -41,14 +38,14 @@ class Residuals(NamedTuple):
         def numbers(wanted: bool) -> Tensor | None:
             return torch.empty(shape, dtype=torch.float32, device=device) if wanted else None
 
-        def bits(wanted: bool, *size: int) -> Tensor | None:
-            n = n_bytes(query.shape[2], hardware)
-            return torch.empty(*shape, n, *size, dtype=torch.uint8, device=device) if wanted else None
+        def by_tile(wanted: bool, dtype: torch.dtype, *size: int) -> Tensor | None:
+            n = n_kept(query.shape[2], hardware)
+            return torch.empty(*shape, n, *size, dtype=dtype, device=device) if wanted else None
 
         softmax, divides, corrects = hardware.has_softmax, hardware.normaliser.is_on, corrects_on(hardware)
         return cls(
-            counts=bits(keep, query.shape[3]),
-            sums=bits(keep and divides),
+            counts=by_tile(keep, torch.int32, -(-query.shape[3] // 32)),
+            sums=by_tile(keep and divides, torch.uint8),
             divisor=numbers(divides or softmax),
             largest=numbers(softmax),
             resting=numbers(corrects),
@@ -69,10 +66,10 @@ class Residuals(NamedTuple):
         return cls(*(aligned(next(given)) if is_there else None for is_there in there))
 
 
-def n_bytes(n_tokens: int, hardware: Hardware) -> int:
-    """That hold a bit per sub-tile in use."""
+def n_kept(n_tokens: int, hardware: Hardware) -> int:
+    """Sub-tiles that a text uses."""
     array = hardware.array
-    return -(-min(array.n_tiles, -(-n_tokens // array.rows)) // PER_BYTE)
+    return min(array.n_tiles, -(-n_tokens // array.rows))
 
 
 def corrects_on(hardware: Hardware) -> bool:

@@ -102,6 +102,9 @@ class Spec:
     """Dtype in which `tl.dot` is given them: the same, except in the interpreter, which cannot multiply bfloat16."""
     precision: str
     """How `tl.dot` multiplies float32."""
+    fast: bool
+    """Whether what two-byte operands round away is left out: noise is drawn by the GPU's own logarithm and cosine, and
+    codes are multiplied by a reciprocal."""
     reloads: bool
     """Whether a block of keys that stays the same over a loop is read at every step: its operands would not fit in
     shared memory."""
@@ -110,6 +113,11 @@ class Spec:
     def window(self) -> int:
         """W."""
         return self.rows * self.tiles
+
+    @property
+    def words(self) -> int:
+        """Of 32 bits that hold one of each feature."""
+        return -(-self.head_size // 32)
 
     @property
     def corrects(self) -> bool:
@@ -150,6 +158,8 @@ class WriteSpec:
     linear_gradient: bool = False
     """`cell.gradient == "linear"`."""
     write_noise: bool = False
+    fast: bool = False
+    """As in :class:`Spec`."""
 
 
 class Source(NamedTuple):
@@ -284,15 +294,27 @@ class Machine(NamedTuple):
     n_heads: int
     n_kv_heads: int
     n_kept: int
-    """Bytes of :class:`Kept` per query and feature."""
+    """Sub-tiles in :class:`Kept`."""
+    n_places: int
+    """Blocks in :class:`Pairs`."""
     levels: Levels
 
 
 class Kept(NamedTuple):
-    """Which counters were inside their range, so that a gradient passes: a bit per sub-tile, that of the query's own
-    first; see :class:`aimc.ops.triton.residuals.Residuals`."""
+    """Which counters were inside their range, so that a gradient passes: by sub-tile, that of the query's own first;
+    see :class:`aimc.ops.triton.residuals.Residuals`."""
 
     counts: Any
-    """uint8 `[B, H, T, n_kept, D]`."""
+    """A bit per feature, int32 `[B, H, T, n_kept, words]`."""
     sums: Any
-    """Of the normaliser columns, `[B, H, T, n_kept]`, or None."""
+    """Of the normaliser columns, uint8 `[B, H, T, n_kept]`, or None."""
+
+
+class Pairs(NamedTuple):
+    """Of every query with the keys of the blocks that it sees, its own first, in the dtype of the products,
+    `[B, H, n_places, T, R]`."""
+
+    phi: Any
+    """Pulses."""
+    d_relative: Any
+    """Gradient of the charge of the first array before its columns, in full scales and times A_sat."""

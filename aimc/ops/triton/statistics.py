@@ -39,6 +39,7 @@ def _with_block(
     total,
     longest,
     q,
+    rest,
     resting,
     t,
     block,
@@ -51,7 +52,7 @@ def _with_block(
 ):
     """The same with a block of the arrays."""
     decay = decay_since(t, block, machine, SPEC)
-    relative, visible = read_qk(q, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
+    relative, visible = read_qk(q, rest, t, decay, block, MASKED, batch, head, kv_head, machine, SPEC)
     logit = measured(relative, resting, decay, block, batch, kv_head, machine, SPEC) * gain_of(t, batch, head, machine)
     factor = tl.full((SPEC.block, SPEC.rows), 1.0, tl.float32)
     if SPEC.corrects:
@@ -66,6 +67,7 @@ def statistics_kernel(pulses, machine, SPEC: tl.constexpr):
     REST: tl.constexpr = SPEC.softmax.rest
     t, own, batch, head, kv_head = program(machine, SPEC)
     q = load_rows(matrix_at(pulses, batch * machine.n_heads + head, machine, SPEC), t, machine.n_tokens, SPEC)
+    rest = shared(q, SPEC.key_constant)
     at, written = row_at(t, batch, head, machine), (t < machine.n_tokens)[:, None]
     resting = shared(q, REST)
     if SPEC.corrects:
@@ -75,14 +77,14 @@ def statistics_kernel(pulses, machine, SPEC: tl.constexpr):
     longest = total
     for block in range(tl.maximum(own - SPEC.tiles + 1, 0), own):
         largest, total, longest = _with_block(
-            largest, total, longest, q, resting, t, block, False, batch, head, kv_head, machine, SPEC
+            largest, total, longest, q, rest, resting, t, block, False, batch, head, kv_head, machine, SPEC
         )
     largest, total, longest = _with_block(
-        largest, total, longest, q, resting, t, own, True, batch, head, kv_head, machine, SPEC
+        largest, total, longest, q, rest, resting, t, own, True, batch, head, kv_head, machine, SPEC
     )
     if own >= SPEC.tiles:  # what is left of the block being overwritten
         largest, total, longest = _with_block(
-            largest, total, longest, q, resting, t, own - SPEC.tiles, True, batch, head, kv_head, machine, SPEC
+            largest, total, longest, q, rest, resting, t, own - SPEC.tiles, True, batch, head, kv_head, machine, SPEC
         )
     if SPEC.protects:
         dq = memory_pulses(t, batch, head, machine, SPEC)

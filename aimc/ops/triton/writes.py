@@ -74,7 +74,7 @@ def _write_pulses(source, full_scale, pulses, head, SPEC: tl.constexpr):
     DAC: tl.constexpr = SPEC.dac
     t, features, batch = _place(SPEC)
     _, scaled = _given(source, t, features, head, batch, SPEC)
-    width = converted(scaled, DAC) / tl.load(full_scale + head)
+    width = converted(scaled, DAC, SPEC.fast) / tl.load(full_scale + head)
     at = (tl.cast(batch, tl.int64) * source.n_heads + head) * source.n_tokens * SPEC.head_size
     offsets = t[:, None] * SPEC.head_size + features[None, :]
     tl.store(pulses + at + offsets, width.to(pulses.dtype.element_ty), mask=_inside(t, features, source, SPEC))
@@ -108,7 +108,7 @@ def _store_given(d_given, grad, t, features, head, batch, source, SPEC: tl.const
 def _voltage(scaled, cells, t, head, batch, SPEC: tl.constexpr):
     """Stored about what it leaks to, in volt, `[T, D]`."""
     DAC: tl.constexpr = SPEC.dac
-    stored = converted(scaled, DAC)
+    stored = converted(scaled, DAC, SPEC.fast)
     if SPEC.write_noise:
         stored += cells.write_noise_v * write_noise(cells, SPEC.array, batch, head, t, SPEC)
     return stored - SPEC.rest_v
