@@ -18,7 +18,7 @@ from aimc.plot.cost import amdahl
 from aimc.plot.style import save
 from benchmarks.aims import CPU_AIMS, GPU_AIMS
 from benchmarks.case import Case, Result
-from benchmarks.cases import CASES, FORWARD, MEMORY, TRAINING, measure
+from benchmarks.cases import CASES, FORWARD, TRAINING, measure
 from benchmarks.comparison import comparison_figure, comparison_table, csv_text, rows_of
 from benchmarks.figures import memory_figure, time_figure
 from benchmarks.machine import provenance
@@ -93,7 +93,7 @@ def write(folder: Path, results: Sequence[Result], settings: Settings, where: di
     names = {result.case for result in results}
     if names & {FORWARD, TRAINING}:
         save(time_figure(results, f"Time of attention\n{setup}", settings.window), folder / "time.png")
-    if MEMORY in names:
+    if TRAINING in names:
         save(memory_figure(results, f"Memory of forward+backward\n{setup}", settings.window), folder / "memory.png")
     if rows := rows_of(results, settings, where):
         write_text(folder / "baseline.csv", csv_text(rows))

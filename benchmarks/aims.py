@@ -14,7 +14,6 @@ from benchmarks.cases import (
     DEMO,
     FORWARD,
     LONG_TEXT,
-    MEMORY,
     NO_LEAKAGE,
     NOISE_FORWARD,
     NOISE_TRAINING,
@@ -88,7 +87,7 @@ def _growth(results: Sequence[Result]) -> float | None:
 
 def _memory(tokens: int) -> Read:
     def read(results: Sequence[Result]) -> float | None:
-        found = _find(results, MEMORY, tokens)
+        found = _find(results, TRAINING, tokens)
         return found.memory_ratio.get(DIGITAL) if found else None
 
     return read

@@ -27,20 +27,14 @@ from benchmarks.case import (
 from benchmarks.settings import PRESET, Settings
 from benchmarks.timing import time_in_turn
 
-FORWARD, TRAINING, NO_LEAKAGE, MEMORY, DEMO = (
-    "forward",
-    "forward+backward",
-    "forward, no leakage",
-    "peak memory",
-    "demo shape",
-)
+FORWARD, TRAINING, NO_LEAKAGE, DEMO = "forward", "forward+backward", "forward, no leakage", "demo shape"
 NOISE_FORWARD, NOISE_TRAINING, CHIP_FORWARD, CHIP_TRAINING = (
     f"{what}, {how}" for what in (NOISY, "frozen chip") for how in (FORWARD, TRAINING)
 )
 SOFTMAX_FORWARD, SOFTMAX_TRAINING, PRUNED_FORWARD, PRUNED_TRAINING = (
     f"{what}, {how}" for what in ("softmax", "pruned softmax") for how in (FORWARD, TRAINING)
 )
-PREFILL, STEP, EVALUATION = "prefill", "training step", "evaluation"
+STEP, EVALUATION = "training step", "evaluation"
 DECODING, BATCH_DECODING, LONG_TEXT, BASELINE = (
     "decoding",
     "decoding, large batch",
@@ -72,7 +66,7 @@ CASES = (
     ),
     Case(
         name=TRAINING,
-        measures="time of the operator and its gradients",
+        measures="time of the operator and its gradients, and their peak memory beyond the inputs",
         comparisons=(DIGITAL, EAGER),
         points=operators.training_points,
     ),
@@ -82,12 +76,6 @@ CASES = (
         comparisons=(DIGITAL, EAGER, PRODUCTS),
         points=operators.no_leakage_points,
         leakage=False,
-    ),
-    Case(
-        name=MEMORY,
-        measures="peak memory of the operator and its gradients beyond the inputs",
-        comparisons=(DIGITAL, EAGER),
-        points=operators.memory_points,
     ),
     Case(
         name=DEMO,
@@ -103,12 +91,6 @@ CASES = (
     _variant(SOFTMAX_TRAINING, _SOFTMAX, variants.softmax, HARD_SIGMOID),
     _variant(PRUNED_FORWARD, _PRUNED, variants.pruned_softmax, HARD_SIGMOID),
     _variant(PRUNED_TRAINING, _PRUNED, variants.pruned_softmax, HARD_SIGMOID),
-    Case(
-        name=PREFILL,
-        measures="time of one forward pass of a GPT-2 against the same model digital",
-        comparisons=(DIGITAL,),
-        points=models.prefill_points,
-    ),
     Case(
         name=STEP,
         measures=(

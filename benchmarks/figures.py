@@ -10,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from aimc.plot.style import BLACK, BLUE, RED
 from benchmarks.case import DIGITAL, EAGER, SUBJECT, Result
-from benchmarks.cases import FORWARD, MEMORY, TRAINING
+from benchmarks.cases import FORWARD, TRAINING
 
 _STYLE = {
     SUBJECT: (RED, "o-", "gain cells"),
@@ -45,7 +45,7 @@ def memory_figure(results: Sequence[Result], title: str, window: int) -> Figure:
     axes.set_title(title)
     _draw(
         axes,
-        _of(results, MEMORY, window),
+        _of(results, TRAINING, window),
         lambda result: {name: float(value) for name, value in result.peak_bytes.items()},
     )
     axes.set_ylabel("peak memory beyond the inputs")

@@ -33,11 +33,6 @@ OUTPUTS = ("logits", "loss")
 Tensors = dict[str, Tensor]
 
 
-def prefill_points(settings: Settings) -> Iterator[partial[Point]]:
-    """One forward pass without gradients."""
-    yield partial(_prefill_point, settings)
-
-
 def training_points(settings: Settings) -> Iterator[partial[Point]]:
     """One step of training."""
     yield partial(_training_point, settings)
@@ -80,18 +75,6 @@ def make_tokens(settings: Settings) -> Tensor:
 def model_shapes(settings: Settings) -> dict[str, int]:
     """Sizes of the model, for the record."""
     return {name: getattr(settings, name) for name in ("batch", "heads", "head_size", "layers", "vocabulary")}
-
-
-def _prefill_point(settings: Settings) -> Point:
-    analog, digital = (model.eval() for model in make_models(settings))
-    tokens = make_tokens(settings)
-
-    def forward(model: GPT2LMHeadModel) -> Tensor:
-        with torch.no_grad():
-            return model(tokens).logits
-
-    contenders = {SUBJECT: partial(forward, analog), DIGITAL: partial(forward, digital)}
-    return _point(settings, lambda: compare(analog, settings, lambda: {"logits": forward(analog)}), contenders, {})
 
 
 def _training_point(settings: Settings) -> Point:

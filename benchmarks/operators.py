@@ -104,12 +104,6 @@ def training_points(settings: Settings) -> Iterator[partial[Point]]:
         yield partial(_training_point, settings, tokens, settings.window)
 
 
-def memory_points(settings: Settings) -> Iterator[partial[Point]]:
-    """Peak memory of forward and backward, over T."""
-    for tokens in settings.tokens:
-        yield partial(_memory_point, settings, tokens, settings.window)
-
-
 def demo_points(settings: Settings) -> Iterator[partial[Point]]:
     """Forward and backward at the shape of the demo's model."""
     batch, heads, tokens, head_size = settings.demo
@@ -162,13 +156,10 @@ def _training_point(settings: Settings, tokens: int, window: int) -> Point:
         found = check_output(checked, hardware, reference)
         return f"{found}; {check_gradients(checked, gradient[:, : checked[0].shape[1]], *smooth, tolerance=tolerance)}"
 
-    return Point(tokens=tokens, window=window, shapes=shapes_of(settings), check=check, contenders=contenders)
-
-
-def _memory_point(settings: Settings, tokens: int, window: int) -> Point:
-    point = _training_point(settings, tokens, window)
-    point.memory, point.contenders = point.contenders, {}
-    return point
+    shapes = shapes_of(settings)
+    return Point(
+        tokens=tokens, window=window, shapes=shapes, check=check, contenders=contenders, memory=dict(contenders)
+    )
 
 
 def check_output(inputs: Inputs, hardware: Hardware, reference: Hardware) -> str:
