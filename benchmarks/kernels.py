@@ -113,16 +113,12 @@ def _kernel_row(hardware: Hardware | None, shape: tuple[int, ...]) -> dict[str, 
     """Milliseconds of the operator; None: FlashAttention."""
     from triton.testing import do_bench
 
-    generator = torch.Generator().manual_seed(0)
-    q = torch.rand(shape, generator=generator)
-    k, v = (0.45 + 0.2 * torch.randn(shape, generator=generator) for _ in "kv")
-    qkv = [x.to("cuda", torch.bfloat16).requires_grad_() for x in (q, k, v)]
-    upstream = torch.randn_like(qkv[0])
+    *qkv, upstream = inputs(shape)
 
     def operator() -> Tensor:
         if hardware is None:
             return F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
-        return _attention(qkv, replace(hardware, backend="triton"))
+        return attention(qkv, replace(hardware, backend="triton"))
 
     def both() -> None:
         torch.autograd.grad(operator(), qkv, upstream)
@@ -130,7 +126,7 @@ def _kernel_row(hardware: Hardware | None, shape: tuple[int, ...]) -> dict[str, 
     with torch.no_grad():
         forward = do_bench(operator, warmup=10, rep=50, return_mode="median")
     backward = do_bench(both, warmup=10, rep=50, return_mode="median")
-    kernels = _kernels(both)
+    kernels = kernels_of(both)
     numbers: dict[str, float | str] = {
         "forward ms": forward,
         "forward + backward ms": backward,
@@ -142,7 +138,16 @@ def _kernel_row(hardware: Hardware | None, shape: tuple[int, ...]) -> dict[str, 
     return numbers
 
 
-def _attention(qkv: list[Tensor], hardware: Hardware) -> Tensor:
+def inputs(shape: tuple[int, ...]) -> list[Tensor]:
+    """Query, key and value, and a gradient of the output, `[B, H, T, D]` in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.rand(shape, generator=generator)
+    k, v = (0.45 + 0.2 * torch.randn(shape, generator=generator) for _ in "kv")
+    qkv = [x.to("cuda", torch.bfloat16).requires_grad_() for x in (q, k, v)]
+    return [*qkv, torch.randn(shape, generator=generator).to("cuda", torch.bfloat16)]
+
+
+def attention(qkv: list[Tensor], hardware: Hardware) -> Tensor:
     """With what the hardware's features ask for: norms of one."""
     scaling = Scaling(None, None, None)
     if hardware.has_softmax:
@@ -161,14 +166,14 @@ def _attention(qkv: list[Tensor], hardware: Hardware) -> Tensor:
 def _error(qkv: list[Tensor], hardware: Hardware) -> float:
     """Of the first text, against the eager operator."""
     one = [x[:1] for x in qkv]
-    got = _attention(one, replace(hardware, backend="triton")).float()
-    expected = _attention([x.float() for x in one], replace(hardware, backend="eager"))
+    got = attention(one, replace(hardware, backend="triton")).float()
+    expected = attention([x.float() for x in one], replace(hardware, backend="eager"))
     error = ((got - expected).norm() / expected.norm()).item()
     assert error < OFF, f"off by {error:.3f} of the eager operator"
     return error
 
 
-def _kernels(run: Callable[[], None]) -> list[tuple[str, float]]:
+def kernels_of(run: Callable[[], object]) -> list[tuple[str, float]]:
     """Kernels and their milliseconds a run, longest first."""
     run()
     torch.cuda.synchronize()

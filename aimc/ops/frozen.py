@@ -161,7 +161,7 @@ class Frozen:
         """All that there is, found at once: a GPU waits for whoever looks."""
 
         def make() -> list[Table]:
-            rates = [self._drawn_rates(array) if self._leaks_apart else None for array in ArrayId]
+            rates = [self.leak_rates(array) for array in ArrayId]
             columns = self.columns_qk(), self.columns_av(), self.columns_of_sum()
             return [*map(self._coefficient_table, ArrayId), *rates, *itertools.chain(*columns)]
 
@@ -179,19 +179,16 @@ class Frozen:
 
     def leak_rates(self, array: ArrayId) -> Tensor | None:
         """λ of each cell per token time, `[H_kv, W, D]`; None: all leak alike, or not at all."""
-        if not self._leaks_apart:
+        spread, rate = self.noise.tau_spread, self.decay_per_token
+        if not (spread and rate):
             return None
-        key = "leakage", array, self.noise.tau_spread, self.decay_per_token
-        (rates,) = self._kept(lambda: [self._drawn_rates(array)], *key)
+
+        def make() -> list[Tensor]:
+            return [rate * torch.exp(-spread * self._cells(self.chip.cell_retention, array))]
+
+        (rates,) = self._kept(make, "leakage", array, spread, rate)
         assert isinstance(rates, Tensor)  # made above
         return rates
-
-    @property
-    def _leaks_apart(self) -> bool:
-        return bool(self.noise.tau_spread and self.decay_per_token)
-
-    def _drawn_rates(self, array: ArrayId) -> Tensor:
-        return self.decay_per_token * torch.exp(-self.noise.tau_spread * self._cells(self.chip.cell_retention, array))
 
     def columns_qk(self) -> Sequence[Table]:
         """Gain and offset of the charge-to-pulse circuits, one per slot: `[H_kv, W]` each."""

@@ -1,15 +1,19 @@
-"""The GPU's script without a GPU: it says so, and its rows are there."""
+"""The GPU's scripts without a GPU: they say so, and the rows are there."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from benchmarks.kernels import _rows, main
+from benchmarks import kernels, launches
+from benchmarks.kernels import _rows
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it would measure")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("main", [kernels.main, launches.main], ids=["kernels", "launches"])
+def test_without_a_gpu_it_says_so(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 1
     assert "no CUDA device" in capsys.readouterr().err
 

@@ -1,5 +1,5 @@
-"""What a forward pass keeps of the counters, in Triton: a bit each, whether it was inside its range; and the way back
-through them.
+"""What a forward pass keeps of the counters, in Triton: whether each was inside its range; and the way back through
+them.
 
 No `from __future__ import annotations` here: Triton reads the annotations.
 """

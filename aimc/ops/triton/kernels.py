@@ -1,5 +1,5 @@
 """The three Triton kernels of gain-cell attention: outputs, gradient of the pulses, gradients of the stored keys and
-values.
+values; the last where nothing was kept of each pair of them (:mod:`aimc.ops.triton.pairs`).
 
 Time is cut in blocks of R tokens, so that block n fills one sub-tile, `n mod J`. A query in block i sees blocks i−J+1 …
 i−1 whole, each a sub-tile of its own. Its own block i (up to the query) and block i−J (what is not overwritten yet) lie

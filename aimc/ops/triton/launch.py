@@ -2,7 +2,8 @@
 
 One program per query block walks the sub-tiles that its queries see, so nothing of size T×T exists and no block outside
 the window is touched. The backward pass computes the first array again from pulses and stored operands, noise included
-(it is counter-based); of the second array a bit per counter is kept, whether it was inside its range.
+(it is counter-based), once where what it finds of each pair of query and key has room until its end, or else twice; of
+the second array a bit per counter is kept, whether it was inside its range.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
 from aimc.ops.triton.alignment import ALIGNED
 from aimc.ops.triton.check import check_triton, interpreted
-from aimc.ops.triton.launches import has_room, launches_for
+from aimc.ops.triton.launches import LARGE, SPARE_BYTES, launches_for, shared_bytes
 from aimc.ops.triton.residuals import n_kept
 from aimc.ops.triton.spec import Levels, Spec, WriteSpec
 from aimc.ops.triton.spread import half_length, orders_needed
@@ -138,7 +138,8 @@ class Plan:
         keys, values = (kind.powers for kind in self.cells.values())
         of_tl = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
         is_noisy = bool(hardware.noise.read_qk or hardware.noise.read_av)
-        how = launches_for(dtype, is_noisy=is_noisy, has_softmax=hardware.has_softmax)[kernel]
+        is_large = array.rows * padded(self.head_size) > LARGE
+        how = launches_for(dtype, is_noisy=is_noisy, has_softmax=hardware.has_softmax, is_large=is_large)[kernel]
         spec = Spec(
             rows=array.rows,
             tiles=array.n_tiles,
@@ -165,7 +166,10 @@ class Plan:
             reloads=dtype == torch.float32,
             precision="tf32x3",  # three products of tensor cores, whose float32 has 10 bits, come close to its 23
         )
-        return spec, {"num_warps": how.warps, "num_stages": how.stages if has_room(self.device) else 1}
+        n_operands = len(keys.present) + len(values.present)
+        pipelined = how.stages * n_operands * spec.rows * spec.padded_size * dtype.itemsize
+        has_room = pipelined + SPARE_BYTES <= shared_bytes(self.device)
+        return spec, {"num_warps": how.warps, "num_stages": how.stages if has_room else 1}
 
     def _write_spec(self, **of: Any) -> WriteSpec:
         return WriteSpec(
@@ -197,3 +201,8 @@ class Plan:
 
 _plans: dict[tuple[object, ...], Plan] = {}
 """Of this process, by all that they depend on."""
+
+
+def forget() -> None:
+    """Of all plans that were made, as where kernels are to be launched in another way."""
+    _plans.clear()

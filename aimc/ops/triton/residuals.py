@@ -13,7 +13,7 @@ from aimc.ops.triton.alignment import aligned
 
 
 class Residuals(NamedTuple):
-    """A bit per counter, and a few numbers per query."""
+    """A bit per counter, a byte per normaliser column, and a few numbers per query."""
 
     counts: Tensor | None
     """Which counters were inside their range, so that a gradient passes: by sub-tile in the order of its age a bit per
