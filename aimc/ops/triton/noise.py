@@ -46,10 +46,10 @@ def _normal(radial, angular, first, number, FAST: tl.constexpr):
     both, the compiler sees that their hash and their radius are one, which it does only where `number` counts from a
     constant: hence `first` apart.
     """
-    pair = first // 2 + ((number & -16) // 2 + (number & 7))
+    pair = first // 2 + ((number & (-2 * _HALF)) // 2 + (number & (_HALF - 1)))
     uniform = ((_absorb(radial, pair) >> 8) + 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
     radius = _radius(uniform, FAST)
-    turn = (_absorb(angular, pair) >> 8).to(tl.int32) - ((number >> 3) & 1) * 4194304  # a sine: a quarter less
+    turn = (_absorb(angular, pair) >> 8).to(tl.int32) - ((number // _HALF) & 1) * 4194304  # a sine: a quarter less
     return radius * _cosine(turn, FAST)
 
 
