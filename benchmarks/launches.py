@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         kind, way = options.compile
         _pass(inputs(SHAPE), of_kind[kind], WAYS[int(way)])
         return 0
-    end = time.monotonic() + 60 * options.minutes
-    _compile(end - 30 * options.minutes)
+    start, seconds = time.monotonic(), 60 * options.minutes
+    end = start + seconds
+    _compile(start + seconds / 2)
     for kind in KINDS:
         found: dict[str, list[tuple[float, Launch]]] = defaultdict(list)
         *qkv, upstream = inputs(SHAPE)

@@ -177,10 +177,6 @@ class Heads:
         tables = [self._part(table, self._slots(tokens)) for table in self._frozen.coefficients(array)]
         return [table for table in tables if table is not None] or list(self.cell.coefficients)
 
-    def all_coefficients(self, array: ArrayId) -> list[Tensor | float]:
-        """:meth:`coefficients` of all cells of the layer, `[H_kv, W, D]` or a number each, which nobody may change."""
-        return [x for x in self._frozen.coefficients(array) if x is not None] or list(self.cell.coefficients)
-
     def kernel_tables(self) -> KernelTables:
         """All of the layer, which nobody may change."""
         return self._frozen.of_kernels() if self.hardware.noise.is_frozen_in_chip() else NO_TABLES

@@ -10,16 +10,7 @@ No `from __future__ import annotations` here: Triton reads the annotations.
 import triton
 import triton.language as tl
 
-from aimc.ops.triton.reads import (
-    codes_of,
-    converted,
-    in_range,
-    key_positions,
-    of_rows,
-    pulses_of,
-    row_sum,
-    value_of,
-)
+from aimc.ops.triton.reads import codes_of, converted, in_range, key_positions, of_rows, pulses_of, row_sum, value_of
 
 
 @triton.jit

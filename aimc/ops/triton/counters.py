@@ -8,6 +8,9 @@ import triton
 import triton.language as tl
 
 from aimc.ops.triton.reads import row_sum
+from aimc.ops.triton.spec import BITS
+
+_BITS = tl.constexpr(BITS)
 
 
 @triton.jit
@@ -25,9 +28,9 @@ def keep_inside(kept, inside, sum_inside, t, place, batch, head, machine, SPEC: 
     features = tl.arange(0, SPEC.padded_size)[None, :]
     WORDS: tl.constexpr = SPEC.words
     for word in tl.static_range(WORDS):
-        bits = inside.to(tl.int32) << features % 32
+        bits = inside.to(tl.int32) << features % _BITS
         if WORDS > 1:
-            bits = tl.where(features // 32 == word, bits, 0)
+            bits = tl.where(features // _BITS == word, bits, 0)
         tl.store(kept.counts + at * WORDS + word, row_sum(bits), mask=written)
     if SPEC.normaliser is not None:
         tl.store(kept.sums + at, sum_inside.to(tl.uint8), mask=written)
@@ -41,7 +44,7 @@ def _inside_of(kept, at, is_text, SPEC: tl.constexpr):
     WORDS: tl.constexpr = SPEC.words
     for word in tl.static_range(WORDS):
         of_word = tl.load(kept.counts + at * WORDS + word, mask=is_text, other=0)
-        bits = tl.where(features // 32 == word, of_word >> features % 32, bits)
+        bits = tl.where(features // _BITS == word, of_word >> features % _BITS, bits)
     return bits & 1 != 0
 
 

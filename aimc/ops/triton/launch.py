@@ -132,8 +132,7 @@ def _pairs(pulses: Tensor, plan: Plan) -> Pairs | None:
     """Room for what the kernels of the backward pass leave to each other; None: it would be too much."""
     if not plan.keeps_pairs:
         return None
-    shape = (plan.n_batch, plan.n_heads, plan.n_places, plan.n_tokens, plan.hardware.array.rows)
-    return Pairs(*(torch.empty(shape, dtype=pulses.dtype, device=pulses.device) for _ in Pairs._fields))
+    return Pairs(*(torch.empty(plan.pair_shape, dtype=pulses.dtype, device=pulses.device) for _ in Pairs._fields))
 
 
 def _kept(residuals: Residuals) -> Kept | None:

@@ -9,6 +9,7 @@ known, as all that it is compiled for is: dtypes, the integers among the argumen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from aimc.ops.call import Call
+from aimc.ops.effects.cell import cell_coefficients
 from aimc.ops.effects.noise import ArrayId
 from aimc.ops.heads import Heads
 from aimc.ops.triton.alignment import ALIGNED
@@ -83,10 +85,11 @@ class Plan:
             least_pulses=hardware.normaliser.least,
         )
         self.n_kept = n_kept(self.n_tokens, hardware)
-        self.n_places = min(hardware.array.n_tiles + 1, -(-self.n_tokens // hardware.array.rows))
+        rows = hardware.array.rows
+        self.n_places = min(hardware.array.n_tiles + 1, -(-self.n_tokens // rows))
         """Blocks that a query sees, with what is left of the one being overwritten."""
-        n_pairs = self.n_batch * self.n_heads * self.n_tokens * self.n_places * hardware.array.rows
-        self.keeps_pairs = 2 * n_pairs * dtype.itemsize <= MOST_PAIR_BYTES
+        self.pair_shape = self.n_batch, self.n_heads, self.n_places, self.n_tokens, rows
+        self.keeps_pairs = 2 * math.prod(self.pair_shape) * dtype.itemsize <= MOST_PAIR_BYTES
         self._softmax = (
             softmax_of(hardware, heads.retained, heads.cell.coefficients[0]) if hardware.has_softmax else None
         )
@@ -179,7 +182,9 @@ class Plan:
     def _cells(self, heads: Heads, array: ArrayId) -> CellKind:
         hardware = self.hardware
         orders = orders_needed(hardware, self.n_tokens, self.dtype) or 0
-        coefficients = heads.all_coefficients(array)
+        noise, cell = hardware.noise, torch.zeros(1)  # of one cell: which coefficients are tables is all that counts
+        errors = (cell if sigma else None for sigma in (noise.mismatch_gain, noise.mismatch_offset_v))
+        coefficients = cell_coefficients(heads.cell, *errors)
         powers = Powers.of(heads, coefficients, orders)
         differ = any(isinstance(c, Tensor) for c in coefficients)
         of_both: dict[str, Any] = {

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from aimc.hardware import Hardware
 from aimc.ops.triton.alignment import aligned
+from aimc.ops.triton.spec import n_words
 
 
 class Residuals(NamedTuple):
@@ -44,7 +45,7 @@ class Residuals(NamedTuple):
 
         softmax, divides, corrects = hardware.has_softmax, hardware.normaliser.is_on, corrects_on(hardware)
         return cls(
-            counts=by_tile(keep, torch.int32, -(-query.shape[3] // 32)),
+            counts=by_tile(keep, torch.int32, n_words(query.shape[3])),
             sums=by_tile(keep and divides, torch.uint8),
             divisor=numbers(divides or softmax),
             largest=numbers(softmax),

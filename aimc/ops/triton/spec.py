@@ -6,6 +6,14 @@ No `from __future__ import annotations` here: Triton reads the annotations.
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+BITS = 32
+"""Of a word of :class:`Kept`."""
+
+
+def n_words(head_size: int) -> int:
+    """Words that hold a bit of each feature."""
+    return -(-head_size // BITS)
+
 
 @dataclass(frozen=True)
 class Counter:
@@ -116,8 +124,8 @@ class Spec:
 
     @property
     def words(self) -> int:
-        """Of 32 bits that hold one of each feature."""
-        return -(-self.head_size // 32)
+        """:func:`n_words`."""
+        return n_words(self.head_size)
 
     @property
     def corrects(self) -> bool:
