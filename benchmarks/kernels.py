@@ -151,9 +151,9 @@ def attention(qkv: list[Tensor], hardware: Hardware) -> Tensor:
     """With what the hardware's features ask for: norms of one."""
     scaling = Scaling(None, None, None)
     if hardware.has_softmax:
-        scaling = scaling._replace(score=torch.full(qkv[0].shape[1:2], 0.01, device="cuda"))
+        scaling = scaling._replace(score=torch.full(qkv[0].shape[1:2], 0.01, device=qkv[0].device))
     if hardware.features.normalise_queries:
-        of_query, of_key, of_value = (torch.ones(x.shape[:3], device="cuda") for x in qkv)
+        of_query, of_key, of_value = (torch.ones(x.shape[:3], device=x.device) for x in qkv)
         scaling = scaling._replace(query_norm=of_query, key_norm=of_key, value_norm=of_value)
     out = gain_cell_attention(
         qkv[0], qkv[1], qkv[2], hardware, scaling=scaling, chip=Chip(seed=1), draws=torch.tensor([1, 0])
