@@ -12,7 +12,7 @@ TEXT := $(firstword $(wildcard data/text/wikitext-2 ../shared/data/text/wikitext
 # code, each of the tests' many interpreters would compile transformers anew: a quarter of a minute.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo real test slow faults bench docs notebooks lint format oldest clean
+.PHONY: setup demo real test slow kernels faults bench docs notebooks lint format oldest clean
 
 setup: $(INSTALLED)
 
@@ -47,6 +47,12 @@ test: setup
 
 slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Tests of the Triton kernels on what is compiled for a GPU, computed instruction by instruction: no GPU is needed, but a quarter of an
+# hour of two cores. ARCH=90 is an H100, 80 an A100.
+kernels: setup
+	AIMC_ARCH=$(or $(ARCH),80) $(BIN)/python -m pytest -p tests.ptx.driver -m "slow or not slow" \
+	  tests/ops/test_triton.py tests/ops/test_triton_softmax.py tests/ops/test_triton_engine.py
 
 # Kills, corruptions, full disks, malformed settings: seven to fifteen minutes on two cores; writes docs/faults.md.
 faults: setup

@@ -155,9 +155,8 @@ def attention(qkv: list[Tensor], hardware: Hardware) -> Tensor:
     if hardware.features.normalise_queries:
         of_query, of_key, of_value = (torch.ones(x.shape[:3], device=x.device) for x in qkv)
         scaling = scaling._replace(query_norm=of_query, key_norm=of_key, value_norm=of_value)
-    out = gain_cell_attention(
-        qkv[0], qkv[1], qkv[2], hardware, scaling=scaling, chip=Chip(seed=1), draws=torch.tensor([1, 0])
-    )
+    draws = torch.tensor([1, 0], device=qkv[0].device)
+    out = gain_cell_attention(qkv[0], qkv[1], qkv[2], hardware, scaling=scaling, chip=Chip(seed=1), draws=draws)
     assert isinstance(out, Tensor)
     return out
 

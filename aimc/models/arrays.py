@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from aimc.hardware import Hardware
 from aimc.nn.attention import GainCellAttention
-from aimc.ops.effects.noise import Chip, draws_of
+from aimc.ops.effects.noise import Chip, brought, draws_of
 
 CONFIG_KEY = "aimc"
 """Where the hardware stands in `config.json`."""
@@ -132,7 +132,7 @@ def set_draws(model: PreTrainedModel, seed: int | None, first_sequence: int = 0)
     draws = None if seed is None else draws_of(seed, first_sequence)
     for layer in layers:
         if draws is not None:
-            draws = draws.to(layer.query_scaler.scale.device)  # once: most models are on one
+            draws = brought(draws, layer.query_scaler.scale.device)  # once: most models are on one
         layer.draws = draws
 
 

@@ -17,7 +17,7 @@ from aimc.ops.blocked.whole import kernels_of
 from aimc.ops.call import Call
 from aimc.ops.checks import check_attention
 from aimc.ops.eager import Details, TileRead, details_of, eager_attention
-from aimc.ops.effects.noise import Chip, draw_seed
+from aimc.ops.effects.noise import Chip, brought, draw_seed
 from aimc.ops.fused import fused_attention
 from aimc.ops.heads import Heads
 from aimc.ops.scaling import Scaling
@@ -105,7 +105,7 @@ def _noise_of(
         return first, first
     if draws is None:
         return draw_seed(generator, device), first
-    given = draws.to(device)
+    given = brought(draws, device)
     return given[0], given[1]
 
 

@@ -328,7 +328,10 @@ def test_without_aimc_the_folder_is_refused_until_it_is_imported(analog: Path) -
 @pytest.mark.parametrize(
     "imports",
     [
-        "import aimc, sys; assert 'transformers' not in sys.modules; from transformers import AutoModelForCausalLM",
+        pytest.param(  # the order of every other test
+            "import aimc, sys; assert 'transformers' not in sys.modules; from transformers import AutoModelForCausalLM",
+            marks=slow,
+        ),
         pytest.param(
             "import aimc; aimc.AnalogConfig(hardware=aimc.presets.published());"
             " from transformers import AutoModelForCausalLM",
@@ -343,7 +346,6 @@ def test_without_aimc_the_folder_is_refused_until_it_is_imported(analog: Path) -
     ],
 )
 def test_registered_whatever_is_imported_first(imports: str, analog: Path) -> None:
-    """Transformers first is the order of every other test."""
     done = run(f"{imports}\n{LOADS.format(folder=str(analog))}")
     assert done.returncode == 0 and "GainCellAttention" in done.stdout, done.stderr
 

@@ -48,7 +48,13 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor
         device: where the seed is needed. It stays a tensor, so drawing one waits for no accelerator.
     """
     source = device if generator is None else generator.device
-    return torch.randint(SEED_LIMIT - 1, (), generator=generator, device=source).to(device)
+    return brought(torch.randint(SEED_LIMIT - 1, (), generator=generator, device=source), device)
+
+
+def brought(x: Tensor, device: torch.device) -> Tensor:
+    """The same numbers on a device. A GPU is not waited for, which would end all that it still has to do: CUDA has taken
+    what lies in a CPU's ordinary memory before it returns."""
+    return x.to(device, non_blocking=device.type == "cuda" and x.device.type == "cpu")
 
 
 def draws_of(seed: int, first_sequence: int = 0) -> Tensor:
