@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import re
 import sysconfig
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -161,14 +162,22 @@ def _docstrings() -> Iterator[Document]:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):
             continue  # the standard library carries a few files that are broken on purpose
-        texts = [
-            ast.get_docstring(n)
-            for n in ast.walk(tree)
-            if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
-        ]
+        texts = [ast.get_docstring(n) for n in _documented(tree)]
         long_enough = [t for t in texts if t and len(t) >= _SHORTEST_DOCSTRING]
         if long_enough:
             yield f"module:{relative.with_suffix('').as_posix()}", "\n\n".join(long_enough)
+
+
+def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+    """What may have a docstring, in the order of :func:`ast.walk`, which looks into expressions, too, and takes three
+    times as long."""
+    left = deque[ast.AST]([tree])
+    while left:
+        node = left.popleft()
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            left.extend(getattr(node, name, ()))
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
 
 
 def local(path: str) -> Iterator[Document]:

@@ -1,4 +1,4 @@
-"""The kernels as they are compiled for a GPU are the eager operator: their tests once more, on what Triton makes of them.
+"""The kernels as they are compiled for a GPU are the eager operator: their tests once more, on what Triton made of it.
 
 `make kernels` runs all of them so; some are here.
 """

@@ -16,7 +16,7 @@ TYPES: dict[str, Any] = {
     **{f"u{bits}": np.dtype(f"u{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"s{bits}": np.dtype(f"i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"f{bits}": np.dtype(f"f{bits // 8}") for bits in (16, 32, 64)},
-    **{"bf16": np.dtype("u2"), "bf16x2": np.dtype("u4"), "pred": np.dtype("?")},
+    **{"bf16": np.dtype("u2"), "bf16x2": np.dtype("u4"), "f16x2": np.dtype("u4"), "pred": np.dtype("?")},
 }
 """Of what PTX calls them; a bfloat16 is known by its bits."""
 
@@ -32,6 +32,19 @@ def to_bfloat16(x: Array) -> Array:
     odd = (bits >> np.uint32(16)) & np.uint32(1)
     rounded = (bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)
     return np.where(np.isnan(x), np.uint32(0x7FFF), rounded).astype(np.uint16)
+
+
+def numbers_of(x: Array, kind: str) -> Array:
+    """What the bits of a type stand for, as numpy can compute with it; of packed ones `[N]`, each `[2·N]`."""
+    if kind.startswith("bf16"):
+        return of_bfloat16(np.ascontiguousarray(x).view(np.uint16))
+    return np.ascontiguousarray(x).view(np.float16) if kind == "f16x2" else x
+
+
+def bits_of(x: Array, kind: str) -> Array:
+    """:func:`numbers_of`, the other way round."""
+    x = to_bfloat16(x) if kind.startswith("bf16") else x
+    return x.view(np.uint32) if kind.endswith("x2") else x
 
 
 def _upper_half(a: Array, b: Array) -> Array:

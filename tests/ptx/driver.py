@@ -96,6 +96,7 @@ def install() -> None:
     assert kernels and statistics and writes  # imported, so that no environment makes them the interpreter's any more
     check.interpreted = lambda: True  # tensors of the CPU are taken …
     plan.interpreted = lambda: False  # … but compiled for a GPU
+    plan.shared_bytes = lambda device: 1024 * SHARED_KIB[ARCH]
 
 
 def pytest_configure() -> None:

@@ -76,6 +76,15 @@ def words(n: int = 128) -> torch.Tensor:
             "cvt.rn.bf16x2.f32 %r11, %r10, %r3;\nmov.b32 {%rs1, %rs2}, %r11;\ncvt.f32.bf16 %r20, %rs2;",
             lambda x: x.bfloat16().float(),
         ),
+        (
+            "cvt.rn.f16x2.f32 %r11, %r3, %r10;\nmax.f16x2 %r11, %r11, 0;\nmov.b32 {%rs1, %rs2}, %r11;\n"
+            "cvt.f32.f16 %r20, %rs1;",
+            lambda x: x.half().float().clamp(min=0),
+        ),
+        (
+            "cvt.rn.bf16x2.f32 %r11, %r3, %r10;\nsetp.ge.bf16x2 %p1|%p2, %r11, 0;\nselp.f32 %r20, %r3, %r10, %p1;",
+            lambda x: torch.where(x >= 0, 3.0, x),
+        ),
     ],
 )
 def test_numbers(lines, expected) -> None:  # type: ignore[no-untyped-def]
