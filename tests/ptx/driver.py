@@ -63,14 +63,19 @@ class Emulated(Nowhere):
         return {"max_shared_mem": 1024 * SHARED_KIB[ARCH]}
 
     def load_binary(self, *about: Any) -> tuple[Any, Any, int, int, int]:
-        """The kernel's program where a GPU has a module and a function in it."""
-        ready = Processor(read(about[1].decode()))
-        return ready, ready, 0, 0, 1024
+        """The kernel's text where a GPU has a module and a function in it."""
+        text = about[1].decode()
+        return text, text, 0, 0, 1024
+
+
+@functools.lru_cache(maxsize=8)  # of a hundred thousand objects each
+def _ready(text: str) -> Processor:
+    return Processor(read(text))
 
 
 def _launch(source: Any, metadata: Any, *how: Any) -> None:
     """As Triton's launcher is called: grid, stream, function, five things of no matter here, arguments."""
-    grid, processor, arguments = how[:3], how[4], how[9:]
+    grid, processor, arguments = how[:3], _ready(how[4]), how[9:]
     given = list(_given(tuple(source.signature.values()), arguments))
     tensors = [x for x in given if isinstance(x, torch.Tensor)]
     scratch = [0] * (len(processor.program.parameters) - len(given))  # which our kernels ask for none of
