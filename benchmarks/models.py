@@ -17,6 +17,7 @@ from aimc.hardware import Hardware, Noise
 from benchmarks.case import DIGITAL, NOISY, SUBJECT, CheckError, Point
 from benchmarks.operators import same_noise
 from benchmarks.settings import Settings
+from train.memory import keep_freed_memory
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Error of logits and loss relative to their norm, quantisers off: rounding that has gone through every layer."""
@@ -78,6 +79,7 @@ def model_shapes(settings: Settings) -> dict[str, int]:
 
 
 def _training_point(settings: Settings) -> Point:
+    keep_freed_memory()  # as `python -m train` does, and `train.evaluate`
     analog, digital = (model.train() for model in make_models(settings))
     tokens = make_tokens(settings)
     # fused: the fastest that torch has, so that attention's share of a step is not made small by a slow optimiser

@@ -52,7 +52,7 @@ def read(text: str) -> Program:
     name, parameters, n_threads, body = header.groups()  # type: ignore[union-attr]
     instructions: list[Instruction] = []
     labels = {}
-    for line in re.split(r"[;\n]", re.sub(r"\s*\n\s*(?=[^\n;]*;)", "\n", body)):
+    for line in re.split(r"[;\n]", body):
         line = line.strip()
         if _LABEL.match(line):
             labels[line[:-1]] = len(instructions)
@@ -66,5 +66,5 @@ def _instruction(line: str) -> Instruction:
     if line.startswith("@"):
         guard, line = line.split(maxsplit=1)
         negated, guard = guard[1] == "!", guard.lstrip("@!")
-    opcode, _, rest = line.partition(" " if " " in line.split("\t")[0] else "\t")
-    return Instruction(opcode, tuple(x.strip() for x in _OPERAND.findall(rest)), guard, negated)
+    opcode, *rest = line.split(maxsplit=1)
+    return Instruction(opcode, tuple(x.strip() for x in _OPERAND.findall("".join(rest))), guard, negated)

@@ -65,8 +65,7 @@ class Steps:
             return self._jump(line)
         makers = {"ld": self._load, "st": self._store, "cp": self._copy, "mov": self._move, "selp": self._select,
                   "setp": self._compare, "cvt": self._convert, "mma": self._product, "wgmma": self._wide_product,
-                  "ldmatrix": self._fragments, "stmatrix": self._put,
-                  "shfl": self._look}  # fmt: skip
+                  "ldmatrix": self._fragments, "stmatrix": self._put, "shfl": self._look}  # fmt: skip
         return makers.get(line.types[0], self._compute)(line)
 
     # --- Operands
@@ -80,10 +79,16 @@ class Steps:
             self.constants[key] = np.full(self.n_threads, *_constant(text, kind))
         return key
 
+    def _unwritten(self, dtype: np.dtype[Any]) -> Array:
+        """What a register holds that nobody has written: a NaN, or true."""
+        if dtype.kind == "b":
+            return np.ones(self.n_threads, dtype)
+        return np.full(self.n_threads, 2 ** (8 * dtype.itemsize) - 1, dtype=f"u{dtype.itemsize}").view(dtype)
+
     def _reader(self, text: str, kind: str) -> Callable[[Block], Array]:
-        """What an operand holds; where nobody has written, as compilers leave a half that they do not need, a NaN."""
+        """What an operand holds; compilers leave a half that they do not need unwritten."""
         key, dtype = self._key(text, kind), TYPES[kind]
-        unwritten = np.full(self.n_threads, 2 ** (8 * dtype.itemsize) - 1, dtype=f"u{dtype.itemsize}")
+        unwritten = self._unwritten(dtype)
 
         def read(block: Block) -> Array:
             x = block.registers.get(key, unwritten)
@@ -98,15 +103,14 @@ class Steps:
         if text == "_":
             return lambda block, x: None
         width = np.dtype(next(w for prefix, w in _WIDTHS.items() if text.startswith(prefix)))
-        active = self._guard(line)
+        active, unwritten = self._guard(line), self._unwritten(width)
 
         def write(block: Block, x: Array) -> None:
             if x.dtype.itemsize != width.itemsize:
                 x = x.astype(f"{x.dtype.kind if x.dtype.kind == 'i' else 'u'}{width.itemsize}")
             x = x.view(width)
             if active is not None:
-                before = block.registers.get(text)
-                x = np.where(active(block), x, np.zeros_like(x) if before is None else before)
+                x = np.where(active(block), x, block.registers.get(text, unwritten))
             block.registers[text] = x
 
         return write
