@@ -112,7 +112,7 @@ def imports_are_frozen() -> None:
 
 
 def pytest_sessionstart() -> None:
-    gc.set_threshold(20_000, 20, 20)  # garbage is looked for every 700 objects, which takes a thirtieth of all time
+    gc.set_threshold(20_000, 20, 20)  # by default every 700 objects, which takes a thirtieth of all time
 
 
 def pytest_unconfigure() -> None:

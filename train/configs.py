@@ -22,7 +22,7 @@ HARDWARE_PRESETS = ("ideal", "gain_cell_linear", "gain_cell_cmos", "gain_cell_no
 NONIDEALITY_PRESETS = {"none": Noise, "typical": presets.typical}
 
 
-@functools.cache  # half a second
+@functools.cache  # each entry point asks for it, which would take half a second
 def register() -> None:
     """Make the schemas and presets known to Hydra: the YAML files of conf/ name them and hold no device numbers
     themselves."""

@@ -249,11 +249,19 @@ def test_grouped_heads(H, H_kv):
     assert_equals_eager(machine(W=16), 34, H=H, H_kv=H_kv)
 
 
-@pytest.mark.parametrize("changes", [{}, pytest.param({"activation": "softmax"}, marks=MORE)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"noise": Noise(mismatch_gain=0.1)},
+        pytest.param({"noise": ALL_NOISE}, marks=MORE),
+        pytest.param({"noise": ALL_NOISE, "activation": "softmax"}, marks=MORE),
+    ],
+    ids=["mismatch", "all noise", "softmax, all noise"],
+)
 def test_pairs_that_have_no_room_are_computed_again(monkeypatch, changes):
     monkeypatch.setattr(plan, "MOST_PAIR_BYTES", 0)
     monkeypatch.setattr(plan, "_plans", {})
-    assert_equals_eager(machine(W=16, noise=Noise(mismatch_gain=0.1), **changes), 20, mask=True, H=2, H_kv=1)
+    assert_equals_eager(machine(W=16, **changes), 20, mask=True, H=2, H_kv=1)
     assert not any(made.keeps_pairs for made in plan._plans.values())
 
 
@@ -347,7 +355,7 @@ def test_half_precision_operands(dtype, tolerance):
     "noise", [Noise(write_v=0.1), Noise(read_qk=0.1), Noise(read_av=0.1)], ids=["write", "read", "second read"]
 )
 def test_noise_of_half_precision_is_the_same_noise(noise):
-    """Where it is most of the output, or of what changes in it."""
+    """Where it is a fifth of the output and more."""
     hardware, data = replace(without_clips(), noise=noise), [x.bfloat16().float() for x in inputs(40)]
     expected = by_eager(hardware, *data)
     quiet, *_ = by_eager(replace(hardware, noise=Noise()), *data)
@@ -421,7 +429,7 @@ def test_says_what_it_cannot_do(size, rows, dtype, device, words):
     assert reason is not None and words in reason and "backend=" in reason
 
 
-@pytest.mark.skipif(not plan.interpreted(), reason="here is one")
+@pytest.mark.skipif(DEVICE.type == "cpu" and not plan.interpreted(), reason="tests/ptx is one")
 def test_says_that_it_needs_a_gpu(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     reason = check_triton((1, 1, 4, 32), torch.float32, torch.device("cpu"), machine())

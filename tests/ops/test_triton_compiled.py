@@ -33,4 +33,4 @@ def test_tests_of_the_kernels_pass_as_they_are_compiled(arch: int) -> None:
         **{"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True},
     )
     passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed is not None and int(passed[1]) >= 7, done.stdout[-3000:]
+    assert done.returncode == 0 and passed is not None and int(passed[1]) >= 7, done.stdout[-3000:] + done.stderr

@@ -49,6 +49,7 @@ def bits_of(x: Array, kind: str) -> Array:
 
 def _upper_half(a: Array, b: Array) -> Array:
     """Of a product of 32 bits."""
+    assert a.dtype.itemsize == 4, "64 bits"
     return np.asarray((a.astype(f"{a.dtype.kind}8") * b >> 32).astype(a.dtype))
 
 
@@ -64,7 +65,7 @@ def _remainder(a: Array, b: Array) -> Array:
 
 
 def _fused(a: Array, b: Array, c: Array) -> Array:
-    """Rounded once."""
+    """By way of float64, which is all but rounded once."""
     return np.asarray((a.astype(np.float64) * b + c).astype(a.dtype))
 
 
@@ -159,17 +160,20 @@ def comparison(name: str) -> Callable[[Array, Array], Array]:
     return lambda a, b: ordered(a, b) | (a != a) | (b != b)
 
 
+ROUNDINGS: dict[str, Callable[[Array], Array]] = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+"""To whole numbers."""
+
+
 def converted(x: Array, to: str, of: str, rounding: str | None) -> Array:
-    """`cvt`, of a number in `of` to one in `to`."""
+    """`cvt`, of a number in `of` to one in `to`; rounded to the nearest where nothing else is said."""
     if of == "bf16":
         x = of_bfloat16(x)
+    if rounding in ROUNDINGS:
+        x = ROUNDINGS[rounding](x)
     if to == "bf16":
-        return to_bfloat16(x)
+        return to_bfloat16(x.astype(np.float32))
     kind = TYPES[to]
     if x.dtype.kind == "f" and kind.kind != "f":
-        x = np.rint(x) if rounding == "rni" else np.floor(x) if rounding == "rmi" else np.trunc(x)
         limits = np.iinfo(kind)
         return np.clip(np.nan_to_num(x.astype(np.float64)), limits.min, limits.max).astype(kind)
-    if rounding in ("rni", "rzi", "rmi", "rpi"):
-        x = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}[rounding](x)
     return x.astype(kind)

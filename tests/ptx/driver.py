@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
+
+os.environ.pop("TRITON_INTERPRET", None)  # which tests that were collected before may have set
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # whose memory is not to be read from here
+
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,7 +21,7 @@ import torch
 from triton import backends
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
-from triton.runtime import driver
+from triton.runtime import JITFunction, driver
 
 from benchmarks.compiled import SHARED_KIB
 from benchmarks.host import Nowhere
@@ -74,7 +78,7 @@ def _ready(text: str) -> Processor:
 
 
 def _launch(source: Any, metadata: Any, *how: Any) -> None:
-    """As Triton's launcher is called: grid, stream, function, five things of no matter here, arguments."""
+    """As Triton's launcher is called: grid, stream, function, four things of no matter here, arguments."""
     grid, processor, arguments = how[:3], _ready(how[4]), how[9:]
     given = list(_given(tuple(source.signature.values()), arguments))
     tensors = [x for x in given if isinstance(x, torch.Tensor)]
@@ -98,7 +102,9 @@ def install() -> None:
 
     backends.backends["nvidia"] = replace(backends.backends["nvidia"], compiler=ToText)
     driver.set_active(Emulated())
-    assert kernels and statistics and writes  # imported, so that no environment makes them the interpreter's any more
+    # Imported here, so that no environment makes them the interpreter's any more.
+    assert all(isinstance(x, JITFunction) for x in (kernels.forward_kernel, writes.write_kernel))
+    assert isinstance(statistics.statistics_kernel, JITFunction)
     check.interpreted = lambda: True  # tensors of the CPU are taken …
     plan.interpreted = lambda: False  # … but compiled for a GPU
     plan.shared_bytes = lambda device: 1024 * SHARED_KIB[ARCH]

@@ -16,6 +16,16 @@ class AccessError(Exception):
     """A thread goes where nothing is."""
 
 
+def require_aligned(address: NDArray[np.unsignedinteger], n_bytes: int) -> None:
+    """What a thread reads or writes at once begins at a multiple of its length.
+
+    Raises:
+        AccessError: it does not.
+    """
+    if (address % address.dtype.type(n_bytes)).any():
+        raise AccessError(f"{n_bytes} bytes are read or written that begin at no multiple of as many")
+
+
 class Memory:
     """Tensors of a launch, at the addresses where they are.
 
@@ -47,9 +57,9 @@ class Memory:
         first, last = int(address.min()), int(address.max()) + size
         for start, end, data in self._regions:
             if start <= first and last <= end:
+                require_aligned(address, size)
+                require_aligned(np.array([start], np.uint64), size)
                 at = (address - np.uint64(start)).astype(np.int64)
-                if (at % size).any() or start % size:
-                    raise AccessError(f"numbers of {size} bytes are read or written at addresses between")
                 whole = len(data) // size * size
                 return data[:whole].view(_UNSIGNED[size]), at // size
         near = min((abs(first - start), start, end) for start, end, _ in self._regions)
@@ -66,7 +76,8 @@ class Shared:
     """
 
     def __init__(self, n_bytes: int) -> None:
-        self.data = np.full(n_bytes + 16, 0xFF, dtype=np.uint8)[: -(-n_bytes // 16) * 16]
+        self.n_bytes = n_bytes
+        self.data = np.full(-(-n_bytes // 16) * 16, 0xFF, dtype=np.uint8)
 
     def load(self, address: NDArray[np.uint32], size: int) -> NDArray[np.unsignedinteger]:
         """Numbers of `size` bytes."""
@@ -79,5 +90,6 @@ class Shared:
         self.data.view(value.dtype)[address // np.uint32(value.itemsize)] = value
 
     def _look_at(self, address: NDArray[np.uint32], size: int) -> None:
-        if (address % np.uint32(size)).any() or (len(address) and int(address.max()) + size > len(self.data)):
-            raise AccessError(f"threads read or write beside the {len(self.data)} bytes that they share")
+        require_aligned(address, size)
+        if len(address) and int(address.max()) + size > self.n_bytes:
+            raise AccessError(f"threads read or write beside the {self.n_bytes} bytes that they share")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.ptx.arithmetic import (
     converted,
     numbers_of,
 )
-from tests.ptx.memory import Memory, Shared
+from tests.ptx.memory import Memory, Shared, require_aligned
 from tests.ptx.program import Instruction
 from tests.ptx.warps import fragments, product, put, seen, wide_product
 
@@ -26,7 +27,12 @@ Step = Callable[["Block"], "str | None"]
 """What one instruction does; the label to go on at, or None."""
 END = ""
 """In place of a label: there is nothing more to do."""
+PLACES = ("%tid.x", *(f"%{of}.{axis}" for of in ("ctaid", "nctaid") for axis in "xyz"))
+"""Registers that hold where a thread is."""
+_REGISTER = re.compile(r"%(?:r|rs|rd|f|p)\d+")
 _WIDTHS = {"%rs": "u2", "%rd": "u8", "%r": "u4", "%f": "u4", "%p": "?"}
+_MODIFIERS = {"rn", "rna", "rni", "rzi", "rmi", "rpi", "approx", "full", "ftz", "lo", "hi", "wide"}
+"""Of what is computed, that are minded or change nothing here."""
 _NOTHING = (
     *("bar", "fence", "griddepcontrol", "cp.async.commit_group", "cp.async.wait_group", "cp.async.wait_all"),
     *("wgmma.fence", "wgmma.commit_group", "wgmma.wait_group"),
@@ -63,6 +69,9 @@ class Steps:
             return lambda block: None
         if line.types[0] in ("bra", "ret"):
             return self._jump(line)
+        together = line.types[0] in ("mma", "wgmma", "ldmatrix", "stmatrix", "shfl")
+        if together and line.guard is not None:
+            raise _unknown(line)
         makers = {"ld": self._load, "st": self._store, "cp": self._copy, "mov": self._move, "selp": self._select,
                   "setp": self._compare, "cvt": self._convert, "mma": self._product, "wgmma": self._wide_product,
                   "ldmatrix": self._fragments, "stmatrix": self._put, "shfl": self._look}  # fmt: skip
@@ -73,6 +82,8 @@ class Steps:
     def _key(self, text: str, kind: str) -> str:
         """Under which an operand is found among the registers."""
         if text.startswith("%"):
+            if text not in PLACES and not _REGISTER.fullmatch(text):
+                raise NotImplementedError(f"the register {text}: tests/ptx does not know it")
             return text
         key = f"{text}:{kind}"
         if key not in self.constants:
@@ -152,8 +163,8 @@ class Steps:
         two = ".".join(parts[:2])
         wide = WIDE.get(two)
         found = wide or ARITHMETIC.get(two) or ARITHMETIC.get(parts[0])
-        if found is None or kind not in TYPES:
-            raise NotImplementedError(f"{line.opcode}: tests/ptx does not know it; add it to arithmetic.py")
+        if found is None or kind not in TYPES or set(parts[1:-1]) - _MODIFIERS or (wide and "32" not in kind):
+            raise _unknown(line)
         function: Callable[..., Array] = found
         kinds = [kind] * (len(line.operands) - 1)
         if parts[0] in ("shl", "shr", "bfe"):
@@ -179,6 +190,8 @@ class Steps:
 
     def _compare(self, line: Instruction) -> Step:
         _, name, kind = line.types
+        if ("|" in line.operands[0]) != kind.endswith("x2"):
+            raise _unknown(line)
         compare = comparison(name)
         a, b = (self._reader(x, kind) for x in line.operands[1:])
         writers = [self._writer(x, line) for x in line.operands[0].split("|")]
@@ -193,7 +206,9 @@ class Steps:
 
     def _convert(self, line: Instruction) -> Step:
         *how, to, of = line.types[1:]
-        rounding = how[0] if how else None
+        if set(how) - _MODIFIERS or "f64" in (to, of):
+            raise _unknown(line)
+        rounding = next((x for x in how if x != "ftz"), None)
         write, readers = self._writer(line.operands[0], line), [self._reader(x, of) for x in line.operands[1:]]
         if to == "tf32":  # the nearest, of two as near the one further from zero
             return lambda block: write(
@@ -231,19 +246,18 @@ class Steps:
         return lambda block: write(block, read(block))
 
     def _load(self, line: Instruction) -> Step:
-        kind, space = TYPES[line.types[-1]], line.types[1]
+        kind = TYPES[line.types[-1]]
         writers = [self._writer(x, line) for x in _listed(line.operands[0])]
-        if space == "param":
-            name, _, more = line.operands[1].strip("[] ").partition("+")
+        if line.types[1] == "param":
+            name = line.operands[1].strip("[] ")
+            if "+" in name:
+                raise _unknown(line)
             n, like = self.n_threads, np.dtype(f"u{kind.itemsize}")
             return lambda block: writers[0](block, np.full(n, block.arguments[name], dtype=like).view(kind))
-        address, active = self._address(line.operands[1]), self._guard(line)
+        reached = self._reached(line, line.operands[1], len(writers) * kind.itemsize)
 
         def step(block: Block) -> None:
-            at = address(block)
-            which = slice(None) if active is None else np.flatnonzero(active(block))
-            memory: Any = block.memory if space == "global" else block.shared
-            at = at[which]
+            memory, at, which = reached(block)
             for i, write in enumerate(writers):
                 x = np.zeros(self.n_threads, dtype=f"u{kind.itemsize}")
                 if len(at):
@@ -252,16 +266,28 @@ class Steps:
 
         return step
 
+    def _reached(self, line: Instruction, address: str, n_bytes: int) -> Callable[[Block], tuple[Any, Array, Any]]:
+        """Which memory, the addresses of so many bytes in it, and which threads' they are."""
+        if line.types[1] not in ("global", "shared"):
+            raise _unknown(line)
+        is_global, everywhere, active = line.types[1] == "global", self._address(address), self._guard(line)
+
+        def reached(block: Block) -> tuple[Any, Array, Any]:
+            which = slice(None) if active is None else np.flatnonzero(active(block))
+            at = everywhere(block)[which]
+            require_aligned(at, n_bytes)
+            return block.memory if is_global else block.shared, at, which
+
+        return reached
+
     def _store(self, line: Instruction) -> Step:
-        kind, space = line.types[-1], line.types[1]
+        kind = line.types[-1]
         readers = [self._reader(x, kind) for x in _listed(line.operands[1])]
-        address, active, size = self._address(line.operands[0]), self._guard(line), TYPES[kind].itemsize
+        size = TYPES[kind].itemsize
+        reached = self._reached(line, line.operands[0], len(readers) * size)
 
         def step(block: Block) -> None:
-            at = address(block)
-            which = slice(None) if active is None else np.flatnonzero(active(block))
-            memory: Any = block.memory if space == "global" else block.shared
-            at = at[which]
+            memory, at, which = reached(block)
             for i, read in enumerate(readers if len(at) else ()):
                 memory.store(at + at.dtype.type(i * size), read(block).view(f"u{size}")[which])
 
@@ -270,7 +296,7 @@ class Steps:
     def _copy(self, line: Instruction) -> Step:
         """From tensors to what is shared: at once, though it might take until it is waited for."""
         if not line.opcode.startswith("cp.async.c"):
-            raise NotImplementedError(f"{line.opcode}: tests/ptx does not know it")
+            raise _unknown(line)
         to, of = (self._address(x) for x in line.operands[:2])
         n_words = int(line.operands[2], 0) // 4
         given = self._reader(line.operands[3], "u32") if len(line.operands) > 3 else None
@@ -278,6 +304,8 @@ class Steps:
 
         def step(block: Block) -> None:
             here = np.ones(self.n_threads, dtype=bool) if active is None else active(block)
+            for address in (to, of):
+                require_aligned(address(block)[here], 4 * n_words)
             for i in range(n_words):  # what is not given is zero
                 there = here if given is None else here & (given(block) > 4 * i)
                 word = np.zeros(len(here), dtype=np.uint32)
@@ -291,7 +319,7 @@ class Steps:
         d, *given = [_listed(x) for x in line.operands]
         writers, kind = [self._writer(x, line) for x in d], line.types[-2]
         if line.types[-1] != "f32" or kind not in ("bf16", "f16", "tf32"):
-            raise NotImplementedError(f"{line.opcode}: tests/ptx does not know it; add it to warps.py")
+            raise _unknown(line)
         a, b, c = [[self._reader(x, "b32") for x in part] for part in given]
 
         def step(block: Block) -> None:
@@ -302,10 +330,11 @@ class Steps:
         return step
 
     def _wide_product(self, line: Instruction) -> Step:
-        d, a, b, keeps, _, _, *transposed = line.operands
+        d, a, b, keeps, *signs = line.operands
+        transposed = signs[2:]
         writers, kind = [self._writer(x, line) for x in _listed(d)], line.types[-2]
-        if line.types[-3] != "f32" or kind not in ("bf16", "f16", "tf32"):
-            raise NotImplementedError(f"{line.opcode}: tests/ptx does not know it; add it to warps.py")
+        if line.types[-3] != "f32" or kind not in ("bf16", "f16", "tf32") or signs[:2] != ["1", "1"]:
+            raise _unknown(line)
         given = [self._reader(x, "b32") for x in _listed(d)]
         left = [self._reader(x, "b32" if a.startswith("{") else "b64") for x in _listed(a)]
         right, added = self._reader(b, "b64"), self._reader(keeps, "pred")
@@ -336,9 +365,15 @@ class Steps:
         return lambda block: put(block.shared, address(block), [read(block) for read in readers], transposed)
 
     def _look(self, line: Instruction) -> Step:
+        if line.operands[3] not in ("31", "0x1f"):  # the whole warp looks
+            raise _unknown(line)
         write, how = self._writer(line.operands[0].partition("|")[0], line), line.types[2]
         x, by = (self._reader(operand, "u32") for operand in line.operands[1:3])
         return lambda block: write(block, seen(x(block), how, by(block)))
+
+
+def _unknown(line: Instruction) -> NotImplementedError:
+    return NotImplementedError(f"{line.opcode} {line.operands}: tests/ptx does not know it; add it")
 
 
 def _listed(text: str) -> list[str]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ptx.memory import AccessError, Memory
+from tests.ptx.arithmetic import of_bfloat16, to_bfloat16
+from tests.ptx.memory import AccessError, Memory, Shared
 from tests.ptx.processor import Processor
 from tests.ptx.program import read
+from tests.ptx.warps import wide_product
 
 FRAME = """
 .version 8.8
@@ -188,14 +190,64 @@ def test_fragments_are_loaded_as_the_isa_has_it(transposed: bool) -> None:
     assert (got == [[seen[lane // 4, lane % 4 * 2 + i] for i in range(2)] for lane in range(32)]).all()
 
 
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows of K", "columns side by side"])
+@pytest.mark.parametrize("in_registers", [False, True])
+def test_a_product_of_four_warps_finds_its_matrices(in_registers: bool, transposed: bool) -> None:
+    """In rows of 128 bytes, whose 16-byte chunks are in the order of their number xor the row's; each second factor has
+    eight of its rows, or of its columns, a kilobyte apart."""
+    generator = np.random.default_rng(3)
+    a, b = (to_bfloat16(generator.standard_normal((n, 16), dtype=np.float32)) for n in (64, 64))
+    shared, wide = Shared(2**15), to_bfloat16(generator.standard_normal((2**14,), dtype=np.float32))
+    shared.data[:] = wide.view(np.uint8)
+    words, start_a, start_b = shared.data.view(np.uint16), 8192, 16384
+
+    def put_at(start: int, row: int, column: int, number: np.uint16) -> None:
+        group, chunk = row // 8, column // 8 ^ row % 8
+        words[(start + 1024 * group + 128 * (row % 8) + 16 * chunk) // 2 + column % 8] = number
+
+    for i, k in np.ndindex(64, 16):
+        put_at(start_a, i, k + 16, a[i, k])  # behind others of its row
+        put_at(start_b, *((k, i) if transposed else (i, k)), b[i, k])
+    described = [at >> 4 | 1 << 16 | 1024 >> 4 << 32 | 1 << 62 for at in (start_a + 32, start_b)]
+    left, right = (np.full(128, word, dtype=np.uint64) for word in described)
+    lane, warp = np.arange(128) % 32, np.arange(128) // 32
+    row, column = 16 * warp + lane // 4, 2 * (lane % 4)
+    halves = [np.stack([a[row + 8 * (i % 2), column + 8 * (i // 2) + j] for j in (0, 1)], axis=1) for i in range(4)]
+    given = [np.full(128, 0.5, dtype=np.float32).view(np.uint32)] * 32
+    first = [x.view(np.uint32)[:, 0] for x in halves] if in_registers else [left]
+    got = wide_product("bf16", shared, first, right, given, [False, transposed])
+    expected = of_bfloat16(a) @ of_bfloat16(b).T + 0.5
+    for i, x in enumerate(got):
+        at = row + 8 * (i % 4 // 2), column + 8 * (i // 4) + i % 2
+        assert np.allclose(x.view(np.float32), expected[at], rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_copied_and_what_is_not_given_is_zero() -> None:
+    """Sixteen bytes by one thread in four, of which the second half of the threads gives eight."""
+    lines = (
+        "and.b32 %r4, %r1, 3;\nsetp.eq.b32 %p1, %r4, 0;\nshl.b32 %r5, %r1, 2;\nsetp.lt.u32 %p2, %r1, 32;\n"
+        "selp.b32 %r6, 16, 8, %p2;\n@%p1 cp.async.cg.shared.global [%r5], [%rd1], 16, %r6;\n"
+        "cp.async.commit_group;\ncp.async.wait_group 0;\nbar.sync 0;\nld.shared.b32 %r20, [%r5];"
+    )
+    x = words(64)
+    expected = x.clone()
+    expected[32:].view(8, 4)[:, 2:] = 0
+    assert computed(lines, x).equal(expected)
+
+
 @pytest.mark.parametrize(
     ("lines", "error", "says"),
     [
         ("ld.global.b32 %r20, [%rd1+4];", AccessError, "of no tensor"),
-        ("setp.lt.u32 %p1, %r1, 5;\n@%p1 ld.global.b32 %r20, [%rd1+2];", AccessError, "between"),
-        ("ld.shared.b32 %r20, [%r1+4096];", AccessError, "4096 bytes that they share"),
+        ("setp.lt.u32 %p1, %r1, 5;\n@%p1 ld.global.b32 %r20, [%rd1+2];", AccessError, "begin at no multiple"),
+        ("setp.lt.u32 %p1, %r1, 5;\n@%p1 ld.global.v2.b32 {%r20, %r21}, [%rd1];", AccessError, "8 bytes are read"),
+        ("shl.b32 %r4, %r1, 2;\nld.shared.b32 %r20, [%r4+4092];", AccessError, "4096 bytes that they share"),
         ("setp.lt.u32 %p1, %r1, 5;\n@%p1 bra $L__BB0_1;\nmov.b32 %r20, 0;\n$L__BB0_1:", RuntimeError, "part here"),
         ("popc.b32 %r20, %r10;", NotImplementedError, "popc.b32"),
+        ("max.NaN.f32 %r20, %r10, %r3;", NotImplementedError, "max.NaN.f32"),
+        ("cvt.rz.f32.s32 %r20, %r10;", NotImplementedError, "cvt.rz.f32.s32"),
+        ("ld.local.b32 %r20, [%r1];", NotImplementedError, "ld.local"),
+        ("mov.u32 %r20, %laneid;", NotImplementedError, "laneid"),
     ],
 )
 def test_what_is_wrong_is_refused(lines: str, error: type[Exception], says: str) -> None:

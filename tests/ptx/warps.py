@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tests.ptx.arithmetic import Array, of_bfloat16
-from tests.ptx.memory import Shared
+from tests.ptx.memory import Shared, require_aligned
 
 WARP = 32
 
@@ -68,8 +68,8 @@ def _described(kind: str, shared: Shared, descriptor: Array, n: int, k: int, tra
     start, leading, stride = (((words >> at) & 0x3FFF) << 4 for at in (0, 16, 32))
     size = 4 if kind == "tf32" else 2
     (swizzle,) = {int(word) >> 62 & 3 for word in words.flat}
-    if not swizzle:
-        raise NotImplementedError("a matrix without swizzling: tests/ptx does not know it; add it to warps.py")
+    if not swizzle or any(int(word) >> 49 & 7 for word in words.flat):
+        raise NotImplementedError("a matrix not swizzled, or with an offset: tests/ptx does not know it; add it")
     width = 256 >> swizzle  # bytes that lie side by side: 128, 64 or 32
     row, column = np.arange(n)[:, None], np.arange(k)
     if transposed:
@@ -89,6 +89,7 @@ def fragments(shared: Shared, address: Array, n: int, transposed: bool) -> list[
     """`n` matrices of 8 × 8 numbers of 16 bits, from the addresses of their rows: of the first matrix by the first
     eight threads of a warp, and so on."""
     rows = address.reshape(-1, WARP)[:, : 8 * n].reshape(-1)
+    require_aligned(rows, 16)
     words = np.stack([shared.load(rows + np.uint32(4 * i), 4) for i in range(4)], axis=-1)
     numbers = np.ascontiguousarray(words).view(np.uint16).reshape(-1, n, 8, 8)
     if transposed:
@@ -101,6 +102,7 @@ def put(shared: Shared, address: Array, registers: Sequence[Array], transposed: 
     """:func:`fragments`, the other way round."""
     n = len(registers)
     rows = address.reshape(-1, WARP)[:, : 8 * n].reshape(-1)
+    require_aligned(rows, 16)
     by_thread = np.stack([x.reshape(-1, WARP) for x in registers], axis=1)
     numbers = by_thread.view(np.uint16).reshape(-1, n, 8, 8)
     if transposed:

@@ -54,7 +54,8 @@ def draw_seed(generator: torch.Generator | None, device: torch.device) -> Tensor
 def brought(x: Tensor, device: torch.device) -> Tensor:
     """The same numbers on a device. A GPU is not waited for, which would have to end all that it still does: CUDA has
     taken what lies in a CPU's ordinary memory before it returns."""
-    return x.to(device, non_blocking=device.type == "cuda" and x.device.type == "cpu")
+    is_taken = device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned()
+    return x.to(device, non_blocking=is_taken)
 
 
 def draws_of(seed: int, first_sequence: int = 0) -> Tensor:
