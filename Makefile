@@ -48,8 +48,8 @@ test: setup
 slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Tests of the Triton kernels on what is compiled for a GPU, computed instruction by instruction: no GPU is needed, but a quarter of an
-# hour of two cores. ARCH=90 is an H100, 80 an A100.
+# Tests of the Triton kernels on what is compiled for a GPU, computed instruction by instruction: no GPU is needed, but a quarter
+# of an hour of a core, or four minutes once Triton has compiled them. ARCH=90 is an H100, 80 an A100.
 kernels: setup
 	AIMC_ARCH=$(or $(ARCH),80) $(BIN)/python -m pytest -p tests.ptx.driver -m "slow or not slow" \
 	  tests/ops/test_triton.py tests/ops/test_triton_softmax.py tests/ops/test_triton_engine.py
