@@ -18,12 +18,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.host import Nowhere
+from benchmarks.host import SHARED_KIB, Nowhere
 
 SHAPE = (1, 12, 1024, 64)
 """`[B, H, T, D]`, in bfloat16."""
-SHARED_KIB = {80: 163, 89: 99, 90: 227}
-"""Shared memory of a program, by compute capability times ten."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,25 +45,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _watched(arch: int) -> list[Any]:
-    """Where each kernel is noted that Triton compiles from now on, for a GPU that is not there."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import compiler
+def compile_for(there: Nowhere) -> None:
+    """Kernels are compiled for this GPU from now on, and launched by it, also where they are given tensors of the
+    CPU."""
     from triton.runtime import driver
 
-    from aimc.ops.triton import check, engine, plan
+    from aimc.ops.triton import check, kernels, plan, statistics, writes
 
-    class There(Nowhere):
-        def get_current_target(self) -> object:
-            return GPUTarget("cuda", arch, 32)
-
-        def get_device_properties(self, device: int) -> dict[str, int]:
-            return {"max_shared_mem": 1024 * SHARED_KIB[arch]}
-
-    driver.set_active(There())
-    assert engine  # imported before the next lines, or its kernels would multiply as an interpreter can
+    driver.set_active(there)
+    assert kernels and statistics and writes  # made for a GPU now, whatever the environment says later
     check.interpreted = lambda: True  # tensors of the CPU are taken
-    plan.shared_bytes = lambda device: 1024 * SHARED_KIB[arch]  # type: ignore[assignment]
+    plan.shared_bytes = lambda device: 1024 * SHARED_KIB[there.arch]  # type: ignore[assignment]
+
+
+def _watched(arch: int) -> list[Any]:
+    """Where each kernel is noted that Triton compiles from now on, for a GPU that is not there."""
+    from triton.compiler import compiler
+
+    compile_for(Nowhere(arch))
     made: list[Any] = []
     right = compiler.CompiledKernel.__init__
 

@@ -25,11 +25,15 @@ SHAPE = (1, 12, 8, 64)
 """`[B, H, T, D]`: a short text of GPT-2 small's heads."""
 
 
-class Nowhere:
-    """Triton's driver for a GPU that is not there."""
+SHARED_KIB = {80: 163, 89: 99, 90: 227}
+"""Shared memory of a program, by compute capability times ten."""
 
-    def __init__(self) -> None:
-        self.utils = self
+
+class Nowhere:
+    """Triton's driver for a GPU that is not there: by its compute capability times ten, a Hopper if nothing is said."""
+
+    def __init__(self, arch: int = 90) -> None:
+        self.arch, self.utils = arch, self
         self.launcher_cls = lambda source, metadata: lambda *arguments: None
 
     def get_current_device(self) -> int:
@@ -41,14 +45,14 @@ class Nowhere:
         return 0
 
     def get_current_target(self) -> object:
-        """A Hopper."""
+        """What is compiled for."""
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", 90, 32)
+        return GPUTarget("cuda", self.arch, 32)
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         """What Triton checks a kernel against."""
-        return {"max_shared_mem": 232448}
+        return {"max_shared_mem": 1024 * SHARED_KIB[self.arch]}
 
     def load_binary(self, *about: object) -> tuple[int, int, int, int, int]:
         """Module, function, registers, spills, most threads."""

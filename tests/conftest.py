@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests share the cores, one thread each
 
@@ -102,6 +105,30 @@ def shared_model(name: str) -> PreTrainedModel:
     if not folder.exists():
         pytest.skip(f"{name} is part of the shared data, which is not beside this checkout")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture
+def command_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `command`, by the module's `main` in this process, which has imported what takes seconds."""
+
+    from hydra.core.hydra_config import HydraConfig
+
+    def run(main: Callable[[], None], *overrides: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["command", *overrides])
+        monkeypatch.chdir(REPOSITORY)
+        status = 0
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+            sys.stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
+        finally:
+            HydraConfig.instance().cfg = None
+        return subprocess.CompletedProcess(["command", *overrides], status, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -6,20 +6,18 @@ run; `<!-- needs: module -->` is skipped where that module is missing.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra.core.hydra_config import HydraConfig
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -120,32 +118,24 @@ def test_make_targets_exist() -> None:
     assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} | set(named) <= targets
 
 
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.mark.parametrize("module", MODULES)
-def test_commands_compose(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_compose(module: str, command_here: Here) -> None:
     """Hydra's own composition of the exact words, without running them: `--cfg job` prints the config. Of a sweep, the
     first job."""
     calls = {command: one_job(call) for command, call in COMPOSED.items() if call[1] == module}
-    assert not_composed(module, calls, monkeypatch) == {}
+    assert not_composed(module, calls, command_here) == {}
 
 
-def not_composed(module: str, calls: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def not_composed(module: str, calls: dict[str, list[str]], command_here: Here) -> dict[str, str]:
     """Command lines of which the module's entry point makes no config, and what it says of each."""
     main = importlib.import_module(f"{module}.__main__" if module == "train" else module).main
-    monkeypatch.chdir(REPOSITORY)
-    found = {}
-    for command, words in calls.items():
-        monkeypatch.setattr(sys, "argv", ["x", *words, "--cfg", "job"])
-        printed, said = io.StringIO(), ""
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            try:
-                main()
-            except SystemExit as end:
-                said = str(end.code or "")
-            finally:
-                HydraConfig.instance().cfg = None
-        if said or "output_dir:" not in printed.getvalue():
-            found[command] = said or printed.getvalue()
-    return found
+    done = {command: command_here(main, *words, "--cfg", "job") for command, words in calls.items()}
+    return {
+        command: x.stderr or x.stdout for command, x in done.items() if x.returncode or "output_dir:" not in x.stdout
+    }
 
 
 def one_job(call: list[str]) -> list[str]:
@@ -154,8 +144,8 @@ def one_job(call: list[str]) -> list[str]:
     return [re.sub(r"^([^=]*)=([^\[{,]*),.*", r"\1=\2", word) for word in words]
 
 
-def test_a_command_that_does_not_compose_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = not_composed("train", {"python -m train nope=1": ["nope=1"], "python -m train": []}, monkeypatch)
+def test_a_command_that_does_not_compose_is_told(command_here: Here) -> None:
+    found = not_composed("train", {"python -m train nope=1": ["nope=1"], "python -m train": []}, command_here)
     assert list(found) == ["python -m train nope=1"] and "nope" in found["python -m train nope=1"]
 
 

@@ -126,7 +126,6 @@ ARITHMETIC: dict[str, Callable[..., Array]] = {
     "lg2": np.log2,
     "sin": np.sin,
     "cos": np.cos,
-    "mov": lambda x: x,
 }
 """By the opcode without its type and how it rounds: nothing here rounds but to the nearest."""
 

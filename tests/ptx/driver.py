@@ -21,9 +21,9 @@ import torch
 from triton import backends
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
-from triton.runtime import JITFunction, driver
+from triton.runtime import JITFunction
 
-from benchmarks.compiled import SHARED_KIB
+from benchmarks.compiled import compile_for
 from benchmarks.host import Nowhere
 from tests.ptx.memory import Memory
 from tests.ptx.processor import Processor
@@ -55,16 +55,8 @@ class Emulated(Nowhere):
     """An A100, or an H100."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(ARCH)
         self.launcher_cls = lambda source, metadata: functools.partial(_launch, source, metadata)
-
-    def get_current_target(self) -> object:
-        """What is compiled for."""
-        return GPUTarget("cuda", ARCH, 32)
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        """What Triton checks a kernel against."""
-        return {"max_shared_mem": 1024 * SHARED_KIB[ARCH]}
 
     def load_binary(self, *about: Any) -> tuple[Any, Any, int, int, int]:
         """The kernel's text where a GPU has a module and a function in it."""
@@ -98,16 +90,12 @@ def _given(kind: Any, x: Any) -> Iterator[Any]:
 
 def install() -> None:
     """From now on Triton's kernels run here, also where they are given tensors of the CPU."""
-    from aimc.ops.triton import check, kernels, plan, statistics, writes
+    from aimc.ops.triton import kernels, plan
 
     backends.backends["nvidia"] = replace(backends.backends["nvidia"], compiler=ToText)
-    driver.set_active(Emulated())
-    # Imported here, so that no environment makes them the interpreter's any more.
-    assert all(isinstance(x, JITFunction) for x in (kernels.forward_kernel, writes.write_kernel))
-    assert isinstance(statistics.statistics_kernel, JITFunction)
-    check.interpreted = lambda: True  # tensors of the CPU are taken …
-    plan.interpreted = lambda: False  # … but compiled for a GPU
-    plan.shared_bytes = lambda device: 1024 * SHARED_KIB[ARCH]
+    compile_for(Emulated())
+    assert isinstance(kernels.forward_kernel, JITFunction), "the kernels are Triton's interpreter's"
+    plan.interpreted = lambda: False  # compiled for a GPU
 
 
 def pytest_configure() -> None:

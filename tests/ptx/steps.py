@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,11 +40,13 @@ _NOTHING = (
 """Instructions for threads that do not keep step."""
 
 
-class Block:
+class Block(NamedTuple):
     """The threads of one place in the grid."""
 
-    def __init__(self, registers: Registers, arguments: dict[str, int], memory: Memory, shared: Shared) -> None:
-        self.registers, self.arguments, self.memory, self.shared = registers, arguments, memory, shared
+    registers: Registers
+    arguments: dict[str, int]
+    memory: Memory
+    shared: Shared
 
 
 class Steps:
@@ -126,6 +128,16 @@ class Steps:
 
         return write
 
+    def _writer_of_all(self, texts: list[str], line: Instruction) -> Callable[[Block, Iterable[Array]], None]:
+        """Into several."""
+        writers = [self._writer(x, line) for x in texts]
+
+        def write(block: Block, found: Iterable[Array]) -> None:
+            for write_one, x in zip(writers, found, strict=True):
+                write_one(block, x)
+
+        return write
+
     def _guard(self, line: Instruction) -> Callable[[Block], Array] | None:
         if line.guard is None:
             return None
@@ -194,13 +206,12 @@ class Steps:
             raise _unknown(line)
         compare = comparison(name)
         a, b = (self._reader(x, kind) for x in line.operands[1:])
-        writers = [self._writer(x, line) for x in line.operands[0].split("|")]
+        to = line.operands[0].split("|")
+        write = self._writer_of_all(to, line)
 
         def step(block: Block) -> None:
-            values = [numbers_of(read(block), kind) for read in (a, b)]
-            found = compare(*values).reshape(-1, len(writers))
-            for i, write in enumerate(writers):
-                write(block, np.ascontiguousarray(found[:, i]))
+            found = compare(*(numbers_of(read(block), kind) for read in (a, b)))
+            write(block, np.ascontiguousarray(found.reshape(-1, len(to)).T))
 
         return step
 
@@ -227,14 +238,9 @@ class Steps:
     def _move(self, line: Instruction) -> Step:
         to, of, kind = *line.operands, line.types[-1]
         if to.startswith("{"):
-            writers, read = [self._writer(x, line) for x in _listed(to)], self._reader(of, kind)
-
-            def step(block: Block) -> None:
-                parts = read(block)[:, None].view(f"u{TYPES[kind].itemsize // len(writers)}")
-                for i, write in enumerate(writers):
-                    write(block, np.ascontiguousarray(parts[:, i]))
-
-            return step
+            write_all, read = self._writer_of_all(_listed(to), line), self._reader(of, kind)
+            part = f"u{TYPES[kind].itemsize // len(_listed(to))}"
+            return lambda block: write_all(block, np.ascontiguousarray(read(block)[:, None].view(part).T))
         write = self._writer(to, line)
         if of.startswith("{"):
             part = f"b{8 * TYPES[kind].itemsize // len(_listed(of))}"
@@ -317,22 +323,20 @@ class Steps:
 
     def _product(self, line: Instruction) -> Step:
         d, *given = [_listed(x) for x in line.operands]
-        writers, kind = [self._writer(x, line) for x in d], line.types[-2]
+        write, kind = self._writer_of_all(d, line), line.types[-2]
         if line.types[-1] != "f32" or kind not in ("bf16", "f16", "tf32"):
             raise _unknown(line)
         a, b, c = [[self._reader(x, "b32") for x in part] for part in given]
 
         def step(block: Block) -> None:
-            found = product(kind, *[[read(block) for read in part] for part in (a, b, c)])
-            for write, x in zip(writers, found, strict=True):
-                write(block, x)
+            write(block, product(kind, *[[read(block) for read in part] for part in (a, b, c)]))
 
         return step
 
     def _wide_product(self, line: Instruction) -> Step:
         d, a, b, keeps, *signs = line.operands
         transposed = signs[2:]
-        writers, kind = [self._writer(x, line) for x in _listed(d)], line.types[-2]
+        write, kind = self._writer_of_all(_listed(d), line), line.types[-2]
         if line.types[-3] != "f32" or kind not in ("bf16", "f16", "tf32") or signs[:2] != ["1", "1"]:
             raise _unknown(line)
         given = [self._reader(x, "b32") for x in _listed(d)]
@@ -344,20 +348,14 @@ class Steps:
             is_added = added(block).any()  # or else nothing need be in the registers yet
             before = [read(block) if is_added else np.zeros(self.n_threads, np.uint32) for read in given]
             a = [read(block) for read in left]
-            for write, x in zip(writers, wide_product(kind, block.shared, a, right(block), before, flags), strict=True):
-                write(block, x)
+            write(block, wide_product(kind, block.shared, a, right(block), before, flags))
 
         return step
 
     def _fragments(self, line: Instruction) -> Step:
-        to, address = [self._writer(x, line) for x in _listed(line.operands[0])], self._address(line.operands[1])
-        transposed = "trans" in line.types
-
-        def step(block: Block) -> None:
-            for write, x in zip(to, fragments(block.shared, address(block), len(to), transposed), strict=True):
-                write(block, x)
-
-        return step
+        to, address, transposed = _listed(line.operands[0]), self._address(line.operands[1]), "trans" in line.types
+        write = self._writer_of_all(to, line)
+        return lambda block: write(block, fragments(block.shared, address(block), len(to), transposed))
 
     def _put(self, line: Instruction) -> Step:
         address, transposed = self._address(line.operands[0]), "trans" in line.types

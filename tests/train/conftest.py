@@ -16,7 +16,6 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 from safetensors.torch import load_file
@@ -101,28 +100,6 @@ def command(module: str, *overrides: str, **environment: str) -> subprocess.Comp
         text=True,
         timeout=300,
     )
-
-
-@pytest.fixture
-def command_here(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """As `command`, by the module's `main` in this process, which has imported what takes seconds."""
-
-    def run(main: Callable[[], None], *overrides: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["command", *overrides])
-        monkeypatch.chdir(REPOSITORY)
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-            sys.stderr.write(f"{end.code}\n" if isinstance(end.code, str) else "")
-        finally:
-            HydraConfig.instance().cfg = None
-        return subprocess.CompletedProcess(["command", *overrides], status, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")
